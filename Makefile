@@ -1,0 +1,38 @@
+# Every target works on a fresh machine with Python 3.11+: it creates .venv and installs pinned versions first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test test-all bench lint types clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/tokengym demo
+
+test: lint types
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: lint types
+	$(BIN)/python -m pytest
+
+bench: install
+	$(BIN)/tokengym bench env
+	$(BIN)/tokengym bench rollout
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/basedpyright --warnings
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
