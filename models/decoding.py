@@ -1,0 +1,280 @@
+"""Decoding with a key-value cache whose rows are an environment's slots.
+
+The engine is a loop and a cache around the unmodified Hugging Face forward. Every slot has its own length, so there is no
+left padding; what a slot shares with another resident one (a prompt that many attempts start from, a few-shot header,
+the prefix of a solution) is copied, not computed; slots that retire leave the batch.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from .sampling import SamplingConfig, sample
+
+IntArray = NDArray[np.int64]
+
+# Below this share of live rows the batch is compacted: moving rows costs less than carrying them along.
+COMPACT_BELOW = 0.9
+# A prefix shared by all new prompts is computed once, before the others, from this many tokens on.
+_SHARED_HEADER = 16
+_GROW = 64
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, `[rows, heads, capacity, head_dim]`, written at each row's own positions."""
+
+    is_sliding = False
+
+    def __init__(self, cache: "SlotCache") -> None:
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        shape = (self.cache.num_slots, key_states.shape[1], self.cache.capacity)
+        self.keys = key_states.new_empty((*shape, key_states.shape[-1]))
+        # Masked columns still enter the weighted sum, with weight 0: memory that was never written must not hold NaN.
+        self.values = value_states.new_zeros((*shape, value_states.shape[-1]))
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        cache = self.cache
+        self.keys[cache.index] = key_states.transpose(1, 2)
+        self.values[cache.index] = value_states.transpose(1, 2)
+        return self.keys[cache.rows, :, : cache.length], self.values[cache.rows, :, : cache.length]
+
+    def move(self, target: Tensor, source: Tensor, length: int) -> None:
+        if self.is_initialized:
+            self.keys[target, :, :length] = self.keys[source, :, :length]
+            self.values[target, :, :length] = self.values[source, :, :length]
+
+    def grow(self, capacity: int) -> None:
+        if self.is_initialized:
+            missing = capacity - self.keys.shape[2]
+            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, missing))
+            self.values = torch.nn.functional.pad(self.values, (0, 0, 0, missing))
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.length, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.length
+
+    def get_max_length(self) -> int:
+        return self.cache.capacity
+
+
+class SlotCache(Cache):
+    """A key-value cache with rows of different lengths; `place` says where the next forward pass writes and reads."""
+
+    def __init__(self, num_layers: int, num_slots: int, capacity: int) -> None:
+        self.num_slots, self.capacity = num_slots, capacity
+        self.rows: slice | Tensor = slice(0)
+        self.index: tuple[Tensor, slice, Tensor]
+        self.length = 0
+        super().__init__(layers=[_SlotLayer(self) for _ in range(num_layers)])
+
+    def place(self, rows: slice | Tensor, row_index: Tensor, positions: Tensor, length: int) -> None:
+        """Directs the next forward pass.
+
+        Args:
+            rows: the rows that take part, as the cache reads them.
+            row_index: the same rows as an index `[R]`.
+            positions: `[R, Q]` where each new token goes.
+            length: columns that the pass reads; every position is below it.
+        """
+        if length > self.capacity:
+            self.capacity = -(-max(length, self.capacity * 3 // 2) // _GROW) * _GROW
+            for layer in self._slot_layers():
+                layer.grow(self.capacity)
+        self.rows, self.length = rows, length
+        self.index = (row_index[:, None], slice(None), positions)
+
+    def move(self, target: Tensor, source: Tensor, length: int) -> None:
+        """Copies the first `length` columns of the rows `source` to the rows `target`."""
+        for layer in self._slot_layers():
+            layer.move(target, source, length)
+
+    def _slot_layers(self) -> list[_SlotLayer]:
+        return self.layers  # pyright: ignore[reportReturnType]  # all are made in __init__
+
+
+class SlotDecoder:
+    """One forward pass per token over the live slots of a vector environment.
+
+    Every live slot has a pending token: the last one of its sequence, not yet in the cache. `step` runs the model on the
+    pending tokens and draws the next ones, which become pending. So a new slot caches all but its prompt's last token,
+    and no other pass is ever needed for it.
+
+    Args:
+        model: any causal language model of transformers with full attention.
+        num_slots: the most slots that can be live at once.
+    """
+
+    def __init__(self, model: PreTrainedModel, num_slots: int) -> None:
+        config = model.config.get_text_config()
+        self.model = model
+        self.num_slots = num_slots
+        self.cache = SlotCache(config.num_hidden_layers, num_slots, _GROW)
+        self.limit = int(getattr(config, "max_position_embeddings", 0) or 2**31)
+        self.device = model.device
+        self.slots = np.empty(0, np.int64)  # slot of each live row
+        self.prefill_tokens = 0  # tokens whose keys and values were computed by prefill, not copied
+        self._sequences: list[IntArray] = [np.empty(0, np.int64)] * num_slots  # cached prefix that each row still holds
+        self._row = np.full(num_slots, -1)  # row of each live slot
+        self._lengths = np.zeros(num_slots, np.int64)  # cached tokens of each row
+        self._pending = np.zeros(num_slots, np.int64)
+        self._keys = np.zeros(num_slots, np.int64)
+        self._drawn = np.zeros(num_slots, np.int64)
+
+    def lengths(self) -> IntArray:
+        """Tokens in the cache, one number per live slot in the order of `slots`."""
+        return self._lengths[: len(self.slots)]
+
+    def begin(self, slots: IntArray, sequences: Sequence[IntArray], keys: IntArray) -> None:
+        """Starts attempts in `slots`: slots that are live already are replaced, others join the batch.
+
+        Args:
+            slots: `[M]` slots.
+            sequences: the M token sequences to continue, of one token or more each.
+            keys: `[M]` int64 stream keys of `sampling.stream_key`.
+
+        Raises:
+            ValueError: when a sequence is empty.
+        """
+        if any(len(sequence) == 0 for sequence in sequences):
+            raise ValueError("an attempt needs at least one prompt token to decode from")
+        fresh = slots[self._row[slots] < 0]
+        self._row[fresh] = len(self.slots) + np.arange(len(fresh))
+        self.slots = np.concatenate([self.slots, fresh])
+        rows = self._row[slots]
+        self._prefill(rows, [sequence[:-1] for sequence in sequences])
+        self._pending[rows] = [sequence[-1] for sequence in sequences]
+        self._keys[rows] = keys
+        self._drawn[rows] = 0
+
+    def retire(self, slots: IntArray) -> None:
+        """Takes slots out of the batch; the last rows move into the gaps."""
+        gone = self._row[slots]
+        self._row[slots] = -1
+        live = len(self.slots) - len(gone)
+        keep = np.ones(len(self.slots), bool)
+        keep[gone] = False
+        target = np.sort(gone[gone < live])
+        source = np.flatnonzero(keep[live:]) + live
+        if len(target):
+            self.cache.move(self._tensor(target), self._tensor(source), int(self._lengths[source].max()))
+            for column in (self._lengths, self._pending, self._keys, self._drawn, self.slots):
+                column[target] = column[source]
+            for to, origin in zip(target, source, strict=True):
+                self._sequences[to] = self._sequences[origin]
+            self._row[self.slots[target]] = target
+        self.slots = self.slots[:live]
+
+    @torch.inference_mode()
+    def step(self, config: SamplingConfig) -> tuple[IntArray, NDArray[np.float32]]:
+        """Draws the next token of every live slot.
+
+        Returns:
+            Tokens and log-probabilities (see `sampling.sample`), each `[R]` in the order of `slots`.
+        """
+        count = len(self.slots)
+        logits = self._forward(slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
+        tokens, logprobs = sample(logits, self._tensor(self._keys[:count]), self._tensor(self._drawn[:count]), config)
+        drawn = tokens.cpu().numpy()
+        self._lengths[:count] += 1
+        self._drawn[:count] += 1
+        self._pending[:count] = drawn
+        return drawn, logprobs.cpu().numpy()
+
+    def replace_pending(self, tokens: IntArray) -> None:
+        """Makes `tokens` (`[R]` in the order of `slots`) the next inputs: what the caller did, if not what was drawn."""
+        self._pending[: len(self.slots)] = tokens
+
+    @torch.inference_mode()
+    def _prefill(self, rows: IntArray, prefixes: list[IntArray]) -> None:
+        """Fills the cache of `rows`: computes each distinct prefix once and only where no resident row shares it."""
+        unique: dict[bytes, int] = {}
+        owner = np.array([unique.setdefault(prefix.tobytes(), i) for i, prefix in enumerate(prefixes)])
+        first = np.array(sorted(unique.values()))
+        heads = [prefixes[i] for i in first]
+        header = min(_common(heads[0], other) for other in heads)
+        waves = [first[:1], first[1:]] if len(first) > 1 and header >= _SHARED_HEADER else [first]
+        for wave in waves:
+            self._compute(rows[wave], [prefixes[i] for i in wave])
+        copies = np.flatnonzero(owner != np.arange(len(rows)))
+        if len(copies):
+            length = max(len(prefixes[i]) for i in copies)
+            self.cache.move(self._tensor(rows[copies]), self._tensor(rows[owner[copies]]), length)
+        for row, prefix in zip(rows, prefixes, strict=True):
+            self._sequences[row] = prefix
+            self._lengths[row] = len(prefix)
+
+    def _compute(self, rows: IntArray, prefixes: list[IntArray]) -> None:
+        """Computes distinct prefixes, each from where the resident row that shares most of it ends."""
+        if not len(rows):
+            return
+        shared = [self._resident(prefix) for prefix in prefixes]
+        starts = np.array([length for _, length in shared])
+        if starts.max() > 0:
+            # One gather before any row is overwritten: a source may itself be about to begin anew.
+            sources = np.array([source for source, _ in shared])
+            self.cache.move(self._tensor(rows), self._tensor(sources), int(starts.max()))
+        width = max(len(prefix) - start for prefix, start in zip(prefixes, starts, strict=True))
+        if width == 0:
+            return
+        tokens = np.zeros((len(rows), width), np.int64)
+        for i, (prefix, start) in enumerate(zip(prefixes, starts, strict=True)):
+            tokens[i, : len(prefix) - start] = prefix[start:]
+            self.prefill_tokens += len(prefix) - int(start)
+        # Padding is written behind each prefix, where later tokens overwrite it before anything attends to it.
+        self._forward(self._tensor(rows), rows, tokens, starts[:, None] + np.arange(width))
+
+    def _resident(self, prefix: IntArray) -> tuple[int, int]:
+        """The row whose cached prefix shares most tokens with `prefix`, and how many."""
+        best, shared = 0, 0
+        for row, sequence in enumerate(self._sequences):
+            if len(sequence) > shared and sequence[shared - 1] == prefix[min(shared, len(prefix)) - 1]:
+                length = _common(prefix, sequence)
+                if length > shared:
+                    best, shared = row, length
+                if shared == len(prefix):
+                    break
+        return best, shared
+
+    def _forward(self, rows: slice | Tensor, row_index: IntArray, tokens: IntArray, positions: IntArray) -> Tensor:
+        """Logits `[R, V]` after the last of `tokens` `[R, Q]`, which are written at `positions` `[R, Q]`."""
+        length = int(positions.max()) + 1
+        if length > self.limit + tokens.shape[1] - 1:
+            raise ValueError(f"a sequence of {length} tokens is longer than the model's {self.limit} positions")
+        where = self._tensor(positions)
+        self.cache.place(rows, self._tensor(row_index), where, length)
+        columns = torch.arange(length, device=self.device)
+        visible = columns[None, None, :] <= where[:, :, None]
+        mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=self.device)
+        mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
+        output = self.model(
+            input_ids=self._tensor(tokens),
+            attention_mask=mask[:, None],
+            position_ids=where,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+    def _tensor(self, array: IntArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+
+def _common(a: IntArray, b: IntArray) -> int:
+    """Length of the longest common prefix."""
+    size = min(len(a), len(b))
+    different = np.flatnonzero(a[:size] != b[:size])
+    return int(different[0]) if len(different) else size

@@ -1,0 +1,127 @@
+"""Sampling from next-token distributions, with a random stream of its own for every attempt.
+
+A row's draw depends on its key and its position alone, so what an attempt samples does not depend on which other rows
+share the batch, on refills, or on the number of slots.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# SplitMix64 (Steele, Lea and Flood 2014), written for two's-complement int64, which is what torch has on every device.
+_GAMMA = 0x9E3779B97F4A7C15 - 2**64
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+_BLOCK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """How next tokens are drawn.
+
+    Attributes:
+        temperature: divides the logits; 0 means greedy decoding.
+        top_k: keep the `top_k` most likely tokens; `None` keeps all.
+        top_p: keep the smallest set of most likely tokens whose probability reaches `top_p` (nucleus sampling).
+
+    Raises:
+        ValueError: for a negative temperature, `top_k` < 1 or `top_p` outside (0, 1].
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature must be a finite number >= 0, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+
+
+GREEDY = SamplingConfig(temperature=0.0)
+
+
+def stream_key(seed: int, problem_id: str, attempt: int) -> int:
+    """The 64-bit key, as a signed integer, of one attempt's random stream."""
+    digest = hashlib.blake2b(f"{seed}/{attempt}/{problem_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def uniforms(keys: Tensor, positions: Tensor) -> Tensor:
+    """Draws from [0, 1): number `positions[i]` of the stream `keys[i]`, as float64 of the same shape (SplitMix64)."""
+    state = keys + (positions + 1) * _GAMMA
+    state = (state ^ _shift_right(state, 30)) * _MIX_1
+    state = (state ^ _shift_right(state, 27)) * _MIX_2
+    state = state ^ _shift_right(state, 31)
+    return _shift_right(state, 11).double() * 2.0**-53
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch's own is arithmetic for int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def sample(logits: Tensor, keys: Tensor, positions: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
+    """Draws one token per row.
+
+    Args:
+        logits: `[R, V]`, any floating type; computed on in float32.
+        keys: `[R]` int64 stream keys, see `stream_key`.
+        positions: `[R]` int64 positions in the stream, one per token drawn.
+        config: temperature and truncation.
+
+    Returns:
+        Tokens `[R]` int64 and their log-probabilities `[R]` float32 under the distribution that they were drawn from:
+        at the sampling temperature and after truncation. Greedy decoding reports log-probabilities at temperature 1.
+    """
+    logits = logits.float()
+    if config.temperature == 0:
+        tokens, normaliser = logits.argmax(-1), logits.logsumexp(-1)
+    else:
+        logits = _truncate(logits if config.temperature == 1 else logits / config.temperature, config)
+        tokens, normaliser = _invert(logits, uniforms(keys, positions))
+    return tokens, logits.gather(-1, tokens[:, None])[:, 0] - normaliser
+
+
+def _truncate(logits: Tensor, config: SamplingConfig) -> Tensor:
+    if config.top_k is not None and config.top_k < logits.shape[-1]:
+        threshold = logits.topk(config.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if config.top_p is not None and config.top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        outside = torch.empty_like(logits, dtype=torch.bool).scatter_(-1, order, before >= config.top_p)
+        logits = logits.masked_fill(outside, -torch.inf)
+    return logits
+
+
+def _invert(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverts the cumulative distribution at `uniform`: block sums first, then inside one block, both in float64.
+
+    One uniform number and one pass over the vocabulary per row; a cumulative sum over 50,000 float32 probabilities
+    would be slower and less exact. A token of probability zero is never drawn. Returns tokens `[R]` and the
+    distribution's log-normaliser `[R]`.
+    """
+    peak = logits.amax(-1, keepdim=True)
+    weights = (logits - peak).exp_()
+    padding = -weights.shape[-1] % _BLOCK
+    if padding:
+        weights = torch.nn.functional.pad(weights, (0, padding))
+    blocks = weights.unflatten(-1, (-1, _BLOCK))
+    mass = blocks.sum(-1, dtype=torch.float64)
+    ends = mass.cumsum(-1)
+    target = uniform[:, None] * ends[:, -1:]
+    block = torch.searchsorted(ends, target, right=True)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK))[:, 0].double().cumsum(-1)
+    offset = target - (ends - mass).gather(1, block)
+    # Rounding may carry the offset to the block's very end, past its last token of positive weight.
+    offset = torch.minimum(offset, torch.nextafter(inside[:, -1:], torch.zeros_like(offset)))
+    tokens = block * _BLOCK + torch.searchsorted(inside, offset, right=True)
+    return tokens[:, 0], peak[:, 0] + ends[:, -1].log().float()
