@@ -1,0 +1,611 @@
+"""Problems as Markov decision processes over tokens: the one place where their rules are written.
+
+The state of an attempt is its tokens so far, an action is the next token, an end-of-sequence token terminates, and a
+spent token budget truncates. What an attempt is worth is for a reward to say.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import ArrayLike, NDArray
+
+from ..rewards import Reward, Verdict, make_reward
+from ..rewards.base import TERMINATED, TRUNCATED
+from .curriculum import Curriculum, make_curriculum
+from .problems import Problem, ProblemSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
+Observation = dict[str, NDArray[Any]]
+Infos = dict[str, Any]
+Step = tuple[Observation, FloatArray, BoolArray, BoolArray, Infos]
+
+_RESET_OPTIONS = ("problem_id", "prefix", "reset_mask")
+_TRUNCATED = Verdict(False, "truncated", None)
+# A curriculum that meets this many prompts over the limit in a row has nothing shorter to offer.
+_MAX_SKIPS = 10_000
+
+
+class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
+    """`num_envs` attempts at problems, one token of each per step.
+
+    Observation: `input_ids`, int64 `[N, L]`, and `attention_mask`, int8 `[N, L]`, right-padded, with
+    `L = max_prompt_tokens + max_new_tokens`. Action: one token id per slot, int64 `[N]`. An attempt is terminated by an
+    end-of-sequence token and truncated by its `max_new_tokens`-th token.
+
+    One curriculum and one random stream serve all slots, in the order in which attempts begin, so the sequence of
+    problems attempted does not depend on `num_envs`.
+
+    Infos are dictionaries of arrays over slots, each `key` with a mask `_key`, as in Gymnasium's vector environments.
+    When an attempt begins: `problem_id`, `prompt_length` (tokens) and `attempt` (how often this problem had begun since
+    seeding). When it ends: `is_success`, `verdict` (reason), `answer` (as read from the completion, or None),
+    `problem_id`, `attempt` and `episode`, a dictionary of `r` (return) and `l` (steps).
+
+    In `AutoresetMode.DISABLED` a finished slot ignores its actions until it is reset: its reward is 0, its flags stay
+    set, and it has no info.
+
+    Args:
+        problems: where problems come from, and what grades finished attempts.
+        num_envs: number of slots N.
+        tokenizer: name for `models.load_tokenizer`, or a tokenizer.
+        reward: name, mapping with "name", or instance, which from then on belongs to this environment.
+        prompt: named template, or any text with `{question}` in it.
+        max_prompt_tokens: longest prompt.
+        max_new_tokens: longest completion, a reset prefix and the end-of-sequence token included.
+        num_problems: use the first so many problems only.
+        curriculum: name, mapping with "name", or instance.
+        on_long_prompt: whether a prompt over the limit is an error or is passed over for the curriculum's next problem
+            and counted in `num_skipped`. No prompt is ever cut.
+        autoreset_mode: what happens to finished slots, as in Gymnasium.
+        copy: whether observations are copies; if not, they are views of the live buffers, which the next call changes.
+        seed: seed of the first reset that is given none.
+        render_mode: "ansi" or None.
+
+    Raises:
+        ValueError: an argument is out of range, or the tokenizer has no end-of-sequence token.
+        UnknownNameError: no reward, curriculum or template has the name given.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}
+
+    def __init__(
+        self,
+        problems: ProblemSource,
+        num_envs: int,
+        *,
+        tokenizer: "str | PreTrainedTokenizerBase" = "tokengym/tiny",
+        reward: str | Mapping[str, Any] | Reward = "sparse",
+        prompt: str = "qa",
+        max_prompt_tokens: int = 256,
+        max_new_tokens: int = 256,
+        num_problems: int | None = None,
+        curriculum: str | Mapping[str, Any] | Curriculum = "uniform",
+        on_long_prompt: Literal["error", "skip"] = "error",
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        copy: bool = True,
+        seed: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        super().__init__()
+        limits = {"num_envs": num_envs, "max_prompt_tokens": max_prompt_tokens, "max_new_tokens": max_new_tokens}
+        for name, limit in limits.items():
+            if limit < 1:
+                raise ValueError(f"{name} must be at least 1, got {limit}")
+        if num_problems is not None and num_problems < 1:
+            raise ValueError(f"num_problems must be at least 1, got {num_problems}")
+        if on_long_prompt not in ("error", "skip"):
+            raise ValueError(f"on_long_prompt must be 'error' or 'skip', got {on_long_prompt!r}")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode must be 'ansi' or None, got {render_mode!r}")
+
+        self.num_envs = num_envs
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = render_mode
+        self.copy = copy
+        self.problems = problems
+        self.num_problems = num_problems
+        self.curriculum = make_curriculum(curriculum)
+        self.max_prompt_tokens = max_prompt_tokens
+        self.max_new_tokens = max_new_tokens
+        self.on_long_prompt = on_long_prompt
+        self.num_skipped = 0
+        """How many problems the curriculum chose, since seeding, whose prompts were over the limit."""
+        self._seed = seed
+
+        if isinstance(tokenizer, str):
+            from ..models import load_tokenizer  # here and not above: `import tokengym` must not import transformers
+
+            tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
+        self.eos_token_ids = _end_of_sequence_ids(tokenizer)
+        self._eos_token_id = cast(int, tokenizer.eos_token_id)
+        self._pad_token_id = self._eos_token_id if tokenizer.pad_token_id is None else cast(int, tokenizer.pad_token_id)
+        self._vocab_size = len(tokenizer)
+        self._is_eos = np.zeros(self._vocab_size, dtype=np.bool_)
+        self._is_eos[list(self.eos_token_ids)] = True
+        self._prompt = prompt
+
+        length = max_prompt_tokens + max_new_tokens
+        self.single_observation_space = gym.spaces.Dict(
+            input_ids=gym.spaces.Box(0, self._vocab_size - 1, (length,), np.int64),
+            attention_mask=gym.spaces.MultiBinary(length),
+        )
+        self.single_action_space = gym.spaces.Discrete(self._vocab_size)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        self._tokens = np.full((num_envs, length), self._pad_token_id, dtype=np.int64)
+        self._mask = np.zeros((num_envs, length), dtype=np.int8)
+        self._lengths = np.zeros(num_envs, dtype=np.int64)  # tokens in each row
+        self._prompt_lengths = np.zeros(num_envs, dtype=np.int64)
+        self._starts = np.zeros(num_envs, dtype=np.int64)  # where the first action is written: prompt and prefix
+        self._limits = np.zeros(num_envs, dtype=np.int64)  # length at which the budget is spent
+        self._returns = np.zeros(num_envs, dtype=np.float64)
+        self._terminations = np.zeros(num_envs, dtype=np.bool_)
+        self._truncations = np.zeros(num_envs, dtype=np.bool_)
+        self._problems: list[Problem | None] = [None] * num_envs
+        self._attempts = np.zeros(num_envs, dtype=np.int64)
+        self._begun: dict[str, int] = {}  # attempts begun, by problem id
+        self._reset_needed = True
+
+        self._slots = np.arange(num_envs)
+        self._ones = np.ones(num_envs, dtype=np.int64)
+        self._reward_log = np.zeros((num_envs, length), dtype=np.float64) if render_mode == "ansi" else None
+        self.reward = make_reward(reward)
+        self.reward.bind(self)
+
+    # --------------------------------------------------------------------------------------------- Gymnasium's methods
+
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, Infos]:
+        """Begins attempts in all slots, or in those of `options["reset_mask"]`.
+
+        Args:
+            seed: restarts the random stream, the curriculum and the counts of attempts.
+            options: `problem_id`, a problem's id, or one (or None: the curriculum chooses) per slot that begins;
+                `prefix`, text or token ids that the completion starts with, or one (or None) per slot that begins;
+                `reset_mask`, bool `[N]`. Slots outside the mask go on; before the first reset they count as finished.
+
+        Raises:
+            ValueError: an unknown option or problem, a malformed mask or prefix, or a prompt over the limit.
+        """
+        options = {} if options is None else options
+        for name in options:
+            if name not in _RESET_OPTIONS:
+                raise ValueError(f"unknown reset option {name!r}: known are {', '.join(_RESET_OPTIONS)}")
+        slots = self._slots
+        if options.get("reset_mask") is not None:
+            mask = np.asarray(options["reset_mask"])
+            if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
+                raise ValueError(
+                    f"reset_mask must be bool of shape ({self.num_envs},) with at least one True, "
+                    f"got {mask.dtype} of shape {mask.shape} with {np.count_nonzero(mask)} True"
+                )
+            slots = np.flatnonzero(mask)
+        problem_ids = _per_slot(
+            "problem_id", options.get("problem_id"), len(slots), lambda value: isinstance(value, str)
+        )
+        prefixes = _per_slot("prefix", options.get("prefix"), len(slots), _is_prefix)
+
+        if seed is None and self._np_random is None:
+            seed = self._seed
+        if seed is not None:
+            super().reset(seed=seed)
+            self.curriculum.load_state_dict({})
+            self._begun.clear()
+            self.num_skipped = 0
+        encoded_prefixes = [self._encode_prefix(prefix) for prefix in prefixes]
+        starts = [self._draw() if name is None else self._find(name) for name in problem_ids]
+        if self._reset_needed:
+            self._terminations[:] = True
+            self._reset_needed = False
+        infos = self._begin({}, slots, starts, encoded_prefixes)
+        return self._observation(), infos
+
+    def step(self, actions: ArrayLike) -> Step:
+        """Appends one token to each slot.
+
+        Args:
+            actions: token ids, integers `[N]`. Those of slots that have finished are ignored.
+
+        Returns:
+            observation, rewards float64 `[N]`, terminations bool `[N]`, truncations bool `[N]`, infos.
+
+        Raises:
+            ResetNeeded: before the first reset.
+            ValueError: actions of another shape or type, or outside the vocabulary; nothing has then changed.
+        """
+        tokens = np.asarray(actions)
+        if tokens.shape != (self.num_envs,) or tokens.dtype.kind not in "iu":
+            raise ValueError(f"actions must be {self.num_envs} integers, got {tokens.dtype} of shape {tokens.shape}")
+        observation, rewards, terminations, truncations, infos = self._advance(tokens[:, None], self._ones)
+        return observation, rewards[:, 0], terminations, truncations, infos
+
+    def step_tokens(self, tokens: ArrayLike, lengths: ArrayLike) -> Step:
+        """Appends several tokens to each slot at once, for engines that return whole completions.
+
+        Equal to stepping each slot `lengths[i]` times, one column of `tokens` after the other, with slots whose tokens
+        are used up standing still. A slot that begins a new attempt (`AutoresetMode.NEXT_STEP`) ignores its tokens, as
+        do the slots that have finished.
+
+        Args:
+            tokens: token ids, integers `[N, K]`, used up to `lengths`.
+            lengths: number of tokens appended to each slot, integers `[N]` between 0 and K.
+
+        Returns:
+            observation, rewards float64 `[N, K]` (0 beyond `lengths`), terminations bool `[N]`, truncations bool `[N]`,
+            infos.
+
+        Raises:
+            ResetNeeded: before the first reset.
+            ValueError: arrays of another shape or type, a token outside the vocabulary, tokens after an end-of-sequence
+                token, or more tokens than are left of `max_new_tokens`; nothing has then changed.
+        """
+        tokens, lengths = np.asarray(tokens), np.asarray(lengths)
+        if tokens.ndim != 2 or len(tokens) != self.num_envs or tokens.shape[1] < 1 or tokens.dtype.kind not in "iu":
+            raise ValueError(
+                f"tokens must be [{self.num_envs}, K] integers, got {tokens.dtype} of shape {tokens.shape}"
+            )
+        if lengths.shape != (self.num_envs,) or lengths.dtype.kind not in "iu":
+            raise ValueError(f"lengths must be {self.num_envs} integers, got {lengths.dtype} of shape {lengths.shape}")
+        if lengths.min() < 0 or lengths.max() > tokens.shape[1]:
+            raise ValueError(f"lengths must be between 0 and {tokens.shape[1]}, got {lengths.min()} to {lengths.max()}")
+        return self._advance(tokens, lengths.astype(np.int64, copy=False))
+
+    def render(self) -> tuple[str, ...] | None:
+        """Each slot as text: its problem's id, its prompt, and its completion, line by line with each line's reward."""
+        if self._reward_log is None:
+            gym.logger.warn(
+                'render() shows nothing without a render mode: make the environment with render_mode="ansi"'
+            )
+            return None
+        return tuple(self._render(slot, self._reward_log[slot]) for slot in range(self.num_envs))
+
+    # --------------------------------------------------------------------------------- what a slot holds, and encoding
+
+    def problem(self, slot: int) -> Problem:
+        """The problem attempted in `slot`; raises `ResetNeeded` if nothing has begun there."""
+        problem = self._problems[slot]
+        if problem is None:
+            raise ResetNeeded(f"no attempt has begun in slot {slot}: call reset()")
+        return problem
+
+    def prompt(self, slot: int) -> IntArray:
+        """Token ids of the prompt in `slot`, a view."""
+        return self._tokens[slot, : self._prompt_lengths[slot]]
+
+    def completion(self, slot: int) -> IntArray:
+        """Token ids after the prompt in `slot`, a reset prefix and the end-of-sequence token included, a view."""
+        return self._tokens[slot, self._prompt_lengths[slot] : self._lengths[slot]]
+
+    def encode_prompt(self, problem: Problem) -> IntArray:
+        """Token ids of the prompt for `problem`, however many they are."""
+        text = self._prompt.replace("{question}", problem.question)
+        return np.asarray(self.tokenizer(text)["input_ids"], dtype=np.int64)
+
+    def encode_solution(self, problem: Problem) -> IntArray:
+        """Token ids of the reference solution of `problem`, an end-of-sequence token at their end.
+
+        Raises:
+            ValueError: the problem has no solution.
+        """
+        if problem.solution is None:
+            raise ValueError(f"problem {problem.id!r} has no solution: its data has answers only")
+        return np.append(self._encode(problem.solution), self._eos_token_id)
+
+    # ---------------------------------------------------------------------------------------------- saving and loading
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides which attempts begin next, as JSON values: random stream, curriculum, counts. Not the slots."""
+        return {
+            "rng": self.np_random.bit_generator.state,
+            "curriculum": self.curriculum.state_dict(),
+            "attempts": dict(self._begun),
+            "num_skipped": self.num_skipped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state_dict`: after the next reset, attempts begin as they would have there."""
+        self.np_random.bit_generator.state = state["rng"]
+        self.curriculum.load_state_dict(state["curriculum"])
+        self._begun = dict(state["attempts"])
+        self.num_skipped = int(state["num_skipped"])
+        self._reset_needed = True
+
+    # ------------------------------------------------------------------------------------------------------- beginning
+
+    def _draw(self) -> tuple[Problem, IntArray]:
+        """The curriculum's next problem and its prompt."""
+        size = self.problems.size
+        if self.num_problems is not None:
+            if size is not None and size < self.num_problems:
+                raise ValueError(f"num_problems={self.num_problems}, but {self.problems!r} has {size} problems")
+            size = self.num_problems
+        for _ in range(_MAX_SKIPS):
+            problem = self.problems[self.curriculum.next(self.np_random, 2**63 if size is None else size)]
+            prompt = self.encode_prompt(problem)
+            if len(prompt) <= self.max_prompt_tokens:
+                return problem, prompt
+            if self.on_long_prompt == "error":
+                raise self._too_long(problem, prompt)
+            self.num_skipped += 1
+        raise ValueError(f"{_MAX_SKIPS} prompts in a row are over max_prompt_tokens={self.max_prompt_tokens}")
+
+    def _find(self, problem_id: str) -> tuple[Problem, IntArray]:
+        problem = self.problems.find(problem_id)
+        prompt = self.encode_prompt(problem)
+        if len(prompt) > self.max_prompt_tokens:
+            raise self._too_long(problem, prompt)
+        return problem, prompt
+
+    def _too_long(self, problem: Problem, prompt: IntArray) -> ValueError:
+        return ValueError(
+            f"the prompt of problem {problem.id!r} has {len(prompt)} tokens, over max_prompt_tokens="
+            f'{self.max_prompt_tokens}: raise that limit, or pass over such problems with on_long_prompt="skip"'
+        )
+
+    def _encode(self, text: str) -> IntArray:
+        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+
+    def _encode_prefix(self, prefix: str | ArrayLike | None) -> IntArray:
+        if prefix is None:
+            return np.empty(0, dtype=np.int64)
+        tokens = self._encode(prefix) if isinstance(prefix, str) else np.asarray(prefix, dtype=np.int64)
+        if len(tokens) >= self.max_new_tokens:
+            raise ValueError(f"a prefix of {len(tokens)} tokens leaves nothing of max_new_tokens={self.max_new_tokens}")
+        self._check_vocabulary(tokens)
+        if self._is_eos[tokens].any():
+            raise ValueError(f"a prefix must not hold an end-of-sequence token, got {tokens.tolist()}")
+        return tokens
+
+    def _begin(
+        self,
+        infos: Infos,
+        slots: IntArray,
+        starts: Sequence[tuple[Problem, IntArray]],
+        prefixes: Sequence[IntArray] | None = None,
+    ) -> Infos:
+        """Puts the problems, prompts and prefixes into the slots; adds to `infos` what a reset tells."""
+        prefix_lengths = np.zeros(len(slots), dtype=np.int64)
+        for i, (slot, (problem, prompt)) in enumerate(zip(slots.tolist(), starts, strict=True)):
+            tokens = prompt
+            if prefixes is not None:
+                prefix_lengths[i] = len(prefixes[i])
+                tokens = np.concatenate((prompt, prefixes[i]))
+            self._tokens[slot, : len(tokens)] = tokens
+            self._tokens[slot, len(tokens) :] = self._pad_token_id
+            self._mask[slot, : len(tokens)] = 1
+            self._mask[slot, len(tokens) :] = 0
+            self._prompt_lengths[slot] = len(prompt)
+            self._lengths[slot] = len(tokens)
+            self._problems[slot] = problem
+            self._attempts[slot] = self._begun.get(problem.id, 0)
+            self._begun[problem.id] = self._begun.get(problem.id, 0) + 1
+        self._starts[slots] = self._lengths[slots]
+        self._limits[slots] = self._prompt_lengths[slots] + self.max_new_tokens
+        self._returns[slots] = 0
+        self._terminations[slots] = False
+        self._truncations[slots] = False
+        if self._reward_log is not None:
+            self._reward_log[slots] = 0
+        problems = [problem for problem, _ in starts]
+        self.reward.begin(slots, problems, prefix_lengths)
+        return self._tell(
+            infos,
+            slots,
+            {
+                "problem_id": _objects([problem.id for problem in problems]),
+                "prompt_length": self._prompt_lengths[slots],
+                "attempt": self._attempts[slots],
+            },
+        )
+
+    # -------------------------------------------------------------------------------------------------------- stepping
+
+    def _advance(self, tokens: NDArray[Any], lengths: IntArray) -> Step:
+        """Appends `tokens[i, :lengths[i]]` to each slot i that lives; `tokens` is `[N, K]`."""
+        if self._reset_needed:
+            raise ResetNeeded("no attempt has begun: call reset() before step()")
+        finished = self._terminations | self._truncations
+        beginning = None
+        if finished.any():
+            if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+                beginning = np.flatnonzero(finished & (lengths > 0))
+            lengths = np.where(finished, 0, lengths)
+
+        if tokens.shape[1] == 1:
+            slots = self._slots if beginning is None and lengths.all() else np.flatnonzero(lengths)
+            appended, columns = tokens[slots, 0], 0
+        else:
+            slots, columns = np.nonzero(np.arange(tokens.shape[1]) < lengths[:, None])
+            appended = tokens[slots, columns]
+        self._check_vocabulary(appended, slots)
+        is_eos = self._is_eos[appended]
+        terminated = np.zeros(self.num_envs, dtype=np.bool_)
+        terminated[slots[is_eos]] = True
+        if tokens.shape[1] > 1:
+            self._check_ends(slots, columns, is_eos, lengths)
+
+        positions = self._lengths[slots] + columns
+        self._tokens[slots, positions] = appended
+        self._mask[slots, positions] = 1
+        self._lengths += lengths
+        truncated = (self._lengths == self._limits) & (lengths > 0) & ~terminated
+        ended = terminated | truncated
+        ending = np.flatnonzero(ended)
+        verdicts: list[Verdict | None] = [None] * self.num_envs
+        for slot in ending.tolist():
+            verdicts[slot] = self._grade(slot) if terminated[slot] else _TRUNCATED
+        rewards = self._score(tokens.shape[1], lengths, terminated * TERMINATED + truncated * TRUNCATED, verdicts)
+        if self._reward_log is not None:
+            self._reward_log[slots, positions] = rewards[slots, columns]
+
+        infos: Infos = {}
+        if len(ending):
+            self._terminations |= terminated
+            self._truncations |= truncated
+            told = self._tell({}, ending, self._outcomes(ending, [cast(Verdict, verdicts[slot]) for slot in ending]))
+            if self.autoreset_mode is AutoresetMode.SAME_STEP:
+                infos = self._tell(infos, ending, {"final_obs": self._final_observations(ending), "final_info": told})
+            else:
+                infos = told
+        if beginning is not None and len(beginning):
+            infos = self._begin(infos, beginning, [self._draw() for _ in beginning])
+        terminations, truncations = self._terminations.copy(), self._truncations.copy()
+        if len(ending) and self.autoreset_mode is AutoresetMode.SAME_STEP:
+            # In the order in which stepping would have ended them.
+            ending = ending[np.argsort(lengths[ending], kind="stable")]
+            infos = self._begin(infos, ending, [self._draw() for _ in ending])
+        return self._observation(), rewards, terminations, truncations, infos
+
+    def _check_vocabulary(self, tokens: NDArray[Any], slots: IntArray | None = None) -> None:
+        outside = (tokens < 0) | (tokens >= self._vocab_size)
+        if outside.any():
+            first = int(np.flatnonzero(outside)[0])
+            where = "" if slots is None else f"slot {slots[first]}: "
+            raise ValueError(f"{where}token id {tokens[first]} is outside the vocabulary [0, {self._vocab_size})")
+
+    def _check_ends(self, slots: IntArray, columns: Any, is_eos: BoolArray, lengths: IntArray) -> None:
+        early = is_eos & (columns < lengths[slots] - 1)
+        if early.any():
+            slot = slots[early][0]
+            raise ValueError(
+                f"slot {slot}: token {columns[early][0] + 1} of {lengths[slot]} is end-of-sequence: none may follow"
+            )
+        left = self._limits - self._lengths
+        if (lengths > left).any():
+            slot = int(np.flatnonzero(lengths > left)[0])
+            raise ValueError(
+                f"slot {slot}: {lengths[slot]} tokens, but max_new_tokens={self.max_new_tokens} leaves {left[slot]}"
+            )
+
+    def _grade(self, slot: int) -> Verdict:
+        # The one time that an attempt's text is decoded; special tokens stay visible, lest "4<pad>2" read as 42.
+        text = self.tokenizer.decode(self.completion(slot)[:-1], clean_up_tokenization_spaces=False)
+        return self.problems.grade(cast(str, text), self.problem(slot))
+
+    def _score(self, width: int, lengths: IntArray, ended: IntArray, verdicts: list[Verdict | None]) -> FloatArray:
+        rewards = self.reward.score(lengths, ended, verdicts)
+        expected = (self.num_envs, max(1, int(lengths.max())))
+        if rewards.shape != expected:
+            raise ValueError(f"{type(self.reward).__name__}.score must return shape {expected}, got {rewards.shape}")
+        if width == 1:
+            self._returns += rewards[:, 0]
+            return rewards
+        # One addition after another, as stepping adds: np.sum adds in pairs and rounds differently.
+        self._returns = np.cumsum(np.column_stack((self._returns, rewards)), axis=1)[:, -1]
+        if rewards.shape[1] < width:
+            rewards = np.pad(rewards, ((0, 0), (0, width - rewards.shape[1])))
+        return rewards
+
+    # ------------------------------------------------------------------------------------------- what callers are told
+
+    def _observation(self) -> Observation:
+        if self.copy:
+            return {"input_ids": self._tokens.copy(), "attention_mask": self._mask.copy()}
+        return {"input_ids": self._tokens, "attention_mask": self._mask}
+
+    def _final_observations(self, slots: IntArray) -> NDArray[Any]:
+        return _objects(
+            [{"input_ids": self._tokens[slot].copy(), "attention_mask": self._mask[slot].copy()} for slot in slots]
+        )
+
+    def _outcomes(self, slots: IntArray, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+        return {
+            "is_success": np.array([verdict.correct for verdict in verdicts], dtype=np.bool_),
+            "verdict": _objects([verdict.reason for verdict in verdicts]),
+            "answer": _objects([verdict.answer for verdict in verdicts]),
+            "problem_id": _objects([self.problem(slot).id for slot in slots]),
+            "attempt": self._attempts[slots],
+            "episode": {"r": self._returns[slots], "l": self._lengths[slots] - self._starts[slots]},
+        }
+
+    def _tell(self, infos: Infos, slots: IntArray, values: Mapping[str, Any]) -> Infos:
+        """Adds to `infos` the values of some slots, in the layout of `VectorEnv._add_info`, all slots at once."""
+        for key, value in values.items():
+            if key == "final_info":
+                array = value  # laid out already
+            elif isinstance(value, dict):
+                array = self._tell(infos.get(key, {}), slots, value)
+            else:
+                array = infos.get(key)
+                if array is None:
+                    empty = None if value.dtype == object else 0
+                    array = np.full(self.num_envs, empty, dtype=value.dtype)
+                array[slots] = value
+            mask = infos.setdefault(f"_{key}", np.zeros(self.num_envs, dtype=np.bool_))
+            mask[slots] = True
+            infos[key] = array
+        return infos
+
+    def _render(self, slot: int, rewards: FloatArray) -> str:
+        if self._problems[slot] is None:
+            return f"slot {slot}: nothing has begun"
+        lines = [f"problem {self.problem(slot).id}", str(self.tokenizer.decode(self.prompt(slot))).rstrip("\n")]
+        begin = int(self._prompt_lengths[slot])
+        for end in range(begin + 1, int(self._lengths[slot]) + 1):
+            last = end == self._lengths[slot]
+            if last or "\n" in str(self.tokenizer.decode(self._tokens[slot, end - 1 : end])):
+                text = str(self.tokenizer.decode(self._tokens[slot, begin:end])).rstrip("\n")
+                lines.append(f"{rewards[begin:end].sum():+8.3f} | {text}")
+                begin = end
+        return "\n".join(lines)
+
+
+def slot_info(infos: Mapping[str, Any], slot: int) -> dict[str, Any]:
+    """What vectorised `infos` tell of one slot, as plain Python values."""
+    info: dict[str, Any] = {}
+    for key, value in infos.items():
+        if key.startswith("_") or not infos[f"_{key}"][slot]:
+            continue
+        if isinstance(value, dict):
+            info[key] = slot_info(value, slot)
+        else:
+            info[key] = value[slot].item() if isinstance(value[slot], np.generic) else value[slot]
+    return info
+
+
+def _objects(values: Sequence[Any]) -> NDArray[Any]:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_prefix(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1 and value.dtype.kind in "iu"
+    return isinstance(value, str) or all(isinstance(item, int | np.integer) for item in value)
+
+
+def _per_slot(name: str, value: Any, count: int, is_single: Callable[[Any], bool]) -> list[Any]:
+    """An option's value for each of `count` slots."""
+    if value is None or is_single(value):
+        return [value] * count
+    values = list(value)
+    if len(values) != count:
+        raise ValueError(f"{name}: {len(values)} values for {count} slots that begin")
+    for item in values:
+        if item is not None and not is_single(item):
+            raise ValueError(f"{name}: {item!r} is no {name}")
+    return values
+
+
+def _end_of_sequence_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"{tokenizer.name_or_path or type(tokenizer).__name__} has no end-of-sequence token: set eos_token"
+        )
+    return frozenset({cast(int, tokenizer.eos_token_id)})
