@@ -1,0 +1,114 @@
+"""Language models by name, with their tokenizers: built-in, any Hugging Face causal LM, GGUF files; LoRA on top."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..registry import unknown_name
+from .tokenizers import load_tokenizer, locate, not_loaded
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str = "float32",
+    lora_rank: int | None = None,
+    lora_alpha: float | None = None,
+    lora_targets: str | Sequence[str] = "all-linear",
+    lora_seed: int = 0,
+    attn: str = "sdpa",
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The language model of that name and its tokenizer; the model is in evaluation mode.
+
+    With `lora_rank` the weights are frozen, and low-rank adapters are added that start as the identity: the model is
+    then a `peft.PeftModel`, and inside `model.disable_adapter()` it is the model as loaded.
+
+    Args:
+        name_or_path: "tokengym/tiny", a name on the Hugging Face hub, a local folder, or a *.gguf file, whose quantized
+            weights are expanded to `dtype`.
+        device: where to put it ("cpu", "cuda:1", ...); by default on the GPU if there is one.
+        dtype: "float32", "bfloat16" or "float16", whatever the weights were saved in.
+        lora_rank: rank of the adapters; `None` trains the weights themselves. The paper has rank 128 on policies of
+            7 and 13 billion parameters (PAPERS 1.5).
+        lora_alpha: the adapters' output is scaled by lora_alpha / lora_rank; by default the rank itself, a scale of 1
+            [choice].
+        lora_targets: names of the layers that get adapters; "all-linear" is all but the LM head [choice].
+        lora_seed: seed of the adapters' first values.
+        attn: transformers' `attn_implementation`: "sdpa", "eager", "flash_attention_2", ...
+
+    Raises:
+        UnknownNameError: there is no such model or dtype.
+        FileNotFoundError: the *.gguf file does not exist, or the folder holds no model.
+        ValueError: the tokenizer has no end-of-sequence token, or has ids that the model lacks; `lora_rank` is under 1.
+    """
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    if lora_rank is not None and lora_rank < 1:
+        raise ValueError(f"lora_rank is {lora_rank}: give at least 1, or None to train without LoRA")
+    name = str(name_or_path)
+    tokenizer = load_tokenizer(name)
+    location = locate(name)
+    arguments: dict[str, Any] = {**location, "dtype": DTYPES[dtype], "attn_implementation": attn}
+    if "gguf_file" in location:
+        arguments["quantization_config"] = GgufConfig(
+            dequantize=True
+        )  # packed weights can be neither trained nor saved
+    try:
+        with _no_progress_bars():
+            model: Any = AutoModelForCausalLM.from_pretrained(**arguments)
+    except OSError as error:
+        raise not_loaded("model", name, location, error) from error
+    check_vocabulary(model, tokenizer)
+    if lora_rank is not None:
+        model = _with_lora(model, lora_rank, lora_rank if lora_alpha is None else lora_alpha, lora_targets, lora_seed)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `ValueError` unless `model` has an embedding for every token of `tokenizer`.
+
+    A model may have more rows than the tokenizer has tokens: many are padded to a round number.
+    """
+    rows = len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest >= rows:
+        raise ValueError(
+            f"the tokenizer does not fit the model: its token {token!r} has id {largest}, but the model has embeddings "
+            f"for ids 0 to {rows - 1} only. Use the tokenizer that the model was trained with"
+        )
+
+
+def _with_lora(
+    model: PreTrainedModel, rank: int, alpha: float, targets: str | Sequence[str], seed: int
+) -> PreTrainedModel:
+    from peft import LoraConfig, get_peft_model  # slow to import
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # a float works
+        lora_dropout=0.0,  # rollouts and updates must see the same policy
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)  # pyright: ignore[reportReturnType]  # a PeftModel hands through to the model
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

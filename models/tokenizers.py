@@ -1,0 +1,151 @@
+"""Tokenizers by name: the built-in ones, any Hugging Face tokenizer, and those inside GGUF files."""
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ..registry import UnknownNameError, unknown_name
+
+TINY = "tokengym/tiny"
+TINY_FOLDER = Path(__file__).parent / "tiny"
+CHARS = "chars:"
+BUILT_INS = (TINY, CHARS + "<characters>")
+
+EOS, PAD = "<|endoftext|>", "<|pad|>"
+
+# A repository on the hub: "name" or "owner/name".
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+
+class CharTokenizer(PreTrainedTokenizerFast):
+    """One token per character; encoding a character that has no token raises `ValueError`."""
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> Any:
+        known = self.get_vocab()
+        for char in _characters((text, text_pair)):
+            if char not in known:
+                raise ValueError(f"the tokenizer has no token for {char!r}; its characters are {self._alphabet()!r}")
+        return super()._encode_plus(text, text_pair, *args, **kwargs)
+
+    def _alphabet(self) -> str:
+        return "".join(token for token in self.convert_ids_to_tokens(list(range(len(self)))) if len(token) == 1)
+
+
+def _characters(text: Any) -> set[str]:
+    if text is None:
+        return set()
+    return set(text) if isinstance(text, str) else set().union(*map(_characters, text))
+
+
+def char_tokenizer(characters: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per character of `characters`, ids in their order, then end-of-sequence and pad.
+
+    Raises:
+        ValueError: no character, or one given twice.
+    """
+    repeated = sorted({char for char in characters if characters.count(char) > 1})
+    if repeated:
+        raise ValueError(f"{CHARS + characters!r} gives {', '.join(map(repr, repeated))} more than once")
+    if not characters:
+        raise ValueError(f'{CHARS!r} names no characters: write them after the colon, as in "chars:0123456789+="')
+    vocabulary = {token: index for index, token in enumerate([*characters, EOS, PAD])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return wrap(tokenizer, CharTokenizer)
+
+
+def wrap(
+    tokenizer: Tokenizer, kind: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+) -> PreTrainedTokenizerFast:
+    """`tokenizer`, whose vocabulary holds `EOS` and `PAD`, behind the transformers interface.
+
+    Text never turns into a special token, not even the text "<|endoftext|>": a problem cannot end its own prompt.
+    """
+    return kind(
+        tokenizer_object=tokenizer,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of that name, without reading any weights.
+
+    It pads on the right; a tokenizer without a pad token pads with its end-of-sequence token. A built-in name, a folder
+    and a file are read without the network.
+
+    Args:
+        name_or_path: "tokengym/tiny"; "chars:0123456789+=" for one token per character; a local folder; a *.gguf file;
+            or a name on the Hugging Face hub, which is downloaded unless it is in the local cache.
+
+    Raises:
+        UnknownNameError: there is no tokenizer of that name.
+        FileNotFoundError: the *.gguf file does not exist, or the folder holds no tokenizer.
+        ValueError: the tokenizer has no end-of-sequence token, without which no attempt ever ends.
+    """
+    name = str(name_or_path)
+    if name.startswith(CHARS):
+        return char_tokenizer(name.removeprefix(CHARS))
+    location = locate(name)
+    try:
+        tokenizer = _tokenizer_class(location).from_pretrained(**location)
+    except (OSError, ValueError) as error:
+        raise not_loaded("tokenizer", name, location, error) from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer of {name!r} has no end-of-sequence token: set its `eos_token` and save it again"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def locate(name: str) -> dict[str, str]:
+    """Where the model or tokenizer `name` is, as arguments of transformers' `from_pretrained`."""
+    path = Path(name).expanduser()
+    if name == TINY:
+        return {"pretrained_model_name_or_path": str(TINY_FOLDER)}
+    if name.startswith("tokengym/") and not path.exists():
+        raise unknown_name("model", name, BUILT_INS)
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no GGUF file {str(path.absolute())!r}")
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if path.is_dir():
+        return {"pretrained_model_name_or_path": str(path)}
+    if path.exists():
+        raise ValueError(f"{str(path)!r} is a file: give the folder that it is in, or a *.gguf file")
+    if not _HUB_ID.fullmatch(name):
+        raise UnknownNameError(
+            f"no model {name!r}: it is no built-in ({', '.join(BUILT_INS)}), there is no folder "
+            f"{str(path.absolute())!r}, and it cannot be a name on the hub"
+        )
+    return {"pretrained_model_name_or_path": name}
+
+
+def not_loaded(what: str, name: str, location: dict[str, str], error: Exception) -> Exception:
+    """The error for a `what` that transformers could not load from `location`, naming everything that was tried."""
+    cause = textwrap.shorten(str(error), 400)
+    if Path(location["pretrained_model_name_or_path"]).is_dir():
+        return FileNotFoundError(f"no {what} can be loaded from {name!r}: {cause}")
+    return UnknownNameError(
+        f"no {what} {name!r}: it is no built-in ({', '.join(BUILT_INS)}), there is no folder "
+        f"{str(Path(name).absolute())!r}, and the hub did not provide it: {cause}"
+    )
+
+
+def _tokenizer_class(location: dict[str, str]) -> Any:
+    """`CharTokenizer` for a folder that one was saved in, which transformers would not know."""
+    config = Path(location["pretrained_model_name_or_path"], "tokenizer_config.json")
+    saved = config.is_file() and f'"{CharTokenizer.__name__}"' in config.read_text(encoding="utf-8")
+    return CharTokenizer if saved else AutoTokenizer
