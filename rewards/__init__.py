@@ -1,1 +1,68 @@
+"""What an attempt is worth: grading, and the rewards that pay for it."""
 
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..registry import Registry
+from .base import (
+    RUNNING,
+    TERMINATED,
+    TRUNCATED,
+    Attempt,
+    AttemptReward,
+    AttemptView,
+    ProblemLike,
+    Reward,
+    Step,
+    StepReward,
+)
+from .grading import Verdict, grade, normalize_number
+from .sparse import SparseReward
+
+__all__ = [
+    "REWARDS",
+    "RUNNING",
+    "TERMINATED",
+    "TRUNCATED",
+    "Attempt",
+    "AttemptReward",
+    "AttemptView",
+    "ProblemLike",
+    "Reward",
+    "SparseReward",
+    "Step",
+    "StepReward",
+    "Verdict",
+    "grade",
+    "make_reward",
+    "normalize_number",
+]
+
+REWARDS: Registry[Callable[..., Reward]] = Registry("reward")
+REWARDS.register("sparse")(SparseReward)
+
+
+def make_reward(spec: str | Mapping[str, Any] | Reward) -> Reward:
+    """A reward from its name, from `{"name": ..., **arguments}`, or the instance that was given.
+
+    Raises:
+        UnknownNameError: no such reward; the message suggests the nearest name.
+        ValueError: the spec is none of these, or its arguments do not fit the reward.
+    """
+    if isinstance(spec, Reward):
+        return spec
+    arguments = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
+    name = arguments.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(f'a reward is a name, a mapping {{"name": ..., **arguments}} or a Reward, not {spec!r}')
+    factory = REWARDS.get(name)
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"reward {name!r} takes {signature}: {error}") from None
+    reward = factory(**arguments)
+    if not isinstance(reward, Reward):
+        raise ValueError(f"{name!r} is registered as a reward but made a {type(reward).__name__}")
+    return reward

@@ -1,0 +1,258 @@
+"""What a reward is: told which attempts begin, shown the tokens appended to every slot, it pays at tokens.
+
+`Reward` is the whole interface and is vector-native. Most rewards need only one of its two subclasses: `AttemptReward`
+pays once, when an attempt ends; `StepReward` pays at the end of each step, a step being a line of the completion. The
+environment grades each finished attempt once and hands the verdict over: rewards pay, they do not grade.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from transformers import PreTrainedTokenizerBase
+
+from .grading import Verdict
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+RUNNING, TERMINATED, TRUNCATED = 0, 1, 2
+"""How an attempt stands after its newest token: going on, ended by end-of-sequence, or cut off by the token budget."""
+
+
+class ProblemLike(Protocol):
+    """What a reward reads of a problem."""
+
+    @property
+    def question(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
+    @property
+    def solution(self) -> str | None: ...
+
+
+class AttemptView(Protocol):
+    """The environment as a reward sees it."""
+
+    @property
+    def num_envs(self) -> int: ...
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    def completion(self, slot: int) -> IntArray:
+        """All tokens after the prompt so far [T], a reset prefix and an appended end-of-sequence included."""
+        ...
+
+
+class Reward(ABC):
+    """Pays attempts token by token, for all slots of one environment at once.
+
+    An instance belongs to the environment that bound it; make one for each.
+    """
+
+    _view: AttemptView | None = None
+
+    @property
+    def view(self) -> AttemptView:
+        """The environment this reward belongs to. Raises `RuntimeError` before `bind`."""
+        if self._view is None:
+            raise RuntimeError(f"{type(self).__name__} belongs to no environment yet: bind it first")
+        return self._view
+
+    def bind(self, view: AttemptView) -> None:
+        """Called once, by the environment that owns this reward. Raises `ValueError` if another one already does."""
+        if self._view is not None and self._view is not view:
+            raise ValueError(f"this {type(self).__name__} already belongs to an environment: make one reward for each")
+        self._view = view
+
+    def begin(self, slots: IntArray, problems: Sequence[ProblemLike], prefix_lengths: IntArray) -> None:  # noqa: B027
+        """Attempts at `problems` [M] begin in `slots` [M].
+
+        The first `prefix_lengths[j]` tokens of the completion of slot `slots[j]` are in place already: given by the
+        reset, not by the policy.
+        """
+
+    @abstractmethod
+    def score(self, lengths: IntArray, ended: IntArray, verdicts: Sequence[Verdict | None]) -> FloatArray:
+        """Pay for the tokens just appended: `view.completion(i)[-lengths[i]:]` for each slot i with `lengths[i] > 0`.
+
+        Args:
+            lengths: tokens appended to each slot [N]; a slot with 0 was not stepped and earns nothing.
+            ended: `RUNNING`, `TERMINATED` or `TRUNCATED`, after the last of them [N].
+            verdicts: the grade of each attempt that ended with them [N], None for the others.
+
+        Returns:
+            The reward of each appended token, [N, max(1, max(lengths))], 0 beyond `lengths[i]`.
+        """
+
+    def decode(self, tokens: IntArray) -> str:
+        """The text of `tokens` [T], special tokens left out."""
+        text = self.view.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+        return text if isinstance(text, str) else "".join(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A finished attempt."""
+
+    slot: int
+    problem: ProblemLike
+    tokens: IntArray
+    """The whole completion [T]; a view of the environment's buffer, valid during the call."""
+    verdict: Verdict
+
+
+class AttemptReward(Reward):
+    """Base of rewards that pay once per attempt, at its last token: override `attempt_reward`."""
+
+    def bind(self, view: AttemptView) -> None:
+        super().bind(view)
+        self._problems: dict[int, ProblemLike] = {}
+
+    def begin(self, slots: IntArray, problems: Sequence[ProblemLike], prefix_lengths: IntArray) -> None:
+        self._problems.update(zip(slots.tolist(), problems, strict=True))
+
+    @abstractmethod
+    def attempt_reward(self, attempt: Attempt) -> float:
+        """What a finished attempt is worth. A truncated one has the verdict `truncated`."""
+
+    def score(self, lengths: IntArray, ended: IntArray, verdicts: Sequence[Verdict | None]) -> FloatArray:
+        rewards = _no_rewards(lengths)
+        if not np.count_nonzero(ended):
+            return rewards
+        for slot in np.flatnonzero((ended != RUNNING) & (lengths > 0)).tolist():
+            attempt = Attempt(slot, self._problems[slot], self.view.completion(slot), _verdict(verdicts, slot))
+            rewards[slot, lengths[slot] - 1] = _finite(self.attempt_reward(attempt), (), self)
+        return rewards
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step that has just been finished, in the notation of paper 1: S_i after the prefix P_{i-1}."""
+
+    slot: int
+    problem: ProblemLike
+    previous: tuple[str, ...]
+    """P_{i-1}: the texts of the attempt's earlier steps, those given by a reset prefix included."""
+    text: str
+    """S_i, stripped; "" where the attempt ended without a further step: on a blank line, or cut off within a line."""
+    tokens: IntArray
+    """The completion up to the end of this step; a view of the environment's buffer, valid during the call."""
+    verdict: Verdict | None
+    """The grade of the attempt, if it ended with this step."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Where a slot's attempt stands: its finished steps, and where the unfinished one starts."""
+
+    problem: ProblemLike
+    steps: list[str] = field(default_factory=list)
+    start: int = 0
+    carried: str = ""  # text after the newline inside the token that ended the last step
+
+    def take(self) -> str:
+        text, self.carried = self.carried, ""
+        return text
+
+
+class StepReward(Reward):
+    """Base of rewards that pay at the last token of each step: override `step_rewards`.
+
+    A step ends at a token whose text contains a newline, or at end-of-sequence; blank lines are no steps. Text is
+    decoded at those tokens only. Step texts of a reset prefix appear in `Step.previous` and are never paid.
+    """
+
+    def bind(self, view: AttemptView) -> None:
+        super().bind(view)
+        self._ends_step = newline_tokens(view.tokenizer)
+        self._progress: dict[int, _Progress] = {}
+
+    @abstractmethod
+    def step_rewards(self, steps: Sequence[Step]) -> ArrayLike:
+        """What each of `steps` [S] is worth, [S]: all steps that ended in this call, of any slots, in one batch.
+
+        Several may be of one slot, in order. Must depend on each step alone, not on which steps share the call, so that
+        rewards are the same however many tokens the environment takes at a time. The attempt's own final reward is paid
+        here too, where `verdict` is set; such a step may have no text.
+        """
+
+    def begin(self, slots: IntArray, problems: Sequence[ProblemLike], prefix_lengths: IntArray) -> None:
+        for slot, problem, length in zip(slots.tolist(), problems, prefix_lengths.tolist(), strict=True):
+            progress = self._progress[slot] = _Progress(problem)
+            prefix = self.view.completion(slot)[:length]
+            for position in np.flatnonzero(self._ends_step[prefix]).tolist():
+                text = self._finish(progress, prefix[: position + 1], whole=False)
+                if text:
+                    progress.steps.append(text)
+
+    def score(self, lengths: IntArray, ended: IntArray, verdicts: Sequence[Verdict | None]) -> FloatArray:
+        rewards = _no_rewards(lengths)
+        slots = np.flatnonzero(lengths)
+        if not slots.size:
+            return rewards
+        counts = lengths[slots]
+        completions = [self.view.completion(slot) for slot in slots.tolist()]
+        appended = np.concatenate([c[-n:] for c, n in zip(completions, counts.tolist(), strict=True)])
+        newline = self._ends_step[appended]
+        lasts = np.cumsum(counts) - 1
+        boundary = newline.copy()
+        boundary[lasts[ended[slots] != RUNNING]] = True
+
+        steps: list[Step] = []
+        columns: list[int] = []
+        for position in np.flatnonzero(boundary).tolist():
+            row = int(np.searchsorted(lasts, position))
+            slot, left = int(slots[row]), int(lasts[row]) - position
+            tokens = completions[row][: len(completions[row]) - left]
+            state = RUNNING if left else int(ended[slot])
+            progress = self._progress[slot]
+            text = ""
+            if state == TERMINATED or newline[position]:
+                text = self._finish(progress, tokens, whole=state == TERMINATED)
+            if text or state != RUNNING:
+                verdict = None if state == RUNNING else _verdict(verdicts, slot)
+                steps.append(Step(slot, progress.problem, tuple(progress.steps), text, tokens, verdict))
+                columns.append(int(counts[row]) - 1 - left)
+            if text:
+                progress.steps.append(text)
+        if steps:
+            rewards[[step.slot for step in steps], columns] = _finite(self.step_rewards(steps), (len(steps),), self)
+        return rewards
+
+    def _finish(self, progress: _Progress, tokens: IntArray, *, whole: bool) -> str:
+        """The text of the step that `tokens` end; `whole` takes in what follows its newline too."""
+        text = progress.take() + self.decode(tokens[progress.start :])
+        progress.start = len(tokens)
+        if not whole:
+            line, newline, rest = text.rpartition("\n")
+            if newline:
+                text, progress.carried = line, rest
+        return text.strip()
+
+
+def newline_tokens(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.bool_]:
+    """Which token ids [V] have a newline in their text."""
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return np.fromiter(("\n" in text for text in texts), dtype=np.bool_, count=len(tokenizer))
+
+
+def _no_rewards(lengths: IntArray) -> FloatArray:
+    # argmax and an index are faster than max on so few numbers, and every env step comes through here
+    return np.zeros((len(lengths), max(1, int(lengths[lengths.argmax()]))))
+
+
+def _verdict(verdicts: Sequence[Verdict | None], slot: int) -> Verdict:
+    verdict = verdicts[slot]
+    if verdict is None:
+        raise ValueError(f"slot {slot} ended without a verdict: the environment grades every attempt that ends")
+    return verdict
+
+
+def _finite(rewards: ArrayLike, shape: tuple[int, ...], source: Reward) -> FloatArray:
+    array = np.asarray(rewards, dtype=np.float64)
+    if array.shape != shape or not np.isfinite(array).all():
+        raise ValueError(f"{type(source).__name__} returned {rewards!r}: expected finite numbers of shape {shape}")
+    return array

@@ -1,0 +1,238 @@
+r"""Whether a completion's answer is right: a small numeric grammar, bounded and exact. Nothing is ever evaluated.
+
+**Which text is the answer.** What follows the marker (`####` in GSM8K) on its line. The last marked answer counts; if
+an earlier one differs from it in value, the attempt earns nothing (`ambiguous`). Empty marks, and earlier marks that
+hold no number (a heading, say), are no answers. Of very many marks only the last 16 are looked at. With `marker=None`
+the whole completion is the answer. With `last_number=True` a completion with no marked answer is graded by the last
+number in it, for prompted models that were never taught the marker.
+
+**Which texts are numbers.** ASCII only, but for U+2212, the minus sign; 256 characters at most:
+
+    number   = [sign] ["$"] value ["%"]            the "$" may also come before the sign or after the value
+    value    = [integer] ["." digits] ["e" [sign] one to three digits] | integer "/" integer
+    integer  = digits | digits with a comma before every three and none elsewhere: 12,345 but not 12,34
+
+A final full stop is ignored (`42.`), and so are words after the number (`42 apples left`, `5 miles per hour`, `10cm`)
+unless they may change it (`5 million`, `42 or more`, `5x`). GSM8K's own regular expression, `#### (\-?[0-9\.\,]+)`,
+ignores anything after the number; here `5 + 3`, `42 or 43`, `5 million` and `99999999!` are `unparsed` and not 5, 42,
+5, 99999999. `percent` says what a percentage means in a data set: with `"number"`, as in GSM8K, 20% is 20; with
+`"fraction"`, 0.2.
+
+**When numbers are equal.** Exactly, whatever their length and notation: 1.50 = 3/2 = 15e-1, while 0.1 differs from
+0.1000000001. The one exception [choice]: a fraction without a finite decimal expansion also equals a decimal within a
+thousandth of it (1/3 = 0.333 but not 0.33), since no decimal could equal it exactly. There is no NaN and no infinity.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+MAX_LENGTH = 256
+MAX_MARKS = 16
+ONE_IN = 1000  # relative tolerance between an endless fraction and a decimal: one part in so many
+
+Percent = Literal["number", "fraction"]
+
+_INTEGER = r"[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+"
+_NUMBER = re.compile(
+    rf"""
+    (?P<head> [+-]?\$\ ? | \$\ ?[+-] | [+-] )?
+    (?= \.?[0-9] )
+    (?P<whole> {_INTEGER} | )
+    (?: \ ?/\ ?(?P<denominator> {_INTEGER} )
+      | (?: \.(?P<decimals> [0-9]+ ) )? (?: [eE](?P<exponent> [+-]?[0-9]{{1,3}} ) )? )
+    """,
+    re.VERBOSE,
+)
+# A single letter right after the digits is algebra or a magnitude (5x, 5k, 5e), hence the two.
+_TAIL = re.compile(
+    r"(?P<percent>\s*(?:%|per\s?cent\b))?(?:\s?\$)?(?P<words>(?:\s+[A-Za-z]+|[A-Za-z]{2,})(?:[\s/-]+[A-Za-z]+)*)?\s*\.?",
+    re.ASCII | re.IGNORECASE,
+)
+_WORD = re.compile(r"[a-z]+")
+# Words that make another number of the one before them, or hedge it.
+_NOT_UNITS = frozenset(
+    {"and", "or", "not", "to", "plus", "minus", "point", "half", "squared", "cubed", "factorial", "dozen", "dozens"}
+    | {"hundred", "thousand", "million", "billion", "trillion"}
+    | {"hundreds", "thousands", "millions", "billions", "trillions"}
+)
+# For `last_number`: anything that looks like one number, to be judged by the grammar.
+_NUMBERLIKE = re.compile(
+    r"(?:(?<![\w.)])[+\-\u2212])?\$?\.?[0-9](?:[0-9_,./]*[0-9])?(?:[eE][+\-\u2212]?[0-9]+)?%?", re.ASCII
+)
+_LIMIT = 10**MAX_LENGTH
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The grade of an attempt and the reason for it.
+
+    `reason` is `correct`, `wrong`, or why there was nothing to compare: `no_answer`, `ambiguous` (several different marked
+    answers), `unparsed` (no number of the grammar), `too_long` (over 256 characters), or `truncated` (given by the
+    environment to an attempt that ran out of tokens). `answer` is the number in a normal form, equal in text if and only
+    if equal in value, so that answers can be counted as they are; None where there was nothing to compare.
+    """
+
+    correct: bool
+    reason: str
+    answer: str | None
+
+
+_NO_ANSWER, _AMBIGUOUS, _UNPARSED, _TOO_LONG = (
+    Verdict(False, reason, None) for reason in ("no_answer", "ambiguous", "unparsed", "too_long")
+)
+
+
+def grade(
+    completion: str,
+    answer: str,
+    *,
+    marker: str | None = "####",
+    percent: Percent = "number",
+    last_number: bool = False,
+) -> Verdict:
+    """Grade `completion` against the gold `answer` by the rules at the top of this module.
+
+    Never raises because of the completion, and takes time linear in its length (one search for the marker; only the last
+    few answers, of 256 characters at most, are looked at more closely).
+
+    Args:
+        completion: the text of an attempt.
+        answer: the gold answer alone: a number of the grammar.
+        marker: what precedes an answer; None where the whole completion is the answer.
+        percent: what "20%" is in this data set, `"number"`: 20, or `"fraction"`: 0.2.
+        last_number: grade a completion without a marked answer by the last number in it.
+
+    Raises:
+        ValueError: the gold answer is not a number of the grammar, or an argument is out of its range.
+    """
+    if marker == "" or (marker is None and last_number):
+        raise ValueError(f"marker={marker!r}, last_number={last_number}: {_MARKER_HELP}")
+    gold = normalize_number(answer, percent=percent)
+    if gold is None:
+        raise ValueError(
+            f"gold answer {_shorten(answer)} is no number of the grammar in rewards.grading: correct the data"
+        )
+    texts = [completion.strip()] if marker is None else _marked(completion, marker)
+    if not texts and last_number:
+        texts = _last_number(completion)
+    if not texts or not texts[0]:
+        return _NO_ANSWER
+    if len(texts[0]) > MAX_LENGTH:
+        return _TOO_LONG
+    number = normalize_number(texts[0], percent=percent)
+    if number is None:
+        return _UNPARSED
+    for text in texts[1:]:
+        if text != texts[0]:
+            other = normalize_number(text, percent=percent)
+            if other is not None and not _equal(other, number):
+                return _AMBIGUOUS
+    correct = _equal(number, gold)
+    return Verdict(correct, "correct" if correct else "wrong", number)
+
+
+def normalize_number(text: str, *, percent: Percent = "number") -> str | None:
+    """The normal form of a number of the grammar, or None if `text` is none. Equal values have equal normal forms.
+
+    It is an integer, a decimal without needless zeros (`0.5`, or `25e-300` where more than 256 zeros would follow the
+    point or the digits), or, if the value is no decimal of the grammar, a fraction in lowest terms (`-2/3`).
+    """
+    if percent not in ("number", "fraction"):
+        raise ValueError(f'percent={percent!r}: choose "number" (20% is 20) or "fraction" (20% is 0.2)')
+    if len(text) > MAX_LENGTH:
+        return None
+    if text.isascii() and text.isdigit():
+        return text.lstrip("0") or "0"
+    text = text.strip().replace("\u2212", "-")
+    match = _NUMBER.match(text)
+    if match is None:
+        return None
+    head, whole, denominator, decimals, exponent = match.groups()
+    shift = 0
+    if match.end() < len(text):
+        tail = _TAIL.fullmatch(text, match.end())
+        if tail is None or text.count("$") > 1:
+            return None
+        if tail["percent"] and percent == "fraction":
+            shift = -2
+        if tail["words"] and not _NOT_UNITS.isdisjoint(_WORD.findall(tail["words"].lower())):
+            return None
+    sign = "-" if head and "-" in head else ""
+    whole = whole.replace(",", "")
+    if denominator is not None:
+        return _fraction(sign, int(whole), int(denominator.replace(",", "")) * 10**-shift)
+    decimals = decimals or ""
+    return _decimal(sign, whole + decimals, int(exponent or 0) - len(decimals) + shift)
+
+
+def _marked(completion: str, marker: str) -> list[str]:
+    """The marked answers, the last one first."""
+    if marker not in completion:
+        return []
+    lines = (part.partition("\n")[0].strip() for part in completion.rsplit(marker, MAX_MARKS)[:0:-1])
+    return [line for line in lines if line]
+
+
+def _last_number(completion: str) -> list[str]:
+    end = max(completion.rfind(digit) for digit in "0123456789")
+    return _NUMBERLIKE.findall(completion[max(0, end - 2 * MAX_LENGTH) : end + 2])[-1:] if end >= 0 else []
+
+
+def _decimal(sign: str, digits: str, exponent: int) -> str:
+    """The normal form of `sign digits * 10^exponent`."""
+    digits = digits.lstrip("0")
+    if not digits:
+        return "0"
+    kept = digits.rstrip("0")
+    exponent += len(digits) - len(kept)
+    point = len(kept) + exponent  # where the decimal point goes
+    if abs(exponent) > MAX_LENGTH:
+        return f"{sign}{kept}e{exponent}"
+    if exponent >= 0:
+        return sign + kept + "0" * exponent
+    if point > 0:
+        return f"{sign}{kept[:point]}.{kept[point:]}"
+    return f"{sign}0.{'0' * -point}{kept}"
+
+
+def _fraction(sign: str, numerator: int, denominator: int) -> str | None:
+    """The normal form of a fraction; None for a denominator of zero."""
+    if not denominator:
+        return None
+    divisor = math.gcd(numerator, denominator)
+    numerator, denominator = numerator // divisor, denominator // divisor
+    # The expansion is finite if the denominator is 2^twos * 5^fives, and has max(twos, fives) places.
+    twos = (denominator & -denominator).bit_length() - 1
+    fives = round(math.log(denominator >> twos, 5))
+    if denominator >> twos == 5**fives:
+        places = max(twos, fives)
+        scaled = numerator * 10**places // denominator
+        if scaled < _LIMIT:  # a decimal of the grammar has no more digits, so a longer one equals none
+            return _decimal(sign, str(scaled), -places)
+    return f"{sign}{numerator}/{denominator}"
+
+
+def _equal(a: str, b: str) -> bool:
+    """Whether two normal forms are equal by the rules at the top."""
+    if a == b:
+        return True
+    if ("/" in a) == ("/" in b):
+        return False
+    fraction, decimal = (a, b) if "/" in a else (b, a)
+    top, bottom = map(int, fraction.split("/"))
+    mantissa, _, exponent = decimal.partition("e")
+    whole, _, decimals = mantissa.partition(".")
+    places = len(decimals) - int(exponent or 0)
+    if places <= 0:  # an integer, so no rounding of the fraction
+        return False
+    exact = top * 10**places
+    return abs(int(whole + decimals) * bottom - exact) * ONE_IN <= abs(exact)
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:80] + "...")
+
+
+_MARKER_HELP = "give a marker, or None (without last_number) where the whole completion is the answer"
