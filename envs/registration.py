@@ -1,0 +1,120 @@
+"""The environments' ids, and how they are made from plain values."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+
+from ..registry import unknown_name
+
+if TYPE_CHECKING:
+    from .problems import ProblemSource
+    from .token_env import TokenEnv
+    from .token_vector_env import TokenVectorEnv
+
+NAMESPACE = "tokengym"
+IDS: Mapping[str, str] = {
+    f"{NAMESPACE}/Arithmetic-v0": "arithmetic",
+    f"{NAMESPACE}/Dataset-v0": "dataset",
+    f"{NAMESPACE}/GSM8K-v0": "gsm8k",
+    f"{NAMESPACE}/SVAMP-v0": "svamp",
+}
+"""Registered ids, each with the name of its problem source, also the name of the module that registers the source."""
+
+
+def register_envs() -> None:
+    """Registers all of `IDS` with Gymnasium; `import tokengym` calls it."""
+    for env_id, problems in IDS.items():
+        gym.register(
+            env_id,
+            # Strings, so that registering imports nothing and a spec survives JSON and pickling.
+            entry_point=f"{__name__}:make_token_env",
+            vector_entry_point=f"{__name__}:make_token_vector_env",
+            kwargs={"problems": problems},
+        )
+
+
+def make_token_env(problems: "str | ProblemSource", **settings: Any) -> "TokenEnv":
+    """A `TokenEnv` from plain values: those of the problem source named `problems`, and those of the environment.
+
+    `seed` goes to both, the source's generator and the environment's random stream.
+
+    Raises:
+        UnknownNameError: no problem source has that name.
+        TypeError: neither takes one of `settings`.
+    """
+    from .token_env import TokenEnv
+
+    # The vector environment's own ways to be many are no settings of a single one.
+    source, settings = _divide(problems, settings, excluded=("num_envs", "autoreset_mode", "copy"))
+    return TokenEnv(source, **settings)
+
+
+def make_token_vector_env(problems: "str | ProblemSource", num_envs: int = 1, **settings: Any) -> "TokenVectorEnv":
+    """A `TokenVectorEnv` from plain values, as `make_token_env`."""
+    from .token_vector_env import TokenVectorEnv
+
+    source, settings = _divide(problems, settings, excluded=("num_envs",))
+    return TokenVectorEnv(source, num_envs, **settings)
+
+
+def make_vec_env(
+    env: "str | gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]", num_envs: int, **settings: Any
+) -> "TokenVectorEnv":
+    """The vector environment that an agent was given: by id, as one attempt at a time, or ready made.
+
+    Args:
+        env: an environment's id, or a `gym.make` product, of which `num_envs` slots are made with its own settings
+            and `settings` over them; or a `TokenVectorEnv`, which is returned as it is.
+        num_envs: number of slots.
+        settings: arguments of the environment.
+
+    Raises:
+        UnknownNameError: no environment has that id.
+        TypeError: the environment is none of tokens, or takes no such setting.
+        ValueError: `settings` came with an environment that is ready made.
+    """
+    from .token_env import TokenEnv
+    from .token_vector_env import TokenVectorEnv
+
+    if isinstance(env, str):
+        try:
+            env = gym.make_vec(env, num_envs, vectorization_mode="vector_entry_point", **settings)
+        except gym.error.UnregisteredEnv as error:
+            raise unknown_name("environment", str(env), IDS) from error
+    elif isinstance(env, gym.Env) and isinstance(env.unwrapped, TokenEnv):
+        spec = env.unwrapped.spec
+        if spec is None:
+            raise TypeError(f"{env} has no spec to make {num_envs} slots of: give its id, or a TokenVectorEnv")
+        env = gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **settings)
+    elif settings:
+        raise ValueError(f"{env} is made already: give it {', '.join(sorted(settings))} where you make it")
+    if not isinstance(env, TokenVectorEnv):
+        raise TypeError(f"{env} is no environment of tokens: give a TokenEnv, a TokenVectorEnv or an id of one")
+    return env
+
+
+def _divide(
+    problems: "str | ProblemSource", settings: Mapping[str, Any], excluded: tuple[str, ...]
+) -> "tuple[ProblemSource, dict[str, Any]]":
+    """The problem source made of its part of `settings`, and the environment's part."""
+    from .problems import PROBLEMS, ProblemSource, make_problems
+    from .token_vector_env import TokenVectorEnv
+
+    of_env = _keywords(TokenVectorEnv) - {"problems", *excluded}
+    of_source: set[str] = set()
+    if not isinstance(problems, ProblemSource):
+        for module in IDS.values():
+            import_module(f".{module}", __package__)
+        of_source = _keywords(PROBLEMS.get(problems))
+    for name in settings:
+        if name not in of_env and name not in of_source:
+            raise TypeError(str(unknown_name("argument", name, of_env | of_source)))
+    source = make_problems(problems, **{name: value for name, value in settings.items() if name in of_source})
+    return source, {name: value for name, value in settings.items() if name in of_env}
+
+
+def _keywords(factory: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(factory).parameters)
