@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -21,7 +20,7 @@ IDS: Mapping[str, str] = {
     f"{NAMESPACE}/GSM8K-v0": "gsm8k",
     f"{NAMESPACE}/SVAMP-v0": "svamp",
 }
-"""Registered ids, each with the name of its problem source, also the name of the module that registers the source."""
+"""Registered ids, each with the name of its problem source."""
 
 
 def register_envs() -> None:
@@ -39,7 +38,8 @@ def register_envs() -> None:
 def make_token_env(problems: "str | ProblemSource", **settings: Any) -> "TokenEnv":
     """A `TokenEnv` from plain values: those of the problem source named `problems`, and those of the environment.
 
-    `seed` goes to both, the source's generator and the environment's random stream.
+    `seed` goes to both, the source's generator and the environment's random stream. With `shots`, that many worked
+    examples come from the source's validation split.
 
     Raises:
         UnknownNameError: no problem source has that name.
@@ -106,14 +106,17 @@ def _divide(
     of_env = _keywords(TokenVectorEnv) - {"problems", *excluded}
     of_source: set[str] = set()
     if not isinstance(problems, ProblemSource):
-        for module in IDS.values():
-            import_module(f".{module}", __package__)
+        from . import arithmetic, dataset, gsm8k, svamp  # noqa: F401 - they register themselves
+
         of_source = _keywords(PROBLEMS.get(problems))
     for name in settings:
         if name not in of_env and name not in of_source:
             raise TypeError(str(unknown_name("argument", name, of_env | of_source)))
-    source = make_problems(problems, **{name: value for name, value in settings.items() if name in of_source})
-    return source, {name: value for name, value in settings.items() if name in of_env}
+    arguments = {name: value for name, value in settings.items() if name in of_source}
+    settings = {name: value for name, value in settings.items() if name in of_env}
+    if settings.get("shots") and "split" in of_source:
+        settings["examples"] = make_problems(problems, **{**arguments, "split": "validation"})
+    return make_problems(problems, **arguments), settings
 
 
 def _keywords(factory: Callable[..., Any]) -> set[str]:

@@ -18,6 +18,7 @@ from ..rewards import Reward, Verdict, make_reward
 from ..rewards.base import TERMINATED, TRUNCATED
 from .curriculum import Curriculum, make_curriculum
 from .problems import Problem, ProblemSource
+from .prompts import CHAT, render_prompt, resolve_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +34,8 @@ _RESET_OPTIONS = ("problem_id", "prefix", "reset_mask")
 _TRUNCATED = Verdict(False, "truncated", None)
 # A curriculum that meets this many prompts over the limit in a row has nothing shorter to offer.
 _MAX_SKIPS = 10_000
+# Prompts kept encoded, some 2 MB of them: curricula come back to a problem soon or not for long.
+_MAX_RECENT = 1024
 
 
 class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
@@ -58,7 +61,9 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         num_envs: number of slots N.
         tokenizer: name for `models.load_tokenizer`, or a tokenizer.
         reward: name, mapping with "name", or instance, which from then on belongs to this environment.
-        prompt: named template, or any text with `{question}` in it.
+        prompt: named template, or any text with `{question}` in it, as in `prompts.render_prompt`.
+        shots: number of worked examples before each question, the first of `examples`.
+        examples: where they come from; the registered environments take the validation split.
         max_prompt_tokens: longest prompt.
         max_new_tokens: longest completion, a reset prefix and the end-of-sequence token included.
         num_problems: use the first so many problems only.
@@ -85,6 +90,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         tokenizer: "str | PreTrainedTokenizerBase" = "tokengym/tiny",
         reward: str | Mapping[str, Any] | Reward = "sparse",
         prompt: str = "qa",
+        shots: int = 0,
+        examples: ProblemSource | None = None,
         max_prompt_tokens: int = 256,
         max_new_tokens: int = 256,
         num_problems: int | None = None,
@@ -102,6 +109,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                 raise ValueError(f"{name} must be at least 1, got {limit}")
         if num_problems is not None and num_problems < 1:
             raise ValueError(f"num_problems must be at least 1, got {num_problems}")
+        if shots < 0 or (shots > 0 and examples is None):
+            raise ValueError(f"shots must be at least 0, and need `examples` to take them from, got {shots}")
         if on_long_prompt not in ("error", "skip"):
             raise ValueError(f"on_long_prompt must be 'error' or 'skip', got {on_long_prompt!r}")
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -133,7 +142,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._vocab_size = len(tokenizer)
         self._is_eos = np.zeros(self._vocab_size, dtype=np.bool_)
         self._is_eos[list(self.eos_token_ids)] = True
+        resolve_template(prompt)  # its errors belong here, not in the first reset
         self._prompt = prompt
+        self._shots = shots
+        self._examples = examples
 
         length = max_prompt_tokens + max_new_tokens
         self.single_observation_space = gym.spaces.Dict(
@@ -156,6 +168,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._problems: list[Problem | None] = [None] * num_envs
         self._attempts = np.zeros(num_envs, dtype=np.int64)
         self._begun: dict[str, int] = {}  # attempts begun, by problem id
+        self._recent: dict[int | str, tuple[Problem, IntArray]] = {}
         self._reset_needed = True
 
         self._slots = np.arange(num_envs)
@@ -289,8 +302,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     def encode_prompt(self, problem: Problem) -> IntArray:
         """Token ids of the prompt for `problem`, however many they are."""
-        text = self._prompt.replace("{question}", problem.question)
-        return np.asarray(self.tokenizer(text)["input_ids"], dtype=np.int64)
+        shots = [] if self._examples is None else [self._examples[index] for index in range(self._shots)]
+        text = render_prompt(self._prompt, problem, shots, self.tokenizer)
+        # A chat template writes the special tokens itself.
+        return self._encode(text, add_special_tokens=self._prompt != CHAT)
 
     def encode_solution(self, problem: Problem) -> IntArray:
         """Token ids of the reference solution of `problem`, an end-of-sequence token at their end.
@@ -331,8 +346,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                 raise ValueError(f"num_problems={self.num_problems}, but {self.problems!r} has {size} problems")
             size = self.num_problems
         for _ in range(_MAX_SKIPS):
-            problem = self.problems[self.curriculum.next(self.np_random, 2**63 if size is None else size)]
-            prompt = self.encode_prompt(problem)
+            problem, prompt = self._start(self.curriculum.next(self.np_random, 2**63 if size is None else size))
             if len(prompt) <= self.max_prompt_tokens:
                 return problem, prompt
             if self.on_long_prompt == "error":
@@ -341,11 +355,20 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         raise ValueError(f"{_MAX_SKIPS} prompts in a row are over max_prompt_tokens={self.max_prompt_tokens}")
 
     def _find(self, problem_id: str) -> tuple[Problem, IntArray]:
-        problem = self.problems.find(problem_id)
-        prompt = self.encode_prompt(problem)
+        problem, prompt = self._start(problem_id)
         if len(prompt) > self.max_prompt_tokens:
             raise self._too_long(problem, prompt)
         return problem, prompt
+
+    def _start(self, key: int | str) -> tuple[Problem, IntArray]:
+        """The problem of that index or id, and its prompt; made once for many attempts at it."""
+        start = self._recent.get(key)
+        if start is None:
+            problem = self.problems.find(key) if isinstance(key, str) else self.problems[key]
+            start = self._recent[key] = problem, self.encode_prompt(problem)
+            if len(self._recent) > _MAX_RECENT:
+                del self._recent[next(iter(self._recent))]
+        return start
 
     def _too_long(self, problem: Problem, prompt: IntArray) -> ValueError:
         return ValueError(
@@ -353,8 +376,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             f'{self.max_prompt_tokens}: raise that limit, or pass over such problems with on_long_prompt="skip"'
         )
 
-    def _encode(self, text: str) -> IntArray:
-        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+    def _encode(self, text: str, *, add_special_tokens: bool = False) -> IntArray:
+        return np.asarray(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"], dtype=np.int64)
 
     def _encode_prefix(self, prefix: str | ArrayLike | None) -> IntArray:
         if prefix is None:
