@@ -68,10 +68,10 @@ _LIMIT = 10**MAX_LENGTH
 class Verdict:
     """The grade of an attempt and the reason for it.
 
-    `reason` is `correct`, `wrong`, or why there was nothing to compare: `no_answer`, `ambiguous` (several different marked
-    answers), `unparsed` (no number of the grammar), `too_long` (over 256 characters), or `truncated` (given by the
-    environment to an attempt that ran out of tokens). `answer` is the number in a normal form, equal in text if and only
-    if equal in value, so that answers can be counted as they are; None where there was nothing to compare.
+    `reason` is `correct`, `wrong`, or why there was nothing to compare: `no_answer`, `ambiguous` (several different
+    marked answers), `unparsed` (no number of the grammar), `too_long` (over 256 characters), or `truncated` (given by
+    the environment to an attempt that ran out of tokens). `answer` is the number in its normal form, equal in text if
+    and only if equal in value, so that answers can be counted as they are; None where there was nothing to compare.
     """
 
     correct: bool
@@ -94,8 +94,8 @@ def grade(
 ) -> Verdict:
     """Grade `completion` against the gold `answer` by the rules at the top of this module.
 
-    Never raises because of the completion, and takes time linear in its length (one search for the marker; only the last
-    few answers, of 256 characters at most, are looked at more closely).
+    Never raises because of the completion, and takes time linear in its length: one search for the marker; only the
+    last few answers, of 256 characters at most, are looked at more closely.
 
     Args:
         completion: the text of an attempt.
@@ -111,9 +111,7 @@ def grade(
         raise ValueError(f"marker={marker!r}, last_number={last_number}: {_MARKER_HELP}")
     gold = normalize_number(answer, percent=percent)
     if gold is None:
-        raise ValueError(
-            f"gold answer {_shorten(answer)} is no number of the grammar in rewards.grading: correct the data"
-        )
+        raise ValueError(f"gold answer {_shorten(answer)} is not a number that the grader reads: correct the data")
     texts = [completion.strip()] if marker is None else _marked(completion, marker)
     if not texts and last_number:
         texts = _last_number(completion)
