@@ -140,6 +140,8 @@ def make_problems(source: str | ProblemSource, **arguments: Any) -> ProblemSourc
         ValueError: arguments came with a source that is already made.
     """
     if isinstance(source, str):
+        from . import arithmetic, dataset, gsm8k, svamp  # noqa: F401 - they register themselves, and import this module
+
         return PROBLEMS.get(source)(**arguments)
     if arguments:
         raise ValueError(f"{source!r} is already made: give it {', '.join(sorted(arguments))} where you make it")

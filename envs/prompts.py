@@ -42,8 +42,8 @@ def render_prompt(
 ) -> str:
     """The prompt for `problem`; the completion starts right after it.
 
-    Worked examples are rendered with the same template, each followed by its full solution and a blank line; with "chat",
-    they are earlier turns of the conversation.
+    Worked examples are rendered with the same template, each followed by its full solution and a blank line; with
+    "chat", they are earlier turns of the conversation.
 
     Args:
         template: name among `TEMPLATES`, or any text with `{question}` in it.
