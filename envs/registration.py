@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 
 from ..registry import unknown_name
 
@@ -61,13 +62,13 @@ def make_token_vector_env(problems: "str | ProblemSource", num_envs: int = 1, **
 
 
 def make_vec_env(
-    env: "str | gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]", num_envs: int, **settings: Any
+    env: "str | EnvSpec | gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]", num_envs: int, **settings: Any
 ) -> "TokenVectorEnv":
     """The vector environment that an agent was given: by id, as one attempt at a time, or ready made.
 
     Args:
-        env: an environment's id, or a `gym.make` product, of which `num_envs` slots are made with its own settings
-            and `settings` over them; or a `TokenVectorEnv`, which is returned as it is.
+        env: an environment's id or spec, or a `gym.make` product, of which `num_envs` slots are made with its own
+            settings and `settings` over them; or a `TokenVectorEnv`, which is returned as it is.
         num_envs: number of slots.
         settings: arguments of the environment.
 
@@ -79,16 +80,15 @@ def make_vec_env(
     from .token_env import TokenEnv
     from .token_vector_env import TokenVectorEnv
 
-    if isinstance(env, str):
+    if isinstance(env, gym.Env) and isinstance(env.unwrapped, TokenEnv):
+        if env.spec is None:
+            raise TypeError(f"{env} has no spec to make {num_envs} slots of: give its id, or a TokenVectorEnv")
+        env = env.spec
+    if isinstance(env, str | EnvSpec):
         try:
             env = gym.make_vec(env, num_envs, vectorization_mode="vector_entry_point", **settings)
         except gym.error.UnregisteredEnv as error:
             raise unknown_name("environment", str(env), IDS) from error
-    elif isinstance(env, gym.Env) and isinstance(env.unwrapped, TokenEnv):
-        spec = env.unwrapped.spec
-        if spec is None:
-            raise TypeError(f"{env} has no spec to make {num_envs} slots of: give its id, or a TokenVectorEnv")
-        env = gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **settings)
     elif settings:
         raise ValueError(f"{env} is made already: give it {', '.join(sorted(settings))} where you make it")
     if not isinstance(env, TokenVectorEnv):
@@ -112,7 +112,11 @@ def _divide(
     for name in settings:
         if name not in of_env and name not in of_source:
             raise TypeError(str(unknown_name("argument", name, of_env | of_source)))
-    arguments = {name: value for name, value in settings.items() if name in of_source}
+    arguments = {
+        name: value
+        for name, value in settings.items()
+        if name in of_source and (name, value) != ("seed", None)  # no seed for the environment is none for the source
+    }
     settings = {name: value for name, value in settings.items() if name in of_env}
     if settings.get("shots") and "split" in of_source:
         settings["examples"] = make_problems(problems, **{**arguments, "split": "validation"})

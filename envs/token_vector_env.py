@@ -5,6 +5,7 @@ spent token budget truncates. What an attempt is worth is for a reward to say.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import gymnasium as gym
@@ -60,6 +61,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         problems: where problems come from, and what grades finished attempts.
         num_envs: number of slots N.
         tokenizer: name for `models.load_tokenizer`, or a tokenizer.
+        eos_token_ids: ids that end an attempt beside the tokenizer's own; a model's generation config may list some.
         reward: name, mapping with "name", or instance, which from then on belongs to this environment.
         prompt: named template, or any text with `{question}` in it, as in `prompts.render_prompt`.
         shots: number of worked examples before each question, the first of `examples`.
@@ -88,6 +90,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         num_envs: int,
         *,
         tokenizer: "str | PreTrainedTokenizerBase" = "tokengym/tiny",
+        eos_token_ids: Sequence[int] = (),
         reward: str | Mapping[str, Any] | Reward = "sparse",
         prompt: str = "qa",
         shots: int = 0,
@@ -136,7 +139,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
             tokenizer = load_tokenizer(tokenizer)
         self.tokenizer = tokenizer
-        self.eos_token_ids = _end_of_sequence_ids(tokenizer)
+        self.eos_token_ids = _end_of_sequence_ids(tokenizer, eos_token_ids)
         self._eos_token_id = cast(int, tokenizer.eos_token_id)
         self._pad_token_id = self._eos_token_id if tokenizer.pad_token_id is None else cast(int, tokenizer.pad_token_id)
         self._vocab_size = len(tokenizer)
@@ -212,10 +215,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if seed is None and self._np_random is None:
             seed = self._seed
         if seed is not None:
-            super().reset(seed=seed)
-            self.curriculum.load_state_dict({})
-            self._begun.clear()
-            self.num_skipped = 0
+            self._seed_streams(seed)
         encoded_prefixes = [self._encode_prefix(prefix) for prefix in prefixes]
         starts = [self._draw() if name is None else self._find(name) for name in problem_ids]
         if self._reset_needed:
@@ -300,6 +300,11 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """Token ids after the prompt in `slot`, a reset prefix and the end-of-sequence token included, a view."""
         return self._tokens[slot, self._prompt_lengths[slot] : self._lengths[slot]]
 
+    def decode(self, completion: NDArray[np.integer[Any]]) -> str:
+        """The text of a completion; only an end-of-sequence token at its end is left out."""
+        tokens = completion[:-1] if len(completion) and completion[-1] in self.eos_token_ids else completion
+        return cast(str, self.tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False))
+
     def encode_prompt(self, problem: Problem) -> IntArray:
         """Token ids of the prompt for `problem`, however many they are."""
         shots = [] if self._examples is None else [self._examples[index] for index in range(self._shots)]
@@ -336,15 +341,46 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.num_skipped = int(state["num_skipped"])
         self._reset_needed = True
 
+    def seek(self, seed: int, attempt: int = 0) -> None:
+        """Goes to where attempt number `attempt` of those that `seed` leads to begins; until a reset no slot is live.
+
+        The next resets then begin the attempts that they would have begun had `attempt` others begun before.
+        """
+        self._seed_streams(seed)
+        for _ in range(attempt):
+            problem, _ = self._draw()
+            self._begun[problem.id] = self._begun.get(problem.id, 0) + 1
+        self._reset_needed = True
+
+    def _seed_streams(self, seed: int) -> None:
+        super().reset(seed=seed)
+        self.curriculum.load_state_dict({})
+        self._begun.clear()
+        self.num_skipped = 0
+
     # ------------------------------------------------------------------------------------------------------- beginning
 
-    def _draw(self) -> tuple[Problem, IntArray]:
-        """The curriculum's next problem and its prompt."""
+    @property
+    def _num_indices(self) -> int | None:
+        """How many indices of the source the curriculum chooses from."""
         size = self.problems.size
         if self.num_problems is not None:
             if size is not None and size < self.num_problems:
                 raise ValueError(f"num_problems={self.num_problems}, but {self.problems!r} has {size} problems")
             size = self.num_problems
+        return size
+
+    @cached_property
+    def size(self) -> int | None:
+        """How many problems attempts start from, prompts that are skipped left out; None for an endless source."""
+        size = self._num_indices
+        if size is None or self.on_long_prompt == "error":
+            return size
+        return sum(len(self._start(index)[1]) <= self.max_prompt_tokens for index in range(size))
+
+    def _draw(self) -> tuple[Problem, IntArray]:
+        """The curriculum's next problem and its prompt."""
+        size = self._num_indices
         for _ in range(_MAX_SKIPS):
             problem, prompt = self._start(self.curriculum.next(self.np_random, 2**63 if size is None else size))
             if len(prompt) <= self.max_prompt_tokens:
@@ -610,7 +646,9 @@ def _is_text(value: Any) -> bool:
 def _is_prefix(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim == 1 and value.dtype.kind in "iu"
-    return isinstance(value, str) or all(isinstance(item, int | np.integer) for item in value)
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, int | np.integer) for item in value)
+    return isinstance(value, str)
 
 
 def _per_slot(name: str, value: Any, count: int, is_single: Callable[[Any], bool]) -> list[Any]:
@@ -626,9 +664,11 @@ def _per_slot(name: str, value: Any, count: int, is_single: Callable[[Any], bool
     return values
 
 
-def _end_of_sequence_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+def _end_of_sequence_ids(tokenizer: "PreTrainedTokenizerBase", further: Sequence[int]) -> frozenset[int]:
     if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"{tokenizer.name_or_path or type(tokenizer).__name__} has no end-of-sequence token: set eos_token"
-        )
-    return frozenset({cast(int, tokenizer.eos_token_id)})
+        name = tokenizer.name_or_path or type(tokenizer).__name__
+        raise ValueError(f"tokenizer {name!r} has no end-of-sequence token: set its eos_token")
+    for token in further:
+        if not 0 <= token < len(tokenizer):
+            raise ValueError(f"end-of-sequence id {token} is outside the vocabulary [0, {len(tokenizer)})")
+    return frozenset({cast(int, tokenizer.eos_token_id), *further})
