@@ -1,9 +1,12 @@
 """Decoding with a key-value cache whose rows are an environment's slots.
 
-The engine is a loop and a cache around the unmodified Hugging Face forward. Every slot has its own length, so there is no
-left padding; what a slot shares with another resident one (a prompt that many attempts start from, a few-shot header,
-the prefix of a solution) is copied, not computed; slots that retire leave the batch.
+The engine is a loop and a cache around the unmodified Hugging Face forward. Every slot has its own length, so there is
+no left padding; what a slot shares with another resident one (a prompt that many attempts start from, a few-shot
+header, the prefix of a solution) is copied, not computed; slots that retire leave the batch.
 """
+
+# pyright: reportIncompatibleVariableOverride=false
+# transformers declares a layer's tensors as optional; here they are there from the first update on.
 
 from collections.abc import Sequence
 
@@ -33,6 +36,8 @@ class _SlotLayer(CacheLayerMixin):
     def __init__(self, cache: "SlotCache") -> None:
         super().__init__()
         self.cache = cache
+        self.keys: Tensor
+        self.values: Tensor
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         shape = (self.cache.num_slots, key_states.shape[1], self.cache.capacity)
@@ -108,37 +113,38 @@ class SlotCache(Cache):
 class SlotDecoder:
     """One forward pass per token over the live slots of a vector environment.
 
-    Every live slot has a pending token: the last one of its sequence, not yet in the cache. `step` runs the model on the
-    pending tokens and draws the next ones, which become pending. So a new slot caches all but its prompt's last token,
-    and no other pass is ever needed for it.
+    Every row of the batch has a pending token: the last one of its sequence, not yet in the cache. `step` runs the
+    model on the pending tokens and draws the next ones, which become pending. So a new slot caches all but its prompt's
+    last token, and no other pass is ever needed for it.
 
     Args:
         model: any causal language model of transformers with full attention.
         num_slots: the most slots that can be live at once.
+        vocab_size: the tokenizer's; logits beyond it are nobody's action and are never drawn.
     """
 
-    def __init__(self, model: PreTrainedModel, num_slots: int) -> None:
+    def __init__(self, model: PreTrainedModel, num_slots: int, vocab_size: int) -> None:
         config = model.config.get_text_config()
         self.model = model
         self.num_slots = num_slots
+        self.vocab_size = vocab_size
         self.cache = SlotCache(config.num_hidden_layers, num_slots, _GROW)
         self.limit = int(getattr(config, "max_position_embeddings", 0) or 2**31)
         self.device = model.device
-        self.slots = np.empty(0, np.int64)  # slot of each live row
-        self.prefill_tokens = 0  # tokens whose keys and values were computed by prefill, not copied
-        self._sequences: list[IntArray] = [np.empty(0, np.int64)] * num_slots  # cached prefix that each row still holds
-        self._row = np.full(num_slots, -1)  # row of each live slot
+        self.slots = np.empty(0, np.int64)
+        """The slot of each row of the batch."""
+        self.prefill_tokens = 0
+        """Prompt tokens whose keys and values were computed; those copied from another row do not count."""
+        self._prefixes = np.full((num_slots, _GROW), -1, np.int64)  # the prefix that each row still holds, then -1
+        self._row = np.full(num_slots, -1)  # row of each slot in the batch
         self._lengths = np.zeros(num_slots, np.int64)  # cached tokens of each row
         self._pending = np.zeros(num_slots, np.int64)
         self._keys = np.zeros(num_slots, np.int64)
         self._drawn = np.zeros(num_slots, np.int64)
-
-    def lengths(self) -> IntArray:
-        """Tokens in the cache, one number per live slot in the order of `slots`."""
-        return self._lengths[: len(self.slots)]
+        self._growing = np.zeros(num_slots, np.int64)  # 1 for each row whose attempt goes on
 
     def begin(self, slots: IntArray, sequences: Sequence[IntArray], keys: IntArray) -> None:
-        """Starts attempts in `slots`: slots that are live already are replaced, others join the batch.
+        """Starts attempts in `slots`: those in the batch begin anew, the others join it.
 
         Args:
             slots: `[M]` slots.
@@ -158,7 +164,13 @@ class SlotDecoder:
         self._pending[rows] = [sequence[-1] for sequence in sequences]
         self._keys[rows] = keys
         self._drawn[rows] = 0
+        self._growing[rows] = 1
 
+    def finish(self, slots: IntArray) -> None:
+        """Ends the attempts in `slots`: their rows grow no more, and wait to begin anew or to retire."""
+        self._growing[self._row[slots]] = 0
+
+    @torch.inference_mode()
     def retire(self, slots: IntArray) -> None:
         """Takes slots out of the batch; the last rows move into the gaps."""
         gone = self._row[slots]
@@ -170,16 +182,14 @@ class SlotDecoder:
         source = np.flatnonzero(keep[live:]) + live
         if len(target):
             self.cache.move(self._tensor(target), self._tensor(source), int(self._lengths[source].max()))
-            for column in (self._lengths, self._pending, self._keys, self._drawn, self.slots):
+            for column in self._columns():
                 column[target] = column[source]
-            for to, origin in zip(target, source, strict=True):
-                self._sequences[to] = self._sequences[origin]
             self._row[self.slots[target]] = target
         self.slots = self.slots[:live]
 
     @torch.inference_mode()
     def step(self, config: SamplingConfig) -> tuple[IntArray, NDArray[np.float32]]:
-        """Draws the next token of every live slot.
+        """Draws the next token of every row in the batch.
 
         Returns:
             Tokens and log-probabilities (see `sampling.sample`), each `[R]` in the order of `slots`.
@@ -188,13 +198,13 @@ class SlotDecoder:
         logits = self._forward(slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
         tokens, logprobs = sample(logits, self._tensor(self._keys[:count]), self._tensor(self._drawn[:count]), config)
         drawn = tokens.cpu().numpy()
-        self._lengths[:count] += 1
+        self._lengths[:count] += self._growing[:count]
         self._drawn[:count] += 1
         self._pending[:count] = drawn
         return drawn, logprobs.cpu().numpy()
 
     def replace_pending(self, tokens: IntArray) -> None:
-        """Makes `tokens` (`[R]` in the order of `slots`) the next inputs: what the caller did, if not what was drawn."""
+        """Makes `tokens` `[R]`, in the order of `slots`, the next inputs: what was done in place of what was drawn."""
         self._pending[: len(self.slots)] = tokens
 
     @torch.inference_mode()
@@ -212,9 +222,22 @@ class SlotDecoder:
         if len(copies):
             length = max(len(prefixes[i]) for i in copies)
             self.cache.move(self._tensor(rows[copies]), self._tensor(rows[owner[copies]]), length)
+        self._note(rows, prefixes)
+
+    def _note(self, rows: IntArray, prefixes: list[IntArray]) -> None:
+        """Writes down what the cache of `rows` now holds."""
+        missing = max(len(prefix) for prefix in prefixes) - self._prefixes.shape[1]
+        if missing > 0:
+            self._prefixes = np.pad(self._prefixes, ((0, 0), (0, missing)), constant_values=-1)
         for row, prefix in zip(rows, prefixes, strict=True):
-            self._sequences[row] = prefix
+            self._prefixes[row, : len(prefix)] = prefix
+            self._prefixes[row, len(prefix) :] = -1
             self._lengths[row] = len(prefix)
+
+    def _columns(self) -> tuple[IntArray, ...]:
+        """All that is kept per row."""
+        state = (self._lengths, self._pending, self._keys, self._drawn, self._growing)
+        return (*state, self._prefixes, self.slots)
 
     def _compute(self, rows: IntArray, prefixes: list[IntArray]) -> None:
         """Computes distinct prefixes, each from where the resident row that shares most of it ends."""
@@ -226,6 +249,7 @@ class SlotDecoder:
             # One gather before any row is overwritten: a source may itself be about to begin anew.
             sources = np.array([source for source, _ in shared])
             self.cache.move(self._tensor(rows), self._tensor(sources), int(starts.max()))
+        self._note(rows, prefixes)
         width = max(len(prefix) - start for prefix, start in zip(prefixes, starts, strict=True))
         if width == 0:
             return
@@ -238,15 +262,13 @@ class SlotDecoder:
 
     def _resident(self, prefix: IntArray) -> tuple[int, int]:
         """The row whose cached prefix shares most tokens with `prefix`, and how many."""
-        best, shared = 0, 0
-        for row, sequence in enumerate(self._sequences):
-            if len(sequence) > shared and sequence[shared - 1] == prefix[min(shared, len(prefix)) - 1]:
-                length = _common(prefix, sequence)
-                if length > shared:
-                    best, shared = row, length
-                if shared == len(prefix):
-                    break
-        return best, shared
+        width = min(len(prefix), self._prefixes.shape[1])
+        if width == 0:
+            return 0, 0
+        differs = self._prefixes[:, :width] != prefix[:width]
+        shared = np.where(differs.any(1), differs.argmax(1), width)
+        row = int(shared.argmax())
+        return row, int(shared[row])
 
     def _forward(self, rows: slice | Tensor, row_index: IntArray, tokens: IntArray, positions: IntArray) -> Tensor:
         """Logits `[R, V]` after the last of `tokens` `[R, Q]`, which are written at `positions` `[R, Q]`."""
@@ -267,7 +289,7 @@ class SlotDecoder:
             use_cache=True,
             logits_to_keep=1,
         )
-        return output.logits[:, -1]
+        return output.logits[:, -1, : self.vocab_size]
 
     def _tensor(self, array: IntArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)

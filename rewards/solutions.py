@@ -10,7 +10,7 @@ _PLAIN = re.compile(rf"{_NUMBER}(?:\s?[-+*/x×÷]\s?{_NUMBER}){{1,20}}\s?=\s?-?{
 
 
 def equations(solution: str) -> list[str]:
-    """The equations of a solution in order, without spaces: its calculator annotations, else those in its plain text."""
+    """The equations of a solution in order, without spaces: calculator annotations, else those in plain text."""
     found = _ANNOTATION.findall(solution) or _PLAIN.findall(solution)
     return [re.sub(r"[\s$,]", "", equation) for equation in found]
 

@@ -1,0 +1,262 @@
+"""What all agents are: an environment, a language model, a frozen configuration, and `learn`."""
+
+import copy
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+
+import gymnasium as gym
+import numpy as np
+from accelerate import Accelerator
+from gymnasium.envs.registration import EnvSpec
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from ..envs.registration import make_vec_env
+from ..envs.token_vector_env import TokenVectorEnv
+from ..models.loading import load
+from ..registry import Registry, unknown_name
+from .learner import Example
+from .policy import CausalLMPolicy, PolicyState
+from .runs import RunFolder, new_folder, write_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+Environment = str | EnvSpec | gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
+Callback = Callable[["Agent", dict[str, float]], bool | None]
+
+
+class Agent(ABC):
+    """Learns a policy over a token environment.
+
+    Args:
+        env: an environment's id, its spec, or a `gym.make` product: the agent makes its own slots from it, with the
+            tokenizer of the model. Or a `TokenVectorEnv` that was made without Gymnasium, taken as it is: it needs
+            `autoreset_mode` DISABLED and the model's tokenizer.
+        model: what `models.load` takes: "tokengym/tiny", a hub name, a folder, a GGUF file.
+        validation_env: what to validate on; by default `env` with `split="validation"`.
+        num_envs: environment slots, which are rows of the decoder's batch.
+        seed: of everything random: problems, attempts, order of training, adapters.
+        run: folder for configuration, metrics, attempts, checkpoints and the trained model; `None` writes nothing.
+        resume: go on with the run in that folder.
+        device: "cpu", "cuda", ...; by default what `accelerate` finds.
+        dtype: of the weights.
+        lora_rank: train low-rank adapters of this rank instead of the weights.
+        config: fields of `config_class`.
+
+    Raises:
+        TypeError: an unknown configuration field; the nearest is suggested.
+        ValueError: the tokenizers of environment and model differ.
+        FileExistsError: the folder holds a run already and `resume` is false.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type]
+
+    def __init__(
+        self,
+        env: Environment,
+        model: str | Path = "tokengym/tiny",
+        *,
+        validation_env: TokenVectorEnv | None = None,
+        num_envs: int = 64,
+        seed: int = 0,
+        run: str | Path | None = None,
+        resume: bool = False,
+        device: str | None = None,
+        dtype: str = "float32",
+        lora_rank: int | None = None,
+        **config: Any,
+    ) -> None:
+        self.config = _configure(self.config_class, config)
+        self.seed, self.num_envs = seed, num_envs
+        self._source = _spec(env)
+        self._validation_env = validation_env
+        self.accelerator = Accelerator(cpu=device == "cpu")
+        self.model_name = str(model)
+        self.model, self.tokenizer = load(
+            model, device=device or str(self.accelerator.device), dtype=dtype, lora_rank=lora_rank, lora_seed=seed
+        )
+        self.env = self.make_env()
+        self.attempts = 0
+        """Attempts sampled for learning so far: the cost that all algorithms count."""
+        self.tokens = 0
+        """Tokens sampled for learning so far."""
+        self.run_path = None if run is None else Path(run)
+        self.run: RunFolder | None = None
+        """The run's folder, on the main process."""
+        if run is not None and self.accelerator.is_main_process:
+            self.run = RunFolder(run, self._description() | {"dtype": dtype, "lora_rank": lora_rank}, resume)
+
+    @property
+    def policy(self) -> CausalLMPolicy:
+        """The policy as it is now."""
+        return CausalLMPolicy(self.model, self.tokenizer, seed=self.seed)
+
+    @abstractmethod
+    def learn(
+        self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
+    ) -> Self:
+        """Trains the policy.
+
+        Args:
+            total_episodes: budget of sampled attempts; `None` leaves it to the configuration.
+            callback: called with the agent and its newest metrics; returning False ends learning.
+            progress_bar: show progress.
+        """
+
+    def predict(
+        self,
+        observation: dict[str, NDArray[Any]],
+        state: PolicyState | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, PolicyState]:
+        """Actions for observations, see `CausalLMPolicy.predict`."""
+        return self.policy.predict(observation, state, episode_start, deterministic)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model (adapters merged), its tokenizer and the agent's configuration to a folder, all at once."""
+        model = self.model
+        if hasattr(model, "merge_and_unload"):
+            model = cast("PeftModel", copy.deepcopy(model)).merge_and_unload()
+        with new_folder(Path(path)) as folder:
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            write_json(folder / "agent.json", self._description())
+
+    @classmethod
+    def load(cls, path: str | Path, env: Environment | None = None, **settings: Any) -> Self:
+        """The agent that `save` wrote, ready to predict or to learn on.
+
+        Args:
+            path: the folder.
+            env: another environment than the one it was trained on.
+            settings: other arguments than the saved ones.
+
+        Raises:
+            FileNotFoundError: the folder holds no agent.
+            ValueError: the agent there is of another class.
+        """
+        record = Path(path) / "agent.json"
+        if not record.exists():
+            raise FileNotFoundError(f"{path} holds no saved agent: there is no agent.json in it")
+        saved = json.loads(record.read_text())
+        if saved["agent"] != cls.name:
+            raise ValueError(f"{path} holds the agent {saved['agent']!r}, not {cls.name!r}")
+        if env is None:
+            env = EnvSpec.from_json(saved["env"])
+        arguments = {"num_envs": saved["num_envs"], "seed": saved["seed"], **saved["config"], **settings}
+        return cls(env, path, **arguments)
+
+    def make_env(self, **settings: Any) -> TokenVectorEnv:
+        """The agent's environment with `num_envs` slots, for instance with `split="validation"`.
+
+        Raises:
+            ValueError: settings for an environment that came ready made.
+        """
+        if isinstance(self._source, EnvSpec):
+            ours = {"autoreset_mode": "Disabled", "copy": False, "tokenizer": self.tokenizer}
+            settings = {**ours, **self._source.kwargs, **settings}
+        env = make_vec_env(self._source, self.num_envs, **settings)
+        if env.tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise ValueError(
+                f"the environment's tokenizer {env.tokenizer.name_or_path!r} is not that of the model "
+                f"{self.model_name!r}: leave `tokenizer` out, and the environment gets the model's"
+            )
+        return env
+
+    def make_validation_env(self) -> TokenVectorEnv:
+        """The environment that learning is validated on."""
+        return self._validation_env or self.make_env(split="validation")
+
+    def demonstrations(self, count: int | None) -> dict[str, Example]:
+        """Reference solutions of the environment's first problems, by problem id.
+
+        Args:
+            count: how many; `None` for all that the environment's curriculum chooses from.
+
+        Raises:
+            ValueError: an endless source and no count, or a problem without a solution.
+        """
+        size = self.env.size
+        if count is None and size is None:
+            raise ValueError("this environment's problems never end: say how many demonstrations to train on")
+        count = size if count is None else count if size is None else min(count, size)
+        examples: dict[str, Example] = {}
+        for index in range(count or 0):
+            problem = self.env.problems[index]
+            prompt, solution = self.env.encode_prompt(problem), self.env.encode_solution(problem)
+            if len(prompt) <= self.env.max_prompt_tokens and len(solution) <= self.env.max_new_tokens:
+                examples[problem.id] = Example(prompt, solution)
+            elif self.env.on_long_prompt == "error":
+                raise ValueError(
+                    f"problem {problem.id!r} has {len(prompt)} prompt and {len(solution)} solution tokens, over the "
+                    f"limits of {self.env.max_prompt_tokens} and {self.env.max_new_tokens}: raise max_prompt_tokens or "
+                    'max_new_tokens, or leave such problems out with on_long_prompt="skip"'
+                )
+        return examples
+
+    def log(self, metrics: Mapping[str, float], callback: Callback | None) -> bool:
+        """Records metrics at the attempts sampled so far; whether learning goes on."""
+        if self.run is not None:
+            self.run.log(self.attempts, metrics)
+        return callback is None or callback(self, dict(metrics)) is not False
+
+    def progress(self, total: int, description: str, shown: bool) -> "tqdm[Any]":
+        """A progress bar on the main process, if one is wanted."""
+        return tqdm(
+            total=total, desc=description, disable=not (shown and self.accelerator.is_main_process), leave=False
+        )
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "agent": self.name,
+            "model": self.model_name,
+            "env": self._source.to_json() if isinstance(self._source, EnvSpec) else repr(self.env.problems),
+            "num_envs": self.num_envs,
+            "seed": self.seed,
+            "config": dataclasses.asdict(self.config),
+        }
+
+
+AGENTS: Registry[type[Agent]] = Registry("agent")
+"""Agents by name; third parties join through the entry-point group `tokengym.agents`."""
+
+
+def make_agent(name: str, env: Environment, model: str | Path = "tokengym/tiny", **config: Any) -> Agent:
+    """The agent registered under `name`, made of the arguments of `Agent` and the fields of its configuration.
+
+    Raises:
+        UnknownNameError: no agent has that name.
+    """
+    return AGENTS.get(name)(env, model, **config)
+
+
+def _spec(env: Environment) -> EnvSpec | TokenVectorEnv:
+    """What an agent makes its slots from."""
+    if isinstance(env, str):
+        try:
+            return gym.spec(env)
+        except gym.error.Error as error:
+            known = [name for name in gym.registry if name.startswith("tokengym/")]
+            raise unknown_name("environment", env, known) from error
+    if isinstance(env, EnvSpec):
+        return env
+    if env.spec is not None:
+        return env.spec
+    if isinstance(env, TokenVectorEnv):
+        return env
+    raise TypeError(f"{env} has no spec to make slots from: give its id, or a TokenVectorEnv")
+
+
+def _configure(config_class: type, values: Mapping[str, Any]) -> Any:
+    known = [field.name for field in dataclasses.fields(config_class)]
+    for name in values:
+        if name not in known:
+            raise TypeError(str(unknown_name(f"setting of {config_class.__name__}", name, known)))
+    return config_class(**values)

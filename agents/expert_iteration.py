@@ -1,0 +1,330 @@
+"""Expert iteration: sample attempts, keep the correct ones, fine-tune on them, repeat (PAPERS 1.6).
+
+RFT (Yuan et al. 2023) and STaR (Zelikman et al. 2022) are settings of it: see `RFT` and `STaR`.
+"""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..envs.curriculum import Sequential
+from ..envs.token_vector_env import TokenVectorEnv
+from ..models.sampling import SamplingConfig
+from ..rewards.solutions import equation_sequence, exact_text
+from .base import AGENTS, Agent, Callback
+from .evaluation import evaluate
+from .fine_tuning import fine_tune, restore, snapshot
+from .learner import Example, FineTuneConfig
+from .rollouts import Attempt, AttemptFile, collect
+from .runs import new_folder, write_json
+
+Dataset = dict[tuple[str, str], Example]
+"""Training examples by problem id and by what makes two solutions the same."""
+
+
+@dataclass(frozen=True)
+class ExpertIterationConfig(FineTuneConfig):
+    """Settings of `ExpertIteration`; the defaults are Paper 1's (1.6), fine-tuning included (1.4).
+
+    Attributes:
+        rounds: n, the most rounds; 2 from an SFT checkpoint, after which the paper sees a plateau.
+        samples_per_problem: K, attempts at each problem and round; 96, and 4 for the paper's cheap variant.
+        temperature: of exploration; 1.0.
+        threshold: an attempt is kept if its return is at least this; 1 keeps correct ones only.
+        deduplicate: what makes two solutions of a problem the same: their sequence of equations, or their text.
+        accumulate: train round i on R_i and all rounds before it (D_i = R_i with D_{i-1}), or on R_i alone.
+        restart: train each round from the base checkpoint, which the paper calls crucial, or from the newest policy.
+        demonstrations: reference solutions in D_0, the split's first; the policy is fine-tuned on them before the first
+            round. `None` takes all, 0 none: then the first round samples from the model as it is.
+        shots: worked examples in the prompt, for a model that starts without demonstrations; dropped after round one.
+        problems: sample attempts at so many problems, the split's first; `None` for all of them.
+        validation_problems: problems of the validation split for maj@1 after each round; [choice].
+        patience: rounds without a better validation maj@1 after which learning stops; [choice].
+    """
+
+    rounds: int = 2
+    samples_per_problem: int = 96
+    temperature: float = 1.0
+    threshold: float = 1.0
+    deduplicate: Literal["equation_sequence", "exact_text"] = "equation_sequence"
+    accumulate: bool = True
+    restart: Literal["base", "previous"] = "base"
+    demonstrations: int | None = None
+    shots: int = 0
+    problems: int | None = None
+    validation_problems: int = 200
+    patience: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rounds", "samples_per_problem", "validation_problems", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0 to explore, got {self.temperature}")
+        SamplingConfig(self.temperature)
+        for name, options in (("deduplicate", _KEYS), ("restart", ("base", "previous"))):
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class RFTConfig(ExpertIterationConfig):
+    """Settings of `RFT`, as in its authors' public script (PAPERS part C)."""
+
+    rounds: int = 1
+    samples_per_problem: int = 100
+    temperature: float = 0.7
+    epochs: int = 3
+
+
+@dataclass(frozen=True)
+class STaRConfig(ExpertIterationConfig):
+    """Settings of `STaR` (PAPERS 2.3, Algorithm 1); one epoch and one sample per problem are [choice]."""
+
+    rounds: int = 8
+    samples_per_problem: int = 1
+    deduplicate: Literal["equation_sequence", "exact_text"] = "exact_text"
+    accumulate: bool = False
+    restart: Literal["base", "previous"] = "previous"
+    epochs: int = 1
+    patience: int = 8
+
+
+_KEYS: dict[str, Callable[[str], str]] = {"equation_sequence": equation_sequence, "exact_text": exact_text}
+
+
+@AGENTS.register("ei")
+class ExpertIteration(Agent):
+    """Expert iteration (EI): fine-tune on one's own correct attempts, round after round."""
+
+    name = "ei"
+    config_class = ExpertIterationConfig
+    config: ExpertIterationConfig
+
+    def learn(
+        self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
+    ) -> Self:
+        """Runs rounds until the configured number, the budget or validation says stop; the best round's policy stays.
+
+        Round 0 is fine-tuning on the demonstrations. A later round begins only if the budget covers it. With a run
+        folder every finished round is kept, and learning goes on behind the last one, in the middle of its sampling or
+        its fine-tuning too. Ctrl-C leaves the policy of the best finished round.
+
+        Raises:
+            ValueError: the problems never end and `problems` is not set, the budget does not cover one round, or there
+                is nothing to fine-tune on: no demonstrations, and no attempt that was kept.
+        """
+        config, episodes = self.config, self._episodes_per_round(total_episodes)
+        validation = self.make_validation_env()
+        base = snapshot(self.model)
+        dataset = self._demonstrations()
+        best: _Round | None = None
+        try:
+            for number in range(config.rounds + 1):
+                if number and total_episodes is not None and self.attempts + episodes > total_episodes:
+                    break
+                metrics: dict[str, float] = {}
+                if number:
+                    kept = self._explore(number, episodes, metrics, progress_bar)
+                    dataset = {**kept, **dataset} if config.accumulate else kept
+                current = self._finished(number)
+                if current is None:
+                    if number or dataset:
+                        if config.restart == "base":
+                            restore(self.model, base)
+                        self._fine_tune(number, dataset, metrics, progress_bar)
+                    current = self._validate(number, validation, metrics)
+                    going_on = self.log(metrics, callback)
+                    self._keep(current)
+                else:
+                    restore(self.model, current.weights)
+                    going_on = True
+                if best is None or current.accuracy > best.accuracy:
+                    best = current
+                if not going_on or number - best.number >= config.patience:
+                    break
+        finally:
+            restore(self.model, best.weights if best is not None else base)
+            if self.run is not None and best is not None:
+                self.save(self.run.path / "model")
+        return self
+
+    def _episodes_per_round(self, budget: int | None) -> int:
+        config, size = self.config, self.env.size
+        if config.problems is None and size is None:
+            raise ValueError("this environment's problems never end: set `problems`, how many to sample attempts at")
+        problems = min(count for count in (config.problems, size) if count is not None)
+        episodes = problems * config.samples_per_problem
+        if budget is not None and budget < episodes:
+            raise ValueError(
+                f"one round samples {problems} problems x {config.samples_per_problem} = {episodes} attempts, "
+                f"more than total_episodes={budget}: raise it, or lower problems or samples_per_problem"
+            )
+        return episodes
+
+    def _demonstrations(self) -> Dataset:
+        if self.config.demonstrations == 0:
+            return {}
+        examples = self.demonstrations(self.config.demonstrations)
+        return {
+            (problem_id, self._key(self.env.decode(example.completion))): example
+            for problem_id, example in examples.items()
+        }
+
+    def _key(self, solution: str) -> str:
+        return _KEYS[self.config.deduplicate](solution)
+
+    # ----------------------------------------------------------------------------------------------------- exploration
+
+    def _explore(self, number: int, episodes: int, metrics: dict[str, float], progress_bar: bool) -> Dataset:
+        """Samples K attempts at every problem; returns R_i, the distinct ones whose return reaches the threshold."""
+        started = time.perf_counter()
+        shots = self.config.shots if number == 1 else 0
+        env = self.make_env(shots=shots) if shots else self.env
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        start, stop = episodes * rank // ranks, episodes * (rank + 1) // ranks
+        kept: Dataset = {}
+        sums: dict[str, float] = defaultdict(float)
+        with self.progress(stop - start, f"round {number}: sampling", progress_bar) as bar:
+            for attempt in self._attempts(number, env, start, stop, bar.update):
+                sums["attempts"] += 1
+                sums["tokens"] += len(attempt.completion)
+                sums["success_rate"] += attempt.is_success
+                sums["truncation_rate"] += not attempt.terminated
+                sums["mean_reward"] += attempt.total_reward
+                if attempt.terminated and attempt.total_reward >= self.config.threshold:
+                    key = attempt.problem.id, self._key(env.decode(attempt.completion))
+                    sums["kept"] += 1
+                    # The prompt of later rounds has no examples in it, whatever this one had (1.6).
+                    kept.setdefault(key, Example(self.env.encode_prompt(attempt.problem), attempt.completion))
+        if ranks > 1:
+            parts = gather_object([(sums, kept)])
+            sums = {name: sum(part[name] for part, _ in parts) for name in sums}
+            kept = {key: example for _, part in reversed(parts) for key, example in part.items()}
+        seconds = time.perf_counter() - started
+        self.attempts += int(sums["attempts"])
+        self.tokens += int(sums["tokens"])
+        for name in ("success_rate", "truncation_rate", "mean_reward"):
+            metrics[f"rollout/{name}"] = sums[name] / sums["attempts"]
+        metrics["rollout/mean_length"] = sums["tokens"] / sums["attempts"]
+        metrics["rollout/kept"] = sums["kept"]
+        metrics["rollout/distinct"] = len(kept)
+        metrics["rollout/problems_solved"] = len({problem_id for problem_id, _ in kept})
+        metrics["time/rollout_seconds"] = seconds
+        metrics["time/tokens_per_second"] = sums["tokens"] / seconds
+        return kept
+
+    def _attempts(
+        self, number: int, env: TokenVectorEnv, start: int, stop: int, on_step: Callable[[int], object]
+    ) -> Iterator[Attempt]:
+        """The round's attempts, written to the run folder as they come; those already there are not sampled again."""
+        policy = self.policy.with_sampling(temperature=self.config.temperature)
+        seed = self.seed + _ROUND_SEED * number
+        env.curriculum = Sequential(repeats=self.config.samples_per_problem)
+        folder = self._folder(number)
+        if folder is None:
+            yield from collect(policy, env, stop, seed=seed, start=start, on_step=on_step)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        record = AttemptFile(folder / f"attempts-{self.accelerator.process_index}.jsonl")
+        for attempt in record.read(env):
+            on_step(1)
+            yield attempt
+        with record:
+            for attempt in collect(policy, env, stop, seed=seed, start=start + record.count, on_step=on_step):
+                record.write(attempt)
+                yield attempt
+
+    # ------------------------------------------------------------------------------------------------------ improvement
+
+    def _fine_tune(self, number: int, dataset: Dataset, metrics: dict[str, float], progress_bar: bool) -> None:
+        started = time.perf_counter()
+        folder = self._folder(number)
+        with self.progress(0, f"round {number}: fine-tuning", progress_bar) as bar:
+
+            def on_step(step: int, total: int, newest: dict[str, float]) -> None:
+                bar.total = total
+                bar.update()
+                metrics.update({f"train/{name}": value for name, value in newest.items()})
+
+            fine_tune(
+                self.model,
+                list(dataset.values()),
+                self.config,
+                accelerator=self.accelerator,
+                seed=self.seed + _ROUND_SEED * number,
+                vocab_size=len(self.tokenizer),
+                checkpoints=folder / "training" if folder is not None else None,
+                on_step=on_step,
+            )
+        metrics["train/examples"] = len(dataset)
+        metrics["time/train_seconds"] = time.perf_counter() - started
+
+    def _validate(self, number: int, env: TokenVectorEnv, metrics: dict[str, float]) -> "_Round":
+        started = time.perf_counter()
+        accuracy = evaluate(self, env, problems=self.config.validation_problems).metrics["maj@1"].value
+        metrics["eval/maj@1"] = accuracy
+        metrics["time/eval_seconds"] = time.perf_counter() - started
+        metrics["round"] = number
+        return _Round(number, accuracy, snapshot(self.model))
+
+    # ------------------------------------------------------------------------------------------------------- keeping
+
+    def _folder(self, number: int) -> Path | None:
+        return None if self.run_path is None else self.run_path / f"round-{number}"
+
+    def _keep(self, current: "_Round") -> None:
+        folder = self._folder(current.number)
+        if folder is not None and self.accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            with new_folder(folder / "finished") as finished:
+                weights = {name: tensor.contiguous().cpu() for name, tensor in current.weights.items()}
+                save_file(weights, finished / "weights.safetensors")
+                write_json(finished / "round.json", {"accuracy": current.accuracy, "attempts": self.attempts})
+
+    def _finished(self, number: int) -> "_Round | None":
+        folder = self._folder(number)
+        if folder is None or not (folder / "finished").exists():
+            return None
+        record = json.loads((folder / "finished" / "round.json").read_text())
+        if self.run is not None:
+            self.run.rewind(record["attempts"])
+        return _Round(number, record["accuracy"], load_file(folder / "finished" / "weights.safetensors"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """A finished round: its validation maj@1 and the trainable weights it ended with."""
+
+    number: int
+    accuracy: float
+    weights: dict[str, Tensor]
+
+
+# Seeds of different rounds are so far apart that those of neighbouring runs do not meet.
+_ROUND_SEED = 1_000_003
+
+
+@AGENTS.register("rft")
+class RFT(ExpertIteration):
+    """Rejection-sampling fine-tuning (Yuan et al. 2023): one round of expert iteration at temperature 0.7."""
+
+    name = "rft"
+    config_class = RFTConfig
+
+
+@AGENTS.register("star")
+class STaR(ExpertIteration):
+    """STaR (PAPERS 2.3): every round trains on its own correct samples alone and goes on from the newest policy."""
+
+    name = "star"
+    config_class = STaRConfig

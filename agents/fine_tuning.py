@@ -1,0 +1,105 @@
+"""Supervised fine-tuning on token sequences: the training phase of SFT and of every round of expert iteration."""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .learner import Example, FineTuneConfig, Learner, MicroBatch
+from .losses import masked_aggregate
+from .runs import new_folder, write_json
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    config: FineTuneConfig,
+    *,
+    accelerator: Accelerator,
+    seed: int,
+    vocab_size: int,
+    checkpoints: Path | None = None,
+    on_step: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> None:
+    """Minimises -log pi(completion | prompt), averaged over the completion tokens of each batch (PAPERS 1.4, 1.6).
+
+    Every batch is a pure function of `seed` and its number, so a run that goes on from a checkpoint ends with the very
+    weights of one that was never stopped.
+
+    Args:
+        model: trained in place, with dropout if it has any; left in evaluation mode.
+        examples: at least one.
+        config: epochs, batch size, optimiser.
+        accelerator: device and data parallelism.
+        seed: of the order of examples and of dropout.
+        vocab_size: the tokenizer's.
+        checkpoints: folder for a checkpoint every `config.save_steps` optimiser steps, removed at the end; training
+            goes on from the one that is there.
+        on_step: called with the number of optimiser steps done, of steps in all, and the metrics of `Learner.update`.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    if not examples:
+        raise ValueError("there is nothing to fine-tune on: no demonstrations and no attempt that was kept")
+    per_epoch = -(-len(examples) // config.batch_size)
+    total = per_epoch * config.epochs
+    learner = Learner(model, config, total, accelerator, vocab_size)
+    done = _resume(learner, checkpoints)
+    model.train()
+    for step in range(done, total):
+        epoch, position = divmod(step, per_epoch)
+        order = np.random.default_rng([seed, epoch]).permutation(len(examples))
+        batch = [examples[i] for i in order[position * config.batch_size : (position + 1) * config.batch_size]]
+        loss = functools.partial(_nll, denominator=sum(len(example.completion) for example in batch))
+        metrics = learner.update(batch, loss, seed + step)
+        if on_step is not None:
+            on_step(step + 1, total, metrics)
+        if checkpoints is not None and (step + 1) % config.save_steps == 0 and accelerator.is_main_process:
+            _save(learner, checkpoints)
+    model.eval()
+    if checkpoints is not None and accelerator.is_main_process:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _nll(batch: MicroBatch, logprobs: Tensor, denominator: int) -> Tensor:
+    return masked_aggregate(-logprobs, batch.action_mask, denominator)
+
+
+def _save(learner: Learner, checkpoints: Path) -> None:
+    with new_folder(checkpoints / f"step-{learner.steps}") as folder:
+        learner.save(folder)
+        write_json(folder / "state.json", {"steps": learner.steps})
+    for older in _saved(checkpoints)[:-1]:
+        shutil.rmtree(older)
+
+
+def _resume(learner: Learner, checkpoints: Path | None) -> int:
+    saved = _saved(checkpoints) if checkpoints is not None else []
+    if saved:
+        learner.load(saved[-1], json.loads((saved[-1] / "state.json").read_text())["steps"])
+    return learner.steps
+
+
+def _saved(checkpoints: Path) -> list[Path]:
+    return sorted(checkpoints.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-")))
+
+
+def snapshot(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A copy of the trainable weights, to start again from."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def restore(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Puts back what `snapshot` copied."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])

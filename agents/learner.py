@@ -1,0 +1,245 @@
+"""The training loop that all agents share: micro-batches, global denominators, schedule, optimiser state."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
+
+from ..models.forward import action_logits, token_logprobs
+
+# Paper 1: 2e-5, decayed to 2e-7 by cosine with warm-up (PAPERS 1.4).
+PAPER_LEARNING_RATE = 2e-5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """A sequence to train on: loss falls on the completion's tokens alone.
+
+    Attributes:
+        prompt: `[P]` tokens, at least one.
+        completion: `[T]` tokens, the end-of-sequence token included.
+    """
+
+    prompt: NDArray[np.integer]
+    completion: NDArray[np.integer]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimiser and batching.
+
+    Attributes:
+        learning_rate: peak rate; `None` takes the model's own `recommended_learning_rate`, else the paper's 2e-5 (1.4).
+        min_learning_rate_ratio: final over peak rate of the cosine schedule; the paper's 2e-7 / 2e-5 (1.4).
+        warmup_ratio: share of steps with linear warm-up; 0.03 [choice, the RFT paper's public script].
+        betas: AdamW's; [choice].
+        weight_decay: AdamW's; 0 [choice, the RFT paper's public script].
+        max_grad_norm: gradients are clipped to this norm; [choice].
+        micro_batch_tokens: tokens, padding included, of one forward pass; bounds memory and never changes the result.
+        bf16: autocast the training forward pass to bfloat16.
+    """
+
+    learning_rate: float | None = None
+    min_learning_rate_ratio: float = 0.01
+    warmup_ratio: float = 0.03
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    micro_batch_tokens: int = 16_384
+    bf16: bool = False
+
+
+@dataclass(frozen=True)
+class FineTuneConfig(OptimizerConfig):
+    """Supervised fine-tuning as in Paper 1 (1.4): AdamW, cosine schedule with warm-up.
+
+    Attributes:
+        epochs: passes over the data; 4 (1.4).
+        batch_size: sequences per optimiser step; 128 (1.4).
+        save_steps: optimiser steps between checkpoints, in runs that have a folder; [choice].
+    """
+
+    epochs: int = 4
+    batch_size: int = 128
+    save_steps: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "save_steps", "micro_batch_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[NDArray[np.int64]]:
+    """Cuts sequences, sorted by length, into groups of at most `max_tokens` tokens with padding (one at the least)."""
+    order = np.argsort(lengths, kind="stable")[::-1]
+    groups: list[NDArray[np.int64]] = []
+    start = 0
+    while start < len(order):
+        rows = max(1, max_tokens // int(lengths[order[start]]))
+        groups.append(order[start : start + rows])
+        start += rows
+    return groups
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """Right-padded sequences, `[B, T]` each: tokens, where they are, and which position predicts an action."""
+
+    rows: NDArray[np.int64]
+    input_ids: Tensor
+    attention_mask: Tensor
+    action_mask: Tensor
+
+    @property
+    def actions(self) -> Tensor:
+        """`[B, T]`: the next token of each position; meaningful under `action_mask`."""
+        return self.input_ids.roll(-1, dims=1)
+
+
+def collate(examples: Sequence[Example], rows: NDArray[np.int64], device: torch.device) -> MicroBatch:
+    """Pads the examples in `rows` on the right."""
+    width = max(len(examples[row]) for row in rows)
+    ids = np.zeros((len(rows), width), np.int64)
+    attention = np.zeros((len(rows), width), np.int64)
+    actions = np.zeros((len(rows), width), bool)
+    for i, row in enumerate(rows):
+        prompt, completion = examples[row].prompt, examples[row].completion
+        total = len(prompt) + len(completion)
+        ids[i, : len(prompt)] = prompt
+        ids[i, len(prompt) : total] = completion
+        attention[i, :total] = 1
+        actions[i, len(prompt) - 1 : total - 1] = True
+    move = lambda array: torch.from_numpy(array).to(device, non_blocking=True)  # noqa: E731
+    return MicroBatch(rows, move(ids), move(attention), move(actions))
+
+
+def action_logprobs(
+    model: torch.nn.Module, base: PreTrainedModel, batch: MicroBatch, vocab_size: int, temperature: float = 1.0
+) -> Tensor:
+    """Log-probabilities `[B, T]`, float32, of the batch's actions at a temperature; 0 outside `action_mask`."""
+    logits = action_logits(model, base, batch.input_ids, batch.attention_mask, batch.action_mask)
+    values = token_logprobs(logits[:, :vocab_size], batch.actions[batch.action_mask], temperature)
+    return torch.zeros_like(batch.input_ids, dtype=values.dtype).masked_scatter(batch.action_mask, values)
+
+
+class Learner:
+    """Optimises a language model: one `update` is one optimiser step on one batch, however large.
+
+    Args:
+        model: the model to train, in place; with LoRA only its adapter has gradients.
+        config: optimiser and batching.
+        total_steps: length of the learning-rate schedule.
+        accelerator: device and data parallelism; every rank passes the same batches and each computes its share.
+        vocab_size: the tokenizer's; logits beyond it are nobody's action and take no probability.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: OptimizerConfig,
+        total_steps: int,
+        accelerator: Accelerator,
+        vocab_size: int,
+    ) -> None:
+        rate = config.learning_rate or getattr(model.config, "recommended_learning_rate", PAPER_LEARNING_RATE)
+        self.base, self.config, self.accelerator, self.vocab_size = model, config, accelerator, vocab_size
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self.schedule = get_cosine_with_min_lr_schedule_with_warmup(
+            self.optimizer,
+            math.ceil(config.warmup_ratio * total_steps),
+            total_steps,
+            min_lr_rate=config.min_learning_rate_ratio,
+        )
+        self.model = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
+        self.steps = 0
+
+    def update(
+        self, examples: Sequence[Example], loss: Callable[[MicroBatch, Tensor], Tensor], seed: int
+    ) -> dict[str, float]:
+        """One optimiser step.
+
+        Args:
+            examples: the whole batch, the same on every rank.
+            loss: from a micro-batch and the log-probabilities `[B, T]` of its actions to a scalar; micro-batches'
+                losses are added up, so it divides by the whole batch's denominator itself (`masked_aggregate`).
+            seed: of dropout, if the model has any.
+
+        Returns:
+            `loss`, `grad_norm`, `learning_rate`, and `padding`, the share of positions that held no token.
+        """
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        groups = micro_batches([len(example) for example in examples], self.config.micro_batch_tokens)
+        # Ranks synchronise in their last backward pass, so all must run the same number: idle ones repeat at weight 0.
+        rounds = -(-len(groups) // ranks)
+        total, tokens, padding = torch.zeros((), device=self.base.device), 0, 0
+        with torch.random.fork_rng(devices=[self.base.device] if self.base.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for i in range(rounds):
+                turn = i * ranks + rank
+                batch = collate(examples, groups[turn % len(groups)], self.base.device)
+                quiet = self.accelerator.no_sync(self.model) if i < rounds - 1 and ranks > 1 else nullcontext()
+                with quiet, torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16):
+                    value = loss(batch, action_logprobs(self.model, self.base, batch, self.vocab_size))
+                    value = value * (turn < len(groups))
+                    # Data parallelism averages gradients over ranks; ours are shares of one sum.
+                    (value * ranks).backward()
+                total += value.detach()
+                tokens += int(batch.attention_mask.sum())
+                padding += batch.attention_mask.numel()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        rate = float(self.schedule.get_last_lr()[0])
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        if ranks > 1:
+            torch.distributed.all_reduce(total)
+        return {
+            "loss": total.item(),
+            "grad_norm": norm.item(),
+            "learning_rate": rate,
+            "padding": 1 - tokens / padding,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Writes trainable weights and optimiser state as safetensors."""
+        names = {id(parameter): name for name, parameter in self.base.named_parameters()}
+        tensors: dict[str, Tensor] = {}
+        for parameter in self.parameters:
+            name = names[id(parameter)]
+            tensors[f"weight/{name}"] = parameter.detach()
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"{key}/{name}"] = value.detach() if value.dim() else value.detach().reshape(1)
+        save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, folder / "learner.safetensors")
+
+    def load(self, folder: Path, steps: int) -> None:
+        """Restores what `save` wrote after `steps` updates."""
+        tensors = load_file(folder / "learner.safetensors")
+        for name, parameter in self.base.named_parameters():
+            if f"weight/{name}" not in tensors:
+                continue
+            with torch.no_grad():
+                parameter.copy_(tensors[f"weight/{name}"])
+            self.optimizer.state[parameter] = {
+                "step": tensors[f"step/{name}"].reshape(()),
+                "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
+            }
+        self.steps = steps
+        self.schedule.last_epoch = steps - 1
+        self.schedule.step()

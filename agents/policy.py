@@ -1,0 +1,104 @@
+"""A causal language model as a policy over token environments."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..models.decoding import SlotDecoder
+from ..models.sampling import GREEDY, SamplingConfig, stream_key
+
+IntArray = NDArray[np.int64]
+
+
+class CausalLMPolicy:
+    """Acts by sampling next tokens from a causal language model.
+
+    Args:
+        model: the language model; `predict` and rollouts leave its weights alone.
+        tokenizer: its tokenizer, which must be the environment's.
+        sampling: how actions are drawn unless the caller asks for deterministic ones.
+        seed: of the random streams of `predict`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008  # frozen
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.sampling = sampling
+        self.seed = seed
+
+    def with_sampling(self, **changes: Any) -> "CausalLMPolicy":
+        """The same model with other sampling settings."""
+        return CausalLMPolicy(self.model, self.tokenizer, replace(self.sampling, **changes), self.seed)
+
+    def decoder(self, num_slots: int) -> SlotDecoder:
+        """A fresh key-value cache for `num_slots` slots; the model is put in evaluation mode (no dropout)."""
+        self.model.eval()
+        return SlotDecoder(self.model, num_slots, len(self.tokenizer))
+
+    def predict(
+        self,
+        observation: dict[str, NDArray[Any]],
+        state: "PolicyState | None" = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, "PolicyState"]:
+        """Actions for observations, in the manner of Stable-Baselines3's recurrent policies.
+
+        Args:
+            observation: `input_ids` and `attention_mask`, `[N, L]` of a vector environment or `[L]` of a single one.
+            state: what the last call returned; holds the key-value cache. `None` starts anew.
+            episode_start: `[N]`, true where an episode began with this observation.
+            deterministic: take the most likely token.
+
+        Returns:
+            Actions, `[N]` int64 or one integer for an unbatched observation, and the state for the next call.
+        """
+        ids = np.atleast_2d(observation["input_ids"])
+        lengths = np.atleast_2d(observation["attention_mask"]).sum(1).astype(np.int64)
+        if state is None:
+            state = PolicyState(self.decoder(len(ids)))
+        actions = state.advance(ids, lengths, episode_start, self.seed, GREEDY if deterministic else self.sampling)
+        return (actions if observation["input_ids"].ndim == 2 else int(actions[0])), state
+
+
+class PolicyState:
+    """The decoder behind `CausalLMPolicy.predict` and the sequences that its cache holds."""
+
+    def __init__(self, decoder: SlotDecoder) -> None:
+        self.decoder = decoder
+        self.begun = 0
+        self.lengths = np.zeros(decoder.num_slots, np.int64)  # tokens seen of each slot
+
+    def advance(
+        self,
+        ids: IntArray,
+        lengths: IntArray,
+        episode_start: NDArray[np.bool_] | None,
+        seed: int,
+        sampling: SamplingConfig,
+    ) -> IntArray:
+        """One action per slot: continues the slots that grew by one token, begins the others."""
+        fresh = lengths != self.lengths + 1
+        if episode_start is not None:
+            fresh |= np.asarray(episode_start, bool)
+        if fresh.any():
+            slots = np.flatnonzero(fresh)
+            keys = np.array([stream_key(seed, "predict", self.begun + i) for i in range(len(slots))])
+            self.begun += len(slots)
+            self.decoder.begin(slots, [ids[slot, : lengths[slot]] for slot in slots], keys)
+        self.lengths = lengths
+        order = self.decoder.slots
+        # The environment has the last word on what was done.
+        self.decoder.replace_pending(ids[order, lengths[order] - 1])
+        actions = np.empty(len(ids), np.int64)
+        actions[order] = self.decoder.step(sampling)[0]
+        return actions

@@ -1,0 +1,119 @@
+"""Run folders: configuration, versions, metrics, attempts and checkpoints of one training run."""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+_PACKAGES = ("tokengym", "gymnasium", "torch", "transformers", "accelerate", "numpy")
+
+
+class RunFolder:
+    """A folder of its own for each run.
+
+    It holds `config.json` (configuration, seed and versions), `metrics.jsonl` and TensorBoard events with the same
+    numbers, and what the agent adds. Scalars are logged against cumulative sampled attempts, the cost that all
+    algorithms share.
+
+    Args:
+        path: the folder.
+        config: the run's full configuration, JSON values.
+        resume: go on with the run in `path`, if there is one.
+
+    Raises:
+        FileExistsError: a run is there already and `resume` is false.
+        ValueError: the run to go on with has another configuration; names what differs.
+    """
+
+    def __init__(self, path: str | Path, config: Mapping[str, Any], resume: bool = False) -> None:
+        self.path = Path(path)
+        config = json.loads(json.dumps(config))
+        record = self.path / "config.json"
+        if record.exists():
+            if not resume:
+                raise FileExistsError(
+                    f"{self.path} holds a run already: go on with it (resume), or choose another folder or delete it"
+                )
+            before = json.loads(record.read_text())
+            different = [key for key in config if before.get(key) != config[key]]
+            if different:
+                changes = ", ".join(f"{key}: {before.get(key)!r} -> {config[key]!r}" for key in different)
+                raise ValueError(f"{self.path} was begun with another configuration ({changes})")
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise FileExistsError(f"{self.path} is not empty and holds no run: choose another folder")
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+            write_json(record, {**config, "versions": versions})
+        self._metrics = self.path / "metrics.jsonl"
+        self._writer: SummaryWriter | None = None
+
+    def rewind(self, attempts: int) -> None:
+        """Forgets metrics logged after `attempts` sampled attempts: work that is about to be done again."""
+        if self._metrics.exists():
+            kept = [line for line in read_jsonl(self._metrics) if line["attempts"] <= attempts]
+            write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        self._writer = SummaryWriter(str(self.path), purge_step=attempts + 1)
+
+    def log(self, attempts: int, scalars: Mapping[str, float]) -> None:
+        """Adds one line of metrics at a cost of `attempts` sampled attempts so far."""
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self.path))
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({"attempts": attempts, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, attempts)
+        self._writer.flush()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when it is complete: a process killed before leaves no half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    yield partial
+    for file in partial.rglob("*"):
+        _sync(file)
+    if path.exists():
+        retired = path.with_name(f".{path.name}.old")
+        os.replace(path, retired)
+        os.replace(partial, path)
+        shutil.rmtree(retired)
+    else:
+        os.replace(partial, path)
+    _sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one step."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    _sync(partial)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a JSON file in one step."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a JSONL file; a last line that a killed process left unfinished does not count."""
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,67 @@
+"""Supervised fine-tuning on reference solutions: the paper's baseline and starting point (PAPERS 1.4)."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from .base import AGENTS, Agent, Callback
+from .evaluation import evaluate
+from .fine_tuning import fine_tune
+from .learner import FineTuneConfig
+
+
+@dataclass(frozen=True)
+class SFTConfig(FineTuneConfig):
+    """Settings of `SFT`.
+
+    Attributes:
+        demonstrations: reference solutions to train on, the split's first; `None` for all of them.
+        validation_problems: problems of the validation split for maj@1 at the end; 0 for none; [choice].
+    """
+
+    demonstrations: int | None = None
+    validation_problems: int = 200
+
+
+@AGENTS.register("sft")
+class SFT(Agent):
+    """Supervised fine-tuning on the environment's reference solutions."""
+
+    name = "sft"
+    config_class = SFTConfig
+    config: SFTConfig
+
+    def learn(
+        self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
+    ) -> Self:
+        """Fine-tunes the model; it samples no attempts, so it needs no budget of them.
+
+        Raises:
+            ValueError: `total_episodes` is given, or there are no demonstrations.
+        """
+        if total_episodes is not None:
+            raise ValueError("SFT samples no attempts: set epochs and demonstrations, not total_episodes")
+        examples = list(self.demonstrations(self.config.demonstrations).values())
+        with self.progress(0, "fine-tuning", progress_bar) as bar:
+
+            def on_step(step: int, total: int, metrics: dict[str, float]) -> None:
+                bar.total = total
+                bar.update()
+                if step == total:
+                    self.log({f"train/{name}": value for name, value in metrics.items()}, callback)
+
+            fine_tune(
+                self.model,
+                examples,
+                self.config,
+                accelerator=self.accelerator,
+                seed=self.seed,
+                vocab_size=len(self.tokenizer),
+                checkpoints=self.run.path / "training" if self.run is not None else None,
+                on_step=on_step,
+            )
+        if self.config.validation_problems:
+            result = evaluate(self, self.make_validation_env(), problems=self.config.validation_problems)
+            self.log({"eval/maj@1": result.metrics["maj@1"].value}, callback)
+        if self.run is not None:
+            self.save(self.run.path / "model")
+        return self
