@@ -72,7 +72,7 @@ def test_normal_form_keeps_the_value(number: tuple[str, Fraction]) -> None:
     normal = normalize_number(text)
     assert normal is not None
     assert value_of(normal) == value
-    assert normalize_number(normal) == normal or len(normal) > 256
+    assert normalize_number(normal) in (normal, None)  # None: too long for the grammar, or its exponent is
 
 
 @given(written_numbers(), written_numbers())
