@@ -80,7 +80,7 @@ def diagnose(
     - No question occurs twice in a source (an error if the answers differ, not checked in endless sources), or in two
       sources; letter case and white space make no difference.
     - Prompts and solutions fit into the token limits.
-    - Calculator annotations `<<a+b=c>>` compute, up to one unit of the last decimal place given; solutions have steps.
+    - Calculator annotations `<<a+b=c>>` compute, decimals up to rounding or cutting off; solutions have steps.
 
     Args:
         sources: one source, or several (the splits of one data set, usually).
@@ -184,7 +184,9 @@ def check_annotation(annotation: str) -> str | None:
     for (value, result), side in zip(pairwise(values), sides[1:], strict=True):
         # A result such as 3.33 may have been rounded or cut off; a whole one has no excuse.
         places = len(side.partition(".")[2].removesuffix("%"))
-        if value != result and (not places or abs(value - result) >= Fraction(1, 10**places)):
+        unit, error = Fraction(1, 10**places), abs(value - result)
+        inexact = 2 * error <= unit or (error < unit and abs(result) < abs(value))
+        if error and not (places and inexact):
             return f"the annotation <<{annotation}>> does not compute: it gives {float(value):g}"
     return None
 

@@ -1,0 +1,146 @@
+import json
+
+import pytest
+from tokengym.envs.arithmetic import Arithmetic
+from tokengym.envs.dataset import Dataset
+from tokengym.envs.doctor import check_annotation, diagnose
+from tokengym.envs.problems import SPLITS, Problem, ProblemList
+from tokengym.rewards import grade
+
+
+class CharacterTokenizer:
+    """One token per character."""
+
+    def __call__(self, text, add_special_tokens):
+        assert not add_special_tokens
+        return {"input_ids": list(text)}
+
+
+def healthy(count: int = 4, prefix: str = "p") -> list[Problem]:
+    return [
+        Problem(
+            f"{prefix}-{i}", f"What is {prefix}{i} for {i}+1?", f"{i + 1}", f"{i}+1 = <<{i}+1={i + 1}>>\n#### {i + 1}"
+        )
+        for i in range(count)
+    ]
+
+
+def found(*sources: ProblemList, **options) -> list[tuple[str, str, str, int, str]]:
+    return [(f.severity, f.check, f.split, f.index, f.problem_id) for f in diagnose(sources, **options).findings]
+
+
+def test_a_healthy_set_has_no_findings():
+    findings = diagnose([ProblemList(healthy(), "train"), ProblemList(healthy(prefix="q"), "test")])
+    assert findings.findings == findings.errors == findings.warnings == ()
+    assert list(findings.checked.values()) == [4, 4]
+
+
+@pytest.mark.parametrize("style", ["word", "equation"])
+def test_endless_sources_are_sampled(style):
+    findings = diagnose([Arithmetic(split, style=style) for split in SPLITS], limit=50)
+    assert findings.findings == ()
+    assert list(findings.checked.values()) == [50, 50, 50]
+    # Few problems repeat in an endless source by its nature.
+    assert diagnose(Arithmetic(max_value=5, steps=1, style=style), limit=200).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("fault", "severity", "check", "message"),
+    [
+        (Problem("bad", "?", "four"), "error", "gold_answer", "'four'"),
+        (
+            Problem("bad", "?", "4", "2+2\n#### 5"),
+            "error",
+            "gold_answer",
+            "the gold solution grades as wrong, with 5 for 4",
+        ),
+        (Problem("bad", "?", "4", "2+2 = 4"), "error", "gold_answer", "the gold solution grades as no_answer"),
+        (Problem("bad", "?", "4", "#### 4"), "warning", "solution_steps", "no step"),
+        (
+            Problem("bad", "?", "4", "<<2+2=5>>\n#### 4"),
+            "warning",
+            "annotation",
+            "<<2+2=5>> does not compute: it gives 4",
+        ),
+        (Problem("bad", "?", "4", "<<2+two=4>>\n#### 4"), "warning", "annotation", "cannot be read"),
+        (Problem("bad", "what IS p1\nfor 1+1?", "2"), "warning", "duplicate", "asks the same as p-1"),
+        (Problem("bad", "What is p1 for 1+1?", "3"), "error", "duplicate", "the answer 3 for 2"),
+        (Problem("bad", "What is q3 for 3+1?", "4"), "error", "overlap", "asks the same as q-3 of test"),
+    ],
+)
+def test_each_planted_fault_is_found_with_its_row(fault, severity, check, message):
+    planted = ProblemList([*healthy(), fault, *healthy(prefix="r")], "train")
+    findings = diagnose([ProblemList(healthy(prefix="q"), "test"), planted])
+    (finding,) = findings.findings
+    assert (finding.severity, finding.check) == (severity, check)
+    assert (finding.split, finding.index, finding.problem_id) == ("train", 4, "bad")
+    assert message in finding.message
+    assert str(finding) == f"{severity}: bad (train 4): {finding.message}"
+    assert findings.errors + findings.warnings == (finding,)
+
+
+def test_findings_name_rows_of_a_file(tmp_path):
+    rows = [{"question": f"{i}?", "answer": f"<<{i}+1={i + 1}>>\n#### {i + 1}"} for i in range(9)]
+    rows[6]["answer"] = "<<6+1=8>>\n#### 7"
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (finding,) = diagnose(Dataset(tmp_path / "mine.jsonl", validation=0, test=0)).findings
+    assert finding.problem_id == "mine-6"
+
+
+def test_token_limits():
+    problems = healthy(3)
+    problems.insert(1, Problem("long", "x" * 100, "4", "y" * 100 + "\n#### 4"))
+    source = ProblemList(problems, "validation")
+    tokenizer = CharacterTokenizer()
+    prompt, solution = len("Q: " + "x" * 100 + "\nA:\n"), len("y" * 100 + "\n#### 4") + 1
+    assert found(source, tokenizer=tokenizer, max_prompt_tokens=prompt, max_new_tokens=solution) == []
+    assert found(source, tokenizer=tokenizer, max_prompt_tokens=prompt - 1, max_new_tokens=solution - 1) == [
+        ("error", "prompt_length", "validation", 1, "long"),
+        ("warning", "solution_length", "validation", 1, "long"),
+    ]
+    # A shorter template makes room.
+    assert found(source, tokenizer=tokenizer, max_prompt_tokens=100, prompt="{question}") == []
+    with pytest.raises(ValueError, match="needs the tokenizer"):
+        diagnose(source, max_prompt_tokens=10)
+
+
+def test_a_source_grades_by_its_own_rules():
+    class Boxed(ProblemList):
+        def grade(self, completion, problem):
+            return grade(completion, problem.answer, marker="ANSWER:")
+
+    assert found(Boxed([Problem("a", "?", "4", "2+2\nANSWER: 4")])) == [("error", "gold_answer", "train", 0, "a")]
+    assert [finding.message for finding in diagnose(Boxed([Problem("a", "?", "4")])).findings] == [
+        "the gold answer grades as no_answer, with None for 4"
+    ]
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    ["48/2=24", "10*.2=2", "20*(1/4)=5", "$1,000 + 5 = 1005", "10/3=3.33", "2/3=.66", "2/3=.67", "20%*50=10", "1+1=4/2=2",
+     "50=50"],
+)  # fmt: skip
+def test_annotations_that_compute(annotation):
+    assert check_annotation(annotation) is None
+
+
+@pytest.mark.parametrize(
+    ("annotation", "complaint"),
+    [
+        ("48/2=25", "does not compute: it gives 24"),
+        ("10/3=3", "does not compute: it gives 3.33333"),
+        ("10/3=3.4", "does not compute"),
+        ("10/3=3.35", "does not compute"),
+        ("1+1=2=3", "does not compute: it gives 2"),
+        ("48/2", "has no result"),
+        ("560//10=56", "cannot be read"),
+        ("2x3=6", "cannot be read"),
+        ("__import__('os')=1", "cannot be read"),
+        ("9**9**9=1", "cannot be read"),
+        ("1/0=1", "cannot be read"),
+        ("", "cannot be read"),
+        ("=", "cannot be read"),
+    ],
+)
+def test_annotations_that_do_not(annotation, complaint):
+    assert complaint in (check_annotation(annotation) or "")
