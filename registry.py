@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
@@ -25,11 +26,16 @@ class Registry(Generic[T]):
 
     A built-in wins over an entry point of the same name. Two distributions that claim one name raise `ValueError` when
     that name is asked for. An unknown name raises `UnknownNameError`.
+
+    Args:
+        kind: what is registered, for messages and for the group's name.
+        modules: modules that register built-ins, imported when a name is first asked for.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, modules: Iterable[str] = ()) -> None:
         self.kind = kind
         self.group = f"tokengym.{kind}s"
+        self._modules = tuple(modules)
         self._builtin: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -43,10 +49,12 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names that `get` accepts, sorted; loads no third-party code."""
+        self._load()
         return sorted({*self._builtin, *(point.name for point in entry_points(group=self.group))})
 
     def get(self, name: str) -> T:
         """The entry registered under `name`; a third party's is imported here and not before."""
+        self._load()
         if name in self._builtin:
             return self._builtin[name]
         points = tuple(entry_points(group=self.group, name=name))
@@ -56,6 +64,10 @@ class Registry(Generic[T]):
         if not points:
             raise unknown_name(self.kind, name, self.names())
         return points[0].load()
+
+    def _load(self) -> None:
+        for module in self._modules:
+            import_module(module)
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -224,7 +224,7 @@ class Agent(ABC):
         }
 
 
-AGENTS: Registry[type[Agent]] = Registry("agent")
+AGENTS: Registry[type[Agent]] = Registry("agent", (f"{__package__}.sft", f"{__package__}.expert_iteration"))
 """Agents by name; third parties join through the entry-point group `tokengym.agents`."""
 
 

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .expressions import evaluate
-from .problems import Problem, ProblemSource
+from .problems import SPLITS, Problem, ProblemSource
 from .prompts import render_prompt
+from .registration import make_vec_env
 
 if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
     from transformers import PreTrainedTokenizerBase
 
 _ANNOTATION = re.compile(r"<<([^<>\n]*)>>")
@@ -213,3 +215,23 @@ def _check_lengths(
             if tokens > max_new_tokens:
                 message = f"the solution has {tokens} tokens, over max_new_tokens={max_new_tokens}"
                 yield index, ("warning", "solution_length", message)
+
+
+def diagnose_env(env: "str | EnvSpec", limit: int = 1000, **settings: Any) -> Findings:
+    """`diagnose` for all splits of a registered environment, with its own tokenizer, prompt and token limits.
+
+    Args:
+        env: the environment's id or spec.
+        limit: how many problems of each split to look at in an endless source.
+        settings: arguments of the environment.
+    """
+    made = [make_vec_env(env, 1, **{**settings, "split": split}) for split in SPLITS]
+    first = made[0]
+    return diagnose(
+        [one.problems for one in made],
+        first.tokenizer,
+        first.max_prompt_tokens,
+        first.max_new_tokens,
+        first.prompt_template,
+        limit,
+    )

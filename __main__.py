@@ -1,0 +1,344 @@
+"""The command line: `tokengym list | train | eval | doctor | bench | demo`."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from .registry import UnknownNameError, unknown_name
+
+if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
+    from rich.table import Table
+
+EnvSettings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvChoice:
+    """Which problems.
+
+    Attributes:
+        env: id of the environment; `tokengym list` shows them.
+        data: folder or file with the data set, for environments that read one; by default it comes from the hub.
+        env_args: other settings of the environment; values are JSON, or text if they are not. For instance
+            `steps=[2,3] max_new_tokens=128`.
+    """
+
+    env: str = "tokengym/Arithmetic-v0"
+    data: str | None = None
+    env_args: EnvSettings = ()
+
+    def spec(self, **settings: Any) -> "EnvSpec":
+        """The environment's spec with these settings and others."""
+        import gymnasium as gym
+
+        from .envs import IDS
+
+        try:
+            spec = gym.spec(self.env)
+        except gym.error.Error as error:
+            raise unknown_name("environment", self.env, IDS) from error
+        for item in self.env_args:
+            name, equals, value = item.partition("=")
+            if not equals:
+                raise ValueError(f"--env-args takes NAME=VALUE, got {item!r}")
+            spec.kwargs[name] = _value(value)
+        if self.data is not None:
+            spec.kwargs["data"] = self.data
+        spec.kwargs.update(settings)
+        return spec
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(EnvChoice):
+    """What to train on what, and where it is written.
+
+    Attributes:
+        model: "tokengym/tiny", a name on the Hugging Face hub, a folder or a *.gguf file.
+        run: folder of the run: configuration, metrics, attempts, checkpoints, the trained model.
+        resume: go on with the run in that folder.
+        total_episodes: budget of sampled attempts; by default the agent's settings alone decide.
+        num_envs: environment slots, which are rows of the decoder's batch.
+        seed: of problems, attempts and the order of training.
+        device: "cpu", "cuda", ...; by default a GPU if there is one.
+        dtype: of the weights.
+        lora_rank: train low-rank adapters of this rank instead of all weights.
+        threads: CPU threads; by default PyTorch's choice.
+    """
+
+    model: str = "tokengym/tiny"
+    run: Path = Path("runs/latest")
+    resume: bool = False
+    total_episodes: int | None = None
+    num_envs: int = 64
+    seed: int = 0
+    device: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    lora_rank: int | None = None
+    threads: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions(EnvChoice):
+    """What to evaluate, and how.
+
+    Attributes:
+        model: a run's `model` folder, or anything that `tokengym train --model` takes.
+        split: of the data.
+        problems: how many problems, the split's first.
+        n: samples per problem for maj@n and pass@k; 0 for greedy maj@1 alone.
+        temperature: of the samples.
+        shots: worked examples in the prompt.
+        num_envs: environment slots, which are rows of the decoder's batch.
+        seed: of the samples.
+        device: "cpu", "cuda", ...; by default a GPU if there is one.
+        dtype: of the weights.
+        threads: CPU threads; by default PyTorch's choice.
+        output: JSON file for the results.
+    """
+
+    model: str = "tokengym/tiny"
+    split: Literal["train", "validation", "test"] = "test"
+    problems: int = 200
+    n: int = 16
+    temperature: float = 0.7
+    shots: int = 0
+    num_envs: int = 64
+    seed: int = 0
+    device: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int | None = None
+    output: Path | None = None
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Train an agent."""
+    from .agents import AGENTS
+
+    if not arguments or arguments[0].startswith("-"):
+        names = "\n".join(f"  {name:10} {_summary(AGENTS.get(name))}" for name in AGENTS.names())
+        _print(f"usage: tokengym train AGENT [--help] [OPTIONS]\n\nagents:\n{names}")
+        return
+    kind = AGENTS.get(arguments[0])
+
+    def run(options: TrainOptions, config: Any) -> None:
+        _set_threads(options.threads)
+        agent = kind(
+            options.spec(),
+            options.model,
+            run=options.run,
+            **{name: getattr(options, name) for name in ("resume", "num_envs", "seed", "device", "dtype", "lora_rank")},
+            **dataclasses.asdict(config),
+        )
+        try:
+            agent.learn(options.total_episodes, callback=lambda _, metrics: _print(_line(metrics)), progress_bar=True)
+        except KeyboardInterrupt:
+            _print(f"interrupted: what was finished is in {options.run}; the same command with --resume goes on")
+            raise
+        _print(f"run, logs and model are in {options.run} (tensorboard --logdir {options.run})")
+
+    run.__annotations__["config"] = kind.config_class
+    _cli(run, f"tokengym train {arguments[0]}", arguments[1:], _summary(kind))
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Evaluate a model: maj@1, maj@n, pass@k and diversity, with intervals."""
+
+    def run(options: EvalOptions) -> None:
+        from .agents import CausalLMPolicy
+        from .agents import evaluate as measure
+        from .benchmarks.tables import evaluation_table
+        from .envs import make_vec_env
+        from .models import load
+
+        _set_threads(options.threads)
+        model, tokenizer = load(options.model, device=options.device, dtype=options.dtype)
+        settings = {"autoreset_mode": "Disabled", "copy": False, "tokenizer": tokenizer, "split": options.split}
+        env = make_vec_env(options.spec(**settings, shots=options.shots), options.num_envs)
+        policy = CausalLMPolicy(model, tokenizer)
+        problems = min(options.problems, env.size or options.problems)
+        with _progress(problems * (options.n + 1)) as bar:
+            result = measure(
+                policy,
+                env,
+                problems=problems,
+                n=options.n,
+                temperature=options.temperature,
+                seed=options.seed,
+                on_step=bar.update,
+            )
+        _print(evaluation_table({options.model: result}, f"{options.env}, {options.split} split"))
+        if options.output is not None:
+            protocol = {
+                "model": options.model,
+                "env": options.env,
+                "env_args": options.env_args,
+                "split": options.split,
+            }
+            options.output.write_text(json.dumps({**protocol, **result.to_dict()}, indent=2) + "\n")
+
+    _cli(run, "tokengym eval", arguments, evaluate.__doc__)
+
+
+def doctor(arguments: Sequence[str]) -> None:
+    """Check a data set: gold answers, duplicates, overlap between splits, prompts over the limit."""
+
+    @dataclasses.dataclass(frozen=True)
+    class DoctorOptions(EnvChoice):
+        """What to check.
+
+        Attributes:
+            env: id of the environment; `tokengym list` shows them.
+            model: whose tokenizer counts the tokens.
+            limit: problems of each split to look at in an endless source.
+        """
+
+        env: tyro.conf.Positional[str] = "tokengym/Arithmetic-v0"
+        model: str = "tokengym/tiny"
+        limit: int = 2000
+
+    def run(options: DoctorOptions) -> None:
+        from .envs.doctor import diagnose_env
+
+        findings = diagnose_env(options.spec(tokenizer=options.model), limit=options.limit)
+        for finding in findings.findings:
+            _print(str(finding))
+        checked = ", ".join(f"{count} of {source}" for source, count in findings.checked.items())
+        _print(f"checked {checked}: {len(findings.errors)} errors, {len(findings.warnings)} warnings")
+        if findings.errors:
+            raise SystemExit(1)
+
+    _cli(run, "tokengym doctor", arguments, doctor.__doc__)
+
+
+def bench(arguments: Sequence[str]) -> None:
+    """Measure speed: `env` (steps of environments) or `rollout` (the engine against `generate`)."""
+
+    def run(what: tyro.conf.Positional[Literal["env", "rollout"]]) -> None:
+        if what == "env":
+            from .benchmarks.env_throughput import table
+        else:
+            from .benchmarks.rollout_throughput import table
+        _print(table())
+
+    _cli(run, "tokengym bench", arguments, bench.__doc__)
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """Watch expert iteration teach the built-in model, in five minutes on two cores."""
+    from .benchmarks.demo import demo as run
+
+    def show(run_folder: Path | None = None, seed: int = 0) -> None:
+        """Runs the demo.
+
+        Args:
+            run_folder: where the run is written; by default a new folder under `runs`.
+            seed: of everything random.
+        """
+        _print(run(run_folder, seed, say=_print))
+
+    _cli(show, "tokengym demo", arguments, demo.__doc__)
+
+
+def list_names(arguments: Sequence[str]) -> None:
+    """List environments, agents, rewards and curricula."""
+
+    def run() -> None:
+        from .agents import AGENTS
+        from .envs import CURRICULA, IDS, PROBLEMS
+        from .rewards import REWARDS
+
+        rows = [("environment", env_id, _summary(PROBLEMS.get(source))) for env_id, source in IDS.items()]
+        for registry in (AGENTS, REWARDS, CURRICULA):
+            rows += [(registry.kind, name, _summary(registry.get(name))) for name in registry.names()]
+        _print(_table(("kind", "name", "what it is"), rows))
+
+    _cli(run, "tokengym list", arguments, list_names.__doc__)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "list": list_names,
+    "train": train,
+    "eval": evaluate,
+    "doctor": doctor,
+    "bench": bench,
+    "demo": demo,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status. Errors of the user's are one line, without a traceback."""
+    command, *rest = (list(sys.argv[1:]) if arguments is None else list(arguments)) or ["--help"]
+    if command in ("-h", "--help"):
+        lines = "\n".join(f"  {name:8} {_summary(function)}" for name, function in COMMANDS.items())
+        _print(
+            f"usage: tokengym COMMAND [--help] [OPTIONS]\n\n{_summary(sys.modules[__package__])}\n\ncommands:\n{lines}"
+        )
+        return 0
+    try:
+        if command not in COMMANDS:
+            raise unknown_name("command", command, COMMANDS)
+        COMMANDS[command](rest)
+    except (UnknownNameError, ValueError, TypeError, OSError) as error:
+        sys.stderr.write(f"tokengym: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _cli(run: Callable[..., None], program: str, arguments: Sequence[str], description: str | None) -> None:
+    tyro.cli(run, prog=program, args=list(arguments), description=description, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _summary(thing: object) -> str:
+    """The first line of a docstring."""
+    return (thing.__doc__ or "").strip().split("\n", 1)[0]
+
+
+def _line(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
+    from rich.table import Table
+
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _print(thing: Any) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=isinstance(thing, str), markup=False).print(thing)
+
+
+def _progress(total: int) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, leave=False)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
