@@ -153,10 +153,6 @@ class _Progress:
     start: int = 0
     carried: str = ""  # text after the newline inside the token that ended the last step
 
-    def take(self) -> str:
-        text, self.carried = self.carried, ""
-        return text
-
 
 class StepReward(Reward):
     """Base of rewards that pay at the last token of each step: override `step_rewards`.
@@ -184,7 +180,7 @@ class StepReward(Reward):
             progress = self._progress[slot] = _Progress(problem)
             prefix = self.view.completion(slot)[:length]
             for position in np.flatnonzero(self._ends_step[prefix]).tolist():
-                text = self._finish(progress, prefix[: position + 1], whole=False)
+                text = self._finish(progress, prefix[: position + 1])
                 if text:
                     progress.steps.append(text)
 
@@ -211,7 +207,7 @@ class StepReward(Reward):
             progress = self._progress[slot]
             text = ""
             if state == TERMINATED or newline[position]:
-                text = self._finish(progress, tokens, whole=state == TERMINATED)
+                text = self._finish(progress, tokens)
             if text or state != RUNNING:
                 verdict = None if state == RUNNING else _verdict(verdicts, slot)
                 steps.append(Step(slot, progress.problem, tuple(progress.steps), text, tokens, verdict))
@@ -222,15 +218,12 @@ class StepReward(Reward):
             rewards[[step.slot for step in steps], columns] = _finite(self.step_rewards(steps), (len(steps),), self)
         return rewards
 
-    def _finish(self, progress: _Progress, tokens: IntArray, *, whole: bool) -> str:
-        """The text of the step that `tokens` end; `whole` takes in what follows its newline too."""
-        text = progress.take() + self.decode(tokens[progress.start :])
-        progress.start = len(tokens)
-        if not whole:
-            line, newline, rest = text.rpartition("\n")
-            if newline:
-                text, progress.carried = line, rest
-        return text.strip()
+    def _finish(self, progress: _Progress, tokens: IntArray) -> str:
+        """The text of the step that ends with the last of `tokens`; "" if it is blank."""
+        text = progress.carried + self.decode(tokens[progress.start :])
+        line, newline, rest = text.rpartition("\n")
+        progress.start, progress.carried = len(tokens), rest if newline else ""
+        return (line if newline else text).strip()
 
 
 def newline_tokens(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.bool_]:

@@ -61,7 +61,6 @@ _NOT_UNITS = frozenset(
 _NUMBERLIKE = re.compile(
     r"(?:(?<![\w.)])[+\-\u2212])?\$?\.?[0-9](?:[0-9_,./]*[0-9])?(?:[eE][+\-\u2212]?[0-9]+)?%?", re.ASCII
 )
-_LIMIT = 10**MAX_LENGTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +133,8 @@ def grade(
 def normalize_number(text: str, *, percent: Percent = "number") -> str | None:
     """The normal form of a number of the grammar, or None if `text` is none. Equal values have equal normal forms.
 
-    It is an integer, a decimal without needless zeros (`0.5`, or `25e-300` where more than 256 zeros would follow the
-    point or the digits), or, if the value is no decimal of the grammar, a fraction in lowest terms (`-2/3`).
+    It is an integer or a decimal without needless zeros (`0.5`; `25e-300` where more than 256 places or zeros would be
+    needed), or, if it has no finite decimal expansion, a fraction in lowest terms (`-2/3`).
     """
     if percent not in ("number", "fraction"):
         raise ValueError(f'percent={percent!r}: choose "number" (20% is 20) or "fraction" (20% is 0.2)')
@@ -205,10 +204,9 @@ def _fraction(sign: str, numerator: int, denominator: int) -> str | None:
     twos = (denominator & -denominator).bit_length() - 1
     fives = round(math.log(denominator >> twos, 5))
     if denominator >> twos == 5**fives:
+        # Of 256 characters come at most 592 digits (1/2^840), below any limit that Python can set on integers as text.
         places = max(twos, fives)
-        scaled = numerator * 10**places // denominator
-        if scaled < _LIMIT:  # a decimal of the grammar has no more digits, so a longer one equals none
-            return _decimal(sign, str(scaled), -places)
+        return _decimal(sign, str(numerator * 10**places // denominator), -places)
     return f"{sign}{numerator}/{denominator}"
 
 
