@@ -1,5 +1,6 @@
 """The command line: `tokengym list | train | eval | doctor | bench | demo`."""
 
+import copy
 import dataclasses
 import json
 import sys
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
     from rich.table import Table
 
+DESCRIPTION = "Gymnasium environments and agents for teaching language models to reason with reinforcement learning."
 EnvSettings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
 
 
@@ -40,7 +42,7 @@ class EnvChoice:
         from .envs import IDS
 
         try:
-            spec = gym.spec(self.env)
+            spec = copy.deepcopy(gym.spec(self.env))  # the registry's own
         except gym.error.Error as error:
             raise unknown_name("environment", self.env, IDS) from error
         for item in self.env_args:
@@ -276,9 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = (list(sys.argv[1:]) if arguments is None else list(arguments)) or ["--help"]
     if command in ("-h", "--help"):
         lines = "\n".join(f"  {name:8} {_summary(function)}" for name, function in COMMANDS.items())
-        _print(
-            f"usage: tokengym COMMAND [--help] [OPTIONS]\n\n{_summary(sys.modules[__package__])}\n\ncommands:\n{lines}"
-        )
+        _print(f"usage: tokengym COMMAND [--help] [OPTIONS]\n\n{DESCRIPTION}\n\ncommands:\n{lines}")
         return 0
     try:
         if command not in COMMANDS:

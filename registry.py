@@ -1,4 +1,4 @@
-"""Names for things that users pick by name: built-ins first, then third parties' entry points, loaded only when asked for."""
+"""Names that users pick things by: built-ins first, then third parties' entry points, loaded when asked for."""
 
 import difflib
 from collections.abc import Callable, Iterable

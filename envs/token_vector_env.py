@@ -146,7 +146,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._is_eos = np.zeros(self._vocab_size, dtype=np.bool_)
         self._is_eos[list(self.eos_token_ids)] = True
         resolve_template(prompt)  # its errors belong here, not in the first reset
-        self._prompt = prompt
+        self.prompt_template = prompt
         self._shots = shots
         self._examples = examples
 
@@ -308,9 +308,9 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def encode_prompt(self, problem: Problem) -> IntArray:
         """Token ids of the prompt for `problem`, however many they are."""
         shots = [] if self._examples is None else [self._examples[index] for index in range(self._shots)]
-        text = render_prompt(self._prompt, problem, shots, self.tokenizer)
+        text = render_prompt(self.prompt_template, problem, shots, self.tokenizer)
         # A chat template writes the special tokens itself.
-        return self._encode(text, add_special_tokens=self._prompt != CHAT)
+        return self._encode(text, add_special_tokens=self.prompt_template != CHAT)
 
     def encode_solution(self, problem: Problem) -> IntArray:
         """Token ids of the reference solution of `problem`, an end-of-sequence token at their end.
