@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..registry import unknown_name
-from .tokenizers import load_tokenizer, locate, not_loaded
+from ..registry import UnknownNameError, unknown_name
+from .tokenizers import CHARS, load_tokenizer, locate, not_loaded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -54,8 +54,13 @@ def load(
     if lora_rank is not None and lora_rank < 1:
         raise ValueError(f"lora_rank is {lora_rank}: give at least 1, or None to train without LoRA")
     name = str(name_or_path)
+    if name.startswith(CHARS):
+        raise UnknownNameError(f"no model {name!r}: this names a tokenizer alone")
     tokenizer = load_tokenizer(name)
     location = locate(name)
+    folder = Path(location["pretrained_model_name_or_path"])
+    if "gguf_file" not in location and folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"the folder {str(folder)!r} holds no model: it has no config.json")
     arguments: dict[str, Any] = {**location, "dtype": DTYPES[dtype], "attn_implementation": attn}
     if "gguf_file" in location:
         arguments["quantization_config"] = GgufConfig(
