@@ -1,6 +1,6 @@
 """How many tokens per second the environments take: Gymnasium's loop over single ones against the vector one.
 
-Three ways through the same attempts: `gym.make_vec` with "sync", `TokenVectorEnv.step`, and `TokenVectorEnv.step_tokens`
+Three ways through the same attempts: `gym.make_vec` with "sync", `TokenVectorEnv.step`, and its `step_tokens`
 with whole completions. Every attempt is graded and followed by the next one, and every call returns copies.
 """
 
