@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
+from transformers import PreTrainedModel
 
 from ..models.forward import action_logits, token_logprobs
 
@@ -79,6 +79,18 @@ class FineTuneConfig(OptimizerConfig):
         for name in ("epochs", "batch_size", "save_steps", "micro_batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def cosine(step: int, total: int, warmup_ratio: float, floor: float) -> float:
+    """Share of the peak learning rate in update `step` of `total`, counted from 0.
+
+    It climbs in a line to 1 over the warm-up, whose first update counts already, and falls by half a cosine towards
+    `floor`. (Schedules that begin at 0 waste an update, which is the only one when the data fit one batch.)
+    """
+    warmup = math.ceil(warmup_ratio * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    return floor + (1 - floor) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[NDArray[np.int64]]:
@@ -153,17 +165,14 @@ class Learner:
         accelerator: Accelerator,
         vocab_size: int,
     ) -> None:
-        rate = config.learning_rate or getattr(model.config, "recommended_learning_rate", PAPER_LEARNING_RATE)
+        rate = config.learning_rate
+        if rate is None:
+            rate = getattr(model.config, "recommended_learning_rate", PAPER_LEARNING_RATE)
+        self.learning_rate, self.total_steps = rate, total_steps
         self.base, self.config, self.accelerator, self.vocab_size = model, config, accelerator, vocab_size
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
-        self.schedule = get_cosine_with_min_lr_schedule_with_warmup(
-            self.optimizer,
-            math.ceil(config.warmup_ratio * total_steps),
-            total_steps,
-            min_lr_rate=config.min_learning_rate_ratio,
         )
         self.model = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
         self.steps = 0
@@ -202,9 +211,11 @@ class Learner:
                 tokens += int(batch.attention_mask.sum())
                 padding += batch.attention_mask.numel()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        rate = float(self.schedule.get_last_lr()[0])
+        share = cosine(self.steps, self.total_steps, self.config.warmup_ratio, self.config.min_learning_rate_ratio)
+        rate = self.learning_rate * share
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.step()
-        self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         if ranks > 1:
@@ -236,10 +247,8 @@ class Learner:
             with torch.no_grad():
                 parameter.copy_(tensors[f"weight/{name}"])
             self.optimizer.state[parameter] = {
-                "step": tensors[f"step/{name}"].reshape(()),
+                "step": tensors[f"step/{name}"].reshape(()).to(parameter.device),
                 "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
                 "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
             }
         self.steps = steps
-        self.schedule.last_epoch = steps - 1
-        self.schedule.step()

@@ -41,8 +41,8 @@ class _SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         shape = (self.cache.num_slots, key_states.shape[1], self.cache.capacity)
-        self.keys = key_states.new_empty((*shape, key_states.shape[-1]))
-        # Masked columns still enter the weighted sum, with weight 0: memory that was never written must not hold NaN.
+        # Masked columns enter scores and weighted sums all the same: memory never written must not hold NaN or infinity.
+        self.keys = key_states.new_zeros((*shape, key_states.shape[-1]))
         self.values = value_states.new_zeros((*shape, value_states.shape[-1]))
         self.is_initialized = True
 

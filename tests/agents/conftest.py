@@ -1,0 +1,85 @@
+"""Small random language models and the sums that they are tried on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+import tokengym  # noqa: F401 - registers the environments
+from tokengym.envs import TokenVectorEnv
+from tokengym.models import load_tokenizer
+
+logging.disable_progress_bar()
+
+ARITHMETIC = "tokengym/Arithmetic-v0"
+SUMS = {
+    "style": "equation", "steps": 1, "max_value": 20, "operations": "+", "prompt": "{question}",
+    "max_prompt_tokens": 16, "max_new_tokens": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return load_tokenizer("chars:0123456789+=-* ")
+
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer: Any) -> Callable[..., PreTrainedModel]:
+    """Small random models; GPT-2 comes with dropout 0.1, as it does from its authors."""
+
+    def make(architecture: str = "llama", seed: int = 0, vocab_size: int = len(tokenizer), **config: Any):
+        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+        ids |= {"vocab_size": vocab_size, "initializer_range": 0.1}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            if architecture == "gpt2":
+                drop = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+                shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+                return GPT2LMHeadModel(GPT2Config(**(shape | drop | ids | config))).eval()
+            shape = {
+                "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "max_position_embeddings": 64,
+            }  # fmt: skip
+            return LlamaForCausalLM(LlamaConfig(**(shape | ids | config))).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session", params=["llama"])
+def folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_model: Any, tokenizer: Any
+) -> Path:
+    """A model and its tokenizer, saved; ask for another architecture by indirect parametrisation."""
+    path = tmp_path_factory.mktemp(request.param)
+    make_model(request.param).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_sums(tokenizer: Any) -> Callable[..., TokenVectorEnv]:
+    """One-digit and two-digit sums, as many slots as wanted."""
+
+    def make(num_envs: int = 4, **settings: Any) -> TokenVectorEnv:
+        settings = {"tokenizer": tokenizer, "autoreset_mode": "Disabled"} | SUMS | settings
+        env = gym.make_vec(ARITHMETIC, num_envs, vectorization_mode="vector_entry_point", **settings)
+        assert isinstance(env, TokenVectorEnv)
+        return env
+
+    return make
+
+
+@pytest.fixture
+def sums(folder: Path) -> gym.Env[Any, Any]:
+    """The same sums as an agent takes them."""
+    return gym.make(ARITHMETIC, tokenizer=str(folder), disable_env_checker=True, **SUMS)
