@@ -2,7 +2,6 @@
 
 import functools
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 
 from .learner import Example, FineTuneConfig, Learner, MicroBatch
 from .losses import masked_aggregate
-from .runs import new_folder, write_json
+from .runs import new_folder, remove_folder, write_json
 
 
 def fine_tune(
@@ -66,7 +65,7 @@ def fine_tune(
             _save(learner, checkpoints)
     model.eval()
     if checkpoints is not None and accelerator.is_main_process:
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        remove_folder(checkpoints)
 
 
 def _nll(batch: MicroBatch, logprobs: Tensor, denominator: int) -> Tensor:
@@ -78,7 +77,7 @@ def _save(learner: Learner, checkpoints: Path) -> None:
         learner.save(folder)
         write_json(folder / "state.json", {"steps": learner.steps})
     for older in _saved(checkpoints)[:-1]:
-        shutil.rmtree(older)
+        remove_folder(older)
 
 
 def _resume(learner: Learner, checkpoints: Path | None) -> int:

@@ -83,14 +83,24 @@ def new_folder(path: Path) -> Iterator[Path]:
     yield partial
     for file in partial.rglob("*"):
         _sync(file)
-    if path.exists():
-        retired = path.with_name(f".{path.name}.old")
-        os.replace(path, retired)
-        os.replace(partial, path)
-        shutil.rmtree(retired)
-    else:
-        os.replace(partial, path)
+    retired = _retire(path)
+    os.replace(partial, path)
     _sync(path.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder, if it is there; a process killed before the end leaves no half of it under its name."""
+    shutil.rmtree(_retire(path), ignore_errors=True)
+
+
+def _retire(path: Path) -> Path:
+    """Moves a folder, if it is there, out of the way; where to."""
+    retired = path.with_name(f".{path.name}.old")
+    shutil.rmtree(retired, ignore_errors=True)  # a killed process may have left one
+    if path.exists():
+        os.replace(path, retired)
+    return retired
 
 
 def write_text(path: Path, text: str) -> None:

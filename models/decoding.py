@@ -41,7 +41,7 @@ class _SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         shape = (self.cache.num_slots, key_states.shape[1], self.cache.capacity)
-        # Masked columns enter scores and weighted sums all the same: memory never written must not hold NaN or infinity.
+        # Masked columns still enter scores and weighted sums: memory that was never written must not hold NaN.
         self.keys = key_states.new_zeros((*shape, key_states.shape[-1]))
         self.values = value_states.new_zeros((*shape, value_states.shape[-1]))
         self.is_initialized = True

@@ -234,9 +234,7 @@ def test_the_learning_rate_warms_up_and_falls_by_cosine_and_no_step_is_wasted(ma
     learner = Learner(model, config, total, ACCELERATOR, VOCABULARY)
     applied = []
     learner.optimizer.register_step_pre_hook(lambda optimizer, *_: applied.append(optimizer.param_groups[0]["lr"]))
-    told = []
-    for step in range(total):
-        told.append(learner.update(batch, lambda m, v: nll(m, v, 1e9), step)["learning_rate"])
+    told = [learner.update(batch, lambda m, v: nll(m, v, 1e9), step)["learning_rate"] for step in range(total)]
     assert told == applied
     warmup = math.ceil(0.05 * total)
     for step, rate in enumerate(applied):
