@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +34,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path, config: Mapping[str, Any], resume: bool = False) -> None:
         self.path = Path(path)
+        self._metrics = self.path / "metrics.jsonl"
+        self._writer: SummaryWriter | None = None
         config = json.loads(json.dumps(config))
         record = self.path / "config.json"
         if record.exists():
@@ -41,25 +43,24 @@ class RunFolder:
                 raise FileExistsError(
                     f"{self.path} holds a run already: go on with it (resume), or choose another folder or delete it"
                 )
-            before = json.loads(record.read_text())
-            different = [key for key in config if before.get(key) != config[key]]
+            before, now = _flat(json.loads(record.read_text())), _flat(config)
+            different = [key for key in now if before.get(key) != now[key]]
             if different:
-                changes = ", ".join(f"{key}: {before.get(key)!r} -> {config[key]!r}" for key in different)
+                changes = ", ".join(f"{key}: {before.get(key)!r} -> {now[key]!r}" for key in different)
                 raise ValueError(f"{self.path} was begun with another configuration ({changes})")
+            if self._metrics.exists():
+                self._keep(read_jsonl(self._metrics))  # lest a half-written line run into the next
         elif self.path.exists() and any(self.path.iterdir()):
             raise FileExistsError(f"{self.path} is not empty and holds no run: choose another folder")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
             write_json(record, {**config, "versions": versions})
-        self._metrics = self.path / "metrics.jsonl"
-        self._writer: SummaryWriter | None = None
 
     def rewind(self, attempts: int) -> None:
         """Forgets metrics logged after `attempts` sampled attempts: work that is about to be done again."""
         if self._metrics.exists():
-            kept = [line for line in read_jsonl(self._metrics) if line["attempts"] <= attempts]
-            write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
+            self._keep([line for line in read_jsonl(self._metrics) if line["attempts"] <= attempts])
         self._writer = SummaryWriter(str(self.path), purge_step=attempts + 1)
 
     def log(self, attempts: int, scalars: Mapping[str, float]) -> None:
@@ -71,6 +72,17 @@ class RunFolder:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, attempts)
         self._writer.flush()
+
+    def _keep(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, those of nested mappings too."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def test_every_example_is_seen_once_in_each_epoch_and_the_loss_is_the_mean_over_
     assert [step for step, _, _ in steps] == list(range(1, 17))
     assert {total for _, total, _ in steps} == {16}
     assert [len(batch) for batch in batches] == [4, 4, 4, 1] * 4
-    epochs = [sum(batches[i : i + 4], []) for i in range(0, 16, 4)]
+    epochs = [[seen for batch in batches[i : i + 4] for seen in batch] for i in range(0, 16, 4)]
     assert all(sorted(epoch) == sorted(map(id, EXAMPLES)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 4  # each in an order of its own
     assert denominators == [3 * len(batch) for batch in batches]
@@ -129,7 +129,7 @@ def test_nothing_to_train_on_is_an_error(make_model) -> None:
         train(make_model(), examples=[])
 
 
-# ---------------------------------------------------------------------------------------------------------- being killed
+# ----------------------------------------------------------------------------------------------------- being killed
 
 KILLED_WHILE_SAVING = """
     import os, sys
