@@ -74,14 +74,15 @@ CLIP = 1.0
 WARMUP = 0.02
 FINAL_RATE = 0.05
 
-SHARD_DOCUMENTS = 4096
+SHARD_DOCUMENTS = 2048
 TOKENIZER_DOCUMENTS = 40_000
 SPEED_STEPS = 20
-SAVES = (0.125, 0.25, 0.5, 1.0)
+SAVES = (0.5, 1.0)
 """Where in its training a model is saved."""
 HELD_OUT_SHARD, TOKENIZER_SHARD = -1, -2
 HELD_OUT_ROWS = 64
-PROBE_ROWS = 128
+PROBE_ROWS = 512
+PROBE_TOKENS = 128
 
 WORD = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 COMPUTE: dict[str, Callable[[int, int], int]] = {
@@ -584,7 +585,7 @@ def probe(run: Run, model: Any, held_out: torch.Tensor, tokenizer: PreTrainedTok
         for name in solved:
             with torch.random.fork_rng():
                 torch.manual_seed(run.seed)
-                output = model.generate(**inputs, do_sample=name == "sampled", max_new_tokens=160)
+                output = model.generate(**inputs, do_sample=name == "sampled", top_k=0, max_new_tokens=PROBE_TOKENS)
             texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
             solved[name] += sum(source.grade(text, problem).correct for text, problem in zip(texts, chunk, strict=True))
             if name == "greedy":

@@ -147,11 +147,10 @@ def test_the_tokenizer_is_the_committed_one_for_its_text():
 
 
 def test_a_short_run_writes_checkpoints_that_load(tmp_path, capsys):
-    arguments = "--device cpu --steps 2 --batch-rows 2 --tokens 1000 --workers 1 --probes 2"
+    arguments = "--device cpu --steps 1 --batch-rows 2 --tokens 1000 --workers 1 --probes 1"
     pt.main([*arguments.split(), "--output", str(tmp_path)])
     assert "loss" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "2-steps").iterdir()) == ["1", "2"]
-    folder = tmp_path / "2-steps" / "2"
+    folder = tmp_path / "1-steps" / "1"
     model, tokenizer = load(folder, device="cpu")
     assert len(tokenizer) == len(model.lm_head.weight)
     report = json.loads((folder / "report.json").read_text())
