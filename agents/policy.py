@@ -65,18 +65,19 @@ class CausalLMPolicy:
         ids = np.atleast_2d(observation["input_ids"])
         lengths = np.atleast_2d(observation["attention_mask"]).sum(1).astype(np.int64)
         if state is None:
-            state = PolicyState(self.decoder(len(ids)))
+            state = PolicyState(self.decoder(len(ids)), ids.shape[1])
         actions = state.advance(ids, lengths, episode_start, self.seed, GREEDY if deterministic else self.sampling)
         return (actions if observation["input_ids"].ndim == 2 else int(actions[0])), state
 
 
 class PolicyState:
-    """The decoder behind `CausalLMPolicy.predict` and the sequences that its cache holds."""
+    """The decoder behind `CausalLMPolicy.predict` and the sequences, of at most `width` tokens, that its cache holds."""
 
-    def __init__(self, decoder: SlotDecoder) -> None:
+    def __init__(self, decoder: SlotDecoder, width: int) -> None:
         self.decoder = decoder
         self.begun = 0
-        self.lengths = np.zeros(decoder.num_slots, np.int64)  # tokens seen of each slot
+        self.ids = np.zeros((decoder.num_slots, width), np.int64)  # as last seen
+        self.lengths = np.full(decoder.num_slots, -2)  # tokens of each slot; at first no slot can have grown by one
 
     def advance(
         self,
@@ -87,7 +88,9 @@ class PolicyState:
         sampling: SamplingConfig,
     ) -> IntArray:
         """One action per slot: continues the slots that grew by one token, begins the others."""
-        fresh = lengths != self.lengths + 1
+        # A new prompt may happen to be one token longer than what it follows: only the tokens tell.
+        before = np.arange(ids.shape[1]) < self.lengths[:, None]
+        fresh = (lengths != self.lengths + 1) | ((ids != self.ids) & before).any(1)
         if episode_start is not None:
             fresh |= np.asarray(episode_start, bool)
         if fresh.any():
@@ -95,7 +98,7 @@ class PolicyState:
             keys = np.array([stream_key(seed, "predict", self.begun + i) for i in range(len(slots))])
             self.begun += len(slots)
             self.decoder.begin(slots, [ids[slot, : lengths[slot]] for slot in slots], keys)
-        self.lengths = lengths
+        self.ids[:], self.lengths = ids, lengths
         order = self.decoder.slots
         # The environment has the last word on what was done.
         self.decoder.replace_pending(ids[order, lengths[order] - 1])
