@@ -15,8 +15,14 @@ from .token_vector_env import TokenVectorEnv, slot_info
 class SB3VecEnv(VecEnv):
     """Adapter of a `TokenVectorEnv` in `AutoresetMode.SAME_STEP`, which is how SB3 expects finished slots to go on.
 
-    The info of a finished attempt has `terminal_observation`, `TimeLimit.truncated` and `episode`, as SB3's `Monitor`
-    would put there. `env_method` calls methods that take a slot, `env_method("problem")` for example.
+    The info of a finished attempt has `terminal_observation` and `episode`, as SB3's `Monitor` would put there.
+    `TimeLimit.truncated` is always False, for SB3 takes it to mean that the attempt goes on unseen, and adds the value
+    it expects there to the reward. A token budget ends the attempt for good, and the observation shows how much is left
+    (a time-aware agent in Pardo et al., 2018). Told otherwise, PPO lives on its own expectations: it learns to spend
+    the budget and never ends a sequence.
+    The `verdict` of such an attempt is "truncated".
+
+    `env_method` calls methods that take a slot, `env_method("problem")` for example.
 
     Raises:
         ValueError: the environment has another autoreset mode.
@@ -49,7 +55,7 @@ class SB3VecEnv(VecEnv):
             self.reset_infos[slot] = slot_info(infos, slot)
             final = self.reset_infos[slot].pop("final_info")
             final["terminal_observation"] = self.reset_infos[slot].pop("final_obs")
-            told[slot] = {**final, "TimeLimit.truncated": bool(truncations[slot])}
+            told[slot] |= final
         return observation, rewards.astype(np.float32), dones, told
 
     def close(self) -> None:
