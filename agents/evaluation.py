@@ -1,4 +1,4 @@
-"""Evaluation: maj@1 by greedy decoding; maj@n, pass@k and diversity from one pool of n samples (PAPERS 1.8)."""
+"""Evaluation: maj@1 by greedy decoding; maj@n, pass@k and diversity from one pool of n samples [paper]."""
 
 import math
 import time
@@ -81,7 +81,7 @@ def pass_at_k(successes: int, n: int, k: int) -> float:
 
 
 def majority_vote(answers: Sequence[str | None]) -> str | None:
-    """The most frequent answer, in the normal form of verdicts; the first seen wins a tie; `None` has no vote (1.8)."""
+    """The most frequent answer, in the normal form of verdicts; the first seen wins a tie; `None` has no vote."""
     votes = Counter(answer for answer in answers if answer is not None)
     return votes.most_common(1)[0][0] if votes else None
 
@@ -124,7 +124,7 @@ def evaluate(
         env: a token environment with `autoreset_mode` DISABLED; its curriculum is put back afterwards.
         problems: how many; fewer when the split is smaller.
         n: samples per problem in the pool; 0 for the greedy pass alone.
-        temperature: of the pool; 0.7 in Paper 1 (1.8).
+        temperature: of the pool; 0.7 [paper].
         seed: of the pool's random streams.
         on_step: called with the number of attempts that ended, as they end.
 

@@ -1,4 +1,4 @@
-"""Expert iteration: sample attempts, keep the correct ones, fine-tune on them, repeat (PAPERS 1.6).
+"""Expert iteration: sample attempts, keep the correct ones, fine-tune on them, repeat (Havrilla et al. 2024).
 
 RFT (Yuan et al. 2023) and STaR (Zelikman et al. 2022) are settings of it: see `RFT` and `STaR`.
 """
@@ -32,7 +32,7 @@ Dataset = dict[tuple[str, str], Example]
 
 @dataclass(frozen=True)
 class ExpertIterationConfig(FineTuneConfig):
-    """Settings of `ExpertIteration`; the defaults are Paper 1's (1.6), fine-tuning included (1.4).
+    """Settings of `ExpertIteration`; the defaults are the paper's, fine-tuning included.
 
     Attributes:
         rounds: n, the most rounds; 2 from an SFT checkpoint, after which the paper sees a plateau.
@@ -78,7 +78,7 @@ class ExpertIterationConfig(FineTuneConfig):
 
 @dataclass(frozen=True)
 class RFTConfig(ExpertIterationConfig):
-    """Settings of `RFT`, as in its authors' public script (PAPERS part C)."""
+    """Settings of `RFT`, as in its authors' public script."""
 
     rounds: int = 1
     samples_per_problem: int = 100
@@ -88,7 +88,7 @@ class RFTConfig(ExpertIterationConfig):
 
 @dataclass(frozen=True)
 class STaRConfig(ExpertIterationConfig):
-    """Settings of `STaR` (PAPERS 2.3, Algorithm 1); one epoch and one sample per problem are [choice]."""
+    """Settings of `STaR`, as in Tsilivis et al. 2025, Algorithm 1; one epoch and one sample per problem are [choice]."""
 
     rounds: int = 8
     samples_per_problem: int = 1
@@ -204,7 +204,7 @@ class ExpertIteration(Agent):
                 if attempt.terminated and attempt.total_reward >= self.config.threshold:
                     key = attempt.problem.id, self._key(env.decode(attempt.completion))
                     sums["kept"] += 1
-                    # The prompt of later rounds has no examples in it, whatever this one had (1.6).
+                    # The prompt of later rounds has no examples in it, whatever this one had.
                     kept.setdefault(key, Example(self.env.encode_prompt(attempt.problem), attempt.completion))
         if ranks > 1:
             parts = gather_object([(sums, kept)])
@@ -324,7 +324,7 @@ class RFT(ExpertIteration):
 
 @AGENTS.register("star")
 class STaR(ExpertIteration):
-    """STaR (PAPERS 2.3): every round trains on its own correct samples alone and goes on from the newest policy."""
+    """STaR: every round trains on its own correct samples alone and goes on from the newest policy."""
 
     name = "star"
     config_class = STaRConfig

@@ -27,7 +27,7 @@ def fine_tune(
     checkpoints: Path | None = None,
     on_step: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> None:
-    """Minimises -log pi(completion | prompt), averaged over the completion tokens of each batch (PAPERS 1.4, 1.6).
+    """Minimises -log pi(completion | prompt), averaged over the completion tokens of each batch (Havrilla et al. 2024).
 
     Every batch is a pure function of `seed` and its number, so a run that goes on from a checkpoint ends with the very
     weights of one that was never stopped.

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..models.forward import action_logits, token_logprobs
 
-# Paper 1: 2e-5, decayed to 2e-7 by cosine with warm-up (PAPERS 1.4).
+# Decayed by cosine to 2e-7, with warm-up (Havrilla et al. 2024).
 PAPER_LEARNING_RATE = 2e-5
 
 
@@ -41,8 +41,8 @@ class OptimizerConfig:
     """Optimiser and batching.
 
     Attributes:
-        learning_rate: peak rate; `None` takes the model's own `recommended_learning_rate`, else the paper's 2e-5 (1.4).
-        min_learning_rate_ratio: final over peak rate of the cosine schedule; the paper's 2e-7 / 2e-5 (1.4).
+        learning_rate: peak rate; `None` takes the model's own `recommended_learning_rate`, else 2e-5 [paper].
+        min_learning_rate_ratio: final over peak rate of the cosine schedule; 2e-7 / 2e-5 [paper].
         warmup_ratio: share of steps with linear warm-up; 0.03 [choice, the RFT paper's public script].
         betas: AdamW's; [choice].
         weight_decay: AdamW's; 0 [choice, the RFT paper's public script].
@@ -63,11 +63,11 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class FineTuneConfig(OptimizerConfig):
-    """Supervised fine-tuning as in Paper 1 (1.4): AdamW, cosine schedule with warm-up.
+    """Supervised fine-tuning as in the paper: AdamW, cosine schedule with warm-up.
 
     Attributes:
-        epochs: passes over the data; 4 (1.4).
-        batch_size: sequences per optimiser step; 128 (1.4).
+        epochs: passes over the data; 4 [paper].
+        batch_size: sequences per optimiser step; 128 [paper].
         save_steps: optimiser steps between checkpoints, in runs that have a folder; [choice].
     """
 

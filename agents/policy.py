@@ -71,7 +71,7 @@ class CausalLMPolicy:
 
 
 class PolicyState:
-    """The decoder behind `CausalLMPolicy.predict` and the sequences, of at most `width` tokens, that its cache holds."""
+    """The decoder behind `CausalLMPolicy.predict`, and the sequences of at most `width` tokens that its cache holds."""
 
     def __init__(self, decoder: SlotDecoder, width: int) -> None:
         self.decoder = decoder

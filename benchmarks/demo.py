@@ -48,7 +48,8 @@ def demo(folder: Path | None, seed: int, say: Callable[[Any], None]) -> Group:
         results[name] = evaluate(agent, test, problems=TEST_PROBLEMS, n=SAMPLES, seed=seed)
         say(
             f"{time.perf_counter() - started:4.0f} s  {name}: maj@1 {results[name].metrics['maj@1']}, "
-            f"pass@{SAMPLES} {results[name].metrics[f'pass@{SAMPLES}']}, trained on {metrics['train/examples']:.0f} solutions"
+            f"pass@{SAMPLES} {results[name].metrics[f'pass@{SAMPLES}']}, "
+            f"trained on {metrics['train/examples']:.0f} solutions"
         )
 
     say(f"fine-tuning on {SETTINGS['demonstrations']} solutions of {ENV}, then {SETTINGS['rounds']} rounds of EI")

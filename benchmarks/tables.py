@@ -1,4 +1,4 @@
-"""Tables of results: ours with their intervals and what they cost, the paper's beside them and marked as another scale."""
+"""Tables of results: ours with intervals and cost, the paper's beside them and marked as another scale."""
 
 import json
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """Problems as Markov decision processes: problem sources, token environments, curricula, registration, adapters."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..lazy import lazy_names
 from .registration import IDS, make_vec_env, register_envs
 
 if TYPE_CHECKING:
@@ -42,29 +42,18 @@ __all__ = [
     "slot_info",
 ]
 
-_HOMES = {
-    "arithmetic": ("Arithmetic",),
-    "curriculum": ("CURRICULA", "Curriculum", "Sequential", "Uniform", "make_curriculum"),
-    "dataset": ("Dataset",),
-    "doctor": ("diagnose",),
-    "gsm8k": ("GSM8K",),
-    "problems": ("PROBLEMS", "Problem", "ProblemList", "ProblemSource", "make_problems"),
-    "sb3": ("SB3VecEnv",),
-    "svamp": ("SVAMP",),
-    "token_env": ("TokenEnv",),
-    "token_vector_env": ("TokenVectorEnv", "slot_info"),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    # `import tokengym` registers the environments and stays light: what they are made of is imported when it is used.
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "PROBLEMS":
-        from . import arithmetic, dataset, gsm8k, svamp  # noqa: F401 - they register themselves
-    return getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "arithmetic": ("Arithmetic",),
+        "curriculum": ("CURRICULA", "Curriculum", "Sequential", "Uniform", "make_curriculum"),
+        "dataset": ("Dataset",),
+        "doctor": ("diagnose",),
+        "gsm8k": ("GSM8K",),
+        "problems": ("PROBLEMS", "Problem", "ProblemList", "ProblemSource", "make_problems"),
+        "sb3": ("SB3VecEnv",),
+        "svamp": ("SVAMP",),
+        "token_env": ("TokenEnv",),
+        "token_vector_env": ("TokenVectorEnv", "slot_info"),
+    },
+)

@@ -128,7 +128,9 @@ class ProblemList(FiniteSource):
         return f"ProblemList({len(self._given)} problems, split={self.split!r})"
 
 
-PROBLEMS: Registry[Callable[..., ProblemSource]] = Registry("problem")
+_BUILT_INS = ("arithmetic", "dataset", "gsm8k", "svamp")
+
+PROBLEMS: Registry[Callable[..., ProblemSource]] = Registry("problem", (f"{__package__}.{name}" for name in _BUILT_INS))
 """Problem sources by name; third parties join through the entry-point group `tokengym.problems`."""
 
 
@@ -140,8 +142,6 @@ def make_problems(source: str | ProblemSource, **arguments: Any) -> ProblemSourc
         ValueError: arguments came with a source that is already made.
     """
     if isinstance(source, str):
-        from . import arithmetic, dataset, gsm8k, svamp  # noqa: F401 - they register themselves, and import this module
-
         return PROBLEMS.get(source)(**arguments)
     if arguments:
         raise ValueError(f"{source!r} is already made: give it {', '.join(sorted(arguments))} where you make it")

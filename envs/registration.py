@@ -106,8 +106,6 @@ def _divide(
     of_env = _keywords(TokenVectorEnv) - {"problems", *excluded}
     of_source: set[str] = set()
     if not isinstance(problems, ProblemSource):
-        from . import arithmetic, dataset, gsm8k, svamp  # noqa: F401 - they register themselves
-
         of_source = _keywords(PROBLEMS.get(problems))
     for name in settings:
         if name not in of_env and name not in of_source:

@@ -1,7 +1,8 @@
 """Language models: loading, the built-in tiny model and tokenizer, KV-cache slots, sampling, heads."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .loading import check_vocabulary, load
@@ -9,15 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_vocabulary", "load", "load_tokenizer"]
 
-_HOMES = {"check_vocabulary": "loading", "load": "loading", "load_tokenizer": "tokenizers"}
-
-
-def __getattr__(name: str) -> Any:
-    # torch and transformers take seconds to import: only whoever uses a model waits for them.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {"loading": ("check_vocabulary", "load"), "tokenizers": ("load_tokenizer",)},
+)

@@ -37,7 +37,7 @@ def load(
         device: where to put it ("cpu", "cuda:1", ...); by default on the GPU if there is one.
         dtype: "float32", "bfloat16" or "float16", whatever the weights were saved in.
         lora_rank: rank of the adapters; `None` trains the weights themselves. The paper has rank 128 on policies of
-            7 and 13 billion parameters (PAPERS 1.5).
+            7 and 13 billion parameters (Havrilla et al. 2024).
         lora_alpha: the adapters' output is scaled by lora_alpha / lora_rank; by default the rank itself, a scale of 1
             [choice].
         lora_targets: names of the layers that get adapters; "all-linear" is all but the LM head [choice].

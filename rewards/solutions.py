@@ -16,7 +16,7 @@ def equations(solution: str) -> list[str]:
 
 
 def equation_sequence(solution: str) -> str:
-    """What makes two solutions the same: their sequence of arithmetic operations (PAPERS 1.6).
+    """What makes two solutions the same: their sequence of arithmetic operations (Havrilla et al. 2024).
 
     A solution without any equation stands for itself, as its text with white space folded.
     """

@@ -6,6 +6,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tokengym.envs.arithmetic import HE, MAX_TRIES, NAMES, SHE, STRIDES, THINGS, Arithmetic
 from tokengym.envs.problems import SPLITS, make_problems
 from tokengym.registry import UnknownNameError

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tokengym.envs.dataset import Dataset
 from tokengym.envs.problems import SPLITS, make_problems
 from tokengym.envs.rows import carve

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from tokengym.envs.arithmetic import Arithmetic
 from tokengym.envs.dataset import Dataset
 from tokengym.envs.doctor import check_annotation, diagnose

@@ -4,6 +4,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tokengym.envs.expressions import evaluate
 
 leaves = st.integers(0, 10**6).map(str) | st.decimals(0, 1000, places=2).map(str)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from tokengym.envs.gsm8k import GSM8K
 from tokengym.envs.problems import SPLITS, make_problems
 from tokengym.registry import UnknownNameError

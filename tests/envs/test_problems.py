@@ -4,6 +4,7 @@ from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
+
 from tokengym import registry
 from tokengym.envs.arithmetic import Arithmetic
 from tokengym.envs.problems import PROBLEMS, Problem, ProblemList, make_problems

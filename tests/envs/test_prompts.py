@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+
 from tokengym.envs.problems import Problem
 from tokengym.envs.prompts import render_prompt, resolve_template
 from tokengym.registry import UnknownNameError

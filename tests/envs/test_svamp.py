@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from tokengym.envs.problems import SPLITS
 from tokengym.envs.svamp import SVAMP
 

@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tokengym.envs import Problem, ProblemList, TokenEnv, TokenVectorEnv, slot_info
 from tokengym.models import load_tokenizer
 from tokengym.registry import UnknownNameError

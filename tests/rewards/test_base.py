@@ -9,6 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
 from tokengym.rewards import (
     REWARDS,
     RUNNING,
@@ -24,8 +27,6 @@ from tokengym.rewards import (
     make_reward,
 )
 from tokengym.rewards.base import FloatArray, IntArray, newline_tokens
-from tokenizers import Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 TEXTS = ["<eos>", "\n", "a", "b c", " ", "a\n", "\n\n", "b\na", "7"]
 EOS, NEWLINE, A, B_C, SPACE, A_NEWLINE, TWO_NEWLINES, NEWLINE_WITHIN, SEVEN = range(len(TEXTS))
@@ -33,9 +34,9 @@ CORRECT, WRONG, CUT = Verdict(True, "correct", "7"), Verdict(False, "wrong", "8"
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.WordLevel({text: i for i, text in enumerate(TEXTS)}, unk_token="<eos>"))  # noqa: S106
+    backend = Tokenizer(models.WordLevel({text: i for i, text in enumerate(TEXTS)}, unk_token="<eos>"))
     backend.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")  # noqa: S106
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
 
 
 TOKENIZER = word_tokenizer()

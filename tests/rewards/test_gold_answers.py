@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from tokengym.rewards import Verdict, grade
 
 DATA = os.environ.get("TOKENGYM_DATA")

@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
 from tokengym.rewards import Verdict, grade, normalize_number
 
 SIGNIFICANT = st.integers(-(10**60), 10**60)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
+
 from tokengym.rewards import Verdict, grade, grading
 
 Arguments = dict[str, Any]

@@ -1,0 +1,511 @@
+"""Expert iteration: what it trains on and from, when it stops, what survives being stopped, and where it ends up."""
+
+import itertools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokengym.agents import RFT, ExpertIteration, STaR, expert_iteration, learner
+from tokengym.agents.evaluation import Interval
+from tokengym.agents.policy import CausalLMPolicy
+from tokengym.agents.rollouts import Attempt, AttemptFile, collect
+from tokengym.envs import Problem, ProblemList, TokenVectorEnv
+from tokengym.models import load_tokenizer
+from tokengym.rewards import Verdict
+
+LETTERS = load_tokenizer("chars:ab?")
+EOS = LETTERS.eos_token_id
+VOCABULARY = len(LETTERS)
+
+
+class Letters(ProblemList):
+    """Correct is whatever begins with the answer, one letter: solutions are many, and easy to come by."""
+
+    def __init__(self, questions: str = "a b ab ba aa bb", split: str = "train") -> None:
+        super().__init__([Problem(f"{split}-{q}", q + "?", q[-1], q[-1]) for q in questions.split()], split)
+
+    def grade(self, completion: str, problem: Problem) -> Verdict:
+        correct = completion.startswith(problem.answer)
+        return Verdict(correct, "correct" if correct else "wrong", completion[:1] or None)
+
+
+class Bandit(ProblemList):
+    """One question, and two right completions among all."""
+
+    RIGHT = ("ab", "ba")
+
+    def __init__(self) -> None:
+        super().__init__([Problem("bandit", "?", "ab", "ab")])
+
+    def grade(self, completion: str, problem: Problem) -> Verdict:
+        return Verdict(completion in self.RIGHT, "correct" if completion in self.RIGHT else "wrong", completion)
+
+
+def slots(problems: ProblemList, num_envs: int = 16, **settings: Any) -> TokenVectorEnv:
+    settings = {"tokenizer": LETTERS, "prompt": "{question}", "max_prompt_tokens": 8, "max_new_tokens": 3} | settings
+    return TokenVectorEnv(problems, num_envs, autoreset_mode="Disabled", copy=False, **settings)
+
+
+@pytest.fixture(scope="session")
+def letters_folder(make_model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("letters")
+    ids = {"eos_token_id": EOS, "pad_token_id": LETTERS.pad_token_id}
+    make_model("gpt2", vocab_size=VOCABULARY, **ids).save_pretrained(path)
+    LETTERS.save_pretrained(path)
+    return path
+
+
+FAST = {
+    "rounds": 3, "samples_per_problem": 12, "epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "save_steps": 2,
+    "validation_problems": 6, "patience": 9, "demonstrations": 3,
+}  # fmt: skip
+
+
+@pytest.fixture
+def make_agent(letters_folder) -> Callable[..., ExpertIteration]:
+    def make(cls: type[ExpertIteration] = ExpertIteration, problems: ProblemList | None = None, **settings: Any):
+        return cls(
+            slots(problems or Letters()),
+            letters_folder,
+            validation_env=slots(problems or Letters(split="validation")),
+            device="cpu",
+            **(FAST | settings),
+        )
+
+    return make
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+def saved(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    """The run's metrics but for the times."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
+
+
+@pytest.fixture
+def trainings(monkeypatch) -> list[tuple[dict, list, dict]]:
+    """Of each training: weights before, examples, weights after."""
+    seen = []
+    real = expert_iteration.fine_tune
+
+    def spy(model, examples, *args, **options):
+        before = weights(model)
+        real(model, examples, *args, **options)
+        seen.append((before, list(examples), weights(model)))
+
+    monkeypatch.setattr(expert_iteration, "fine_tune", spy)
+    return seen
+
+
+def texts(examples: list) -> list[tuple[str, str]]:
+    """Question and solution of each example; the end of sequence is checked on the way."""
+    assert all(example.completion[-1] == EOS for example in examples)
+    return [
+        (str(LETTERS.decode(example.prompt.tolist())), str(LETTERS.decode(example.completion[:-1].tolist())))
+        for example in examples
+    ]
+
+
+# ----------------------------------------------------------------------------------------------- what it is trained on
+
+
+@pytest.mark.parametrize("restart", ["base", "previous"])
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_each_round_trains_on_its_distinct_correct_attempts_and_from_where_it_should(
+    make_agent, trainings, tmp_path, accumulate: bool, restart: str
+) -> None:
+    agent = make_agent(accumulate=accumulate, restart=restart, run=tmp_path / "run")
+    base = weights(agent.model)
+    agent.learn()
+    assert len(trainings) == 4
+    datasets = [texts(examples) for _, examples, _ in trainings]
+    demonstrations = [("a?", "a"), ("b?", "b"), ("ab?", "b")]
+    assert datasets[0] == demonstrations
+    questions = {f"train-{question}": question + "?" for question in "a b ab ba aa bb".split()}
+    for number, dataset in enumerate(datasets[1:], start=1):
+        assert len(set(dataset)) == len(dataset)
+        assert all(solution.startswith(question[-2]) for question, solution in dataset)
+        sampled = set()  # read from the record, without the agent's or the library's help
+        for line in (tmp_path / "run" / f"round-{number}" / "attempts-0.jsonl").read_text().splitlines():
+            attempt = json.loads(line)
+            text = str(LETTERS.decode([token for token in attempt["completion"] if token != EOS]))
+            if attempt["completion"][-1] == EOS and text.startswith(attempt["problem_id"][-1]):
+                sampled.add((questions[attempt["problem_id"]], text))
+        expected = sampled | set(datasets[number - 1]) if accumulate else sampled
+        assert set(dataset) == expected
+        assert len(sampled) > 4
+    for number, (before, _, after) in enumerate(trainings):
+        start = base if restart == "base" or number == 0 else trainings[number - 1][2]
+        assert same(before, start)
+        assert not same(before, after)
+
+
+def fake_attempts(env: TokenVectorEnv, given: list[tuple[int, str, float, bool]]) -> list[Attempt]:
+    """Attempts at problems by index: with that text, return and end."""
+    attempts = []
+    for index, text, reward, terminated in given:
+        problem = env.problems[index]
+        tokens = np.array([*env.tokenizer(text, add_special_tokens=False)["input_ids"]], np.int32)
+        tokens = np.append(tokens, np.int32(env.tokenizer.eos_token_id)) if terminated else tokens
+        paid = np.zeros(len(tokens), np.float32)
+        paid[-1] = reward
+        attempts.append(
+            Attempt(problem, 0, env.encode_prompt(problem), tokens, paid, paid, reward >= 1, "", None, terminated)
+        )
+    return attempts
+
+
+GIVEN = [
+    (0, "1+1=2", 1.0, True),
+    (0, "1 + 1 = 2", 1.0, True),
+    (0, "2-1=1 1+1=2", 1.0, True),
+    (0, "2", 0.5, True),
+    (0, "3", 0.0, True),
+    (0, "4", 1.0, False),  # a reward on the way does not make up for an end that never came
+    (1, "1+1=2", 1.0, True),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [(0, "1+1=2"), (0, "2-1=1 1+1=2"), (1, "1+1=2")]),
+        ({"deduplicate": "exact_text"}, [(0, "1+1=2"), (0, "1 + 1 = 2"), (0, "2-1=1 1+1=2"), (1, "1+1=2")]),
+        ({"threshold": 0.5}, [(0, "1+1=2"), (0, "2-1=1 1+1=2"), (0, "2"), (1, "1+1=2")]),
+        ({"threshold": 0.0}, [(0, "1+1=2"), (0, "2-1=1 1+1=2"), (0, "2"), (0, "3"), (1, "1+1=2")]),
+    ],
+    ids=["equation_sequence", "exact_text", "threshold=0.5", "threshold=0"],
+)
+def test_threshold_and_duplicates(folder, sums, trainings, monkeypatch, settings, expected) -> None:
+    agent = ExpertIteration(
+        sums, folder, device="cpu", num_envs=4, rounds=1, samples_per_problem=4, problems=2, demonstrations=0,
+        validation_problems=2, epochs=1, **settings,
+    )  # fmt: skip
+    monkeypatch.setattr(expert_iteration, "collect", lambda _, env, *args, **options: fake_attempts(env, GIVEN))
+    told = {}
+    agent.learn(callback=lambda _, metrics: told.update(metrics))
+    (_, examples, _), problems = trainings[0], agent.env.problems
+    found = [(example.prompt.tolist(), agent.env.decode(example.completion)) for example in examples]
+    assert found == [(agent.env.encode_prompt(problems[index]).tolist(), text) for index, text in expected]
+    assert told["rollout/distinct"] == len(expected)
+    assert told["rollout/problems_solved"] == 2
+    assert told["rollout/success_rate"] == pytest.approx(5 / 7)
+    assert told["rollout/truncation_rate"] == pytest.approx(1 / 7)
+    assert told["rollout/mean_reward"] == pytest.approx(5.5 / 7)
+
+
+def test_each_problem_is_attempted_exactly_k_times_at_the_temperature(make_agent, tmp_path, monkeypatch) -> None:
+    temperatures = []
+
+    def spy(policy, *args, **options):
+        temperatures.append(policy.sampling.temperature)
+        return collect(policy, *args, **options)
+
+    monkeypatch.setattr(expert_iteration, "collect", spy)
+    agent = make_agent(problems=4, temperature=0.9, run=tmp_path / "run", rounds=2).learn()
+    for number in (1, 2):
+        record = AttemptFile(tmp_path / "run" / f"round-{number}" / "attempts-0.jsonl")
+        counts = Counter(attempt.problem.id for attempt in record.read(agent.env))
+        assert counts == {f"train-{question}": 12 for question in "a b ab ba".split()}
+    assert temperatures == [0.9, 0.9]
+    assert agent.attempts == 96
+    lengths = [
+        len(attempt.completion)
+        for number in (1, 2)
+        for attempt in AttemptFile(tmp_path / "run" / f"round-{number}" / "attempts-0.jsonl").read(agent.env)
+    ]
+    assert agent.tokens == sum(lengths)
+    # Rounds draw from streams of their own, also where the policy is the same.
+    assert len(set(map(tuple, np.split(np.array(lengths), 2)))) == 2
+
+
+def test_nothing_to_train_on_is_an_error_that_says_so(make_agent) -> None:
+    agent = make_agent(demonstrations=0, threshold=2.0)
+    base = weights(agent.model)
+    with pytest.raises(ValueError, match="nothing to fine-tune on"):
+        agent.learn()
+    assert same(weights(agent.model), base)
+
+
+def test_without_demonstrations_the_first_round_samples_from_the_model_as_it_is(make_agent, trainings) -> None:
+    rounds = []
+    make_agent(demonstrations=0, rounds=2).learn(callback=lambda _, metrics: rounds.append(metrics))
+    assert len(trainings) == 2
+    assert [metrics["round"] for metrics in rounds] == [0, 1, 2]
+    assert "train/loss" not in rounds[0]
+
+
+# --------------------------------------------------------------------------------------------------------- named settings
+
+
+def test_rft_and_star_are_named_settings() -> None:
+    ei, rft, star = ExpertIteration.config_class(), RFT.config_class(), STaR.config_class()
+    assert (ei.samples_per_problem, ei.temperature, ei.rounds, ei.epochs, ei.batch_size) == (96, 1.0, 2, 4, 128)
+    assert (ei.restart, ei.accumulate, ei.deduplicate, ei.threshold) == ("base", True, "equation_sequence", 1.0)
+    assert (rft.samples_per_problem, rft.temperature, rft.rounds, rft.epochs) == (100, 0.7, 1, 3)
+    assert (rft.restart, rft.deduplicate) == ("base", "equation_sequence")
+    assert (star.samples_per_problem, star.restart, star.accumulate) == (1, "previous", False)
+    assert RFT.learn is STaR.learn is ExpertIteration.learn
+
+
+def test_star_trains_each_round_on_its_own_attempts_from_the_newest_policy(make_agent, trainings) -> None:
+    make_agent(STaR, samples_per_problem=6, rounds=2).learn()
+    (_, demonstrations, first), (before, examples, _), _ = trainings
+    assert same(before, first)
+    assert len(texts(demonstrations)) == 3
+    assert len(examples) > 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("rounds", 0), ("samples_per_problem", 0), ("temperature", 0.0), ("temperature", float("nan")),
+        ("temperature", float("inf")), ("validation_problems", 0), ("patience", 0), ("deduplicate", "text"),
+        ("restart", "best"), ("epochs", 0), ("problems", 0), ("demonstrations", -1), ("shots", -1),
+        ("learning_rate", -1e-3), ("learning_rate", float("nan")),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_named(make_agent, setting: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=setting):
+        make_agent(**{setting: value})
+
+
+# ----------------------------------------------------------------------------------------------------------- stopping
+
+
+def script(monkeypatch, accuracies: list[float]) -> None:
+    """Validation results, round by round, instead of measured ones."""
+    values = iter(accuracies)
+
+
+    def evaluate(*_, **__):
+        return SimpleNamespace(metrics={"maj@1": Interval(next(values), 0.0, 1.0)})
+
+    monkeypatch.setattr(expert_iteration, "evaluate", evaluate)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "patience", "rounds_run", "best"),
+    [
+        ([0.2, 0.5, 0.4, 0.9], 1, 2, 1),
+        ([0.2, 0.5, 0.4, 0.5, 0.9], 2, 3, 1),  # as good as before is not better
+        ([0.2, 0.5, 0.4, 0.6, 0.5], 2, 4, 3),
+        ([0.7, 0.5], 1, 1, 0),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], 1, 4, 4),
+    ],
+)
+def test_learning_stops_when_validation_does_not_improve_and_keeps_the_best_round(
+    make_agent, trainings, monkeypatch, tmp_path, accuracies, patience, rounds_run, best
+) -> None:
+    script(monkeypatch, accuracies)
+    agent = make_agent(rounds=4, patience=patience, run=tmp_path / "run").learn()
+    assert len(trainings) == rounds_run + 1
+    assert same(trainings[best][2], weights(agent.model))
+    assert same(saved(tmp_path / "run"), weights(agent.model))
+    assert [line["eval/maj@1"] for line in metrics_of(tmp_path / "run")] == accuracies[: rounds_run + 1]
+    assert [line["attempts"] for line in metrics_of(tmp_path / "run")] == [72 * i for i in range(rounds_run + 1)]
+
+
+def test_the_budget_of_attempts_is_kept(make_agent, trainings) -> None:
+    agent = make_agent().learn(total_episodes=2 * 72 + 71)
+    assert agent.attempts == 144
+    assert len(trainings) == 3
+    with pytest.raises(ValueError, match=r"6 problems x 12 = 72 attempts.*total_episodes=71"):
+        make_agent().learn(total_episodes=71)
+
+
+def test_a_callback_may_end_learning_and_what_was_learnt_stays(make_agent, trainings, monkeypatch) -> None:
+    script(monkeypatch, [0.1, 0.2])
+    agent = make_agent().learn(callback=lambda _, metrics: metrics["round"] < 1)
+    assert len(trainings) == 2
+    assert same(trainings[1][2], weights(agent.model))
+
+
+# ----------------------------------------------------------------------------------------------------- being interrupted
+
+
+class Killed(BaseException):
+    """As abrupt as Ctrl-C."""
+
+
+def die_at(monkeypatch, owner: Any, name: str, call: int) -> None:
+    """Lets `owner.name` fail from its `call`-th call on."""
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def dying(*args, **options):
+        if next(calls) >= call:
+            raise Killed
+        return real(*args, **options)
+
+    monkeypatch.setattr(owner, name, dying)
+
+
+POINTS = {
+    "sampling round 1": (AttemptFile, "write", 30),
+    "sampling round 2": (AttemptFile, "write", 72 + 71),
+    "training round 0": (learner.Learner, "update", 2),
+    "training round 1": (learner.Learner, "update", 2 + 4),
+    "training round 3": (learner.Learner, "update", 22),
+    "validating round 0": (expert_iteration, "evaluate", 1),
+    "validating round 2": (expert_iteration, "evaluate", 3),
+    "keeping round 0": (expert_iteration, "save_file", 1),
+    "keeping round 1": (expert_iteration, "save_file", 2),
+    "keeping the best": (ExpertIteration, "save", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(letters_folder, tmp_path_factory) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """The metrics and the weights of a run that nothing interrupts."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    agent = ExpertIteration(
+        slots(Letters()), letters_folder, validation_env=slots(Letters(split="validation")), device="cpu", run=run,
+        **FAST,
+    )  # fmt: skip
+    agent.learn()
+    assert [line["round"] for line in metrics_of(run)] == [0, 1, 2, 3]
+    return metrics_of(run), weights(agent.model)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_and_resumed_equals_never_killed(make_agent, whole, tmp_path, monkeypatch, point: str) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        die_at(patch, *POINTS[point])
+        with pytest.raises(Killed):
+            make_agent(run=run).learn()
+    if (run / "model").exists():
+        shutil.rmtree(run / "model")  # a process that is killed for good writes none
+    if point.startswith("sampling"):
+        record = run / f"round-{point[-1]}" / "attempts-0.jsonl"
+        record.write_bytes(record.read_bytes()[:-7])
+    agent = make_agent(run=run, resume=True).learn()
+    assert metrics_of(run) == whole[0]
+    assert same(weights(agent.model), whole[1])
+    assert same(saved(run), whole[1])
+    assert agent.attempts == 3 * 72
+
+
+def test_killed_twice_and_a_finished_run_resumed_is_left_as_it_is(make_agent, whole, tmp_path, monkeypatch) -> None:
+    run = tmp_path / "run"
+    for call in (40, 72):
+        with monkeypatch.context() as patch:
+            die_at(patch, AttemptFile, "write", call)
+            with pytest.raises(Killed):
+                make_agent(run=run, resume=True).learn()
+    for _ in range(2):
+        agent = make_agent(run=run, resume=True, num_envs=16).learn()
+        assert metrics_of(run) == whole[0]
+        assert same(weights(agent.model), whole[1])
+
+
+@pytest.mark.parametrize("where", ["sampling", "training", "callback"])
+def test_ctrl_c_leaves_the_best_finished_rounds_policy(make_agent, trainings, monkeypatch, tmp_path, where: str) -> None:
+    script(monkeypatch, [0.3, 0.6, 0.9, 0.9])
+    run, told = tmp_path / "run", []
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    def callback(_, metrics):
+        told.append(metrics["round"])
+        if metrics["round"] == 1 and where == "sampling":
+            monkeypatch.setattr(AttemptFile, "write", interrupt)
+        if metrics["round"] == 1 and where == "training":
+            monkeypatch.setattr(learner.Learner, "update", interrupt)
+        if metrics["round"] == 2:
+            raise KeyboardInterrupt
+
+    agent = make_agent(run=run)
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(callback=callback)
+    assert told == ([0, 1, 2] if where == "callback" else [0, 1])
+    assert same(trainings[1][2], weights(agent.model))
+    assert same(saved(run), weights(agent.model))
+    loaded = CausalLMPolicy(agent.model, agent.tokenizer)
+    assert len(list(collect(loaded, slots(Letters()), 5, seed=0))) == 5
+
+
+def test_ctrl_c_before_any_round_leaves_the_model_as_it_was(make_agent, monkeypatch) -> None:
+    agent = make_agent()
+    base = weights(agent.model)
+    die_at(monkeypatch, learner.Learner, "update", 2)
+    with pytest.raises(Killed):
+        agent.learn()
+    assert same(weights(agent.model), base)
+
+
+# ------------------------------------------------------------------------------- a language that can be enumerated whole
+
+
+def completions(model: torch.nn.Module, prompt: list[int], limit: int) -> dict[tuple[int, ...], float]:
+    """The probability of every completion of at most `limit` tokens, by a full forward pass for every prefix."""
+    found: dict[tuple[int, ...], float] = {}
+    open_ = {(): 1.0}
+    for _ in range(limit):
+        longer = {}
+        for prefix, probability in open_.items():
+            with torch.no_grad():
+                logits = model(torch.tensor([[*prompt, *prefix]])).logits[0, -1, :VOCABULARY]
+            for token, p in enumerate(logits.double().softmax(-1).tolist()):
+                (found if token == EOS else longer)[(*prefix, token)] = probability * p
+        open_ = longer
+    return found | open_
+
+
+def expected_success(model: torch.nn.Module) -> float:
+    table = completions(model, LETTERS("?", add_special_tokens=False)["input_ids"], 3)
+    right = [(*LETTERS(text, add_special_tokens=False)["input_ids"], EOS) for text in Bandit.RIGHT]
+    return sum(table[tokens] for tokens in right)
+
+
+def test_sampled_frequencies_are_the_enumerated_probabilities(make_agent) -> None:
+    agent = make_agent(problems=Bandit())
+    table = completions(agent.model, LETTERS("?", add_special_tokens=False)["input_ids"], 3)
+    assert len(table) == 1 + 4 + 16 + 64
+    assert sum(table.values()) == pytest.approx(1, abs=1e-6)
+    attempts = list(collect(agent.policy, slots(Bandit(), 64), 6000, seed=0))
+    counts = Counter(tuple(attempt.completion.tolist()) for attempt in attempts)
+    assert set(counts) <= set(table)
+    chi_square = sum((counts[tokens] - 6000 * p) ** 2 / (6000 * p) for tokens, p in table.items())
+    assert chi_square < 140  # 84 degrees of freedom: exceeded once in 10,000
+    for attempt in attempts[:200]:
+        tokens = tuple(attempt.completion.tolist())
+        assert np.exp(attempt.logprobs.sum()) == pytest.approx(table[tokens], rel=1e-3)
+        assert attempt.terminated == (tokens[-1] == EOS)
+
+
+@pytest.mark.parametrize("restart", ["base", "previous"])
+def test_expected_success_does_not_fall_and_the_bandit_is_solved(make_agent, restart: str) -> None:
+    agent = make_agent(
+        problems=Bandit(), demonstrations=0, rounds=4, samples_per_problem=200, epochs=25, learning_rate=1e-2,
+        restart=restart,
+    )  # fmt: skip
+    curve = [expected_success(agent.model)]
+    agent.learn(callback=lambda ag, metrics: curve.append(expected_success(ag.model)))
+    assert curve[1] == curve[0] < 0.1  # round 0 has nothing to train on
+    assert all(after >= before - 0.01 for before, after in itertools.pairwise(curve)), curve
+    assert curve[-1] > 0.95, curve
+    # Both solutions stay: imitation of what was found, not collapse onto one.
+    table = completions(agent.model, LETTERS("?", add_special_tokens=False)["input_ids"], 3)
+    right = [(*LETTERS(text, add_special_tokens=False)["input_ids"], EOS) for text in Bandit.RIGHT]
+    assert min(table[tokens] for tokens in right) > 0.2
