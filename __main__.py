@@ -5,6 +5,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -154,15 +155,13 @@ def evaluate(arguments: Sequence[str]) -> None:
     def run(options: EvalOptions) -> None:
         from .agents import CausalLMPolicy
         from .agents import evaluate as measure
+        from .agents.base import make_rollout_env
         from .benchmarks.tables import evaluation_table
-        from .envs import make_vec_env
         from .models import load
 
         _set_threads(options.threads)
-        model, tokenizer = load(options.model, device=options.device, dtype=options.dtype)
-        settings = {"autoreset_mode": "Disabled", "copy": False, "tokenizer": tokenizer, "split": options.split}
-        env = make_vec_env(options.spec(**settings, shots=options.shots), options.num_envs)
-        policy = CausalLMPolicy(model, tokenizer)
+        policy = CausalLMPolicy(*load(options.model, device=options.device, dtype=options.dtype))
+        env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, options.num_envs)
         problems = min(options.problems, env.size or options.problems)
         with _progress(problems * (options.n + 1)) as bar:
             result = measure(
@@ -219,14 +218,21 @@ def doctor(arguments: Sequence[str]) -> None:
 
 
 def bench(arguments: Sequence[str]) -> None:
-    """Measure speed: `env` (steps of environments) or `rollout` (the engine against `generate`)."""
+    """Measure speed and memory on this machine."""
 
-    def run(what: tyro.conf.Positional[Literal["env", "rollout"]]) -> None:
-        if what == "env":
-            from .benchmarks.env_throughput import table
-        else:
-            from .benchmarks.rollout_throughput import table
-        _print(table())
+    def run(what: tyro.conf.Positional[Literal["env", "rollout", "memory"]], output: Path | None = None) -> None:
+        """Measures.
+
+        Args:
+            what: steps of environments; the rollout engine against `generate`; or the memory of collected attempts.
+            output: JSON file for the results.
+        """
+        module = {"env": "env_throughput", "rollout": "rollout_throughput", "memory": "rollout_memory"}[what]
+        benchmark = import_module(f".benchmarks.{module}", __package__)
+        results = benchmark.run()
+        _print(benchmark.table(results))
+        if output is not None:
+            output.write_text(json.dumps(results, indent=2) + "\n")
 
     _cli(run, "tokengym bench", arguments, bench.__doc__)
 

@@ -1,7 +1,7 @@
 """Agents: what learns, and how what was learnt is measured.
 
-Every default of a configuration says where it comes from: [paper] is Havrilla et al. 2024, "Teaching Large Language Models
-to Reason with Reinforcement Learning" (arXiv 2403.04642); [choice] is ours where the paper does not say.
+Every default of a configuration says where it comes from: [paper] is Havrilla et al. 2024, "Teaching Large Language
+Models to Reason with Reinforcement Learning" (arXiv 2403.04642); [choice] is ours where the paper does not say.
 """
 
 from typing import TYPE_CHECKING

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..envs.registration import make_vec_env
 from ..envs.token_vector_env import TokenVectorEnv
-from ..models.loading import load
+from ..models.loading import load, no_progress_bars
 from ..registry import Registry, unknown_name
 from .learner import Example
 from .policy import CausalLMPolicy, PolicyState
@@ -124,7 +124,7 @@ class Agent(ABC):
         model = self.model
         if hasattr(model, "merge_and_unload"):
             model = cast("PeftModel", copy.deepcopy(model)).merge_and_unload()
-        with new_folder(Path(path)) as folder:
+        with new_folder(Path(path)) as folder, no_progress_bars():
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             write_json(folder / "agent.json", self._description())
@@ -159,16 +159,7 @@ class Agent(ABC):
         Raises:
             ValueError: settings for an environment that came ready made.
         """
-        if isinstance(self._source, EnvSpec):
-            ours = {"autoreset_mode": "Disabled", "copy": False, "tokenizer": self.tokenizer}
-            settings = {**ours, **self._source.kwargs, **settings}
-        env = make_vec_env(self._source, self.num_envs, **settings)
-        if env.tokenizer.get_vocab() != self.tokenizer.get_vocab():
-            raise ValueError(
-                f"the environment's tokenizer {env.tokenizer.name_or_path!r} is not that of the model "
-                f"{self.model_name!r}: leave `tokenizer` out, and the environment gets the model's"
-            )
-        return env
+        return make_rollout_env(self._source, self.policy, self.num_envs, **settings)
 
     def make_validation_env(self) -> TokenVectorEnv:
         """The environment that learning is validated on."""
@@ -226,6 +217,38 @@ class Agent(ABC):
 
 AGENTS: Registry[type[Agent]] = Registry("agent", (f"{__package__}.sft", f"{__package__}.expert_iteration"))
 """Agents by name; third parties join through the entry-point group `tokengym.agents`."""
+
+
+def make_rollout_env(
+    env: EnvSpec | TokenVectorEnv, policy: CausalLMPolicy, num_envs: int, **settings: Any
+) -> TokenVectorEnv:
+    """Slots for rollouts of a policy: with its tokenizer, its model's end-of-sequence tokens, and no autoreset.
+
+    Args:
+        env: what to make the slots of; settings of a spec go before those that the policy implies.
+        policy: what will act there.
+        num_envs: number of slots.
+        settings: arguments of the environment, before all others.
+
+    Raises:
+        ValueError: the environment's tokenizer is not the policy's, or there are settings for a ready environment.
+    """
+    if isinstance(env, EnvSpec):
+        ends = policy.model.generation_config.eos_token_id if policy.model.generation_config is not None else None
+        implied = {
+            "autoreset_mode": "Disabled",
+            "copy": False,
+            "tokenizer": policy.tokenizer,
+            "eos_token_ids": [] if ends is None else [ends] if isinstance(ends, int) else ends,
+        }
+        settings = {**implied, **env.kwargs, **settings}
+    slots = make_vec_env(env, num_envs, **settings)
+    if slots.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise ValueError(
+            f"the environment's tokenizer {slots.tokenizer.name_or_path!r} is not that of the model "
+            f"{policy.model.name_or_path!r}: leave `tokenizer` out, and the environment gets the model's"
+        )
+    return slots
 
 
 def make_agent(name: str, env: Environment, model: str | Path = "tokengym/tiny", **config: Any) -> Agent:

@@ -60,6 +60,18 @@ class OptimizerConfig:
     micro_batch_tokens: int = 16_384
     bf16: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))  # JSON makes lists of them
+        if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be a finite number >= 0, got {self.learning_rate}")
+        for name in ("min_learning_rate_ratio", "warmup_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm must be above 0, got {self.max_grad_norm}")
+        if self.micro_batch_tokens < 1:
+            raise ValueError(f"micro_batch_tokens must be at least 1, got {self.micro_batch_tokens}")
+
 
 @dataclass(frozen=True)
 class FineTuneConfig(OptimizerConfig):
@@ -76,7 +88,8 @@ class FineTuneConfig(OptimizerConfig):
     save_steps: int = 500
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "save_steps", "micro_batch_tokens"):
+        super().__post_init__()
+        for name in ("epochs", "batch_size", "save_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -95,7 +108,7 @@ def cosine(step: int, total: int, warmup_ratio: float, floor: float) -> float:
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[NDArray[np.int64]]:
     """Cuts sequences, sorted by length, into groups of at most `max_tokens` tokens with padding (one at the least)."""
-    order = np.argsort(lengths, kind="stable")[::-1]
+    order = np.argsort(np.negative(lengths), kind="stable")
     groups: list[NDArray[np.int64]] = []
     start = 0
     while start < len(order):
@@ -109,7 +122,7 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[NDArray[np.in
 class MicroBatch:
     """Right-padded sequences, `[B, T]` each: tokens, where they are, and which position predicts an action."""
 
-    rows: NDArray[np.int64]
+    rows: Tensor
     input_ids: Tensor
     attention_mask: Tensor
     action_mask: Tensor
@@ -134,7 +147,7 @@ def collate(examples: Sequence[Example], rows: NDArray[np.int64], device: torch.
         attention[i, :total] = 1
         actions[i, len(prompt) - 1 : total - 1] = True
     move = lambda array: torch.from_numpy(array).to(device, non_blocking=True)  # noqa: E731
-    return MicroBatch(rows, move(ids), move(attention), move(actions))
+    return MicroBatch(move(rows), move(ids), move(attention), move(actions))
 
 
 def action_logprobs(

@@ -67,7 +67,7 @@ def load(
             dequantize=True
         )  # packed weights can be neither trained nor saved
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             model: Any = AutoModelForCausalLM.from_pretrained(**arguments)
     except OSError as error:
         raise not_loaded("model", name, location, error) from error
@@ -109,7 +109,8 @@ def _with_lora(
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
+    """Keeps transformers from showing progress of its own meanwhile."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
