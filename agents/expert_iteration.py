@@ -5,7 +5,6 @@ RFT (Yuan et al. 2023) and STaR (Zelikman et al. 2022) are settings of it: see `
 
 import json
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +67,10 @@ class ExpertIterationConfig(FineTuneConfig):
         for name in ("rounds", "samples_per_problem", "validation_problems", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("problems", 1), ("demonstrations", 0), ("shots", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0 to explore, got {self.temperature}")
         SamplingConfig(self.temperature)
@@ -88,7 +91,7 @@ class RFTConfig(ExpertIterationConfig):
 
 @dataclass(frozen=True)
 class STaRConfig(ExpertIterationConfig):
-    """Settings of `STaR`, as in Tsilivis et al. 2025, Algorithm 1; one epoch and one sample per problem are [choice]."""
+    """Settings of `STaR`, as in Tsilivis et al. 2025, Algorithm 1; one epoch and one sample a problem are [choice]."""
 
     rounds: int = 8
     samples_per_problem: int = 1
@@ -138,6 +141,8 @@ class ExpertIteration(Agent):
                     dataset = {**kept, **dataset} if config.accumulate else kept
                 current = self._finished(number)
                 if current is None:
+                    if self.run is not None:
+                        self.run.rewind(self.attempts - 1)  # what a killed process logged of this round
                     if number or dataset:
                         if config.restart == "base":
                             restore(self.model, base)
@@ -190,10 +195,12 @@ class ExpertIteration(Agent):
         started = time.perf_counter()
         shots = self.config.shots if number == 1 else 0
         env = self.make_env(shots=shots) if shots else self.env
+        if env.size is not None:  # with examples before them more prompts may be too long, and are passed over
+            episodes = min(episodes, env.size * self.config.samples_per_problem)
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         start, stop = episodes * rank // ranks, episodes * (rank + 1) // ranks
         kept: Dataset = {}
-        sums: dict[str, float] = defaultdict(float)
+        sums = dict.fromkeys(("attempts", "tokens", "success_rate", "truncation_rate", "mean_reward", "kept"), 0.0)
         with self.progress(stop - start, f"round {number}: sampling", progress_bar) as bar:
             for attempt in self._attempts(number, env, start, stop, bar.update):
                 sums["attempts"] += 1
@@ -209,7 +216,10 @@ class ExpertIteration(Agent):
         if ranks > 1:
             parts = gather_object([(sums, kept)])
             sums = {name: sum(part[name] for part, _ in parts) for name in sums}
-            kept = {key: example for _, part in reversed(parts) for key, example in part.items()}
+            kept = {}
+            for _, part in parts:
+                for key, example in part.items():  # in the order in which one process would have kept them
+                    kept.setdefault(key, example)
         seconds = time.perf_counter() - started
         self.attempts += int(sums["attempts"])
         self.tokens += int(sums["tokens"])
@@ -289,16 +299,14 @@ class ExpertIteration(Agent):
             with new_folder(folder / "finished") as finished:
                 weights = {name: tensor.contiguous().cpu() for name, tensor in current.weights.items()}
                 save_file(weights, finished / "weights.safetensors")
-                write_json(finished / "round.json", {"accuracy": current.accuracy, "attempts": self.attempts})
+                write_json(finished / "round.json", {"accuracy": current.accuracy})
 
     def _finished(self, number: int) -> "_Round | None":
         folder = self._folder(number)
         if folder is None or not (folder / "finished").exists():
             return None
-        record = json.loads((folder / "finished" / "round.json").read_text())
-        if self.run is not None:
-            self.run.rewind(record["attempts"])
-        return _Round(number, record["accuracy"], load_file(folder / "finished" / "weights.safetensors"))
+        accuracy = json.loads((folder / "finished" / "round.json").read_text())["accuracy"]
+        return _Round(number, accuracy, load_file(folder / "finished" / "weights.safetensors"))
 
 
 @dataclass(frozen=True, slots=True)

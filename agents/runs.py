@@ -61,7 +61,8 @@ class RunFolder:
         """Forgets metrics logged after `attempts` sampled attempts: work that is about to be done again."""
         if self._metrics.exists():
             self._keep([line for line in read_jsonl(self._metrics) if line["attempts"] <= attempts])
-        self._writer = SummaryWriter(str(self.path), purge_step=attempts + 1)
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self.path), purge_step=attempts + 1)
 
     def log(self, attempts: int, scalars: Mapping[str, float]) -> None:
         """Adds one line of metrics at a cost of `attempts` sampled attempts so far."""

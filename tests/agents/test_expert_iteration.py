@@ -5,14 +5,17 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tokengym.agents import RFT, ExpertIteration, STaR, expert_iteration, learner
 from tokengym.agents.evaluation import Interval
 from tokengym.agents.policy import CausalLMPolicy
@@ -71,11 +74,11 @@ FAST = {
 
 @pytest.fixture
 def make_agent(letters_folder) -> Callable[..., ExpertIteration]:
-    def make(cls: type[ExpertIteration] = ExpertIteration, problems: ProblemList | None = None, **settings: Any):
+    def make(cls: type[ExpertIteration] = ExpertIteration, source: ProblemList | None = None, **settings: Any):
         return cls(
-            slots(problems or Letters()),
+            slots(source or Letters()),
             letters_folder,
-            validation_env=slots(problems or Letters(split="validation")),
+            validation_env=slots(source or Letters(split="validation")),
             device="cpu",
             **(FAST | settings),
         )
@@ -125,7 +128,7 @@ def texts(examples: list) -> list[tuple[str, str]]:
     ]
 
 
-# ----------------------------------------------------------------------------------------------- what it is trained on
+# ------------------------------------------------------------------------------------------------ what it is trained on
 
 
 @pytest.mark.parametrize("restart", ["base", "previous"])
@@ -140,7 +143,7 @@ def test_each_round_trains_on_its_distinct_correct_attempts_and_from_where_it_sh
     datasets = [texts(examples) for _, examples, _ in trainings]
     demonstrations = [("a?", "a"), ("b?", "b"), ("ab?", "b")]
     assert datasets[0] == demonstrations
-    questions = {f"train-{question}": question + "?" for question in "a b ab ba aa bb".split()}
+    questions = {f"train-{question}": question + "?" for question in ["a", "b", "ab", "ba", "aa", "bb"]}
     for number, dataset in enumerate(datasets[1:], start=1):
         assert len(set(dataset)) == len(dataset)
         assert all(solution.startswith(question[-2]) for question, solution in dataset)
@@ -225,7 +228,7 @@ def test_each_problem_is_attempted_exactly_k_times_at_the_temperature(make_agent
     for number in (1, 2):
         record = AttemptFile(tmp_path / "run" / f"round-{number}" / "attempts-0.jsonl")
         counts = Counter(attempt.problem.id for attempt in record.read(agent.env))
-        assert counts == {f"train-{question}": 12 for question in "a b ab ba".split()}
+        assert counts == {f"train-{question}": 12 for question in ["a", "b", "ab", "ba"]}
     assert temperatures == [0.9, 0.9]
     assert agent.attempts == 96
     lengths = [
@@ -238,6 +241,45 @@ def test_each_problem_is_attempted_exactly_k_times_at_the_temperature(make_agent
     assert len(set(map(tuple, np.split(np.array(lengths), 2)))) == 2
 
 
+def test_worked_examples_are_in_the_first_rounds_prompts_and_in_no_training(
+    make_model, trainings, monkeypatch, tmp_path
+) -> None:
+    """With them some prompts are too long: what is left is attempted K times still, and no problem twice as often."""
+    tokenizer = load_tokenizer("chars:0123456789+=\n")
+    make_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=None).save_pretrained(
+        tmp_path
+    )
+    tokenizer.save_pretrained(tmp_path)
+    settings = {"style": "equation", "steps": 1, "max_value": 50, "operations": "+", "prompt": "{question}"}
+    settings |= {"tokenizer": str(tmp_path), "max_new_tokens": 4, "num_problems": 12, "on_long_prompt": "skip"}
+    make = partial(gym.make, "tokengym/Arithmetic-v0", disable_env_checker=True, **settings)
+    roomy = make(max_prompt_tokens=40, shots=1).unwrapped.slots
+    lengths = [len(roomy.encode_prompt(roomy.problems[i])) for i in range(12)]
+    env = make(max_prompt_tokens=max(lengths) - 1)
+    rounds: list[list[Attempt]] = []
+
+    def spy(policy, env, stop, **options):
+        rounds.append(list(collect(policy, env, stop, **options)))
+        for attempt in rounds[-1]:  # so that there is something to train on
+            attempt.rewards[-1], attempt.terminated = 1.0, True
+        return rounds[-1]
+
+    monkeypatch.setattr(expert_iteration, "collect", spy)
+    agent = ExpertIteration(
+        env, tmp_path, device="cpu", num_envs=4, rounds=2, samples_per_problem=3, demonstrations=0, shots=1, epochs=1,
+        validation_problems=2, patience=2,
+    ).learn()  # fmt: skip
+    with_example = agent.make_env(shots=1)
+    fitting = [agent.env.problems[i] for i in range(12) if lengths[i] < max(lengths)]
+    assert 0 < len(fitting) < 12
+    assert [attempt.problem for attempt in rounds[0]] == [problem for problem in fitting for _ in range(3)]
+    assert all(a.prompt.tolist() == with_example.encode_prompt(a.problem).tolist() for a in rounds[0])
+    assert len(rounds[1]) == 36
+    assert all(a.prompt.tolist() == agent.env.encode_prompt(a.problem).tolist() for a in rounds[1])
+    bare = {tuple(agent.env.encode_prompt(agent.env.problems[i])) for i in range(12)}
+    assert all(tuple(example.prompt) in bare for _, examples, _ in trainings for example in examples)
+
+
 def test_nothing_to_train_on_is_an_error_that_says_so(make_agent) -> None:
     agent = make_agent(demonstrations=0, threshold=2.0)
     base = weights(agent.model)
@@ -248,13 +290,15 @@ def test_nothing_to_train_on_is_an_error_that_says_so(make_agent) -> None:
 
 def test_without_demonstrations_the_first_round_samples_from_the_model_as_it_is(make_agent, trainings) -> None:
     rounds = []
-    make_agent(demonstrations=0, rounds=2).learn(callback=lambda _, metrics: rounds.append(metrics))
+    make_agent(demonstrations=0, rounds=2, samples_per_problem=60).learn(
+        callback=lambda _, metrics: rounds.append(metrics)
+    )
     assert len(trainings) == 2
     assert [metrics["round"] for metrics in rounds] == [0, 1, 2]
     assert "train/loss" not in rounds[0]
 
 
-# --------------------------------------------------------------------------------------------------------- named settings
+# ------------------------------------------------------------------------------------------------------- named settings
 
 
 def test_rft_and_star_are_named_settings() -> None:
@@ -289,13 +333,12 @@ def test_a_bad_value_is_named(make_agent, setting: str, value: Any) -> None:
         make_agent(**{setting: value})
 
 
-# ----------------------------------------------------------------------------------------------------------- stopping
+# ------------------------------------------------------------------------------------------------------------- stopping
 
 
 def script(monkeypatch, accuracies: list[float]) -> None:
     """Validation results, round by round, instead of measured ones."""
     values = iter(accuracies)
-
 
     def evaluate(*_, **__):
         return SimpleNamespace(metrics={"maj@1": Interval(next(values), 0.0, 1.0)})
@@ -340,7 +383,7 @@ def test_a_callback_may_end_learning_and_what_was_learnt_stays(make_agent, train
     assert same(trainings[1][2], weights(agent.model))
 
 
-# ----------------------------------------------------------------------------------------------------- being interrupted
+# ---------------------------------------------------------------------------------------------------- being interrupted
 
 
 class Killed(BaseException):
@@ -359,12 +402,14 @@ def die_at(monkeypatch, owner: Any, name: str, call: int) -> None:
     monkeypatch.setattr(owner, name, dying)
 
 
+# What dies, and in which call; for updates, in which round and how far into its training.
 POINTS = {
     "sampling round 1": (AttemptFile, "write", 30),
     "sampling round 2": (AttemptFile, "write", 72 + 71),
-    "training round 0": (learner.Learner, "update", 2),
-    "training round 1": (learner.Learner, "update", 2 + 4),
-    "training round 3": (learner.Learner, "update", 22),
+    "training round 0": (learner.Learner, "update", (0, 0.5)),
+    "training round 1": (learner.Learner, "update", (1, 0.5)),
+    "training round 2": (learner.Learner, "update", (2, 0.8)),
+    "training round 3": (learner.Learner, "update", (3, 0.99)),
     "validating round 0": (expert_iteration, "evaluate", 1),
     "validating round 2": (expert_iteration, "evaluate", 3),
     "keeping round 0": (expert_iteration, "save_file", 1),
@@ -390,7 +435,12 @@ def whole(letters_folder, tmp_path_factory) -> tuple[list[dict[str, float]], dic
 def test_killed_and_resumed_equals_never_killed(make_agent, whole, tmp_path, monkeypatch, point: str) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        die_at(patch, *POINTS[point])
+        owner, name, call = POINTS[point]
+        if isinstance(call, tuple):
+            number, share = call
+            updates = [2 * -(-int(line["train/examples"]) // 8) for line in whole[0]]  # two epochs, batches of 8
+            call = sum(updates[:number]) + 1 + int(share * updates[number])
+        die_at(patch, owner, name, call)
         with pytest.raises(Killed):
             make_agent(run=run).learn()
     if (run / "model").exists():
@@ -413,13 +463,15 @@ def test_killed_twice_and_a_finished_run_resumed_is_left_as_it_is(make_agent, wh
             with pytest.raises(Killed):
                 make_agent(run=run, resume=True).learn()
     for _ in range(2):
-        agent = make_agent(run=run, resume=True, num_envs=16).learn()
+        agent = make_agent(run=run, resume=True).learn()
         assert metrics_of(run) == whole[0]
         assert same(weights(agent.model), whole[1])
 
 
 @pytest.mark.parametrize("where", ["sampling", "training", "callback"])
-def test_ctrl_c_leaves_the_best_finished_rounds_policy(make_agent, trainings, monkeypatch, tmp_path, where: str) -> None:
+def test_ctrl_c_leaves_the_best_finished_rounds_policy(
+    make_agent, trainings, monkeypatch, tmp_path, where: str
+) -> None:
     script(monkeypatch, [0.3, 0.6, 0.9, 0.9])
     run, told = tmp_path / "run", []
 
@@ -454,7 +506,7 @@ def test_ctrl_c_before_any_round_leaves_the_model_as_it_was(make_agent, monkeypa
     assert same(weights(agent.model), base)
 
 
-# ------------------------------------------------------------------------------- a language that can be enumerated whole
+# ------------------------------------------------------------------------------ a language that can be enumerated whole
 
 
 def completions(model: torch.nn.Module, prompt: list[int], limit: int) -> dict[tuple[int, ...], float]:
@@ -472,14 +524,14 @@ def completions(model: torch.nn.Module, prompt: list[int], limit: int) -> dict[t
     return found | open_
 
 
-def expected_success(model: torch.nn.Module) -> float:
+def chances(model: torch.nn.Module) -> list[float]:
+    """The probability of each right completion."""
     table = completions(model, LETTERS("?", add_special_tokens=False)["input_ids"], 3)
-    right = [(*LETTERS(text, add_special_tokens=False)["input_ids"], EOS) for text in Bandit.RIGHT]
-    return sum(table[tokens] for tokens in right)
+    return [table[(*LETTERS(text, add_special_tokens=False)["input_ids"], EOS)] for text in Bandit.RIGHT]
 
 
 def test_sampled_frequencies_are_the_enumerated_probabilities(make_agent) -> None:
-    agent = make_agent(problems=Bandit())
+    agent = make_agent(source=Bandit())
     table = completions(agent.model, LETTERS("?", add_special_tokens=False)["input_ids"], 3)
     assert len(table) == 1 + 4 + 16 + 64
     assert sum(table.values()) == pytest.approx(1, abs=1e-6)
@@ -495,17 +547,18 @@ def test_sampled_frequencies_are_the_enumerated_probabilities(make_agent) -> Non
 
 
 @pytest.mark.parametrize("restart", ["base", "previous"])
-def test_expected_success_does_not_fall_and_the_bandit_is_solved(make_agent, restart: str) -> None:
-    agent = make_agent(
-        problems=Bandit(), demonstrations=0, rounds=4, samples_per_problem=200, epochs=25, learning_rate=1e-2,
-        restart=restart,
+def test_expected_success_does_not_fall_and_the_bandit_is_solved(make_model, tmp_path, restart: str) -> None:
+    make_model("llama", vocab_size=VOCABULARY, eos_token_id=EOS, pad_token_id=EOS).save_pretrained(tmp_path)
+    LETTERS.save_pretrained(tmp_path)
+    agent = ExpertIteration(
+        slots(Bandit(), 256), tmp_path, validation_env=slots(Bandit(), 1), device="cpu", demonstrations=0, rounds=4,
+        samples_per_problem=500, epochs=60, learning_rate=1e-2, restart=restart, patience=4, validation_problems=1,
     )  # fmt: skip
-    curve = [expected_success(agent.model)]
-    agent.learn(callback=lambda ag, metrics: curve.append(expected_success(ag.model)))
-    assert curve[1] == curve[0] < 0.1  # round 0 has nothing to train on
-    assert all(after >= before - 0.01 for before, after in itertools.pairwise(curve)), curve
-    assert curve[-1] > 0.95, curve
-    # Both solutions stay: imitation of what was found, not collapse onto one.
-    table = completions(agent.model, LETTERS("?", add_special_tokens=False)["input_ids"], 3)
-    right = [(*LETTERS(text, add_special_tokens=False)["input_ids"], EOS) for text in Bandit.RIGHT]
-    assert min(table[tokens] for tokens in right) > 0.2
+    curve = [chances(agent.model)]
+    agent.learn(callback=lambda learning, _: curve.append(chances(learning.model)))
+    success = [sum(pair) for pair in curve]
+    assert success[1] == success[0] < 0.1  # round 0 has nothing to train on
+    assert all(after >= before - 0.01 for before, after in itertools.pairwise(success)), curve
+    assert success[-1] > 0.95, curve
+    assert min(curve[-1]) > 0.2, curve  # both solutions stay: imitation of what was found, not collapse onto one
+    assert sum(chances(agent.model)) > 0.95
