@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ..envs.registration import make_vec_env
 from ..envs.token_vector_env import TokenVectorEnv
 from ..models.loading import load, no_progress_bars
+from ..models.tokenizers import load_tokenizer
 from ..registry import Registry, unknown_name
 from .learner import Example
 from .policy import CausalLMPolicy, PolicyState
@@ -25,6 +26,7 @@ from .runs import RunFolder, new_folder, write_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
 
 Environment = str | EnvSpec | gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
 Callback = Callable[["Agent", dict[str, float]], bool | None]
@@ -149,7 +151,10 @@ class Agent(ABC):
         if saved["agent"] != cls.name:
             raise ValueError(f"{path} holds the agent {saved['agent']!r}, not {cls.name!r}")
         if env is None:
-            env = EnvSpec.from_json(saved["env"])
+            try:
+                env = EnvSpec.from_json(saved["env"])
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path} was trained on {saved['env']}, made by hand: give it as `env`") from error
         arguments = {"num_envs": saved["num_envs"], "seed": saved["seed"], **saved["config"], **settings}
         return cls(env, path, **arguments)
 
@@ -192,10 +197,10 @@ class Agent(ABC):
                 )
         return examples
 
-    def log(self, metrics: Mapping[str, float], callback: Callback | None) -> bool:
-        """Records metrics at the attempts sampled so far; whether learning goes on."""
+    def log(self, metrics: Mapping[str, float], callback: Callback | None, step: int | None = None) -> bool:
+        """Records metrics, by default at the attempts sampled so far; whether learning goes on."""
         if self.run is not None:
-            self.run.log(self.attempts, metrics)
+            self.run.log(self.attempts if step is None else step, metrics)
         return callback is None or callback(self, dict(metrics)) is not False
 
     def progress(self, total: int, description: str, shown: bool) -> "tqdm[Any]":
@@ -225,7 +230,8 @@ def make_rollout_env(
     """Slots for rollouts of a policy: with its tokenizer, its model's end-of-sequence tokens, and no autoreset.
 
     Args:
-        env: what to make the slots of; settings of a spec go before those that the policy implies.
+        env: what to make the slots of; settings of a spec go before those that the policy implies, but for the
+            number of slots and how they are reset.
         policy: what will act there.
         num_envs: number of slots.
         settings: arguments of the environment, before all others.
@@ -234,6 +240,9 @@ def make_rollout_env(
         ValueError: the environment's tokenizer is not the policy's, or there are settings for a ready environment.
     """
     if isinstance(env, EnvSpec):
+        own = {name: value for name, value in env.kwargs.items() if name not in _SLOTS}
+        tokenizer = own.pop("tokenizer", policy.tokenizer)
+        _check_tokenizer(load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer, policy)
         ends = policy.model.generation_config.eos_token_id if policy.model.generation_config is not None else None
         implied = {
             "autoreset_mode": "Disabled",
@@ -241,14 +250,24 @@ def make_rollout_env(
             "tokenizer": policy.tokenizer,
             "eos_token_ids": [] if ends is None else [ends] if isinstance(ends, int) else ends,
         }
-        settings = {**implied, **env.kwargs, **settings}
+        spec = copy.deepcopy(env)
+        spec.kwargs = {}
+        return make_vec_env(spec, num_envs, **{**implied, **own, **settings})
     slots = make_vec_env(env, num_envs, **settings)
-    if slots.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+    _check_tokenizer(slots.tokenizer, policy)
+    return slots
+
+
+# Settings of a vector of slots that say nothing about what is in them.
+_SLOTS = ("num_envs", "vectorization_mode", "autoreset_mode", "copy")
+
+
+def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", policy: CausalLMPolicy) -> None:
+    if tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ValueError(
-            f"the environment's tokenizer {slots.tokenizer.name_or_path!r} is not that of the model "
+            f"the environment's tokenizer {tokenizer.name_or_path!r} is not that of the model "
             f"{policy.model.name_or_path!r}: leave `tokenizer` out, and the environment gets the model's"
         )
-    return slots
 
 
 def make_agent(name: str, env: Environment, model: str | Path = "tokengym/tiny", **config: Any) -> Agent:

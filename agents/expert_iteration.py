@@ -128,7 +128,7 @@ class ExpertIteration(Agent):
         """
         config, episodes = self.config, self._episodes_per_round(total_episodes)
         validation = self.make_validation_env()
-        base = snapshot(self.model)
+        base, curriculum = snapshot(self.model), self.env.curriculum
         dataset = self._demonstrations()
         best: _Round | None = None
         try:
@@ -158,6 +158,7 @@ class ExpertIteration(Agent):
                 if not going_on or number - best.number >= config.patience:
                     break
         finally:
+            self.env.curriculum = curriculum
             restore(self.model, best.weights if best is not None else base)
             if self.run is not None and best is not None:
                 self.save(self.run.path / "model")

@@ -8,11 +8,16 @@ _ANNOTATION = re.compile(r"<<([^<>\n]{1,200})>>")
 _NUMBER = r"\$?\d[\d,]{0,30}(?:\.\d{1,30})?"
 _PLAIN = re.compile(rf"{_NUMBER}(?:\s?[-+*/x×÷]\s?{_NUMBER}){{1,20}}\s?=\s?-?{_NUMBER}")
 
+_OPERATORS = str.maketrans("x×÷", "**/")
+
 
 def equations(solution: str) -> list[str]:
-    """The equations of a solution in order, without spaces: calculator annotations, else those in plain text."""
+    """The equations of a solution in order: calculator annotations, else those in plain text.
+
+    They come without spaces, dollar signs and thousands commas, and with * and / for other signs of the same operation.
+    """
     found = _ANNOTATION.findall(solution) or _PLAIN.findall(solution)
-    return [re.sub(r"[\s$,]", "", equation) for equation in found]
+    return [re.sub(r"[\s$,]", "", equation).translate(_OPERATORS) for equation in found]
 
 
 def equation_sequence(solution: str) -> str:

@@ -1,0 +1,248 @@
+"""What all agents share: names, settings, environments, saving and loading."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from tokengym import registry
+from tokengym.agents import AGENTS, RFT, SFT, Agent, ExpertIteration, STaR, make_agent
+from tokengym.agents.rollouts import collect
+from tokengym.envs import Problem, ProblemList, TokenVectorEnv
+from tokengym.registry import UnknownNameError
+
+SMALL = {"device": "cpu", "num_envs": 4}
+
+
+class Thirds(ExpertIteration):
+    """A third party's agent."""
+
+    name = "thirds"
+
+
+class Point(SimpleNamespace):
+    """An entry point of a distribution that is not there."""
+
+    def load(self) -> Any:
+        self.loads.append(self.name)
+        return Thirds
+
+
+@pytest.fixture
+def third_parties(monkeypatch) -> tuple[list[Point], list[str]]:
+    """Entry points that seem to be installed, and the names of those that were loaded."""
+    points: list[Point] = []
+
+    def entry_points(group: str, name: str | None = None) -> list[Point]:
+        return [p for p in points if group == "tokengym.agents" and name in (None, p.name)]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    return points, []
+
+
+def point(name: str, owner: str, loads: list[str]) -> Point:
+    return Point(name=name, value="m:c", dist=SimpleNamespace(name=owner), loads=loads)
+
+
+def test_agents_are_made_by_name(folder, sums) -> None:
+    assert {"ei", "rft", "sft", "star"} <= set(AGENTS.names())
+    for name, cls in (("ei", ExpertIteration), ("rft", RFT), ("star", STaR), ("sft", SFT)):
+        agent = make_agent(name, sums, folder, **SMALL)
+        assert type(agent) is cls
+        assert type(agent.config) is cls.config_class
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("sftt", "sft"), ("rtf", "rft"), ("stra", "star")])
+def test_an_unknown_agent_suggests_the_nearest(folder, sums, name: str, nearest: str) -> None:
+    with pytest.raises(UnknownNameError, match=rf"unknown agent '{name}': did you mean '{nearest}'\?"):
+        make_agent(name, sums, folder)
+
+
+def test_an_unknown_setting_suggests_the_nearest_before_the_model_is_read(sums) -> None:
+    with pytest.raises(TypeError, match=r"ExpertIterationConfig 'sample_per_problem'.*'samples_per_problem'"):
+        ExpertIteration(sums, "no such model anywhere", sample_per_problem=3)
+
+
+def test_an_unknown_environment_suggests_the_nearest(folder) -> None:
+    with pytest.raises(UnknownNameError, match=r"did you mean 'tokengym/Arithmetic-v0'\?"):
+        ExpertIteration("tokengym/Arithmatic-v0", folder)
+
+
+def test_a_third_partys_agent_joins_by_entry_point_and_is_loaded_when_asked_for(folder, sums, third_parties) -> None:
+    points, loads = third_parties
+    points.append(point("thirds", "their-package", loads))
+    assert "thirds" in AGENTS.names()
+    assert loads == []
+    assert type(make_agent("thirds", sums, folder, **SMALL)) is Thirds
+    assert loads == ["thirds"]
+
+
+def test_a_builtin_wins_and_two_distributions_of_one_name_are_both_named(third_parties) -> None:
+    points, loads = third_parties
+    points += [point("ei", "usurper", loads), point("x", "one-package", loads), point("x", "another", loads)]
+    assert AGENTS.get("ei") is ExpertIteration
+    with pytest.raises(ValueError, match=r"agent 'x' is claimed by another and one-package"):
+        AGENTS.get("x")
+    assert loads == []
+
+
+# ------------------------------------------------------------------------------------------------------- environments
+
+
+def test_an_environment_may_come_as_id_spec_single_or_vector(folder, sums, make_sums, tokenizer) -> None:
+    vector = gym.make_vec(sums.spec.id, 9, vectorization_mode="vector_entry_point", autoreset_mode="SameStep",
+                          **sums.spec.kwargs)  # fmt: skip
+    for env in (sums, sums.spec, vector):
+        agent = ExpertIteration(env, folder, **SMALL)
+        assert agent.env.num_envs == 4
+        assert agent.env.max_new_tokens == 4
+        assert agent.make_env(split="validation").problems.split == "validation"
+        assert agent.make_validation_env().problems[0] != agent.env.problems[0]
+    ready = TokenVectorEnv(
+        ProblemList([Problem("p", "1", "1")]), 3, tokenizer=tokenizer, prompt="{question}", autoreset_mode="Disabled"
+    )
+    agent = ExpertIteration(ready, folder, **SMALL)
+    assert agent.env is ready
+    with pytest.raises(ValueError, match="made already"):
+        agent.make_validation_env()
+
+
+def test_the_environment_gets_the_models_tokenizer(folder) -> None:
+    agent = ExpertIteration(
+        gym.make("tokengym/Arithmetic-v0", tokenizer=str(folder), style="equation").spec, folder, **SMALL
+    )
+    assert agent.env.tokenizer.get_vocab() == agent.tokenizer.get_vocab()
+
+
+def test_another_tokenizer_than_the_models_is_named(folder) -> None:
+    env = gym.make("tokengym/Arithmetic-v0", tokenizer="chars:0123456789+= ", style="equation", prompt="{question}")
+    with pytest.raises(
+        ValueError, match=rf"tokenizer .* is not that of the model .*{folder.name}.*leave `tokenizer` out"
+    ):
+        ExpertIteration(env, folder, **SMALL)
+
+
+def test_demonstrations_are_the_first_problems_and_too_long_ones_are_errors(folder, sums, make_sums) -> None:
+    agent = ExpertIteration(sums, folder, **SMALL)
+    examples = agent.demonstrations(5)
+    assert list(examples) == [agent.env.problems[i].id for i in range(5)]
+    for problem_id, example in examples.items():
+        problem = agent.env.problems.find(problem_id)
+        assert agent.env.decode(example.prompt) == problem.question
+        assert agent.env.decode(example.completion) == problem.solution
+        assert example.completion[-1] == agent.tokenizer.eos_token_id
+    with pytest.raises(ValueError, match="never end"):
+        agent.demonstrations(None)
+    short = gym.make(sums.spec.id, **{**sums.spec.kwargs, "max_new_tokens": 2, "num_problems": 30})
+    with pytest.raises(ValueError, match=r"'arithmetic-train-0-0' has 5 prompt and 3 solution tokens.*max_new_tokens"):
+        ExpertIteration(short, folder, **SMALL).demonstrations(None)
+    skipping = gym.make(sums.spec.id, **{**short.spec.kwargs, "on_long_prompt": "skip"})
+    some = ExpertIteration(skipping, folder, **SMALL).demonstrations(None)
+    assert 0 < len(some) < 30
+    assert all(len(example.completion) <= 2 for example in some.values())
+
+
+# ------------------------------------------------------------------------------------------------- saving and loading
+
+
+TINY = {
+    "rounds": 1, "samples_per_problem": 2, "problems": 3, "demonstrations": 4, "epochs": 1, "batch_size": 4,
+    "learning_rate": 1e-2, "validation_problems": 3, "betas": (0.9, 0.95), "threshold": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_a_saved_agent_predicts_the_same_and_learns_on(folder, sums, tmp_path, lora_rank: int | None) -> None:
+    agent = ExpertIteration(sums, folder, **SMALL, **TINY, seed=3, lora_rank=lora_rank)
+    before = [tuple(a.completion) for a in collect(agent.policy, agent.env, 30, seed=0)]
+    agent.learn()
+    agent.save(tmp_path / "agent")
+    loaded = ExpertIteration.load(tmp_path / "agent", device="cpu")
+    assert loaded.config == agent.config
+    assert hash(loaded.config) == hash(agent.config)
+    assert (loaded.seed, loaded.num_envs) == (3, 4)
+    assert loaded.env.problems[5] == agent.env.problems[5]
+    ours, theirs = (list(collect(a.policy, a.env, 30, seed=0)) for a in (agent, loaded))
+    assert [a.completion.tolist() for a in ours] == [a.completion.tolist() for a in theirs]
+    np.testing.assert_allclose(
+        np.concatenate([a.logprobs for a in ours]), np.concatenate([a.logprobs for a in theirs]), atol=1e-5
+    )
+    assert [tuple(a.completion) for a in ours] != before  # learning changed something that saving has to keep
+    observation, _ = loaded.make_env(autoreset_mode="NextStep").reset(seed=0)
+    for deterministic in (True, False):
+        assert agent.predict(observation, deterministic=deterministic)[0].tolist() == (
+            loaded.predict(observation, deterministic=deterministic)[0].tolist()
+        )
+    loaded.learn()
+    other = ExpertIteration.load(tmp_path / "agent", device="cpu", rounds=5, num_envs=2)
+    assert (other.config, other.num_envs) == (dataclasses.replace(agent.config, rounds=5), 2)
+
+
+def test_saving_leaves_the_agents_adapters_in_place(folder, sums, tmp_path) -> None:
+    agent = ExpertIteration(sums, folder, **SMALL, lora_rank=2)
+    names = [name for name, _ in agent.model.named_parameters()]
+    agent.save(tmp_path / "agent")
+    assert [name for name, _ in agent.model.named_parameters()] == names
+    assert any("lora_" in name for name in names)
+
+
+def test_an_agent_on_an_environment_made_by_hand_is_loaded_with_one(folder, tokenizer, tmp_path) -> None:
+    env = TokenVectorEnv(
+        ProblemList([Problem("p", "1+1=", "2")]), 3, tokenizer=tokenizer, prompt="{question}", autoreset_mode="Disabled"
+    )
+    ExpertIteration(env, folder, device="cpu").save(tmp_path / "agent")
+    assert ExpertIteration.load(tmp_path / "agent", env, device="cpu").env is env
+    with pytest.raises(ValueError, match="env"):
+        ExpertIteration.load(tmp_path / "agent", device="cpu")
+
+
+def test_loading_what_is_no_such_agent_says_so(folder, sums, tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no agent\.json"):
+        ExpertIteration.load(folder)
+    SFT(sums, folder, **SMALL).save(tmp_path / "agent")
+    with pytest.raises(ValueError, match="holds the agent 'sft', not 'ei'"):
+        ExpertIteration.load(tmp_path / "agent")
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(folder, sums, tmp_path) -> None:
+    ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"\(rounds: 2 -> 3\)"):
+        ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run", resume=True, rounds=3)
+    ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run", resume=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- SFT
+
+
+def test_sft_learns_the_demonstrations_and_says_how_it_went(folder, sums, tmp_path) -> None:
+    told = []
+    agent = SFT(
+        sums, folder, **SMALL, demonstrations=6, epochs=150, batch_size=6, learning_rate=1e-2, validation_problems=5,
+        run=tmp_path / "run",
+    )  # fmt: skip
+    agent.learn(callback=lambda learning, metrics: told.append((learning is agent, metrics)))
+    for i in range(6):
+        problem = agent.env.problems[i]
+        prompt, tokens = agent.env.encode_prompt(problem), []
+        for _ in range(4):
+            ids = torch.from_numpy(np.append(prompt, np.array(tokens, np.int64)))[None]
+            tokens.append(int(agent.model(ids).logits[0, -1].argmax()))
+            if tokens[-1] == agent.tokenizer.eos_token_id:
+                break
+        assert tokens == agent.env.encode_solution(problem).tolist()
+    assert all(own for own, _ in told)
+    merged = {name: value for _, metrics in told for name, value in metrics.items()}
+    assert merged["train/loss"] < 0.1
+    assert 0 <= merged["eval/maj@1"] <= 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [*range(1, 151), 150]
+    assert isinstance(SFT.load(tmp_path / "run" / "model", device="cpu"), Agent)
+    with pytest.raises(ValueError, match="samples no attempts"):
+        agent.learn(total_episodes=5)

@@ -1,0 +1,77 @@
+"""What makes two solutions the same."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokengym.rewards.solutions import equation_sequence, equations, exact_text
+
+GSM8K = (
+    "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
+    "Natalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n#### 72"
+)
+
+
+@pytest.mark.parametrize(
+    ("solution", "expected"),
+    [
+        (GSM8K, ["48/2=24", "48+24=72"]),
+        ("<<1,200 * 3 = 3,600>> so $3,600", ["1200*3=3600"]),
+        ("<<20*.5=10>>", ["20*.5=10"]),
+        ("<<(3+4)*2=14>> then 5 + 6 = 11", ["(3+4)*2=14"]),  # annotations, where there are any, are all that counts
+        ("5 + 6 = 11, 11 - 1 = 10", ["5+6=11", "11-1=10"]),
+        ("He pays $5 * 3 = $15.", ["5*3=15"]),
+        ("1 + 2 + 3 = 6", ["1+2+3=6"]),
+        ("2-5=-3", ["2-5=-3"]),
+        ("1.5*4=6.0", ["1.5*4=6.0"]),
+        ("3 x 4 = 12, 3 × 4 = 12, 3*4=12", ["3*4=12"] * 3),
+        ("12 ÷ 4 = 3 and 12/4=3", ["12/4=3"] * 2),
+        ("x = 5, so the answer is 5", []),
+        ("#### 72", []),
+        ("<<48/2=24", ["48/2=24"]),  # an annotation that was never closed is plain text
+        ("<<a\nb>>", []),
+        ("", []),
+    ],
+)
+def test_equations_in_order_without_spaces(solution: str, expected: list[str]) -> None:
+    assert equations(solution) == expected
+
+
+def test_solutions_are_the_same_by_their_equations_in_their_order() -> None:
+    reworded = "In May it was <<48/2=24>>24. Both: <<48+24=72>>72.\n#### 72"
+    swapped = "<<48+24=72>> <<48/2=24>>"
+    assert equation_sequence(GSM8K) == equation_sequence(reworded)
+    assert equation_sequence(GSM8K) != equation_sequence(swapped)
+    assert equation_sequence("1+1=2") == equation_sequence(" 1 + 1 = 2 ")
+    assert equation_sequence("1+1=2 2+1=3") != equation_sequence("1+1=2")
+    # Several equations are told from one that looks like them.
+    assert equation_sequence("<<1+1=2>><<2+1=3>>") != equation_sequence("<<1+1=22+1=3>>")
+
+
+def test_solutions_without_equations_are_the_same_by_their_words() -> None:
+    assert equation_sequence("the answer\n is 5 ") == equation_sequence("the answer is 5") == "the answer is 5"
+    assert equation_sequence("it is 5") != equation_sequence("it is 6")
+    assert exact_text("1+1=2") != exact_text("1 + 1 = 2")
+    assert exact_text("a\n\tb") == exact_text(" a b")
+
+
+@given(st.text(alphabet="0123456789+-*/x=<>$,. \n", max_size=200))
+def test_any_text_has_a_key(text: str) -> None:
+    assert isinstance(equation_sequence(text), str)
+    assert equation_sequence(text) == equation_sequence(text)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "1" * 100_000,
+        "1+" * 50_000,
+        "1 + " * 25_000,
+        "<<" * 50_000,
+        "<<" + "1" * 100_000,
+        "1,1." * 25_000,
+        "$" * 100_000,
+    ],
+)
+def test_long_hostile_text_is_read_in_linear_time(hostile: str) -> None:
+    assert equation_sequence(hostile)  # quadratic time would be minutes
