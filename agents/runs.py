@@ -20,7 +20,7 @@ class RunFolder:
 
     It holds `config.json` (configuration, seed and versions), `metrics.jsonl` and TensorBoard events with the same
     numbers, and what the agent adds. Scalars are logged against cumulative sampled attempts, the cost that all
-    algorithms share.
+    algorithms share; agents that sample none log against optimiser steps.
 
     Args:
         path: the folder.
@@ -57,21 +57,21 @@ class RunFolder:
             versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
             write_json(record, {**config, "versions": versions})
 
-    def rewind(self, attempts: int) -> None:
-        """Forgets metrics logged after `attempts` sampled attempts: work that is about to be done again."""
+    def rewind(self, step: int) -> None:
+        """Forgets metrics logged after `step`: work that is about to be done again."""
         if self._metrics.exists():
-            self._keep([line for line in read_jsonl(self._metrics) if line["attempts"] <= attempts])
+            self._keep([line for line in read_jsonl(self._metrics) if line["step"] <= step])
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.path), purge_step=attempts + 1)
+            self._writer = SummaryWriter(str(self.path), purge_step=step + 1)
 
-    def log(self, attempts: int, scalars: Mapping[str, float]) -> None:
-        """Adds one line of metrics at a cost of `attempts` sampled attempts so far."""
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds one line of metrics at `step`."""
         if self._writer is None:
             self._writer = SummaryWriter(str(self.path))
         with self._metrics.open("a") as file:
-            file.write(json.dumps({"attempts": attempts, **scalars}) + "\n")
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, attempts)
+            self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def _keep(self, lines: Sequence[Mapping[str, Any]]) -> None:

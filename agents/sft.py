@@ -44,10 +44,12 @@ class SFT(Agent):
         with self.progress(0, "fine-tuning", progress_bar) as bar:
 
             def on_step(step: int, total: int, metrics: dict[str, float]) -> None:
+                if bar.total == 0 and self.run is not None:
+                    self.run.rewind(step - 1)  # what a killed process logged behind its last checkpoint
                 bar.total = total
                 bar.update()
-                if step == total:
-                    self.log({f"train/{name}": value for name, value in metrics.items()}, callback)
+                named = {f"train/{name}": value for name, value in metrics.items()}
+                self.log(named, callback if step == total else None, step)
 
             fine_tune(
                 self.model,
@@ -56,12 +58,12 @@ class SFT(Agent):
                 accelerator=self.accelerator,
                 seed=self.seed,
                 vocab_size=len(self.tokenizer),
-                checkpoints=self.run.path / "training" if self.run is not None else None,
+                checkpoints=self.run_path / "training" if self.run_path is not None else None,
                 on_step=on_step,
             )
         if self.config.validation_problems:
             result = evaluate(self, self.make_validation_env(), problems=self.config.validation_problems)
-            self.log({"eval/maj@1": result.metrics["maj@1"].value}, callback)
+            self.log({"eval/maj@1": result.metrics["maj@1"].value}, callback, bar.total)
         if self.run is not None:
             self.save(self.run.path / "model")
         return self

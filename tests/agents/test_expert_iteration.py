@@ -365,7 +365,7 @@ def test_learning_stops_when_validation_does_not_improve_and_keeps_the_best_roun
     assert same(trainings[best][2], weights(agent.model))
     assert same(saved(tmp_path / "run"), weights(agent.model))
     assert [line["eval/maj@1"] for line in metrics_of(tmp_path / "run")] == accuracies[: rounds_run + 1]
-    assert [line["attempts"] for line in metrics_of(tmp_path / "run")] == [72 * i for i in range(rounds_run + 1)]
+    assert [line["step"] for line in metrics_of(tmp_path / "run")] == [72 * i for i in range(rounds_run + 1)]
 
 
 def test_the_budget_of_attempts_is_kept(make_agent, trainings) -> None:

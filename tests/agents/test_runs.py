@@ -28,7 +28,7 @@ def test_a_run_that_is_there_is_neither_overwritten_nor_mixed_with_another(tmp_p
     with pytest.raises(FileExistsError, match="holds a run already"):
         RunFolder(tmp_path / "run", CONFIG)
     RunFolder(tmp_path / "run", CONFIG, resume=True)
-    assert lines(tmp_path / "run") == [{"attempts": 0, "a": 1.0}]
+    assert lines(tmp_path / "run") == [{"step": 0, "a": 1.0}]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     for resume in (False, True):
@@ -38,7 +38,7 @@ def test_a_run_that_is_there_is_neither_overwritten_nor_mixed_with_another(tmp_p
 
 def test_resuming_what_is_not_there_begins_it(tmp_path) -> None:
     RunFolder(tmp_path / "run", CONFIG, resume=True).log(3, {"a": 1.0})
-    assert lines(tmp_path / "run") == [{"attempts": 3, "a": 1.0}]
+    assert lines(tmp_path / "run") == [{"step": 3, "a": 1.0}]
 
 
 def test_resuming_with_another_configuration_names_what_differs_and_nothing_else(tmp_path) -> None:
@@ -56,10 +56,10 @@ def test_a_half_written_line_does_not_spoil_the_next(tmp_path) -> None:
     run = RunFolder(tmp_path / "run", CONFIG)
     run.log(0, {"a": 1.0})
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write('{"attempts": 5, "a')
-    assert read_jsonl(tmp_path / "run" / "metrics.jsonl") == [{"attempts": 0, "a": 1.0}]
+        file.write('{"step": 5, "a')
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl") == [{"step": 0, "a": 1.0}]
     RunFolder(tmp_path / "run", CONFIG, resume=True).log(7, {"a": 2.0})
-    assert lines(tmp_path / "run") == [{"attempts": 0, "a": 1.0}, {"attempts": 7, "a": 2.0}]
+    assert lines(tmp_path / "run") == [{"step": 0, "a": 1.0}, {"step": 7, "a": 2.0}]
 
 
 def test_rewind_forgets_later_metrics_in_the_file_and_on_the_board(tmp_path) -> None:
@@ -68,9 +68,9 @@ def test_rewind_forgets_later_metrics_in_the_file_and_on_the_board(tmp_path) -> 
         run.log(attempts, {"a": float(attempts)})
     resumed = RunFolder(tmp_path / "run", CONFIG, resume=True)
     resumed.rewind(10)
-    assert [line["attempts"] for line in lines(tmp_path / "run")] == [0, 10]
+    assert [line["step"] for line in lines(tmp_path / "run")] == [0, 10]
     resumed.log(30, {"a": 30.0})
-    assert [line["attempts"] for line in lines(tmp_path / "run")] == [0, 10, 30]
+    assert [line["step"] for line in lines(tmp_path / "run")] == [0, 10, 30]
     board = EventAccumulator(str(tmp_path / "run"))
     board.Reload()
     assert [event.step for event in board.Scalars("a")] == [0, 10, 30]
