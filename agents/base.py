@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ from .runs import RunFolder, new_folder, write_json
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
+
+_logger = logging.getLogger(__name__)
 
 Environment = str | EnvSpec | gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
 Callback = Callable[["Agent", dict[str, float]], bool | None]
@@ -93,6 +96,7 @@ class Agent(ABC):
         """The run's folder, on the main process."""
         if run is not None and self.accelerator.is_main_process:
             self.run = RunFolder(run, self._description() | {"dtype": dtype, "lora_rank": lora_rank}, resume)
+        self.accelerator.wait_for_everyone()  # lest another rank writes to the folder before it is a run's
 
     @property
     def policy(self) -> CausalLMPolicy:
@@ -181,7 +185,7 @@ class Agent(ABC):
         """
         size = self.env.size
         if count is None and size is None:
-            raise ValueError("this environment's problems never end: say how many demonstrations to train on")
+            raise ValueError("this environment's problems never end: set `demonstrations`, how many to train on")
         count = size if count is None else count if size is None else min(count, size)
         examples: dict[str, Example] = {}
         for index in range(count or 0):
@@ -195,6 +199,8 @@ class Agent(ABC):
                     f"limits of {self.env.max_prompt_tokens} and {self.env.max_new_tokens}: raise max_prompt_tokens or "
                     'max_new_tokens, or leave such problems out with on_long_prompt="skip"'
                 )
+        if missing := (count or 0) - len(examples):
+            _logger.warning("%d of %d demonstrations are over the token limits and left out", missing, count)
         return examples
 
     def log(self, metrics: Mapping[str, float], callback: Callback | None, step: int | None = None) -> bool:
