@@ -227,6 +227,7 @@ class ExpertIteration(Agent):
         for name in ("success_rate", "truncation_rate", "mean_reward"):
             metrics[f"rollout/{name}"] = sums[name] / sums["attempts"]
         metrics["rollout/mean_length"] = sums["tokens"] / sums["attempts"]
+        metrics["rollout/skipped_prompts"] = env.num_skipped
         metrics["rollout/kept"] = sums["kept"]
         metrics["rollout/distinct"] = len(kept)
         metrics["rollout/problems_solved"] = len({problem_id for problem_id, _ in kept})

@@ -23,7 +23,7 @@ SMALLER = {
     "rounds=1, epochs=1, validation_problems=2",
     "problems=50, n=8": "problems=2, n=8",
     "--model HuggingFaceTB/SmolLM2-135M": "--model tokengym/tiny --data gsm8k --problems 2 --samples-per-problem 2 "
-    "--demonstrations 2 --rounds 1 --epochs 1 --validation-problems 1 --env-args max_new_tokens=8 on_long_prompt=skip",
+    "--demonstrations 2 --rounds 1 --epochs 1 --validation-problems 1 --env-args max_new_tokens=32",
     "--problems 1319 --n 96": "--problems 2 --n 4 --data gsm8k --env-args max_new_tokens=8",
 }
 
