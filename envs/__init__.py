@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .dataset import Dataset
     from .doctor import diagnose
     from .gsm8k import GSM8K
+    from .multiplication import Multiplication
+    from .parity import Parity
     from .problems import PROBLEMS, Problem, ProblemList, ProblemSource, make_problems
     from .sb3 import SB3VecEnv
     from .svamp import SVAMP
@@ -26,6 +28,8 @@ __all__ = [
     "Arithmetic",
     "Curriculum",
     "Dataset",
+    "Multiplication",
+    "Parity",
     "Problem",
     "ProblemList",
     "ProblemSource",
@@ -50,6 +54,8 @@ __getattr__, __dir__ = lazy_names(
         "dataset": ("Dataset",),
         "doctor": ("diagnose",),
         "gsm8k": ("GSM8K",),
+        "multiplication": ("Multiplication",),
+        "parity": ("Parity",),
         "problems": ("PROBLEMS", "Problem", "ProblemList", "ProblemSource", "make_problems"),
         "sb3": ("SB3VecEnv",),
         "svamp": ("SVAMP",),

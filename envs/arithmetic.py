@@ -7,26 +7,18 @@ hash of its content alone, so no two splits share a problem, whatever their seed
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from typing import SupportsIndex
-
-import numpy as np
+from typing import Any
 
 from ..registry import unknown_name
 from ..rewards.grading import Verdict, grade
-from .problems import PROBLEMS, SPLITS, Problem, ProblemSource, check_split
+from .problems import PROBLEMS, Problem
+from .procedural import Draws, ProceduralSource
 
 STYLES = ("word", "equation")
 MAX_STEPS = 32
 MAX_VALUE = 10**6
 MAX_FACTOR = 10
 """Largest factor or divisor that a word problem asks for, as in the multiplication table."""
-MAX_TRIES = 10_000
-"""Draws after which a split counts as empty; one that holds 0.3 % of all draws is missed once in 10^13 problems."""
-
-# Of ten buckets of content, one is validation, one is test, and the others are train.
-BUCKETS = ("validation", "test", *("train",) * 8)
-
 SHE = [
     "Mia", "Ana", "Eva", "Amy", "Zoe", "Lea", "Ivy", "Kim", "Joy", "May", "Sue", "Liz", "Meg", "Pam", "Ada",
     "Ida", "Lily", "Emma", "Ella", "Nora",
@@ -46,32 +38,6 @@ THINGS = [
 BOXES = (("box", "boxes"), ("bag", "bags"), ("pack", "packs"), ("basket", "baskets"))
 
 Equation = tuple[int, str, int, int]  # a, operation, b, result
-
-
-def split_of(content: str) -> str:
-    """The only split that a problem with this content may appear in."""
-    return BUCKETS[int.from_bytes(blake2b(content.encode(), digest_size=8).digest()) % len(BUCKETS)]
-
-
-class Draws:
-    """Random integers from the stream of one (seed, split, index), in raw blocks: scalar draws cost too much."""
-
-    def __init__(self, seed: int, split: str, index: int) -> None:
-        # Two words per number, always: SeedSequence itself would run numbers of different widths together.
-        low = 0xFFFFFFFF
-        entropy = [seed & low, seed >> 32, SPLITS.index(split), index & low, index >> 32]
-        self._bits = np.random.PCG64(np.random.SeedSequence(entropy))
-        self._block: list[int] = []
-
-    def below(self, bound: int) -> int:
-        """Uniform in [0, bound); the bias of the remainder is under 2^-43 for every bound used here."""
-        if not self._block:
-            self._block = self._bits.random_raw(32).tolist()
-        return self._block.pop() % bound
-
-    def between(self, low: int, high: int) -> int:
-        """Uniform in [low, high], both included."""
-        return low + self.below(high - low + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +316,7 @@ def plan_chain(draws: Draws, steps: int, max_value: int, operations: str) -> tup
 
 
 @PROBLEMS.register("arithmetic")
-class Arithmetic(ProblemSource):
+class Arithmetic(ProceduralSource):
     r"""Endless arithmetic problems with exact answers in [0, max_value]; so are all values on the way.
 
     `style="word"`: a short story and a question; the solution has one sentence per step, with GSM8K's calculator
@@ -377,6 +343,9 @@ class Arithmetic(ProblemSource):
         ValueError: an argument is out of range, or the arguments leave no problem for this split.
     """
 
+    name = "arithmetic"
+    remedy = "raise max_value or steps, or allow more operations"
+
     def __init__(
         self,
         split: str = "train",
@@ -386,10 +355,7 @@ class Arithmetic(ProblemSource):
         operations: str = "+-*/",
         style: str = "word",
     ) -> None:
-        self.split = check_split(split)
-        self.seed = operator.index(seed)
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be in [0, 2**63), not {seed}")
+        super().__init__(split, seed)
         pair = (steps, steps) if isinstance(steps, int) else tuple(steps)
         if len(pair) != 2 or not 1 <= pair[0] <= pair[1] <= MAX_STEPS:
             raise ValueError(f"steps must be a number from 1 to {MAX_STEPS} or a pair (lowest, highest), not {steps!r}")
@@ -406,46 +372,22 @@ class Arithmetic(ProblemSource):
         self._choices = allowed_situations(operations)
         self[0]  # arguments that leave this split empty fail here, not in the middle of training
 
-    @property
-    def size(self) -> None:
-        return None
+    def draw(self, draws: Draws) -> tuple[str, Any] | None:
+        steps = draws.between(*self.steps)
+        if self.style == "equation":
+            chain, result = plan_chain(draws, steps, self.max_value, self.operations)
+            return chain, (chain, result)
+        plan = plan_story(draws, steps, self.max_value, self._choices)
+        return None if plan is None else (story_content(plan), plan)
 
-    def __getitem__(self, index: SupportsIndex) -> Problem:
-        position = operator.index(index)
-        if not 0 <= position < 2**63:
-            raise IndexError(f"{self}: index {position} is outside [0, 2**63)")
-        draws = Draws(self.seed, self.split, position)
-        low, high = self.steps
-        problem_id = f"{self._id_prefix}{position}"
-        for _ in range(MAX_TRIES):
-            steps = draws.between(low, high)
-            if self.style == "equation":
-                chain, result = plan_chain(draws, steps, self.max_value, self.operations)
-                if split_of(chain) == self.split:
-                    return Problem(problem_id, chain, str(result), str(result))
-            else:
-                plan = plan_story(draws, steps, self.max_value, self._choices)
-                if plan is not None and split_of(story_content(plan)) == self.split:
-                    return Problem(problem_id, *tell_story(draws, plan))
-        raise ValueError(
-            f"{self}: none of {MAX_TRIES:,} draws is a {self.split} problem; raise max_value or steps, or allow more "
-            "operations"
-        )
-
-    def find(self, problem_id: str) -> Problem:
-        digits = problem_id.removeprefix(self._id_prefix)
-        if digits != problem_id and digits.isascii() and digits.isdecimal() and len(digits) <= 19:
-            position = int(digits)
-            if position < 2**63 and str(position) == digits:
-                return self[position]
-        raise ValueError(f"{self} has no problem {problem_id!r}; its ids look like '{self._id_prefix}0'")
+    def tell(self, draws: Draws, drawn: Any) -> tuple[str, str, str]:
+        if self.style == "equation":
+            chain, result = drawn
+            return chain, str(result), str(result)
+        return tell_story(draws, drawn)
 
     def grade(self, completion: str, problem: Problem) -> Verdict:
         return grade(completion, problem.answer, marker="####" if self.style == "word" else None)
-
-    @property
-    def _id_prefix(self) -> str:
-        return f"arithmetic-{self.split}-{self.seed}-"
 
     def __repr__(self) -> str:
         return (

@@ -29,10 +29,30 @@ class Curriculum(ABC):
 
 @CURRICULA.register("uniform")
 class Uniform(Curriculum):
-    """Every problem equally likely, independently for each attempt."""
+    """Every problem equally likely, drawn anew for every `repeats` attempts in a row.
+
+    Args:
+        repeats: K >= 1, attempts at each problem drawn; group methods compare the K.
+
+    Raises:
+        ValueError: `repeats` is below 1.
+    """
+
+    def __init__(self, repeats: int = 1) -> None:
+        self.repeats = _check_repeats(repeats)
+        self._index, self._left = 0, 0
 
     def next(self, rng: np.random.Generator, size: int) -> int:
-        return int(rng.integers(size))
+        if self._left == 0:
+            self._index, self._left = int(rng.integers(size)), self.repeats
+        self._left -= 1
+        return self._index
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"index": self._index, "left": self._left}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._index, self._left = int(state.get("index", 0)), int(state.get("left", 0))
 
 
 @CURRICULA.register("sequential")
@@ -49,9 +69,7 @@ class Sequential(Curriculum):
     """
 
     def __init__(self, repeats: int = 1) -> None:
-        if repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {repeats}")
-        self.repeats = repeats
+        self.repeats = _check_repeats(repeats)
         self._begun = 0
 
     def next(self, rng: np.random.Generator, size: int) -> int:
@@ -64,6 +82,12 @@ class Sequential(Curriculum):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._begun = int(state.get("begun", 0))
+
+
+def _check_repeats(repeats: int) -> int:
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    return repeats
 
 
 def make_curriculum(spec: str | Mapping[str, Any] | Curriculum) -> Curriculum:

@@ -2,7 +2,7 @@
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, SupportsIndex
@@ -61,6 +61,11 @@ class ProblemSource(ABC):
     def grade(self, completion: str, problem: Problem) -> Verdict:
         """What a finished attempt at `problem` is worth; `completion` is the text after the prompt."""
         return grade(completion, problem.answer)
+
+    @property
+    def env_settings(self) -> Mapping[str, Any]:
+        """Arguments of the environment that suit these problems; the registered ids use them where none are given."""
+        return {}
 
 
 class FiniteSource(ProblemSource):
@@ -128,7 +133,7 @@ class ProblemList(FiniteSource):
         return f"ProblemList({len(self._given)} problems, split={self.split!r})"
 
 
-_BUILT_INS = ("arithmetic", "dataset", "gsm8k", "svamp")
+_BUILT_INS = ("arithmetic", "dataset", "gsm8k", "multiplication", "parity", "svamp")
 
 PROBLEMS: Registry[Callable[..., ProblemSource]] = Registry("problem", (f"{__package__}.{name}" for name in _BUILT_INS))
 """Problem sources by name; third parties join through the entry-point group `tokengym.problems`."""

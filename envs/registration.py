@@ -19,6 +19,8 @@ IDS: Mapping[str, str] = {
     f"{NAMESPACE}/Arithmetic-v0": "arithmetic",
     f"{NAMESPACE}/Dataset-v0": "dataset",
     f"{NAMESPACE}/GSM8K-v0": "gsm8k",
+    f"{NAMESPACE}/Multiplication-v0": "multiplication",
+    f"{NAMESPACE}/Parity-v0": "parity",
     f"{NAMESPACE}/SVAMP-v0": "svamp",
 }
 """Registered ids, each with the name of its problem source."""
@@ -40,7 +42,8 @@ def make_token_env(problems: "str | ProblemSource", **settings: Any) -> "TokenEn
     """A `TokenEnv` from plain values: those of the problem source named `problems`, and those of the environment.
 
     `seed` goes to both, the source's generator and the environment's random stream. With `shots`, that many worked
-    examples come from the source's validation split.
+    examples come from the source's validation split. Settings that are not given are the source's `env_settings`, if it
+    has any, and then the environment's own defaults.
 
     Raises:
         UnknownNameError: no problem source has that name.
@@ -118,7 +121,8 @@ def _divide(
     settings = {name: value for name, value in settings.items() if name in of_env}
     if settings.get("shots") and "split" in of_source:
         settings["examples"] = make_problems(problems, **{**arguments, "split": "validation"})
-    return make_problems(problems, **arguments), settings
+    source = make_problems(problems, **arguments)
+    return source, {**source.env_settings, **settings}
 
 
 def _keywords(factory: Callable[..., Any]) -> set[str]:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokengym.benchmarks import pretrain_tiny as pt
-from tokengym.envs.arithmetic import Arithmetic, split_of
+from tokengym.envs.arithmetic import Arithmetic
+from tokengym.envs.procedural import split_of
 from tokengym.models import load, load_tokenizer
 
 RIGHT = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}

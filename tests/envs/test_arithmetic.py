@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokengym.envs.arithmetic import HE, MAX_TRIES, NAMES, SHE, STRIDES, THINGS, Arithmetic
+from tokengym.envs.arithmetic import HE, NAMES, SHE, STRIDES, THINGS, Arithmetic
 from tokengym.envs.problems import SPLITS, make_problems
+from tokengym.envs.procedural import MAX_TRIES
 from tokengym.registry import UnknownNameError
 
 STYLES = ("word", "equation")

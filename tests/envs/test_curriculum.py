@@ -20,6 +20,18 @@ def test_uniform_reaches_every_problem_equally_often_and_endless_sources_all_ove
 
 
 @pytest.mark.parametrize("saved_after", [0, 1, 4, 17])
+def test_uniform_draws_anew_for_every_k_attempts_and_continues_where_it_was_saved(saved_after):
+    rng = np.random.default_rng(5)
+    expected = [int(index) for index in np.random.default_rng(5).integers(10**6, size=8) for _ in range(3)]
+    curriculum, other = Uniform(repeats=3), Uniform(repeats=3)
+    got = [curriculum.next(rng, 10**6) for _ in range(saved_after)]
+    other.load_state_dict(json.loads(json.dumps(curriculum.state_dict())))
+    assert got + [other.next(rng, 10**6) for _ in range(24 - saved_after)] == expected
+    with pytest.raises(ValueError, match="repeats must be at least 1"):
+        Uniform(repeats=0)
+
+
+@pytest.mark.parametrize("saved_after", [0, 1, 4, 17])
 def test_sequential_goes_round_and_continues_where_it_was_saved(saved_after):
     expected = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3] * 2
     rng = np.random.default_rng(0)

@@ -44,6 +44,8 @@ def settings(tmp_path_factory) -> dict[str, dict]:
         "tokengym/Arithmetic-v0": {"steps": [1, 2]},
         "tokengym/Dataset-v0": {"data": str(folder / "table.csv"), "question": "frage", "answer": "wert"},
         "tokengym/GSM8K-v0": {"data": str(folder)},
+        "tokengym/Multiplication-v0": {"digits": 2},
+        "tokengym/Parity-v0": {"d": 12, "leap": 2, "p_cot": 0.5},
         "tokengym/SVAMP-v0": {"data": str(folder / "SVAMP.json")},
     }
     common = {"tokenizer": "chars:" + string.printable, "max_prompt_tokens": 300, "max_new_tokens": 20}
@@ -138,6 +140,15 @@ def test_splits_seeds_and_curricula_are_plain_values():
     assert gym.make("tokengym/Arithmetic-v0", seed=None, **arguments).reset()
 
 
+def test_sources_say_what_settings_suit_them_and_the_user_has_the_last_word():
+    parity = make_vec_env("tokengym/Parity-v0", 2, d=20)
+    assert (parity.max_prompt_tokens, parity.max_new_tokens, len(parity.tokenizer)) == (20, 21, 4)
+    assert parity.tokenizer.decode(parity.encode_prompt(parity.problems[0])) == parity.problems[0].question
+    product = make_vec_env("tokengym/Multiplication-v0", 2, digits=3, max_new_tokens=7)
+    assert product.max_new_tokens == 7
+    assert product.tokenizer.decode(product.encode_prompt(product.problems[0])).endswith("||")
+
+
 def test_worked_examples_come_from_the_validation_split(settings):
     env = gym.make("tokengym/GSM8K-v0", shots=1, **settings["tokengym/GSM8K-v0"])
     env.reset(options={"problem_id": "gsm8k-train-3"})
@@ -166,6 +177,10 @@ CHARS = {"tokenizer": "chars:0123456789", "prompt": "{question}"}
         ("tokengym/Arithmetic-v0", {"problems": "arithmetics"}, UnknownNameError, "did you mean 'arithmetic'"),
         ("tokengym/GSM8K-v0", {"data": "no/such/folder"}, FileNotFoundError, "no/such/folder"),
         ("tokengym/Dataset-v0", {}, TypeError, "data"),
+        ("tokengym/Parity-v0", {"grading": "cott"}, UnknownNameError, "unknown grading 'cott': did you mean 'cot'"),
+        ("tokengym/Parity-v0", {"reward": "cot"}, UnknownNameError, "unknown reward 'cot'"),
+        ("tokengym/Parity-v0", {"p_cot": 1.2}, ValueError, "p_cot is the share of long solutions, in .0, 1., not 1.2"),
+        ("tokengym/Multiplication-v0", {"digit": 3}, TypeError, "did you mean 'digits'"),
         ("tokengym/GSM9K-v0", {}, gym.error.NameNotFound, "GSM8K"),
     ],
 )
