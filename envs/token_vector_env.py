@@ -52,7 +52,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     Infos are dictionaries of arrays over slots, each `key` with a mask `_key`, as in Gymnasium's vector environments.
     When an attempt begins: `problem_id`, `prompt_length` (tokens) and `attempt` (how often this problem had begun since
     seeding). When it ends: `is_success`, `verdict` (reason), `answer` (as read from the completion, or None),
-    `problem_id`, `attempt` and `episode`, a dictionary of `r` (return) and `l` (steps).
+    `problem_id`, `attempt`, `episode`, a dictionary of `r` (return) and `l` (steps), and with a reward that is a sum
+    `reward_components`, a dictionary of what each of its terms paid.
 
     In `AutoresetMode.DISABLED` a finished slot ignores its actions until it is reset: its reward is 0, its flags stay
     set, and it has no info.
@@ -579,7 +580,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         )
 
     def _outcomes(self, slots: IntArray, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-        return {
+        outcomes: dict[str, Any] = {
             "is_success": np.array([verdict.correct for verdict in verdicts], dtype=np.bool_),
             "verdict": _objects([verdict.reason for verdict in verdicts]),
             "answer": _objects([verdict.answer for verdict in verdicts]),
@@ -587,6 +588,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             "attempt": self._attempts[slots],
             "episode": {"r": self._returns[slots], "l": self._lengths[slots] - self._starts[slots]},
         }
+        components = self.reward.components()
+        if components:
+            outcomes["reward_components"] = {name: paid[slots] for name, paid in components.items()}
+        return outcomes
 
     def _tell(self, infos: Infos, slots: IntArray, values: Mapping[str, Any]) -> Infos:
         """Adds to `infos` the values of some slots, in the layout of `VectorEnv._add_info`, all slots at once."""

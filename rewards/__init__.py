@@ -1,7 +1,7 @@
 """What an attempt is worth: grading, and the rewards that pay for it."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..registry import Registry
@@ -17,8 +17,10 @@ from .base import (
     Step,
     StepReward,
 )
+from .dense import DenseReward
 from .grading import Verdict, grade, normalize_number
 from .sparse import SparseReward
+from .sum import SumReward
 
 __all__ = [
     "REWARDS",
@@ -28,11 +30,13 @@ __all__ = [
     "Attempt",
     "AttemptReward",
     "AttemptView",
+    "DenseReward",
     "ProblemLike",
     "Reward",
     "SparseReward",
     "Step",
     "StepReward",
+    "SumReward",
     "Verdict",
     "grade",
     "make_reward",
@@ -41,6 +45,23 @@ __all__ = [
 
 REWARDS: Registry[Callable[..., Reward]] = Registry("reward")
 REWARDS.register("sparse")(SparseReward)
+REWARDS.register("dense")(DenseReward)
+
+
+@REWARDS.register("sum")
+def _make_sum(terms: Sequence[tuple[float, str | Mapping[str, Any] | Reward]]) -> SumReward:
+    """`{"name": "sum", "terms": [[weight, reward], ...]}`, each reward as `make_reward` takes it."""
+    if isinstance(terms, str | Mapping) or not all(isinstance(term, list | tuple) and len(term) == 2 for term in terms):
+        raise ValueError(f"the terms of a sum are a list of pairs [weight, reward], not {terms!r}")
+    rewards = [make_reward(spec) for _, spec in terms]
+    names = [
+        spec if isinstance(spec, str) else spec["name"] if isinstance(spec, Mapping) else type(spec).__name__
+        for _, spec in terms
+    ]
+    return SumReward(
+        (f"{name}-{names[:i].count(name) + 1}" if names.count(name) > 1 else name, weight, reward)
+        for i, (name, (weight, _), reward) in enumerate(zip(names, terms, rewards, strict=True))
+    )
 
 
 def make_reward(spec: str | Mapping[str, Any] | Reward) -> Reward:

@@ -6,7 +6,7 @@ environment grades each finished attempt once and hands the verdict over: reward
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -86,6 +86,10 @@ class Reward(ABC):
         Returns:
             The reward of each appended token, [N, max(1, max(lengths))], 0 beyond `lengths[i]`.
         """
+
+    def components(self) -> Mapping[str, FloatArray]:
+        """What the parts of this reward have paid each slot [N] since its attempt began, by name; none for most."""
+        return {}
 
     def decode(self, tokens: IntArray) -> str:
         """The text of `tokens` [T], special tokens left out."""

@@ -113,7 +113,7 @@ def grade(
         raise ValueError(f"gold answer {_shorten(answer)} is not a number that the grader reads: correct the data")
     texts = [completion.strip()] if marker is None else _marked(completion, marker)
     if not texts and last_number:
-        texts = _last_number(completion)
+        texts = find_last_number(completion)
     if not texts or not texts[0]:
         return _NO_ANSWER
     if len(texts[0]) > MAX_LENGTH:
@@ -172,7 +172,8 @@ def _marked(completion: str, marker: str) -> list[str]:
     return [line for line in lines if line]
 
 
-def _last_number(completion: str) -> list[str]:
+def find_last_number(completion: str) -> list[str]:
+    """The last text that looks like a number, for the grammar to judge: a list of one, or of none."""
     end = max(completion.rfind(digit) for digit in "0123456789")
     return _NUMBERLIKE.findall(completion[max(0, end - 2 * MAX_LENGTH) : end + 2])[-1:] if end >= 0 else []
 

@@ -1,6 +1,8 @@
-"""Reading worked solutions: the equations that a solution goes through."""
+"""Reading worked solutions: their steps, what each comes to, and the equations that they go through."""
 
 import re
+
+from .grading import find_last_number, normalize_number
 
 # `<<48/2=24>>`, GSM8K's calculator annotations.
 _ANNOTATION = re.compile(r"<<([^<>\n]{1,200})>>")
@@ -26,6 +28,27 @@ def equation_sequence(solution: str) -> str:
     A solution without any equation stands for itself, as its text with white space folded.
     """
     return "|".join(equations(solution)) or exact_text(solution)
+
+
+def steps(solution: str) -> list[str]:
+    """The steps of a solution, which are its lines (Havrilla et al. 2024), without the answer's line ("#### 72")."""
+    return [line.strip() for line in solution.split("\n") if line.strip() and "####" not in line]
+
+
+def equation(step: str) -> str | None:
+    """The last equation of a step, in the form that `equations` gives it; None where there is none."""
+    found = equations(step)
+    return found[-1] if found else None
+
+
+def result(step: str) -> str | None:
+    """What a step comes to: the right side of its last equation, or else its last number, in its normal form.
+
+    None where it is no number of the grader's grammar.
+    """
+    last = equation(step)
+    found = find_last_number(step) if last is None else [last.rpartition("=")[2]]
+    return normalize_number(found[0]) if found else None
 
 
 def exact_text(solution: str) -> str:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokengym.rewards.solutions import equation_sequence, equations, exact_text
+from tokengym.rewards.solutions import equation, equation_sequence, equations, exact_text, result, steps
 
 GSM8K = (
     "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
@@ -53,6 +53,32 @@ def test_solutions_without_equations_are_the_same_by_their_words() -> None:
     assert equation_sequence("it is 5") != equation_sequence("it is 6")
     assert exact_text("1+1=2") != exact_text("1 + 1 = 2")
     assert exact_text("a\n\tb") == exact_text(" a b")
+
+
+def test_steps_are_lines_without_the_answers() -> None:
+    assert steps(GSM8K) == GSM8K.split("\n")[:2]
+    assert steps(" a \n\n b\r\nso #### 3\nc") == ["a", "b", "c"]
+    assert steps("#### 3") == steps("") == []
+
+
+@pytest.mark.parametrize(
+    ("step", "last_equation", "comes_to"),
+    [
+        (GSM8K.split("\n")[0], "48/2=24", "24"),
+        ("5 + 6 = 11, 11 - 1 = 10 in 3 days", "11-1=10", "10"),
+        ("She pays $1,200.50 for 3", None, "3"),
+        ("It is 1,200.50 dollars.", None, "1200.5"),
+        ("2-5=-3", "2-5=-3", "-3"),
+        ("<<1/3=1/3>>", "1/3=1/3", "1/3"),
+        ("<<3*x=3x>>", "3**=3*", None),
+        ("it is 12,34", None, None),
+        ("nothing", None, None),
+        ("", None, None),
+    ],
+)
+def test_what_a_step_comes_to(step: str, last_equation: str | None, comes_to: str | None) -> None:
+    assert equation(step) == last_equation
+    assert result(step) == comes_to
 
 
 @given(st.text(alphabet="0123456789+-*/x=<>$,. \n", max_size=200))
