@@ -17,16 +17,16 @@ from .tables import evaluation_table
 ENV = "tokengym/Arithmetic-v0"
 # Light fine-tuning, then problems enough that the policy's own solutions outnumber the demonstrations by far.
 SETTINGS: dict[str, Any] = {
-    "demonstrations": 300,
-    "problems": 1500,
-    "samples_per_problem": 4,
+    "demonstrations": 64,
+    "problems": 1600,
+    "samples_per_problem": 2,
     "rounds": 2,
-    "epochs": 3,
-    "batch_size": 32,
+    "epochs": 4,
+    "batch_size": 16,
     "validation_problems": 100,
     "patience": 2,
 }
-TEST_PROBLEMS, SAMPLES = 200, 16
+TEST_PROBLEMS, SAMPLES = 200, 8
 
 
 def demo(folder: Path | None, seed: int, say: Callable[[Any], None]) -> Group:
