@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .dataset import Dataset
     from .doctor import diagnose
     from .gsm8k import GSM8K
+    from .math import MATH
     from .multiplication import Multiplication
     from .parity import Parity
     from .problems import PROBLEMS, Problem, ProblemList, ProblemSource, make_problems
@@ -23,6 +24,7 @@ __all__ = [
     "CURRICULA",
     "GSM8K",
     "IDS",
+    "MATH",
     "PROBLEMS",
     "SVAMP",
     "Arithmetic",
@@ -54,6 +56,7 @@ __getattr__, __dir__ = lazy_names(
         "dataset": ("Dataset",),
         "doctor": ("diagnose",),
         "gsm8k": ("GSM8K",),
+        "math": ("MATH",),
         "multiplication": ("Multiplication",),
         "parity": ("Parity",),
         "problems": ("PROBLEMS", "Problem", "ProblemList", "ProblemSource", "make_problems"),

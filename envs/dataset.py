@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .problems import PROBLEMS, SPLITS, FiniteSource, Problem, check_split
-from .rows import SUFFIXES, Row, carve, hub_splits, make_problem, read_file, read_hub, split_solution
+from .rows import SUFFIXES, Row, carve, file_of, hub_splits, make_problem, read_file, read_hub, split_solution
 
 
 @PROBLEMS.register("dataset")
@@ -93,7 +93,7 @@ class Dataset(FiniteSource):
         path = Path(self.data)
         if path.is_file():
             return ["train"]
-        tables = [split for split in SPLITS if _file_of(path, split)]
+        tables = [split for split in SPLITS if file_of(path, split)]
         if not tables:
             raise FileNotFoundError(f"{path} has no file train, validation or test with one of {', '.join(SUFFIXES)}")
         return tables
@@ -103,7 +103,7 @@ class Dataset(FiniteSource):
             rows, label = read_hub(str(self.data), self.config, split), f"{self.data}-{split}"
         else:
             path = Path(self.data)
-            path = path if path.is_file() else _file_of(path, split) or path
+            path = path if path.is_file() else file_of(path, split) or path
             rows, label = read_file(path), path.stem
         if not rows:
             raise ValueError(f"{self.data}, split {split!r}, has no rows")
@@ -126,14 +126,6 @@ class Dataset(FiniteSource):
 
     def __repr__(self) -> str:
         return f"Dataset({self.data!r}, split={self.split!r})"
-
-
-def _file_of(folder: Path, split: str) -> Path | None:
-    """The file in a folder that holds a split; raises `ValueError` when there are two."""
-    files = [folder / f"{split}{suffix}" for suffix in SUFFIXES if (folder / f"{split}{suffix}").is_file()]
-    if len(files) > 1:
-        raise ValueError(f"{folder} has two files for the split {split!r}: {files[0].name} and {files[1].name}")
-    return files[0] if files else None
 
 
 def _is_on_hub(data: str | Path) -> bool:

@@ -148,7 +148,9 @@ _Complaint = tuple[Literal["error", "warning"], str, str]
 
 def _check_answers(source: ProblemSource, problem: Problem) -> Iterator[_Complaint]:
     # An attempt shows its answer after a marker, or is nothing but the answer, as its source has it.
-    attempts: dict[str, tuple[str, ...]] = {"answer": (f"#### {problem.answer}", problem.answer)}
+    attempts: dict[str, tuple[str, ...]] = {
+        "answer": (f"#### {problem.answer}", problem.answer, rf"\boxed{{{problem.answer}}}")
+    }
     if problem.solution is not None:
         attempts["solution"] = (problem.solution,)
     for what, completions in attempts.items():

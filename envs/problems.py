@@ -21,7 +21,8 @@ class Problem:
         id: name that the problem's source finds it by, stable between runs and machines.
         question: the question as text, without any prompt around it.
         answer: the gold answer alone ("72").
-        solution: full worked solution, its last line "#### 72" included; `None` where the data has none.
+        solution: full worked solution with its answer ("#### 72" on its last line, or a box as in MATH); `None` where
+            the data has none.
     """
 
     id: str
@@ -133,7 +134,7 @@ class ProblemList(FiniteSource):
         return f"ProblemList({len(self._given)} problems, split={self.split!r})"
 
 
-_BUILT_INS = ("arithmetic", "dataset", "gsm8k", "multiplication", "parity", "svamp")
+_BUILT_INS = ("arithmetic", "dataset", "gsm8k", "math", "multiplication", "parity", "svamp")
 
 PROBLEMS: Registry[Callable[..., ProblemSource]] = Registry("problem", (f"{__package__}.{name}" for name in _BUILT_INS))
 """Problem sources by name; third parties join through the entry-point group `tokengym.problems`."""

@@ -19,6 +19,7 @@ IDS: Mapping[str, str] = {
     f"{NAMESPACE}/Arithmetic-v0": "arithmetic",
     f"{NAMESPACE}/Dataset-v0": "dataset",
     f"{NAMESPACE}/GSM8K-v0": "gsm8k",
+    f"{NAMESPACE}/MATH-v0": "math",
     f"{NAMESPACE}/Multiplication-v0": "multiplication",
     f"{NAMESPACE}/Parity-v0": "parity",
     f"{NAMESPACE}/SVAMP-v0": "svamp",

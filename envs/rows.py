@@ -71,6 +71,14 @@ def read_file(path: str | Path) -> list[Row]:
     return rows
 
 
+def file_of(folder: Path, split: str) -> Path | None:
+    """The file in a folder that holds a split; raises `ValueError` when there are two."""
+    files = [folder / f"{split}{suffix}" for suffix in SUFFIXES if (folder / f"{split}{suffix}").is_file()]
+    if len(files) > 1:
+        raise ValueError(f"{folder} has two files for the split {split!r}: {files[0].name} and {files[1].name}")
+    return files[0] if files else None
+
+
 def _read_jsonl(path: Path) -> Iterator[Row]:
     index = 0
     with path.open(encoding="utf-8-sig") as lines:

@@ -18,6 +18,7 @@ from .base import (
     StepReward,
 )
 from .dense import DenseReward
+from .free_form import grade_free_form
 from .grading import Verdict, grade, normalize_number
 from .sparse import SparseReward
 from .sum import SumReward
@@ -39,6 +40,7 @@ __all__ = [
     "SumReward",
     "Verdict",
     "grade",
+    "grade_free_form",
     "make_reward",
     "normalize_number",
 ]

@@ -68,8 +68,9 @@ class Verdict:
     """The grade of an attempt and the reason for it.
 
     `reason` is `correct`, `wrong`, or why there was nothing to compare: `no_answer`, `ambiguous` (several different
-    marked answers), `unparsed` (no number of the grammar), `too_long` (over 256 characters), or `truncated` (given by
-    the environment to an attempt that ran out of tokens). `answer` is the number in its normal form, equal in text if
+    marked answers), `unparsed` (no number of the grammar), `too_long` (over 256 characters), `timeout` or `crashed` (a
+    free-form answer that took too long, or ended the process that read it), or `truncated` (given by the environment to
+    an attempt that ran out of tokens). `answer` is the number in its normal form, equal in text if
     and only if equal in value, so that answers can be counted as they are; None where there was nothing to compare.
     """
 
@@ -124,9 +125,9 @@ def grade(
     for text in texts[1:]:
         if text != texts[0]:
             other = normalize_number(text, percent=percent)
-            if other is not None and not _equal(other, number):
+            if other is not None and not equal_numbers(other, number):
                 return _AMBIGUOUS
-    correct = _equal(number, gold)
+    correct = equal_numbers(number, gold)
     return Verdict(correct, "correct" if correct else "wrong", number)
 
 
@@ -211,7 +212,7 @@ def _fraction(sign: str, numerator: int, denominator: int) -> str | None:
     return f"{sign}{numerator}/{denominator}"
 
 
-def _equal(a: str, b: str) -> bool:
+def equal_numbers(a: str, b: str) -> bool:
     """Whether two normal forms are equal by the rules at the top."""
     if a == b:
         return True

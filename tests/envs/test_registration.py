@@ -38,12 +38,20 @@ def settings(tmp_path_factory) -> dict[str, dict]:
         for i in range(420)
     ]  # fmt: skip
     (folder / "SVAMP.json").write_text(json.dumps(svamp))
+    competition = [
+        {"problem": f"What is ${i}/7$?", "level": "Level 1", "type": "Algebra",
+         "solution": rf"It is $\boxed{{\frac{{{i}}}{{7}}}}$."}
+        for i in range(30)
+    ]  # fmt: skip
+    (folder / "math").mkdir()
+    (folder / "math" / "train.jsonl").write_text("\n".join(map(json.dumps, competition)))
     table = "\n".join(["frage,wert", *(f"{i}+1?,{i + 1}" for i in range(20))])
     (folder / "table.csv").write_text(table)
     of_source = {
         "tokengym/Arithmetic-v0": {"steps": [1, 2]},
         "tokengym/Dataset-v0": {"data": str(folder / "table.csv"), "question": "frage", "answer": "wert"},
         "tokengym/GSM8K-v0": {"data": str(folder)},
+        "tokengym/MATH-v0": {"data": str(folder / "math")},
         "tokengym/Multiplication-v0": {"digits": 2},
         "tokengym/Parity-v0": {"d": 12, "leap": 2, "p_cot": 0.5},
         "tokengym/SVAMP-v0": {"data": str(folder / "SVAMP.json")},
