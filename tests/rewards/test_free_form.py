@@ -213,11 +213,23 @@ def test_workers_have_their_memory_capped(quick):
 
 
 def test_an_answer_that_kills_two_workers_is_a_crash():
-    worker = Worker(memory=1)  # no worker lives with that
-    for _ in range(2):
-        assert grade_free_form(box("x"), "y", worker=worker).reason == "crashed"
-    assert worker.counters == {"crashed": 2}
-    assert grade_free_form(box("5"), "5", worker=worker).correct
+    worker = Worker(deadline=30)
+    assert normal(worker)
+    parent, done = psutil.Process(worker.pid), threading.Event()
+
+    def kill():
+        while not done.wait(0.05):
+            for child in parent.children():
+                child.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    verdict = grade_free_form(box(r"9^{9^{9^{9}}}"), "7", worker=worker)
+    done.set()
+    killer.join()
+    assert verdict.reason == "crashed"
+    assert normal(worker)
+    assert worker.counters == {"correct": 2, "crashed": 1}
     worker.close()
 
 
