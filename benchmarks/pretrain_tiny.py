@@ -68,10 +68,9 @@ MODEL = {
     "max_position_embeddings": 1024,
     "rope_theta": 10_000.0,
     "tie_word_embeddings": True,
+    # What agents take if they are given no learning rate: a rate for billions of parameters would teach so few nothing.
+    "recommended_learning_rate": 1e-3,
 }
-
-FINE_TUNING_RATE = 1e-3
-"""What agents take if they are given no learning rate: a rate for billions of parameters would teach so few nothing."""
 
 # The training.
 ROW = 256
@@ -452,7 +451,6 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int, device: torch.devic
         bos_token_id=None,
         eos_token_id=eos,
         pad_token_id=pad,
-        recommended_learning_rate=FINE_TUNING_RATE,
         **MODEL,
     )
     with torch.random.fork_rng():
