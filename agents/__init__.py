@@ -1,7 +1,9 @@
 """Agents: what learns, and how what was learnt is measured.
 
 Every default of a configuration says where it comes from: [paper] is Havrilla et al. 2024, "Teaching Large Language
-Models to Reason with Reinforcement Learning" (arXiv 2403.04642); [choice] is ours where the paper does not say.
+Models to Reason with Reinforcement Learning" (arXiv 2403.04642), or in `pretrain`, `reinforce` and `grpo` Tsilivis et
+al. 2025, "How Reinforcement Learning After Next-Token Prediction Facilitates Learning" (arXiv 2510.11495); [choice] is
+ours where the paper does not say.
 """
 
 from typing import TYPE_CHECKING
@@ -12,12 +14,16 @@ if TYPE_CHECKING:
     from .base import AGENTS, Agent, make_agent
     from .evaluation import Evaluation, evaluate
     from .expert_iteration import RFT, ExpertIteration, STaR
+    from .grpo import GRPO
     from .policy import CausalLMPolicy
+    from .pretrain import Pretrain
+    from .reinforce import Reinforce
     from .rollouts import Attempt, collect
     from .sft import SFT
 
 __all__ = [
     "AGENTS",
+    "GRPO",
     "RFT",
     "SFT",
     "Agent",
@@ -25,6 +31,8 @@ __all__ = [
     "CausalLMPolicy",
     "Evaluation",
     "ExpertIteration",
+    "Pretrain",
+    "Reinforce",
     "STaR",
     "collect",
     "evaluate",
@@ -37,7 +45,10 @@ __getattr__, __dir__ = lazy_names(
         "base": ("AGENTS", "Agent", "make_agent"),
         "evaluation": ("Evaluation", "evaluate"),
         "expert_iteration": ("RFT", "ExpertIteration", "STaR"),
+        "grpo": ("GRPO",),
         "policy": ("CausalLMPolicy",),
+        "pretrain": ("Pretrain",),
+        "reinforce": ("Reinforce",),
         "rollouts": ("Attempt", "collect"),
         "sft": ("SFT",),
     },

@@ -27,7 +27,7 @@ from .runs import RunFolder, new_folder, write_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ class Agent(ABC):
         env: an environment's id, its spec, or a `gym.make` product: the agent makes its own slots from it, with the
             tokenizer of the model. Or a `TokenVectorEnv` that was made without Gymnasium, taken as it is: it needs
             `autoreset_mode` DISABLED and the model's tokenizer.
-        model: what `models.load` takes: "tokengym/tiny", a hub name, a folder, a GGUF file.
+        model: what `models.load` takes: "tokengym/tiny", a hub name, a folder, a GGUF file; by default the agent's
+            `default_model`.
         validation_env: what to validate on; by default `env` with `split="validation"`.
         num_envs: environment slots, which are rows of the decoder's batch.
         seed: of everything random: problems, attempts, order of training, adapters.
@@ -61,11 +62,12 @@ class Agent(ABC):
 
     name: ClassVar[str]
     config_class: ClassVar[type]
+    default_model: ClassVar[str] = "tokengym/tiny"
 
     def __init__(
         self,
         env: Environment,
-        model: str | Path = "tokengym/tiny",
+        model: str | Path | None = None,
         *,
         validation_env: TokenVectorEnv | None = None,
         num_envs: int = 64,
@@ -82,10 +84,9 @@ class Agent(ABC):
         self._source = _spec(env)
         self._validation_env = validation_env
         self.accelerator = Accelerator(cpu=device == "cpu")
+        model = self.default_model if model is None else model
         self.model_name = str(model)
-        self.model, self.tokenizer = load(
-            model, device=device or str(self.accelerator.device), dtype=dtype, lora_rank=lora_rank, lora_seed=seed
-        )
+        self.model, self.tokenizer = self._load_model(model, device or str(self.accelerator.device), dtype, lora_rank)
         self.env = self.make_env()
         self.attempts = 0
         """Attempts sampled for learning so far: the cost that all algorithms count."""
@@ -97,6 +98,12 @@ class Agent(ABC):
         if run is not None and self.accelerator.is_main_process:
             self.run = RunFolder(run, self._description() | {"dtype": dtype, "lora_rank": lora_rank}, resume)
         self.accelerator.wait_for_everyone()  # lest another rank writes to the folder before it is a run's
+
+    def _load_model(
+        self, model: str | Path, device: str, dtype: str, lora_rank: int | None
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """The model to train and its tokenizer; for agents that make models of their own."""
+        return load(model, device=device, dtype=dtype, lora_rank=lora_rank, lora_seed=self.seed)
 
     @property
     def policy(self) -> CausalLMPolicy:
@@ -226,7 +233,9 @@ class Agent(ABC):
         }
 
 
-AGENTS: Registry[type[Agent]] = Registry("agent", (f"{__package__}.sft", f"{__package__}.expert_iteration"))
+_BUILT_INS = ("expert_iteration", "grpo", "pretrain", "reinforce", "sft")
+
+AGENTS: Registry[type[Agent]] = Registry("agent", (f"{__package__}.{name}" for name in _BUILT_INS))
 """Agents by name; third parties join through the entry-point group `tokengym.agents`."""
 
 
@@ -276,7 +285,7 @@ def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", policy: CausalLMPolic
         )
 
 
-def make_agent(name: str, env: Environment, model: str | Path = "tokengym/tiny", **config: Any) -> Agent:
+def make_agent(name: str, env: Environment, model: str | Path | None = None, **config: Any) -> Agent:
     """The agent registered under `name`, made of the arguments of `Agent` and the fields of its configuration.
 
     Raises:

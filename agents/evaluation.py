@@ -44,6 +44,8 @@ class Evaluation:
     Attributes:
         metrics: `maj@1`, `maj@n`, `pass@k` and `diversity` (distinct correct equation sequences per problem).
         verdicts: how the sampled attempts were graded (the greedy ones when n is 0).
+        median_response_length: tokens before the end of a greedy response, the median; where learning to reason makes
+            responses longer, this shows it [paper: Tsilivis et al. 2025].
         problems, n, temperature, seed: the protocol.
         episodes, tokens: what it cost, greedy pass included.
         seconds: wall time.
@@ -51,6 +53,7 @@ class Evaluation:
 
     metrics: dict[str, Interval]
     verdicts: dict[str, int]
+    median_response_length: float
     problems: int
     n: int
     temperature: float
@@ -151,6 +154,7 @@ def evaluate(
     return Evaluation(
         metrics=metrics,
         verdicts=dict(Counter(attempt.verdict for group in pool for attempt in group).most_common()),
+        median_response_length=median_response_length(group[0] for group in greedy),
         problems=problems,
         n=n,
         temperature=temperature,
@@ -159,6 +163,21 @@ def evaluate(
         tokens=sum(len(attempt.completion) for attempt in attempts),
         seconds=time.perf_counter() - started,
     )
+
+
+def median_response_length(attempts: Iterable[Attempt]) -> float:
+    """Median number of tokens before the end of a response: an end-of-sequence token is left out."""
+    return float(np.median([len(attempt.completion) - attempt.terminated for attempt in attempts]))
+
+
+def validate(policy: CausalLMPolicy | HasPolicy, env: TokenVectorEnv, problems: int) -> dict[str, float]:
+    """What learning is watched by: success of greedy decoding and of one sample at temperature 1, and greedy length."""
+    result = evaluate(policy, env, problems=problems, n=1, temperature=1.0)
+    return {
+        "eval/maj@1": result.metrics["maj@1"].value,
+        "eval/pass@1": result.metrics["pass@1"].value,
+        "eval/median_response_length": result.median_response_length,
+    }
 
 
 def distinct_solutions(attempts: Iterable[Attempt], env: TokenVectorEnv) -> set[str]:

@@ -1,7 +1,6 @@
 """Supervised fine-tuning on token sequences: the training phase of SFT and of every round of expert iteration."""
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .checkpoints import load_checkpoint, save_checkpoint
 from .learner import Example, FineTuneConfig, Learner, MicroBatch
 from .losses import masked_aggregate
-from .runs import new_folder, remove_folder, write_json
+from .runs import remove_folder
 
 
 def fine_tune(
@@ -51,44 +51,26 @@ def fine_tune(
     per_epoch = -(-len(examples) // config.batch_size)
     total = per_epoch * config.epochs
     learner = Learner(model, config, total, accelerator, vocab_size)
-    done = _resume(learner, checkpoints)
+    load_checkpoint(learner, checkpoints)
     model.train()
-    for step in range(done, total):
+    for step in range(learner.steps, total):
         epoch, position = divmod(step, per_epoch)
         order = np.random.default_rng([seed, epoch]).permutation(len(examples))
         batch = [examples[i] for i in order[position * config.batch_size : (position + 1) * config.batch_size]]
-        loss = functools.partial(_nll, denominator=sum(len(example.completion) for example in batch))
+        loss = functools.partial(nll, denominator=sum(len(example.completion) for example in batch))
         metrics = learner.update(batch, loss, seed + step)
         if on_step is not None:
             on_step(step + 1, total, metrics)
         if checkpoints is not None and (step + 1) % config.save_steps == 0 and accelerator.is_main_process:
-            _save(learner, checkpoints)
+            save_checkpoint(learner, checkpoints)
     model.eval()
     if checkpoints is not None and accelerator.is_main_process:
         remove_folder(checkpoints)
 
 
-def _nll(batch: MicroBatch, logprobs: Tensor, denominator: int) -> Tensor:
+def nll(batch: MicroBatch, logprobs: Tensor, denominator: int) -> Tensor:
+    """-log pi(completion | prompt) over `denominator`, usually the number of completion tokens in the whole batch."""
     return masked_aggregate(-logprobs, batch.action_mask, denominator)
-
-
-def _save(learner: Learner, checkpoints: Path) -> None:
-    with new_folder(checkpoints / f"step-{learner.steps}") as folder:
-        learner.save(folder)
-        write_json(folder / "state.json", {"steps": learner.steps})
-    for older in _saved(checkpoints)[:-1]:
-        remove_folder(older)
-
-
-def _resume(learner: Learner, checkpoints: Path | None) -> int:
-    saved = _saved(checkpoints) if checkpoints is not None else []
-    if saved:
-        learner.load(saved[-1], json.loads((saved[-1] / "state.json").read_text())["steps"])
-    return learner.steps
-
-
-def _saved(checkpoints: Path) -> list[Path]:
-    return sorted(checkpoints.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-")))
 
 
 def snapshot(model: PreTrainedModel) -> dict[str, Tensor]:

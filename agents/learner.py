@@ -1,7 +1,7 @@
 """The training loop that all agents share: micro-batches, global denominators, schedule, optimiser state."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -132,6 +133,11 @@ class MicroBatch:
         """`[B, T]`: the next token of each position; meaningful under `action_mask`."""
         return self.input_ids.roll(-1, dims=1)
 
+    def spread(self, values: Sequence[NDArray[np.floating]]) -> Tensor:
+        """Values of actions, `[T]` of each sequence of the whole batch, as `[B, T]`; 0 outside `action_mask`."""
+        ours = torch.from_numpy(np.concatenate([values[row] for row in self.rows.tolist()])).to(self.input_ids.device)
+        return torch.zeros_like(self.input_ids, dtype=ours.dtype).masked_scatter(self.action_mask, ours)
+
 
 def collate(examples: Sequence[Example], rows: NDArray[np.int64], device: torch.device) -> MicroBatch:
     """Pads the examples in `rows` on the right."""
@@ -157,6 +163,9 @@ def action_logprobs(
     logits = action_logits(model, base, batch.input_ids, batch.attention_mask, batch.action_mask)
     values = token_logprobs(logits[:, :vocab_size], batch.actions[batch.action_mask], temperature)
     return torch.zeros_like(batch.input_ids, dtype=values.dtype).masked_scatter(batch.action_mask, values)
+
+
+Loss = Callable[[MicroBatch, Tensor], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
 
 
 class Learner:
@@ -190,25 +199,30 @@ class Learner:
         self.model = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
         self.steps = 0
 
-    def update(
-        self, examples: Sequence[Example], loss: Callable[[MicroBatch, Tensor], Tensor], seed: int
-    ) -> dict[str, float]:
+    def update(self, examples: Sequence[Example], loss: Loss, seed: int, temperature: float = 1.0) -> dict[str, float]:
         """One optimiser step.
 
         Args:
             examples: the whole batch, the same on every rank.
             loss: from a micro-batch and the log-probabilities `[B, T]` of its actions to a scalar; micro-batches'
-                losses are added up, so it divides by the whole batch's denominator itself (`masked_aggregate`).
+                losses are added up, so it divides by the whole batch's denominator itself (`masked_aggregate`). It may
+                return further scalars by name with it, which are added up likewise.
             seed: of dropout, if the model has any.
+            temperature: that the actions' log-probabilities are taken at.
 
         Returns:
-            `loss`, `grad_norm`, `learning_rate`, and `padding`, the share of positions that held no token.
+            `loss`, `grad_norm`, `learning_rate`, `padding`, the share of positions that held no token, and the further
+            scalars of `loss`.
+
+        Raises:
+            ValueError: a sequence is longer than the model's positions.
         """
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        groups = micro_batches([len(example) for example in examples], self.config.micro_batch_tokens)
+        groups = self._groups(examples)
         # Ranks synchronise in their last backward pass, so all must run the same number: idle ones repeat at weight 0.
         rounds = -(-len(groups) // ranks)
-        total, tokens, padding = torch.zeros((), device=self.base.device), 0, 0
+        totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.base.device)}
+        tokens = padding = 0
         with torch.random.fork_rng(devices=[self.base.device] if self.base.device.type == "cuda" else []):
             torch.manual_seed(seed)
             for i in range(rounds):
@@ -216,11 +230,14 @@ class Learner:
                 batch = collate(examples, groups[turn % len(groups)], self.base.device)
                 quiet = self.accelerator.no_sync(self.model) if i < rounds - 1 and ranks > 1 else nullcontext()
                 with quiet, torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16):
-                    value = loss(batch, action_logprobs(self.model, self.base, batch, self.vocab_size))
+                    value = loss(batch, action_logprobs(self.model, self.base, batch, self.vocab_size, temperature))
+                    value, further = value if isinstance(value, tuple) else (value, {})
                     value = value * (turn < len(groups))
                     # Data parallelism averages gradients over ranks; ours are shares of one sum.
                     (value * ranks).backward()
-                total += value.detach()
+                for name, scalar in {"loss": value, **further}.items():
+                    scalar = scalar.detach() * (turn < len(groups))
+                    totals[name] = totals[name] + scalar if name in totals else scalar
                 tokens += int(batch.attention_mask.sum())
                 padding += batch.attention_mask.numel()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
@@ -232,13 +249,50 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         if ranks > 1:
-            torch.distributed.all_reduce(total)
-        return {
-            "loss": total.item(),
+            for name in totals:
+                torch.distributed.all_reduce(totals[name])
+        return {name: value.item() for name, value in totals.items()} | {
             "grad_norm": norm.item(),
             "learning_rate": rate,
             "padding": 1 - tokens / padding,
         }
+
+    @torch.no_grad()
+    def logprobs(
+        self, examples: Sequence[Example], temperature: float = 1.0, model: PreTrainedModel | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Log-probabilities `[T]` of each completion's tokens, by the very forward pass of an `update` on `examples`.
+
+        An update on the same examples in the same order cuts them into the same micro-batches, so these equal what its
+        loss would be given.
+
+        Args:
+            examples: whose completions.
+            temperature: that the log-probabilities are taken at.
+            model: another model than the one that is trained, for instance a frozen reference.
+        """
+        model = self.base if model is None else model
+        values: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
+        groups = self._groups(examples)
+        for rows in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
+            batch = collate(examples, rows, self.base.device)
+            with torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16):
+                found = action_logprobs(model, model, batch, self.vocab_size, temperature)
+            flat = found[batch.action_mask].cpu().numpy()
+            ends = np.cumsum([len(examples[row].completion) for row in rows])[:-1]
+            for row, part in zip(rows, np.split(flat, ends), strict=True):
+                values[row] = part
+        if self.accelerator.num_processes > 1:
+            shares = gather_object([values])
+            values = [max(parts, key=len) for parts in zip(*shares, strict=True)]
+        return values
+
+    def _groups(self, examples: Sequence[Example]) -> list[NDArray[np.int64]]:
+        lengths = [len(example) for example in examples]
+        limit = getattr(self.base.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        if max(lengths) > limit:
+            raise ValueError(f"a sequence of {max(lengths)} tokens is longer than the model's {limit} positions")
+        return micro_batches(lengths, self.config.micro_batch_tokens)
 
     def save(self, folder: Path) -> None:
         """Writes trainable weights and optimiser state as safetensors."""

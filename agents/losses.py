@@ -1,4 +1,8 @@
-"""Losses as pure functions on `[B, T]` tensors with a mask."""
+"""Losses as pure functions on `[B, T]` tensors with a mask.
+
+Each gives a value per action, 0 outside the mask whatever is there, NaN included, with gradient 0 too. Only
+`masked_aggregate` adds up, with an explicit denominator, so no loss depends on how a batch is cut.
+"""
 
 import torch
 from torch import Tensor
@@ -17,3 +21,54 @@ def masked_aggregate(values: Tensor, mask: Tensor, denominator: float) -> Tensor
         denominator: for instance the number of action tokens in the whole batch.
     """
     return torch.where(mask, values, 0).sum() / denominator
+
+
+def policy_gradient(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """-A log pi, `[B, T]`: the loss whose gradient is the policy gradient (Williams 1992).
+
+    Args:
+        logprobs: `[B, T]` of the actions.
+        advantages: `[B, T]`, or `[B, 1]` for one of each attempt.
+        mask: `[B, T]` bool, true at actions.
+    """
+    logprobs, advantages = _select(mask, logprobs, advantages)
+    return -advantages * logprobs
+
+
+def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
+    """-min(rho A, clip(rho, 1 - eps, 1 + eps) A), `[B, T]`, with rho = pi / pi_old (Schulman et al. 2017).
+
+    Args:
+        logprobs: `[B, T]` of the actions.
+        old_logprobs: `[B, T]`, under the policy that acted; without gradient.
+        advantages: `[B, T]`, or `[B, 1]` for one of each attempt.
+        mask: `[B, T]` bool, true at actions.
+        clip: eps.
+    """
+    logprobs, old_logprobs, advantages = _select(mask, logprobs, old_logprobs, advantages)
+    ratio = (logprobs - old_logprobs).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def clipped(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, clip: float) -> Tensor:
+    """Where, `[B, T]` bool, the ratio is further than `clip` from 1; its mean is Stable-Baselines3's clip fraction."""
+    logprobs, old_logprobs = _select(mask, logprobs, old_logprobs)
+    return ((logprobs - old_logprobs).exp() - 1).abs() > clip
+
+
+def k3_divergence(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """q/p - 1 - log(q/p), `[B, T]`, for actions drawn from p: unbiased for KL(p || q), never negative (Schulman 2020).
+
+    Args:
+        logprobs: `[B, T]` of the actions under p.
+        other_logprobs: `[B, T]` under q.
+        mask: `[B, T]` bool, true at actions.
+    """
+    logprobs, other_logprobs = _select(mask, logprobs, other_logprobs)
+    difference = other_logprobs - logprobs
+    return difference.exp() - 1 - difference
+
+
+def _select(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    # Before any arithmetic: a NaN times a gradient of zero is NaN again.
+    return tuple(torch.where(mask, tensor, 0) for tensor in tensors)

@@ -152,10 +152,13 @@ class SlotDecoder:
             keys: `[M]` int64 stream keys of `sampling.stream_key`.
 
         Raises:
-            ValueError: when a sequence is empty.
+            ValueError: when a sequence is empty, or longer than the model's positions.
         """
         if any(len(sequence) == 0 for sequence in sequences):
             raise ValueError("an attempt needs at least one prompt token to decode from")
+        longest = max(len(sequence) for sequence in sequences)
+        if longest > self.limit:
+            raise ValueError(f"a prompt of {longest} tokens is longer than the model's {self.limit} positions")
         fresh = slots[self._row[slots] < 0]
         self._row[fresh] = len(self.slots) + np.arange(len(fresh))
         self.slots = np.concatenate([self.slots, fresh])

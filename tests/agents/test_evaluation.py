@@ -135,13 +135,16 @@ def test_everything_comes_from_one_greedy_pass_and_one_pool(policy, tokenizer) -
     assert result.metrics["pass@12"].value >= result.metrics["maj@12"].value
 
     assert result.verdicts == Counter(attempt.verdict for attempt in pool)
+    texts = [[token for token in attempt.completion if token != tokenizer.eos_token_id] for attempt in greedy]
+    assert result.median_response_length == np.median([len(text) for text in texts])
     assert (result.problems, result.n, result.temperature, result.seed) == (30, 12, 1.1, 4)
     assert result.episodes == 390
     assert result.tokens == sum(len(attempt.completion) for attempt in greedy + pool)
     record = result.to_dict()
     assert record["metrics"]["maj@1"] == list(result.metrics["maj@1"])
     assert set(record) == {
-        "metrics", "verdicts", "problems", "n", "temperature", "seed", "episodes", "tokens", "seconds"
+        "metrics", "verdicts", "median_response_length", "problems", "n", "temperature", "seed", "episodes", "tokens",
+        "seconds"
     }  # fmt: skip
 
 

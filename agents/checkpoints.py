@@ -1,0 +1,38 @@
+"""Checkpoints of training in progress: a learner's state and JSON values, the newest kept, written all at once."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .learner import Learner
+from .runs import new_folder, remove_folder, write_json
+
+
+def save_checkpoint(learner: Learner, folder: Path, state: Mapping[str, Any] | None = None) -> None:
+    """Writes `step-<updates>` into `folder` and removes the older ones; only the main process should.
+
+    Args:
+        learner: whose weights and optimiser state to write.
+        folder: where; made if it is not there.
+        state: JSON values to keep with them.
+    """
+    with new_folder(folder / f"step-{learner.steps}") as checkpoint:
+        learner.save(checkpoint)
+        write_json(checkpoint / "state.json", {"steps": learner.steps, **(state or {})})
+    for older in _saved(folder)[:-1]:
+        remove_folder(older)
+
+
+def load_checkpoint(learner: Learner, folder: Path | None) -> dict[str, Any]:
+    """Restores the newest checkpoint in `folder`; its JSON values, none where there is no checkpoint."""
+    saved = _saved(folder) if folder is not None else []
+    if not saved:
+        return {}
+    state = json.loads((saved[-1] / "state.json").read_text())
+    learner.load(saved[-1], state["steps"])
+    return state
+
+
+def _saved(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))

@@ -1,0 +1,175 @@
+"""What agents share that alternate between sampling attempts and an update on them: REINFORCE, GRPO."""
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+
+from ..envs.curriculum import Uniform
+from ..models.sampling import SamplingConfig
+from .base import Agent, Callback
+from .checkpoints import load_checkpoint, save_checkpoint
+from .estimators import uniform_groups
+from .evaluation import median_response_length, validate
+from .learner import Learner, OptimizerConfig
+from .rollouts import Attempt, collect
+
+
+@dataclass(frozen=True)
+class PolicyGradientConfig(OptimizerConfig):
+    """Settings that policy-gradient agents share.
+
+    Attributes:
+        iterations: of sampling and updating; 20 bring parity from chance to certainty [paper].
+        problems_per_iteration: N, problems drawn anew in each iteration; [choice].
+        samples_per_problem: K, attempts at each of them.
+        temperature: of sampling, and of the log-probabilities in the update, so that it is the sampling policy whose
+            gradient is taken; 1, and 0.75 and 1.5 in comparisons [paper].
+        learning_rate: 1e-4 [choice, for models of some million parameters; pretrained ones need 1e-6 or so].
+        min_learning_rate_ratio: 1, a constant rate [choice].
+        warmup_ratio: 0 [choice].
+        validation_problems: problems of the validation split for maj@1, pass@1 and length; 0 for none; [choice].
+        validation_iterations: iterations between validations; there is one after the last, too; [choice].
+        save_iterations: iterations between checkpoints, in runs that have a folder; [choice].
+    """
+
+    iterations: int = 20
+    problems_per_iteration: int = 64
+    samples_per_problem: int = 1
+    temperature: float = 1.0
+    learning_rate: float | None = 1e-4
+    min_learning_rate_ratio: float = 1.0
+    warmup_ratio: float = 0.0
+    validation_problems: int = 200
+    validation_iterations: int = 5
+    save_iterations: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = ("iterations", "problems_per_iteration", "samples_per_problem")
+        for name in (*counts, "validation_iterations", "save_iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.validation_problems < 0:
+            raise ValueError(f"validation_problems must be at least 0, got {self.validation_problems}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0 to explore, got {self.temperature}")
+        SamplingConfig(self.temperature)
+
+
+class PolicyGradientAgent(Agent):
+    """Base of agents that sample a batch of attempts with the newest policy, learn from it, and throw it away."""
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Optimiser steps that `improve` takes at most."""
+        return 1
+
+    @abstractmethod
+    def improve(self, learner: Learner, attempts: Sequence[Attempt], iteration: int) -> dict[str, float]:
+        """Updates the policy on a batch of attempts, K at each problem in a row; the metrics of it."""
+
+    def learn(
+        self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
+    ) -> Self:
+        """Runs the configured iterations, or as many as the budget covers.
+
+        Every iteration is a pure function of the policy, the seed and its number, so a run that goes on from a
+        checkpoint ends with the very weights of one that was never stopped.
+
+        Raises:
+            ValueError: the budget does not cover one iteration.
+        """
+        config: PolicyGradientConfig = self.config
+        iterations = self._iterations(total_episodes)
+        steps = iterations * self.updates_per_iteration
+        learner = Learner(self.model, config, steps, self.accelerator, len(self.tokenizer))
+        checkpoints = None if self.run_path is None else self.run_path / "training"
+        state = load_checkpoint(learner, checkpoints)
+        begin, self.attempts, self.tokens = (state.get(name, 0) for name in ("iteration", "attempts", "tokens"))
+        if self.run is not None:
+            self.run.rewind(self.attempts)  # what a killed process logged behind its last checkpoint
+        validation = self.make_validation_env() if config.validation_problems else None
+        episodes = config.problems_per_iteration * config.samples_per_problem
+        curriculum = self.env.curriculum
+        try:
+            with self.progress((iterations - begin) * episodes, self.name, progress_bar) as bar:
+                for iteration in range(begin, iterations):
+                    metrics: dict[str, float] = {}
+                    self.env.curriculum = Uniform(repeats=config.samples_per_problem)
+                    attempts = self._sample(iteration, episodes, metrics, bar.update)
+                    started = time.perf_counter()
+                    self.model.eval()  # dropout would make the policy that is updated another than the one that acted
+                    found = self.improve(learner, attempts, iteration)
+                    metrics |= {f"train/{name}": value for name, value in found.items()}
+                    metrics["time/train_seconds"] = time.perf_counter() - started
+                    last = iteration + 1 == iterations
+                    if validation is not None and (last or (iteration + 1) % config.validation_iterations == 0):
+                        started = time.perf_counter()
+                        metrics |= validate(self, validation, config.validation_problems)
+                        metrics["time/eval_seconds"] = time.perf_counter() - started
+                    going_on = self.log(metrics, callback)
+                    due = last or not going_on or (iteration + 1) % config.save_iterations == 0
+                    if checkpoints is not None and due and self.accelerator.is_main_process:
+                        counts = {"iteration": iteration + 1, "attempts": self.attempts, "tokens": self.tokens}
+                        save_checkpoint(learner, checkpoints, counts)
+                    if not going_on:
+                        break
+        finally:
+            self.env.curriculum = curriculum
+        if self.run is not None:
+            self.save(self.run.path / "model")
+        return self
+
+    def returns(self, attempts: Sequence[Attempt]) -> NDArray[np.float64]:
+        """Undiscounted returns `[N, K]`, K attempts at each of N problems."""
+        returns = np.array([attempt.total_reward for attempt in attempts])
+        return returns.reshape(-1, self.config.samples_per_problem)
+
+    def _iterations(self, budget: int | None) -> int:
+        config: PolicyGradientConfig = self.config
+        episodes = config.problems_per_iteration * config.samples_per_problem
+        if budget is not None and budget < episodes:
+            raise ValueError(
+                f"one iteration samples {config.problems_per_iteration} problems x {config.samples_per_problem} = "
+                f"{episodes} attempts, more than total_episodes={budget}: raise it, or lower problems_per_iteration"
+            )
+        return config.iterations if budget is None else min(config.iterations, budget // episodes)
+
+    def _sample(
+        self, iteration: int, episodes: int, metrics: dict[str, float], on_step: Callable[[int], object]
+    ) -> list[Attempt]:
+        started = time.perf_counter()
+        policy = self.policy.with_sampling(temperature=self.config.temperature)
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        start, stop = episodes * rank // ranks, episodes * (rank + 1) // ranks
+        seed = self.seed + _ITERATION_SEED * (iteration + 1)
+        attempts = list(collect(policy, self.env, stop, seed=seed, start=start, on_step=on_step))
+        if ranks > 1:
+            attempts = [attempt for part in gather_object([attempts]) for attempt in part]
+        seconds = time.perf_counter() - started
+        tokens = sum(len(attempt.completion) for attempt in attempts)
+        self.attempts += len(attempts)
+        self.tokens += tokens
+        returns = self.returns(attempts)
+        metrics["rollout/success_rate"] = float(np.mean([attempt.is_success for attempt in attempts]))
+        metrics["rollout/truncation_rate"] = float(np.mean([not attempt.terminated for attempt in attempts]))
+        metrics["rollout/mean_reward"] = float(returns.mean())
+        metrics["rollout/mean_length"] = tokens / len(attempts)
+        metrics["rollout/median_response_length"] = median_response_length(attempts)
+        # The mean of -log pi over sampled tokens: unbiased for the entropy of the policy where it was.
+        metrics["rollout/entropy"] = -sum(float(attempt.logprobs.sum()) for attempt in attempts) / tokens
+        if self.config.samples_per_problem > 1:
+            metrics["rollout/uniform_groups"] = float(uniform_groups(returns).mean())
+        metrics["time/rollout_seconds"] = seconds
+        metrics["time/tokens_per_second"] = tokens / seconds
+        return attempts
+
+
+# Seeds of different iterations are so far apart that those of neighbouring runs do not meet.
+_ITERATION_SEED = 1_000_003

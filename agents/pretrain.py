@@ -1,0 +1,149 @@
+"""Next-token pretraining on demonstrations that never repeat (Tsilivis et al. 2025)."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from ..envs.registration import make_vec_env
+from ..models.scratch import ARCHITECTURES, new_model
+from .base import AGENTS, Agent, Callback
+from .checkpoints import load_checkpoint, save_checkpoint
+from .evaluation import validate
+from .fine_tuning import nll
+from .learner import Example, Learner, OptimizerConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NEW = "new"
+
+
+@dataclass(frozen=True)
+class PretrainConfig(OptimizerConfig):
+    """Settings of `Pretrain`; the paper's sweeps are in parentheses.
+
+    Attributes:
+        architecture: "gpt2", or "llama" for rotary positions [paper].
+        depth: layers; 2 (4, 8) [paper].
+        width: of the hidden states; 128 (256) [paper].
+        heads: of attention in each layer; 4 [choice].
+        steps: optimiser steps; 50,000 [paper], of which some hundreds show what the paper shows at d = 25.
+        batch_size: demonstrations per step; 256 [paper].
+        learning_rate: 1e-3 [choice].
+        min_learning_rate_ratio: 1, a constant rate [choice], so that a checkpoint is the end of a shorter run.
+        warmup_ratio: 0 [choice].
+        log_steps: optimiser steps between lines of metrics; [choice].
+        validation_problems: problems of the validation split for maj@1, pass@1 and length; 0 for none; [choice].
+        save_steps: optimiser steps between validations and checkpoints, whose models are kept; [choice].
+    """
+
+    architecture: Literal["gpt2", "llama"] = "gpt2"
+    depth: int = 2
+    width: int = 128
+    heads: int = 4
+    steps: int = 50_000
+    batch_size: int = 256
+    learning_rate: float | None = 1e-3
+    min_learning_rate_ratio: float = 1.0
+    warmup_ratio: float = 0.0
+    log_steps: int = 10
+    validation_problems: int = 200
+    save_steps: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("depth", "width", "heads", "steps", "batch_size", "log_steps", "save_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.validation_problems < 0:
+            raise ValueError(f"validation_problems must be at least 0, got {self.validation_problems}")
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
+
+
+@AGENTS.register("pretrain")
+class Pretrain(Agent):
+    """Next-token prediction on the environment's demonstrations, from random weights unless a model is given.
+
+    Step i trains on the demonstrations i B to (i + 1) B - 1 of the environment's source: online samples, where it is
+    endless; a finite source is gone through again and again, in order. Loss falls on the responses alone [choice].
+    With a run folder, `checkpoints/step-<n>` holds the model after n steps, for agents that go on from there.
+    """
+
+    name = "pretrain"
+    config_class = PretrainConfig
+    config: PretrainConfig
+    default_model = NEW
+
+    def _load_model(
+        self, model: str | Path, device: str, dtype: str, lora_rank: int | None
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        if str(model) != NEW:
+            return super()._load_model(model, device, dtype, lora_rank)
+        if lora_rank is not None or dtype != "float32":
+            raise ValueError(
+                "a new model is trained in float32 and as a whole: leave out dtype and lora_rank, or set bf16"
+            )
+        env, config = make_vec_env(self._source, 1), self.config
+        made = new_model(
+            env.tokenizer,
+            config.architecture,
+            depth=config.depth,
+            width=config.width,
+            heads=config.heads,
+            positions=env.max_prompt_tokens + env.max_new_tokens,
+            seed=self.seed,
+        )
+        return made.to(device), env.tokenizer  # pyright: ignore[reportArgumentType]  # a device by its name works
+
+    def learn(
+        self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
+    ) -> Self:
+        """Trains for the configured number of steps; it samples no attempts, so it needs no budget of them.
+
+        A run that goes on from a checkpoint ends with the very weights of one that was never stopped. The callback is
+        called with each line of metrics; returning False ends learning.
+
+        Raises:
+            ValueError: `total_episodes` is given, a problem has no solution, or a sequence is longer than the model's
+                positions.
+        """
+        if total_episodes is not None:
+            raise ValueError("pretraining samples no attempts: set steps and batch_size, not total_episodes")
+        config = self.config
+        learner = Learner(self.model, config, config.steps, self.accelerator, len(self.tokenizer))
+        training = None if self.run_path is None else self.run_path / "training"
+        load_checkpoint(learner, training)
+        if self.run is not None:
+            self.run.rewind(learner.steps)  # what a killed process logged behind its last checkpoint
+        validation = self.make_validation_env() if config.validation_problems else None
+        going_on = True
+        with self.progress(config.steps - learner.steps, self.name, progress_bar) as bar:
+            while going_on and learner.steps < config.steps:
+                batch = self._batch(learner.steps)
+                self.model.train()
+                loss = functools.partial(nll, denominator=sum(len(example.completion) for example in batch))
+                found = learner.update(batch, loss, self.seed + learner.steps)
+                self.model.eval()
+                bar.update()
+                due = learner.steps % config.save_steps == 0 or learner.steps == config.steps
+                if due or learner.steps % config.log_steps == 0:
+                    metrics = {f"train/{name}": value for name, value in found.items()}
+                    metrics["train/demonstrations"] = learner.steps * config.batch_size
+                    if due and validation is not None:
+                        metrics |= validate(self, validation, config.validation_problems)
+                    going_on = self.log(metrics, callback, learner.steps)
+                if (due or not going_on) and self.run is not None and training is not None:
+                    self.save(self.run.path / "checkpoints" / f"step-{learner.steps}")
+                    save_checkpoint(learner, training)
+        if self.run is not None:
+            self.save(self.run.path / "model")
+        return self
+
+    def _batch(self, step: int) -> list[Example]:
+        problems, size = self.env.problems, self.env.size
+        first = step * self.config.batch_size
+        indices = range(first, first + self.config.batch_size)
+        chosen = [problems[index if size is None else index % size] for index in indices]
+        return [Example(self.env.encode_prompt(problem), self.env.encode_solution(problem)) for problem in chosen]

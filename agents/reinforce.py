@@ -1,0 +1,64 @@
+"""REINFORCE: the policy gradient itself, with a choice of baselines (Williams 1992; RLOO, Kool et al. 2019)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .base import AGENTS
+from .estimators import leave_one_out, mean_baseline
+from .learner import Example, Learner, MicroBatch
+from .losses import masked_aggregate, policy_gradient
+from .policy_gradient import PolicyGradientAgent, PolicyGradientConfig
+from .rollouts import Attempt
+
+BASELINES = {"none": lambda returns: returns, "mean": mean_baseline, "rloo": leave_one_out}
+
+
+@dataclass(frozen=True)
+class ReinforceConfig(PolicyGradientConfig):
+    """Settings of `Reinforce`.
+
+    Attributes:
+        problems_per_iteration: 1024 attempts make an update when there is one at each; [choice].
+        baseline: what returns are compared with: "none", the gradient of E[r log pi] [paper]; "mean", the batch's mean
+            return; "rloo", the mean of the other attempts at the same problem, which needs `samples_per_problem` >= 2.
+    """
+
+    problems_per_iteration: int = 1024
+    baseline: Literal["none", "mean", "rloo"] = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.baseline not in BASELINES:
+            raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {self.baseline!r}")
+        if self.baseline == "rloo" and self.samples_per_problem < 2:
+            raise ValueError('baseline="rloo" compares attempts at one problem: set samples_per_problem to 2 or more')
+
+
+@AGENTS.register("reinforce")
+class Reinforce(PolicyGradientAgent):
+    """REINFORCE: one step along the policy gradient per batch of attempts; RLOO by `baseline="rloo"`."""
+
+    name = "reinforce"
+    config_class = ReinforceConfig
+    config: ReinforceConfig
+
+    def improve(self, learner: Learner, attempts: Sequence[Attempt], iteration: int) -> dict[str, float]:
+        advantages = BASELINES[self.config.baseline](self.returns(attempts)).ravel()
+        # An attempt without an advantage has no gradient: only the denominator counts it.
+        trained = np.flatnonzero(advantages).tolist()
+        metrics = {"trained_attempts": float(len(trained))}
+        if not len(trained):
+            return metrics
+        examples = [Example(attempts[i].prompt, attempts[i].completion) for i in trained]
+        weights = torch.from_numpy(advantages[trained]).float().to(self.model.device)
+
+        def loss(batch: MicroBatch, logprobs: Tensor) -> Tensor:
+            values = policy_gradient(logprobs, weights[batch.rows, None], batch.action_mask)
+            return masked_aggregate(values, batch.action_mask, len(attempts))
+
+        return metrics | learner.update(examples, loss, seed=self.seed, temperature=self.config.temperature)
