@@ -62,7 +62,8 @@ class TrainOptions(EnvChoice):
     """What to train on what, and where it is written.
 
     Attributes:
-        model: "tokengym/tiny", a name on the Hugging Face hub, a folder or a *.gguf file.
+        model: "tokengym/tiny", a name on the Hugging Face hub, a folder or a *.gguf file; by default the agent's own
+            choice, which is tokengym/tiny, and for pretraining a new model.
         run: folder of the run: configuration, metrics, attempts, checkpoints, the trained model.
         resume: go on with the run in that folder.
         total_episodes: budget of sampled attempts; by default the agent's settings alone decide.
@@ -74,7 +75,7 @@ class TrainOptions(EnvChoice):
         threads: CPU threads; by default PyTorch's choice.
     """
 
-    model: str = "tokengym/tiny"
+    model: str | None = None
     run: Path = Path("runs/latest")
     resume: bool = False
     total_episodes: int | None = None
@@ -218,17 +219,21 @@ def doctor(arguments: Sequence[str]) -> None:
 
 
 def bench(arguments: Sequence[str]) -> None:
-    """Measure speed and memory on this machine."""
+    """Measure speed and memory on this machine, and the linear theory against its closed forms."""
+    modules = {"env": "env_throughput", "rollout": "rollout_throughput", "memory": "rollout_memory"}
+    modules["linear"] = "linear_theory"
 
-    def run(what: tyro.conf.Positional[Literal["env", "rollout", "memory"]], output: Path | None = None) -> None:
+    def run(
+        what: tyro.conf.Positional[Literal["env", "rollout", "memory", "linear"]], output: Path | None = None
+    ) -> None:
         """Measures.
 
         Args:
-            what: steps of environments; the rollout engine against `generate`; or the memory of collected attempts.
+            what: steps of environments; the rollout engine against `generate`; the memory of collected attempts; or
+                the linear theory of next-token prediction and STaR, in a minute.
             output: JSON file for the results.
         """
-        module = {"env": "env_throughput", "rollout": "rollout_throughput", "memory": "rollout_memory"}[what]
-        benchmark = import_module(f".benchmarks.{module}", __package__)
+        benchmark = import_module(f".benchmarks.{modules[what]}", __package__)
         results = benchmark.run()
         _print(benchmark.table(results))
         if output is not None:
