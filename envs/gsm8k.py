@@ -1,7 +1,8 @@
 """GSM8K: 8,792 grade school math word problems (Cobbe et al., 2021)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .problems import PROBLEMS, FiniteSource, Problem, check_split
 from .rows import Row, make_problem, read_file, read_hub, split_solution
@@ -35,6 +36,11 @@ class GSM8K(FiniteSource):
         self.data = data
         if data is not None:
             self.problems  # noqa: B018 - local files fail on construction
+
+    @property
+    def env_settings(self) -> Mapping[str, Any]:
+        # In the tokens of SmolLM2 no prompt is longer than 229 and no solution longer than 455.
+        return {"max_prompt_tokens": 512, "max_new_tokens": 512}
 
     def load(self) -> Sequence[Problem]:
         published = "test" if self.split == "test" else "train"
