@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .problems import PROBLEMS, FiniteSource, Problem, check_split
+from .problems import PROBLEMS, Problem, PublishedSource
 from .rows import Row, make_problem, read_file, read_hub, split_solution
 
 HUB_NAME, HUB_CONFIG = "openai/gsm8k", "main"
@@ -12,7 +12,7 @@ VALIDATION_ROWS = 473
 
 
 @PROBLEMS.register("gsm8k")
-class GSM8K(FiniteSource):
+class GSM8K(PublishedSource):
     """GSM8K with its own solutions, calculator annotations included.
 
     The published test split has 1,319 problems. The published train split has 7,473 and no validation split beside it:
@@ -30,12 +30,6 @@ class GSM8K(FiniteSource):
         ValueError: a row is malformed, which the message names, or the file is that of another split.
         OSError: the hub has to be asked and cannot be reached (at first use).
     """
-
-    def __init__(self, split: str = "train", data: str | Path | None = None) -> None:
-        self.split = check_split(split)
-        self.data = data
-        if data is not None:
-            self.problems  # noqa: B018 - local files fail on construction
 
     @property
     def env_settings(self) -> Mapping[str, Any]:
@@ -66,9 +60,6 @@ class GSM8K(FiniteSource):
                 "train and validation rows are in another; give the folder with both"
             )
         return read_file(path)
-
-    def __repr__(self) -> str:
-        return f"GSM8K(split={self.split!r}, data={self.data!r})"
 
 
 def _problem(row: Row, published: str) -> Problem:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..rewards.free_form import boxed, grade_free_form
 from ..rewards.grading import MAX_LENGTH, Verdict
-from .problems import PROBLEMS, FiniteSource, Problem, check_split
+from .problems import PROBLEMS, Problem, PublishedSource
 from .rows import Row, carve, file_of, read_file, read_hub
 
 HUB_NAME = "EleutherAI/hendrycks_math"
@@ -23,7 +23,7 @@ VALIDATION_FRACTION = 1 / 15
 
 
 @PROBLEMS.register("math")
-class MATH(FiniteSource):
+class MATH(PublishedSource):
     r"""MATH with its own solutions; the answer is what the last `\boxed{}` of a solution holds.
 
     Attempts show their answer in `\boxed{}` too. Numbers are graded exactly, other answers by math-verify, as in
@@ -46,12 +46,6 @@ class MATH(FiniteSource):
             of another split.
         OSError: the hub has to be asked and cannot be reached (at first use).
     """
-
-    def __init__(self, split: str = "train", data: str | Path | None = None) -> None:
-        self.split = check_split(split)
-        self.data = data
-        if data is not None:
-            self.problems  # noqa: B018 - local files fail on construction
 
     def load(self) -> Sequence[Problem]:
         published = "test" if self.split == "test" else "train"
@@ -84,9 +78,6 @@ class MATH(FiniteSource):
                 "train and validation rows are in another; give the folder with both"
             )
         return [(f"math-{published}", read_file(path))]
-
-    def __repr__(self) -> str:
-        return f"MATH(split={self.split!r}, data={self.data!r})"
 
 
 def _problem(prefix: str, row: Row) -> Problem:

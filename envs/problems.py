@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, SupportsIndex
 
 from ..registry import Registry, unknown_name
@@ -113,6 +114,28 @@ class FiniteSource(ProblemSource):
         if problem_id not in self._positions:
             raise ValueError(f"{self} has no problem {problem_id!r}; its ids look like {self.problems[0].id!r}")
         return self.problems[self._positions[problem_id]]
+
+
+class PublishedSource(FiniteSource):
+    """Base of published data sets, which are on the hub and may be at hand as local files.
+
+    Args:
+        split: "train", "validation" or "test".
+        data: folder or file with the data, read on construction without any network; by default the hub is asked when
+            the first problem is.
+
+    Raises:
+        UnknownNameError: no such split.
+    """
+
+    def __init__(self, split: str = "train", data: str | Path | None = None) -> None:
+        self.split = check_split(split)
+        self.data = data
+        if data is not None:
+            self.problems  # noqa: B018 - local files fail on construction
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(split={self.split!r}, data={self.data!r})"
 
 
 class ProblemList(FiniteSource):

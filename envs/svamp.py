@@ -5,7 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from .expressions import evaluate
-from .problems import PROBLEMS, FiniteSource, Problem, check_split
+from .problems import PROBLEMS, Problem, PublishedSource
 from .rows import Row, carve, make_problem, read_file, read_hub
 
 HUB_NAME = "ChilleD/SVAMP"
@@ -13,7 +13,7 @@ VALIDATION_ROWS, TEST_ROWS = 100, 300
 
 
 @PROBLEMS.register("svamp")
-class SVAMP(FiniteSource):
+class SVAMP(PublishedSource):
     """SVAMP, with solutions made from its equations.
 
     The original file is one table of 1,000 rows: a fixed hash of the questions makes 600 of them "train", 100
@@ -36,12 +36,6 @@ class SVAMP(FiniteSource):
         OSError: the hub has to be asked and cannot be reached (at first use).
     """
 
-    def __init__(self, split: str = "train", data: str | Path | None = None) -> None:
-        self.split = check_split(split)
-        self.data = data
-        if data is not None:
-            self.problems  # noqa: B018 - local files fail on construction
-
     def load(self) -> Sequence[Problem]:
         if self.data is None:
             if self.split == "test":
@@ -58,9 +52,6 @@ class SVAMP(FiniteSource):
         problems = [_problem(row) for row in rows]
         splits = carve([problem.question for problem in problems], VALIDATION_ROWS, test_rows)
         return [problem for problem, split in zip(problems, splits, strict=True) if split == self.split]
-
-    def __repr__(self) -> str:
-        return f"SVAMP(split={self.split!r}, data={self.data!r})"
 
 
 def _problem(row: Row) -> Problem:
