@@ -22,7 +22,7 @@ from .base import AGENTS, Agent, Callback
 from .evaluation import evaluate
 from .fine_tuning import fine_tune, restore, snapshot
 from .learner import Example, FineTuneConfig
-from .rollouts import Attempt, AttemptFile, collect
+from .rollouts import Attempt, AttemptFile, RolloutStatistics, collect
 from .runs import new_folder, write_json
 
 Dataset = dict[tuple[str, str], Example]
@@ -201,38 +201,30 @@ class ExpertIteration(Agent):
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         start, stop = episodes * rank // ranks, episodes * (rank + 1) // ranks
         kept: Dataset = {}
-        sums = dict.fromkeys(("attempts", "tokens", "success_rate", "truncation_rate", "mean_reward", "kept"), 0.0)
+        statistics, count = RolloutStatistics(), 0
         with self.progress(stop - start, f"round {number}: sampling", progress_bar) as bar:
             for attempt in self._attempts(number, env, start, stop, bar.update):
-                sums["attempts"] += 1
-                sums["tokens"] += len(attempt.completion)
-                sums["success_rate"] += attempt.is_success
-                sums["truncation_rate"] += not attempt.terminated
-                sums["mean_reward"] += attempt.total_reward
+                statistics.add(attempt)
                 if attempt.terminated and attempt.total_reward >= self.config.threshold:
                     key = attempt.problem.id, self._key(env.decode(attempt.completion))
-                    sums["kept"] += 1
+                    count += 1
                     # The prompt of later rounds has no examples in it, whatever this one had.
                     kept.setdefault(key, Example(self.env.encode_prompt(attempt.problem), attempt.completion))
         if ranks > 1:
-            parts = gather_object([(sums, kept)])
-            sums = {name: sum(part[name] for part, _ in parts) for name in sums}
-            kept = {}
-            for _, part in parts:
-                for key, example in part.items():  # in the order in which one process would have kept them
+            parts = gather_object([(statistics, count, kept)])
+            statistics, count, kept = RolloutStatistics(), 0, {}
+            for their_statistics, their_count, their_kept in parts:
+                statistics.merge(their_statistics)
+                count += their_count
+                for key, example in their_kept.items():  # in the order in which one process would have kept them
                     kept.setdefault(key, example)
-        seconds = time.perf_counter() - started
-        self.attempts += int(sums["attempts"])
-        self.tokens += int(sums["tokens"])
-        for name in ("success_rate", "truncation_rate", "mean_reward"):
-            metrics[f"rollout/{name}"] = sums[name] / sums["attempts"]
-        metrics["rollout/mean_length"] = sums["tokens"] / sums["attempts"]
+        self.attempts += statistics.attempts
+        self.tokens += statistics.tokens
+        metrics |= statistics.metrics(time.perf_counter() - started)
         metrics["rollout/skipped_prompts"] = env.num_skipped
-        metrics["rollout/kept"] = sums["kept"]
+        metrics["rollout/kept"] = count
         metrics["rollout/distinct"] = len(kept)
         metrics["rollout/problems_solved"] = len({problem_id for problem_id, _ in kept})
-        metrics["time/rollout_seconds"] = seconds
-        metrics["time/tokens_per_second"] = sums["tokens"] / seconds
         return kept
 
     def _attempts(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -165,7 +166,8 @@ def action_logprobs(
     return torch.zeros_like(batch.input_ids, dtype=values.dtype).masked_scatter(batch.action_mask, values)
 
 
-Loss = Callable[[MicroBatch, Tensor], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
+Loss = Callable[[MicroBatch, Any], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
+"""From a micro-batch and what `Learner.forward` made of it to a scalar, and further scalars by name."""
 
 
 class Learner:
@@ -199,14 +201,21 @@ class Learner:
         self.model = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
         self.steps = 0
 
+    def forward(self, batch: MicroBatch, temperature: float) -> Any:
+        """What losses are computed from: log-probabilities `[B, T]` of the actions. For learners of other things, too.
+
+        It must call `self.model`, which is the model or its wrapper for data parallel training.
+        """
+        return action_logprobs(self.model, self.base, batch, self.vocab_size, temperature)
+
     def update(self, examples: Sequence[Example], loss: Loss, seed: int, temperature: float = 1.0) -> dict[str, float]:
         """One optimiser step.
 
         Args:
             examples: the whole batch, the same on every rank.
-            loss: from a micro-batch and the log-probabilities `[B, T]` of its actions to a scalar; micro-batches'
-                losses are added up, so it divides by the whole batch's denominator itself (`masked_aggregate`). It may
-                return further scalars by name with it, which are added up likewise.
+            loss: from a micro-batch and what `forward` returns for it, the log-probabilities `[B, T]` of its actions,
+                to a scalar; micro-batches' losses are added up, so it divides by the whole batch's denominator itself
+                (`masked_aggregate`). It may return further scalars by name with it, which are added up likewise.
             seed: of dropout, if the model has any.
             temperature: that the actions' log-probabilities are taken at.
 
@@ -230,7 +239,7 @@ class Learner:
                 batch = collate(examples, groups[turn % len(groups)], self.base.device)
                 quiet = self.accelerator.no_sync(self.model) if i < rounds - 1 and ranks > 1 else nullcontext()
                 with quiet, torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16):
-                    value = loss(batch, action_logprobs(self.model, self.base, batch, self.vocab_size, temperature))
+                    value = loss(batch, self.forward(batch, temperature))
                     value, further = value if isinstance(value, tuple) else (value, {})
                     value = value * (turn < len(groups))
                     # Data parallelism averages gradients over ranks; ours are shares of one sum.

@@ -17,7 +17,7 @@ from .checkpoints import load_checkpoint, save_checkpoint
 from .estimators import uniform_groups
 from .evaluation import median_response_length, validate
 from .learner import Learner, OptimizerConfig
-from .rollouts import Attempt, collect
+from .rollouts import Attempt, RolloutStatistics, collect
 
 
 @dataclass(frozen=True)
@@ -152,22 +152,18 @@ class PolicyGradientAgent(Agent):
         attempts = list(collect(policy, self.env, stop, seed=seed, start=start, on_step=on_step))
         if ranks > 1:
             attempts = [attempt for part in gather_object([attempts]) for attempt in part]
-        seconds = time.perf_counter() - started
-        tokens = sum(len(attempt.completion) for attempt in attempts)
-        self.attempts += len(attempts)
-        self.tokens += tokens
+        statistics = RolloutStatistics()
+        for attempt in attempts:
+            statistics.add(attempt)
+        self.attempts += statistics.attempts
+        self.tokens += statistics.tokens
+        metrics |= statistics.metrics(time.perf_counter() - started)
         returns = self.returns(attempts)
-        metrics["rollout/success_rate"] = float(np.mean([attempt.is_success for attempt in attempts]))
-        metrics["rollout/truncation_rate"] = float(np.mean([not attempt.terminated for attempt in attempts]))
-        metrics["rollout/mean_reward"] = float(returns.mean())
-        metrics["rollout/mean_length"] = tokens / len(attempts)
         metrics["rollout/median_response_length"] = median_response_length(attempts)
         # The mean of -log pi over sampled tokens: unbiased for the entropy of the policy where it was.
-        metrics["rollout/entropy"] = -sum(float(attempt.logprobs.sum()) for attempt in attempts) / tokens
+        metrics["rollout/entropy"] = -sum(float(attempt.logprobs.sum()) for attempt in attempts) / statistics.tokens
         if self.config.samples_per_problem > 1:
             metrics["rollout/uniform_groups"] = float(uniform_groups(returns).mean())
-        metrics["time/rollout_seconds"] = seconds
-        metrics["time/tokens_per_second"] = tokens / seconds
         return attempts
 
 

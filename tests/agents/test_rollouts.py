@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokengym.agents.policy import CausalLMPolicy
-from tokengym.agents.rollouts import Attempt, AttemptFile, collect
+from tokengym.agents.rollouts import Attempt, AttemptFile, RolloutStatistics, Start, collect, continue_from
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.envs.curriculum import Sequential
 from tokengym.models.sampling import stream_key, uniforms
@@ -32,13 +32,16 @@ def same(a: Attempt, b: Attempt) -> bool:
     )
 
 
-def one_by_one(policy: CausalLMPolicy, env, episodes: int, seed: int) -> list[tuple[str, int, list[int]]]:
+def one_by_one(
+    policy: CausalLMPolicy, env, episodes: int, seed: int, starts: list[Start] | None = None
+) -> list[tuple[str, int, list[int]]]:
     """The attempts without engine, cache or batch: a full forward pass per token, and the inverse of its cumulative."""
     env.seek(seed)
     done = []
-    for _ in range(episodes):
-        _, infos = env.reset()
-        problem, index = env.problem(0), int(infos["attempt"][0])
+    for number in range(episodes):
+        start = starts[number] if starts else None
+        _, infos = env.reset(options={"problem_id": start.problem_id, "prefix": [start.prefix]} if start else None)
+        problem, index, given = env.problem(0), int(infos["attempt"][0]), len(env.completion(0))
         key = torch.tensor([stream_key(seed, problem.id, index)])
         ended = False
         while not ended:
@@ -46,11 +49,11 @@ def one_by_one(policy: CausalLMPolicy, env, episodes: int, seed: int) -> list[tu
             with torch.no_grad():
                 logits = policy.model(torch.from_numpy(ids)[None]).logits[0, -1].double()
             cumulative = (logits / policy.sampling.temperature).softmax(-1).cumsum(-1)
-            uniform = uniforms(key, torch.tensor([len(env.completion(0))]))
+            uniform = uniforms(key, torch.tensor([len(env.completion(0)) - given]))
             token = int((cumulative <= uniform).sum())
             _, _, terminations, truncations, _ = env.step([token])
             ended = bool(terminations[0] | truncations[0])
-        done.append((problem.id, index, env.completion(0).tolist()))
+        done.append((problem.id, index, env.completion(0)[given:].tolist()))
     return done
 
 
@@ -96,11 +99,77 @@ def test_seed_decides_what_is_drawn(policy, make_sums) -> None:
     assert a != b
 
 
+@pytest.fixture(scope="module")
+def starts(make_sums, tokenizer) -> list[Start]:
+    """Three problems' first two prefixes of a solution, each continued four times."""
+    sums = make_sums(1).problems
+    texts = ["", "1", "12"]
+    return [
+        Start(sums[i].id, np.array(tokenizer.encode(text, add_special_tokens=False), np.int64))
+        for i in range(3)
+        for text in texts
+        for _ in range(4)
+    ]
+
+
+def test_attempts_that_continue_prefixes_equal_those_made_one_by_one(policy, make_sums, starts) -> None:
+    expected = one_by_one(policy, make_sums(1), len(starts), seed=3, starts=starts)
+    attempts = list(continue_from(policy, make_sums(7), starts, seed=3))
+    assert [(a.problem.id, a.index, a.completion.tolist()) for a in attempts] == expected
+    for attempt, start in zip(attempts, starts, strict=True):
+        prompt = make_sums(1).encode_prompt(attempt.problem)
+        assert attempt.prompt.tolist() == [*prompt, *start.prefix]
+    assert len({tuple(a.completion) for a in attempts[:4]}) > 1
+
+
+@pytest.mark.parametrize("begun", [0, 1, 17, 36])
+def test_continuing_can_be_taken_up_again(policy, make_sums, starts, begun: int) -> None:
+    whole = list(continue_from(policy, make_sums(5), starts, seed=1))
+    rest = list(continue_from(policy, make_sums(4), starts, seed=1, start=begun))
+    assert len(rest) == len(starts) - begun
+    assert all(map(same, rest, whole[begun:]))
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (Start("no such problem", np.empty(0, np.int64)), "no such problem"),
+        (Start("arithmetic-train-0-0", np.array([3, 3, 3, 3])), "max_new_tokens"),
+    ],
+)
+def test_starts_that_cannot_be(policy, make_sums, start: Start, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(continue_from(policy, make_sums(2), [start], seed=0))
+
+
 class CountsTwos(ProblemList):
     """Correct are the completions with a 2; the verdict's answer is the text."""
 
     def grade(self, completion: str, problem: Problem) -> Verdict:
         return Verdict("2" in completion, "correct" if "2" in completion else "wrong", completion)
+
+
+def test_statistics_add_up_over_processes(policy, tokenizer) -> None:
+    reward = {"name": "sum", "terms": [[2.0, "sparse"], [0.5, {"name": "sparse"}]]}
+    source = CountsTwos([Problem(f"p{i}", f"{i}+{i}=", "2") for i in range(5)])
+    env = TokenVectorEnv(source, 6, tokenizer=tokenizer, prompt="{question}", max_prompt_tokens=4, max_new_tokens=12,
+                         autoreset_mode="Disabled", reward=reward)  # fmt: skip
+    attempts = list(collect(policy, env, 60, seed=0))
+    parts = [RolloutStatistics(), RolloutStatistics()]
+    for i, attempt in enumerate(attempts):
+        parts[i % 2].add(attempt)
+    parts[0].merge(parts[1])
+    metrics = parts[0].metrics(seconds=2.0)
+    success = np.mean([a.is_success for a in attempts])
+    tokens = sum(len(a.completion) for a in attempts)
+    assert (parts[0].attempts, parts[0].tokens) == (60, tokens)
+    assert metrics["rollout/success_rate"] == metrics["rollout/verdict/correct"] == pytest.approx(success)
+    assert metrics["rollout/mean_reward"] == pytest.approx(2.5 * success)
+    assert metrics["rollout/reward/sparse-1"] == pytest.approx(2 * success)
+    assert metrics["rollout/reward/sparse-2"] == pytest.approx(0.5 * success)
+    assert sum(value for name, value in metrics.items() if "verdict" in name) == pytest.approx(1)
+    assert metrics["rollout/mean_length"] == tokens / 60
+    assert metrics["time/tokens_per_second"] == tokens / 2
 
 
 def test_outcomes_are_the_environments_and_rewards_sit_on_the_end_of_sequence(policy, tokenizer) -> None:
