@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..models.forward import action_logits, token_logprobs
+from ..models.forward import action_logits, micro_batches, token_logprobs
 
 # Decayed by cosine to 2e-7, with warm-up (Havrilla et al. 2024).
 PAPER_LEARNING_RATE = 2e-5
@@ -106,18 +106,6 @@ def cosine(step: int, total: int, warmup_ratio: float, floor: float) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return floor + (1 - floor) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
-
-
-def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[NDArray[np.int64]]:
-    """Cuts sequences, sorted by length, into groups of at most `max_tokens` tokens with padding (one at the least)."""
-    order = np.argsort(np.negative(lengths), kind="stable")
-    groups: list[NDArray[np.int64]] = []
-    start = 0
-    while start < len(order):
-        rows = max(1, max_tokens // int(lengths[order[start]]))
-        groups.append(order[start : start + rows])
-        start += rows
-    return groups
 
 
 @dataclass(slots=True)

@@ -6,11 +6,12 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .loading import check_vocabulary, load
+    from .outcome import OutcomeModel
     from .tokenizers import load_tokenizer
 
-__all__ = ["check_vocabulary", "load", "load_tokenizer"]
+__all__ = ["OutcomeModel", "check_vocabulary", "load", "load_tokenizer"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
-    {"loading": ("check_vocabulary", "load"), "tokenizers": ("load_tokenizer",)},
+    {"loading": ("check_vocabulary", "load"), "outcome": ("OutcomeModel",), "tokenizers": ("load_tokenizer",)},
 )

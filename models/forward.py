@@ -1,5 +1,9 @@
-"""The training forward pass: logits at the positions that are trained, and nowhere else."""
+"""Forward passes over whole sequences: micro-batches without much padding, heads at chosen positions only."""
 
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,6 +26,21 @@ def action_logits(
     head = base.get_output_embeddings()
     if not isinstance(head, nn.Module):
         raise TypeError(f"{type(base).__name__} has no output embeddings: not a causal language model")
+    return selected_logits(model, head, input_ids, attention_mask, select)
+
+
+def selected_logits(
+    model: nn.Module, head: nn.Module, input_ids: Tensor, attention_mask: Tensor, select: Tensor
+) -> Tensor:
+    """What `model` makes of the A selected positions, `[A, ...]`, by a `head` that runs nowhere else.
+
+    Args:
+        model: what is called: a transformer, or a wrapper of it for data parallel training.
+        head: its last layer, from hidden states to logits.
+        input_ids: `[B, T]` right-padded tokens.
+        attention_mask: `[B, T]`, 1 at tokens.
+        select: `[B, T]` bool.
+    """
     handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][select],))
     try:
         return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
@@ -33,3 +52,15 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     """Log-probability `[A]`, float32, of `tokens` `[A]` under `logits` `[A, V]` at a sampling temperature."""
     logits = logits.float() / temperature
     return -nn.functional.cross_entropy(logits, tokens, reduction="none")
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[NDArray[np.int64]]:
+    """Cuts sequences, sorted by length, into groups of at most `max_tokens` tokens with padding (one at the least)."""
+    order = np.argsort(np.negative(lengths), kind="stable")
+    groups: list[NDArray[np.int64]] = []
+    start = 0
+    while start < len(order):
+        rows = max(1, max_tokens // int(lengths[order[start]]))
+        groups.append(order[start : start + rows])
+        start += rows
+    return groups

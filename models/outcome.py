@@ -1,0 +1,241 @@
+"""Outcome models: how likely an attempt is to end in the correct answer, judged from what has been written so far.
+
+An outcome reward model (ORM) of Havrilla et al. 2024 predicts p(correct | question, prefix) for a prefix of an attempt,
+which may be the whole of it. Here it is a causal transformer with transformers' own token-classification head of one
+logit: causal attention makes the logit at a token depend on the text up to that token alone, so one forward pass judges
+every prefix, and a key-value cache judges an attempt while it is being written.
+"""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..registry import unknown_name
+from .forward import micro_batches, selected_logits
+from .loading import check_vocabulary, no_progress_bars
+from .tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+KINDS = ("orm", "sorm")
+"""What the labels were: the attempt's own outcome, or whether any continuation of the prefix was correct."""
+
+_RECORD = "outcome_model.json"
+
+
+class OutcomeModel:
+    """p(correct | question, prefix), read at chosen tokens.
+
+    Args:
+        model: a `*ForTokenClassification` with one label and causal attention.
+        tokenizer: its tokenizer.
+        kind: "orm" or "sorm"; see `KINDS`.
+
+    Raises:
+        UnknownNameError: no such kind.
+        ValueError: the model has another number of labels, or lacks ids of the tokenizer.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
+        if kind not in KINDS:
+            raise unknown_name("kind of outcome model", kind, KINDS)
+        if model.config.num_labels != 1:
+            raise ValueError(f"an outcome model has one label, this {type(model).__name__} {model.config.num_labels}")
+        check_vocabulary(model, tokenizer)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.kind = kind
+
+    @classmethod
+    def from_causal_lm(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str, seed: int = 0
+    ) -> Self:
+        """An untrained outcome model: a copy of a language model's trunk, LoRA adapters merged, under a new head.
+
+        It has no dropout, is in evaluation mode, and is on the device and of the precision of `model`.
+
+        Args:
+            model: the language model, which is left as it is.
+            tokenizer: its tokenizer.
+            kind: "orm" or "sorm".
+            seed: of the head's weights.
+
+        Raises:
+            ValueError: transformers has no token-classification head for this architecture.
+        """
+        if hasattr(model, "merge_and_unload"):
+            model = cast("PeftModel", copy.deepcopy(model)).merge_and_unload()  # pyright: ignore[reportAssignmentType]
+        config = copy.deepcopy(model.config)
+        config.num_labels = 1
+        _remove_dropout(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                scorer = cast(
+                    PreTrainedModel,
+                    AutoModelForTokenClassification.from_config(
+                        config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+                    ),
+                )
+            except ValueError as error:
+                raise ValueError(
+                    f"no outcome model can be made from a {type(model).__name__}: transformers has no token-"
+                    f"classification head for model type {config.model_type!r}"
+                ) from error
+        scorer.base_model.load_state_dict(model.base_model.state_dict())
+        return cls(scorer.to(model.device).eval(), tokenizer, kind)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def load(
+        cls, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None, device: str | None = None
+    ) -> Self:
+        """Reads what `save` wrote; the model is in evaluation mode, of the precision it was saved in.
+
+        Args:
+            path: the folder.
+            tokenizer: that of the attempts to be judged, if the model must fit them.
+            device: where to put the model; by default on the GPU if there is one.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: it holds no outcome model, or one that was trained with another tokenizer.
+        """
+        folder = Path(path).expanduser()
+        if not folder.exists():
+            raise FileNotFoundError(f"there is no outcome model {str(path)!r}: no such folder as {folder.absolute()}")
+        record = folder / _RECORD
+        if not record.is_file():
+            raise ValueError(
+                f"{str(path)!r} is not an outcome model: it holds no {_RECORD}. `tokengym train orm` trains one"
+            )
+        kind = json.loads(record.read_text())["kind"]
+        own = load_tokenizer(folder)
+        if tokenizer is not None:
+            _check_same_tokens(str(path), own, tokenizer)
+        with no_progress_bars():
+            model = AutoModelForTokenClassification.from_pretrained(folder, dtype="auto")
+        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), own, kind)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes weights, configuration, tokenizer and kind into `folder`."""
+        folder = Path(folder)
+        with no_progress_bars():
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / _RECORD).write_text(json.dumps({"kind": self.kind}) + "\n")
+
+    @property
+    def head(self) -> nn.Linear:
+        """The layer from a hidden state to the logit."""
+        trunk = self.model.base_model
+        (head,) = (part for part in self.model.children() if part is not trunk and isinstance(part, nn.Linear))
+        return head
+
+    @property
+    def limit(self) -> int:
+        """The longest sequence, in tokens, that the model has positions for."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+
+    def logits(
+        self, input_ids: Tensor, attention_mask: Tensor, select: Tensor, model: nn.Module | None = None
+    ) -> Tensor:
+        """Logits `[A]`, float32, of p(correct) after each of the A selected tokens.
+
+        Args:
+            input_ids: `[B, T]` right-padded tokens.
+            attention_mask: `[B, T]`, 1 at tokens.
+            select: `[B, T]` bool; the head runs there and nowhere else.
+            model: what is called, if not `self.model`: a wrapper of it for data parallel training.
+        """
+        model = self.model if model is None else model
+        return selected_logits(model, self.head, input_ids, attention_mask, select)[:, 0].float()
+
+    @torch.inference_mode()
+    def score(
+        self, sequences: Sequence[IntArray], positions: Sequence[IntArray], micro_batch_tokens: int = 16_384
+    ) -> list[FloatArray]:
+        """p(correct) at chosen tokens of whole sequences, each in one forward pass.
+
+        Args:
+            sequences: S of them, prompt and completion `[T]` each.
+            positions: of each, the indices `[P]` of the tokens after which to read the score; they may be none.
+            micro_batch_tokens: tokens, padding included, of one forward pass.
+
+        Returns:
+            Scores `[P]` of each sequence.
+
+        Raises:
+            ValueError: a position is outside its sequence, or past the model's positions.
+        """
+        # Nothing after the last position that is read has any part in the scores.
+        lengths = np.zeros(len(sequences), np.int64)
+        for i, (sequence, wanted) in enumerate(zip(sequences, positions, strict=True)):
+            lengths[i] = max(wanted, default=-1) + 1
+            if lengths[i] > len(sequence) or min(wanted, default=0) < 0:
+                raise ValueError(f"sequence {i} has {len(sequence)} tokens: none at positions {list(wanted)}")
+        if len(sequences) and lengths.max() > self.limit:
+            raise ValueError(f"a sequence of {lengths.max()} tokens is longer than the model's {self.limit} positions")
+        scores = [np.empty(0)] * len(sequences)
+        read = np.flatnonzero(lengths)
+        for group in micro_batches(lengths[read].tolist(), micro_batch_tokens):
+            rows = read[group]
+            width = int(lengths[rows].max())
+            ids, mask = np.zeros((2, len(rows), width), np.int64)
+            select = np.zeros((len(rows), width), bool)
+            for row, i in enumerate(rows):
+                ids[row, : lengths[i]] = sequences[i][: lengths[i]]
+                mask[row, : lengths[i]] = 1
+                select[row, positions[i]] = True
+            # Selected logits come in the order of the positions, each once: spread them before they are read.
+            table = np.zeros(select.shape)
+            logits = self.logits(self._tensor(ids), self._tensor(mask), self._tensor(select))
+            table[select] = logits.cpu().numpy()
+            for row, i in enumerate(rows):
+                scores[i] = sigmoid(table[row, positions[i]])
+        return scores
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.model.device, non_blocking=True)
+
+
+def sigmoid(logits: NDArray[np.floating[Any]]) -> FloatArray:
+    """1 / (1 + exp(-logits)) in float64, without overflow."""
+    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+
+
+def _remove_dropout(config: PreTrainedConfig) -> None:
+    """Sets every dropout rate of `config` to 0, that of the head included: scores must not be random."""
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+    config.classifier_dropout = 0.0  # transformers' own default is 0.1
+
+
+def _check_same_tokens(path: str, own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> None:
+    ours, theirs = own.get_vocab(), other.get_vocab()
+    if ours == theirs:
+        return
+    first = min({*ours.items()} ^ {*theirs.items()}, key=lambda item: item[1])[1]
+    mine, yours = own.convert_ids_to_tokens([first])[0], other.convert_ids_to_tokens([first])[0]
+    raise ValueError(
+        f"the outcome model {path!r} was trained with another tokenizer, of {len(ours)} tokens, than the attempts', "
+        f"{other.name_or_path!r} of {len(theirs)}: id {first} is {mine!r} to the one and {yours!r} to the other. Train "
+        "an outcome model on attempts of the policy that it is to judge"
+    )
