@@ -1,6 +1,7 @@
 """Checkpoints of training in progress: a learner's state and JSON values, the newest kept, written all at once."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ def save_checkpoint(learner: Learner, folder: Path, state: Mapping[str, Any] | N
         write_json(checkpoint / "state.json", {"steps": learner.steps, **(state or {})})
     for older in _saved(folder)[:-1]:
         remove_folder(older)
+    for leftover in folder.glob(".step-*.old"):  # of a process that was killed while it removed one
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def load_checkpoint(learner: Learner, folder: Path | None) -> dict[str, Any]:

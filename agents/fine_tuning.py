@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from .checkpoints import load_checkpoint, save_checkpoint
 from .learner import Example, FineTuneConfig, Learner, MicroBatch
 from .losses import masked_aggregate
-from .runs import remove_folder
 
 
 def fine_tune(
@@ -26,7 +25,7 @@ def fine_tune(
     vocab_size: int,
     checkpoints: Path | None = None,
     on_step: Callable[[int, int, dict[str, float]], None] | None = None,
-) -> None:
+) -> int:
     """Minimises -log pi(completion | prompt), averaged over the completion tokens of each batch (Havrilla et al. 2024).
 
     Every batch is a pure function of `seed` and its number, so a run that goes on from a checkpoint ends with the very
@@ -39,9 +38,12 @@ def fine_tune(
         accelerator: device and data parallelism.
         seed: of the order of examples and of dropout.
         vocab_size: the tokenizer's.
-        checkpoints: folder for a checkpoint every `config.save_steps` optimiser steps, removed at the end; training
-            goes on from the one that is there.
+        checkpoints: folder for a checkpoint every `config.save_steps` optimiser steps and at the end; training goes on
+            from the one that is there, and what is finished is not trained again.
         on_step: called with the number of optimiser steps done, of steps in all, and the metrics of `Learner.update`.
+
+    Returns:
+        The optimiser steps of the whole training.
 
     Raises:
         ValueError: there are no examples.
@@ -61,11 +63,11 @@ def fine_tune(
         metrics = learner.update(batch, loss, seed + step)
         if on_step is not None:
             on_step(step + 1, total, metrics)
-        if checkpoints is not None and (step + 1) % config.save_steps == 0 and accelerator.is_main_process:
+        due = step + 1 == total or (step + 1) % config.save_steps == 0
+        if checkpoints is not None and due and accelerator.is_main_process:
             save_checkpoint(learner, checkpoints)
     model.eval()
-    if checkpoints is not None and accelerator.is_main_process:
-        remove_folder(checkpoints)
+    return total
 
 
 def nll(batch: MicroBatch, logprobs: Tensor, denominator: int) -> Tensor:

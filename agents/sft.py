@@ -33,7 +33,7 @@ class SFT(Agent):
     def learn(
         self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
     ) -> Self:
-        """Fine-tunes the model; it samples no attempts, so it needs no budget of them.
+        """Fine-tunes the model; it samples no attempts, so it needs no budget of them. A finished run is left as it is.
 
         Raises:
             ValueError: `total_episodes` is given, or there are no demonstrations.
@@ -41,6 +41,7 @@ class SFT(Agent):
         if total_episodes is not None:
             raise ValueError("SFT samples no attempts: set epochs and demonstrations, not total_episodes")
         examples = list(self.demonstrations(self.config.demonstrations).values())
+        finished = self.run_path is not None and (self.run_path / "model").exists()
         with self.progress(0, "fine-tuning", progress_bar) as bar:
 
             def on_step(step: int, total: int, metrics: dict[str, float]) -> None:
@@ -51,7 +52,7 @@ class SFT(Agent):
                 named = {f"train/{name}": value for name, value in metrics.items()}
                 self.log(named, callback if step == total else None, step)
 
-            fine_tune(
+            steps = fine_tune(
                 self.model,
                 examples,
                 self.config,
@@ -61,9 +62,11 @@ class SFT(Agent):
                 checkpoints=self.run_path / "training" if self.run_path is not None else None,
                 on_step=on_step,
             )
+        if finished:
+            return self
         if self.config.validation_problems:
             result = evaluate(self, self.make_validation_env(), problems=self.config.validation_problems)
-            self.log({"eval/maj@1": result.metrics["maj@1"].value}, callback, bar.total)
+            self.log({"eval/maj@1": result.metrics["maj@1"].value}, callback, steps)
         if self.run is not None:
             self.save(self.run.path / "model")
         return self

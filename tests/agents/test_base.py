@@ -244,5 +244,12 @@ def test_sft_learns_the_demonstrations_and_says_how_it_went(folder, sums, tmp_pa
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [*range(1, 151), 150]
     assert isinstance(SFT.load(tmp_path / "run" / "model", device="cpu"), Agent)
+    again = SFT(
+        sums, folder, **SMALL, demonstrations=6, epochs=150, batch_size=6, learning_rate=1e-2, validation_problems=5,
+        run=tmp_path / "run", resume=True,
+    )  # fmt: skip
+    again.learn(callback=lambda *_: pytest.fail("a finished run has nothing to tell"))
+    assert all(map(torch.equal, agent.model.parameters(), again.model.parameters()))
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == len(lines)
     with pytest.raises(ValueError, match="samples no attempts"):
         agent.learn(total_episodes=5)
