@@ -14,16 +14,16 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..envs.curriculum import Sequential
+from ..envs.curriculum import Curriculum, Sequential, Uniform
 from ..envs.token_vector_env import TokenVectorEnv
 from ..models.sampling import SamplingConfig
 from ..rewards.solutions import equation_sequence, exact_text
 from .base import AGENTS, Agent, Callback
-from .evaluation import evaluate
+from .evaluation import validate
 from .fine_tuning import fine_tune, restore, snapshot
 from .learner import Example, FineTuneConfig
 from .rollouts import Attempt, AttemptFile, RolloutStatistics, collect
-from .runs import new_folder, write_json
+from .runs import new_folder, remove_folder, write_json
 
 Dataset = dict[tuple[str, str], Example]
 """Training examples by problem id and by what makes two solutions the same."""
@@ -44,8 +44,9 @@ class ExpertIterationConfig(FineTuneConfig):
         demonstrations: reference solutions in D_0, the split's first; the policy is fine-tuned on them before the first
             round. `None` takes all, 0 none: then the first round samples from the model as it is.
         shots: worked examples in the prompt, for a model that starts without demonstrations; dropped after round one.
-        problems: sample attempts at so many problems, the split's first; `None` for all of them.
-        validation_problems: problems of the validation split for maj@1 after each round; [choice].
+        problems: sample attempts at so many problems, the split's first (`STaR` draws others in every round where they
+            never end); `None` for all of them.
+        validation_problems: problems of the validation split for maj@1, pass@1 and length after each round; [choice].
         patience: rounds without a better validation maj@1 after which learning stops; [choice].
     """
 
@@ -227,13 +228,17 @@ class ExpertIteration(Agent):
         metrics["rollout/problems_solved"] = len({problem_id for problem_id, _ in kept})
         return kept
 
+    def _curriculum(self) -> Curriculum:
+        """What a round goes through: the split's first problems, K attempts at each."""
+        return Sequential(repeats=self.config.samples_per_problem)
+
     def _attempts(
         self, number: int, env: TokenVectorEnv, start: int, stop: int, on_step: Callable[[int], object]
     ) -> Iterator[Attempt]:
         """The round's attempts, written to the run folder as they come; those already there are not sampled again."""
         policy = self.policy.with_sampling(temperature=self.config.temperature)
         seed = self.seed + _ROUND_SEED * number
-        env.curriculum = Sequential(repeats=self.config.samples_per_problem)
+        env.curriculum = self._curriculum()
         folder = self._folder(number)
         if folder is None:
             yield from collect(policy, env, stop, seed=seed, start=start, on_step=on_step)
@@ -275,11 +280,10 @@ class ExpertIteration(Agent):
 
     def _validate(self, number: int, env: TokenVectorEnv, metrics: dict[str, float]) -> "_Round":
         started = time.perf_counter()
-        accuracy = evaluate(self, env, problems=self.config.validation_problems).metrics["maj@1"].value
-        metrics["eval/maj@1"] = accuracy
+        metrics |= validate(self, env, self.config.validation_problems)
         metrics["time/eval_seconds"] = time.perf_counter() - started
         metrics["round"] = number
-        return _Round(number, accuracy, snapshot(self.model))
+        return _Round(number, metrics["eval/maj@1"], snapshot(self.model))
 
     # ------------------------------------------------------------------------------------------------------- keeping
 
@@ -294,6 +298,7 @@ class ExpertIteration(Agent):
                 weights = {name: tensor.contiguous().cpu() for name, tensor in current.weights.items()}
                 save_file(weights, finished / "weights.safetensors")
                 write_json(finished / "round.json", {"accuracy": current.accuracy})
+            remove_folder(folder / "training")
 
     def _finished(self, number: int) -> "_Round | None":
         folder = self._folder(number)
@@ -326,7 +331,14 @@ class RFT(ExpertIteration):
 
 @AGENTS.register("star")
 class STaR(ExpertIteration):
-    """STaR: every round trains on its own correct samples alone and goes on from the newest policy."""
+    """STaR: every round trains on its own correct samples alone and goes on from the newest policy.
+
+    Where problems never end, every round draws its own, x ~ D as in Algorithm 1 of Tsilivis et al. 2025.
+    """
 
     name = "star"
     config_class = STaRConfig
+
+    def _curriculum(self) -> Curriculum:
+        kind = Uniform if self.env.size is None else Sequential
+        return kind(repeats=self.config.samples_per_problem)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -17,7 +16,6 @@ import torch
 from safetensors.torch import load_file
 
 from tokengym.agents import RFT, ExpertIteration, STaR, expert_iteration, learner
-from tokengym.agents.evaluation import Interval
 from tokengym.agents.policy import CausalLMPolicy
 from tokengym.agents.rollouts import Attempt, AttemptFile, collect
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
@@ -319,6 +317,35 @@ def test_star_trains_each_round_on_its_own_attempts_from_the_newest_policy(make_
     assert len(examples) > 0
 
 
+class Endless(Letters):
+    """The same few questions under numbers without end."""
+
+    size = None
+
+    def __getitem__(self, index: int) -> Problem:
+        question = super().__getitem__(index % 5).question
+        return Problem(f"{index}-{question}", question, question[-2], question[-2])
+
+    def find(self, problem_id: str) -> Problem:
+        return self[int(problem_id.split("-")[0])]
+
+
+@pytest.mark.parametrize(("cls", "fresh"), [(STaR, True), (ExpertIteration, False)])
+def test_star_draws_new_problems_in_every_round_where_they_never_end(make_agent, tmp_path, cls, fresh: bool) -> None:
+    settings = {"source": Endless(), "samples_per_problem": 2, "problems": 15, "rounds": 2, "accumulate": False}
+    make_agent(cls, run=tmp_path / "run", **settings).learn()
+    rounds = []
+    for number in (1, 2):
+        lines = (tmp_path / "run" / f"round-{number}" / "attempts-0.jsonl").read_text().splitlines()
+        ids = [json.loads(line)["problem_id"] for line in lines]
+        assert ids[::2] == ids[1::2]  # both attempts at a problem in a row
+        assert len(set(ids)) == 15
+        rounds.append(set(ids))
+    assert rounds[0].isdisjoint(rounds[1]) == fresh
+    if not fresh:
+        assert rounds[0] == rounds[1] == {Endless()[i].id for i in range(15)}
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
@@ -340,10 +367,7 @@ def script(monkeypatch, accuracies: list[float]) -> None:
     """Validation results, round by round, instead of measured ones."""
     values = iter(accuracies)
 
-    def evaluate(*_, **__):
-        return SimpleNamespace(metrics={"maj@1": Interval(next(values), 0.0, 1.0)})
-
-    monkeypatch.setattr(expert_iteration, "evaluate", evaluate)
+    monkeypatch.setattr(expert_iteration, "validate", lambda *_: {"eval/maj@1": next(values)})
 
 
 @pytest.mark.parametrize(
@@ -410,8 +434,8 @@ POINTS = {
     "training round 1": (learner.Learner, "update", (1, 0.5)),
     "training round 2": (learner.Learner, "update", (2, 0.8)),
     "training round 3": (learner.Learner, "update", (3, 0.99)),
-    "validating round 0": (expert_iteration, "evaluate", 1),
-    "validating round 2": (expert_iteration, "evaluate", 3),
+    "validating round 0": (expert_iteration, "validate", 1),
+    "validating round 2": (expert_iteration, "validate", 3),
     "keeping round 0": (expert_iteration, "save_file", 1),
     "keeping round 1": (expert_iteration, "save_file", 2),
     "keeping the best": (ExpertIteration, "save", 1),
