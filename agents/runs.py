@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.tensorboard import SummaryWriter
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _PACKAGES = ("tokengym", "gymnasium", "torch", "transformers", "accelerate", "numpy")
 
@@ -43,10 +44,7 @@ class RunFolder:
                 raise FileExistsError(
                     f"{self.path} holds a run already: go on with it (resume), or choose another folder or delete it"
                 )
-            before, now = _flat(json.loads(record.read_text())), _flat(config)
-            different = [key for key in now if before.get(key) != now[key]]
-            if different:
-                changes = ", ".join(f"{key}: {before.get(key)!r} -> {now[key]!r}" for key in different)
+            if changes := differences(json.loads(record.read_text()), config):
                 raise ValueError(f"{self.path} was begun with another configuration ({changes})")
             if self._metrics.exists():
                 self._keep(read_jsonl(self._metrics))  # lest a half-written line run into the next
@@ -62,27 +60,38 @@ class RunFolder:
         if self._metrics.exists():
             self._keep([line for line in read_jsonl(self._metrics) if line["step"] <= step])
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.path), purge_step=step + 1)
+            self._writer = self._events(purge_step=step + 1)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one line of metrics at `step`."""
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.path))
+            self._writer = self._events()
         with self._metrics.open("a") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
+    def _events(self, purge_step: int | None = None) -> "SummaryWriter":
+        from torch.utils.tensorboard import SummaryWriter  # here and not above: it imports PyTorch
+
+        return SummaryWriter(str(self.path), purge_step=purge_step)
+
     def _keep(self, lines: Sequence[Mapping[str, Any]]) -> None:
         write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name, those of nested mappings too."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The JSON values of `now` that are others than `before`, as "name: old -> new"; empty if there are none."""
+    old, new = _flat(before), _flat(now)
+    return ", ".join(f"{name}: {old.get(name)!r} -> {new[name]!r}" for name in new if old.get(name) != new[name])
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by name, those of nested mappings by dotted names."""
     flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
 
 
