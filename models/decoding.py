@@ -1,116 +1,20 @@
-"""Decoding with a key-value cache whose rows are an environment's slots.
-
-The engine is a loop and a cache around the unmodified Hugging Face forward. Every slot has its own length, so there is
-no left padding; what a slot shares with another resident one (a prompt that many attempts start from, a few-shot
-header, the prefix of a solution) is copied, not computed; slots that retire leave the batch.
-"""
-
-# pyright: reportIncompatibleVariableOverride=false
-# transformers declares a layer's tensors as optional; here they are there from the first update on.
+"""Decoding: one forward pass per token over the live slots of an environment; slots that retire leave the batch."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from transformers import PreTrainedModel
 
 from .sampling import SamplingConfig, sample
-
-IntArray = NDArray[np.int64]
+from .slots import IntArray, SlotModel
 
 # Below this share of live rows the batch is compacted: moving rows costs less than carrying them along.
 COMPACT_BELOW = 0.9
-# A prefix shared by all new prompts is computed once, before the others, from this many tokens on.
-_SHARED_HEADER = 16
-_GROW = 64
 
 
-class _SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, `[rows, heads, capacity, head_dim]`, written at each row's own positions."""
-
-    is_sliding = False
-
-    def __init__(self, cache: "SlotCache") -> None:
-        super().__init__()
-        self.cache = cache
-        self.keys: Tensor
-        self.values: Tensor
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        shape = (self.cache.num_slots, key_states.shape[1], self.cache.capacity)
-        # Masked columns still enter scores and weighted sums: memory that was never written must not hold NaN.
-        self.keys = key_states.new_zeros((*shape, key_states.shape[-1]))
-        self.values = value_states.new_zeros((*shape, value_states.shape[-1]))
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        cache = self.cache
-        self.keys[cache.index] = key_states.transpose(1, 2)
-        self.values[cache.index] = value_states.transpose(1, 2)
-        return self.keys[cache.rows, :, : cache.length], self.values[cache.rows, :, : cache.length]
-
-    def move(self, target: Tensor, source: Tensor, length: int) -> None:
-        if self.is_initialized:
-            self.keys[target, :, :length] = self.keys[source, :, :length]
-            self.values[target, :, :length] = self.values[source, :, :length]
-
-    def grow(self, capacity: int) -> None:
-        if self.is_initialized:
-            missing = capacity - self.keys.shape[2]
-            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, missing))
-            self.values = torch.nn.functional.pad(self.values, (0, 0, 0, missing))
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.length, 0
-
-    def get_seq_length(self) -> int:
-        return self.cache.length
-
-    def get_max_length(self) -> int:
-        return self.cache.capacity
-
-
-class SlotCache(Cache):
-    """A key-value cache with rows of different lengths; `place` says where the next forward pass writes and reads."""
-
-    def __init__(self, num_layers: int, num_slots: int, capacity: int) -> None:
-        self.num_slots, self.capacity = num_slots, capacity
-        self.rows: slice | Tensor = slice(0)
-        self.index: tuple[Tensor, slice, Tensor]
-        self.length = 0
-        super().__init__(layers=[_SlotLayer(self) for _ in range(num_layers)])
-
-    def place(self, rows: slice | Tensor, row_index: Tensor, positions: Tensor, length: int) -> None:
-        """Directs the next forward pass.
-
-        Args:
-            rows: the rows that take part, as the cache reads them.
-            row_index: the same rows as an index `[R]`.
-            positions: `[R, Q]` where each new token goes.
-            length: columns that the pass reads; every position is below it.
-        """
-        if length > self.capacity:
-            self.capacity = -(-max(length, self.capacity * 3 // 2) // _GROW) * _GROW
-            for layer in self._slot_layers():
-                layer.grow(self.capacity)
-        self.rows, self.length = rows, length
-        self.index = (row_index[:, None], slice(None), positions)
-
-    def move(self, target: Tensor, source: Tensor, length: int) -> None:
-        """Copies the first `length` columns of the rows `source` to the rows `target`."""
-        for layer in self._slot_layers():
-            layer.move(target, source, length)
-
-    def _slot_layers(self) -> list[_SlotLayer]:
-        return self.layers  # pyright: ignore[reportReturnType]  # all are made in __init__
-
-
-class SlotDecoder:
+class SlotDecoder(SlotModel):
     """One forward pass per token over the live slots of a vector environment.
 
     Every row of the batch has a pending token: the last one of its sequence, not yet in the cache. `step` runs the
@@ -124,20 +28,11 @@ class SlotDecoder:
     """
 
     def __init__(self, model: PreTrainedModel, num_slots: int, vocab_size: int) -> None:
-        config = model.config.get_text_config()
-        self.model = model
-        self.num_slots = num_slots
+        super().__init__(model, num_slots, logits_to_keep=1)
         self.vocab_size = vocab_size
-        self.cache = SlotCache(config.num_hidden_layers, num_slots, _GROW)
-        self.limit = int(getattr(config, "max_position_embeddings", 0) or 2**31)
-        self.device = model.device
         self.slots = np.empty(0, np.int64)
         """The slot of each row of the batch."""
-        self.prefill_tokens = 0
-        """Prompt tokens whose keys and values were computed; those copied from another row do not count."""
-        self._prefixes = np.full((num_slots, _GROW), -1, np.int64)  # the prefix that each row still holds, then -1
         self._row = np.full(num_slots, -1)  # row of each slot in the batch
-        self._lengths = np.zeros(num_slots, np.int64)  # cached tokens of each row
         self._pending = np.zeros(num_slots, np.int64)
         self._keys = np.zeros(num_slots, np.int64)
         self._drawn = np.zeros(num_slots, np.int64)
@@ -156,9 +51,7 @@ class SlotDecoder:
         """
         if any(len(sequence) == 0 for sequence in sequences):
             raise ValueError("an attempt needs at least one prompt token to decode from")
-        longest = max(len(sequence) for sequence in sequences)
-        if longest > self.limit:
-            raise ValueError(f"a prompt of {longest} tokens is longer than the model's {self.limit} positions")
+        self._check_length(max(len(sequence) for sequence in sequences))
         fresh = slots[self._row[slots] < 0]
         self._row[fresh] = len(self.slots) + np.arange(len(fresh))
         self.slots = np.concatenate([self.slots, fresh])
@@ -198,7 +91,9 @@ class SlotDecoder:
             Tokens and log-probabilities (see `sampling.sample`), each `[R]` in the order of `slots`.
         """
         count = len(self.slots)
-        logits = self._forward(slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
+        self._check_length(int(self._lengths[:count].max()) + 1)
+        output = self._forward(slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
+        logits = output.logits[:, -1, : self.vocab_size]
         tokens, logprobs = sample(logits, self._tensor(self._keys[:count]), self._tensor(self._drawn[:count]), config)
         drawn = tokens.cpu().numpy()
         self._lengths[:count] += self._growing[:count]
@@ -210,96 +105,7 @@ class SlotDecoder:
         """Makes `tokens` `[R]`, in the order of `slots`, the next inputs: what was done in place of what was drawn."""
         self._pending[: len(self.slots)] = tokens
 
-    @torch.inference_mode()
-    def _prefill(self, rows: IntArray, prefixes: list[IntArray]) -> None:
-        """Fills the cache of `rows`: computes each distinct prefix once and only where no resident row shares it."""
-        unique: dict[bytes, int] = {}
-        owner = np.array([unique.setdefault(prefix.tobytes(), i) for i, prefix in enumerate(prefixes)])
-        first = np.array(sorted(unique.values()))
-        heads = [prefixes[i] for i in first]
-        header = min(_common(heads[0], other) for other in heads)
-        waves = [first[:1], first[1:]] if len(first) > 1 and header >= _SHARED_HEADER else [first]
-        for wave in waves:
-            self._compute(rows[wave], [prefixes[i] for i in wave])
-        copies = np.flatnonzero(owner != np.arange(len(rows)))
-        if len(copies):
-            length = max(len(prefixes[i]) for i in copies)
-            self.cache.move(self._tensor(rows[copies]), self._tensor(rows[owner[copies]]), length)
-        self._note(rows, prefixes)
-
-    def _note(self, rows: IntArray, prefixes: list[IntArray]) -> None:
-        """Writes down what the cache of `rows` now holds."""
-        missing = max(len(prefix) for prefix in prefixes) - self._prefixes.shape[1]
-        if missing > 0:
-            self._prefixes = np.pad(self._prefixes, ((0, 0), (0, missing)), constant_values=-1)
-        for row, prefix in zip(rows, prefixes, strict=True):
-            self._prefixes[row, : len(prefix)] = prefix
-            self._prefixes[row, len(prefix) :] = -1
-            self._lengths[row] = len(prefix)
-
     def _columns(self) -> tuple[IntArray, ...]:
         """All that is kept per row."""
         state = (self._lengths, self._pending, self._keys, self._drawn, self._growing)
         return (*state, self._prefixes, self.slots)
-
-    def _compute(self, rows: IntArray, prefixes: list[IntArray]) -> None:
-        """Computes distinct prefixes, each from where the resident row that shares most of it ends."""
-        if not len(rows):
-            return
-        shared = [self._resident(prefix) for prefix in prefixes]
-        starts = np.array([length for _, length in shared])
-        if starts.max() > 0:
-            # One gather before any row is overwritten: a source may itself be about to begin anew.
-            sources = np.array([source for source, _ in shared])
-            self.cache.move(self._tensor(rows), self._tensor(sources), int(starts.max()))
-        self._note(rows, prefixes)
-        width = max(len(prefix) - start for prefix, start in zip(prefixes, starts, strict=True))
-        if width == 0:
-            return
-        tokens = np.zeros((len(rows), width), np.int64)
-        for i, (prefix, start) in enumerate(zip(prefixes, starts, strict=True)):
-            tokens[i, : len(prefix) - start] = prefix[start:]
-            self.prefill_tokens += len(prefix) - int(start)
-        # Padding is written behind each prefix, where later tokens overwrite it before anything attends to it.
-        self._forward(self._tensor(rows), rows, tokens, starts[:, None] + np.arange(width))
-
-    def _resident(self, prefix: IntArray) -> tuple[int, int]:
-        """The row whose cached prefix shares most tokens with `prefix`, and how many."""
-        width = min(len(prefix), self._prefixes.shape[1])
-        if width == 0:
-            return 0, 0
-        differs = self._prefixes[:, :width] != prefix[:width]
-        shared = np.where(differs.any(1), differs.argmax(1), width)
-        row = int(shared.argmax())
-        return row, int(shared[row])
-
-    def _forward(self, rows: slice | Tensor, row_index: IntArray, tokens: IntArray, positions: IntArray) -> Tensor:
-        """Logits `[R, V]` after the last of `tokens` `[R, Q]`, which are written at `positions` `[R, Q]`."""
-        length = int(positions.max()) + 1
-        if length > self.limit + tokens.shape[1] - 1:
-            raise ValueError(f"a sequence of {length} tokens is longer than the model's {self.limit} positions")
-        where = self._tensor(positions)
-        self.cache.place(rows, self._tensor(row_index), where, length)
-        columns = torch.arange(length, device=self.device)
-        visible = columns[None, None, :] <= where[:, :, None]
-        mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=self.device)
-        mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
-        output = self.model(
-            input_ids=self._tensor(tokens),
-            attention_mask=mask[:, None],
-            position_ids=where,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1, : self.vocab_size]
-
-    def _tensor(self, array: IntArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
-
-
-def _common(a: IntArray, b: IntArray) -> int:
-    """Length of the longest common prefix."""
-    size = min(len(a), len(b))
-    different = np.flatnonzero(a[:size] != b[:size])
-    return int(different[0]) if len(different) else size

@@ -1,6 +1,8 @@
 """Forward passes over whole sequences: micro-batches without much padding, heads at chosen positions only."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +43,16 @@ def selected_logits(
         attention_mask: `[B, T]`, 1 at tokens.
         select: `[B, T]` bool.
     """
-    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][select],))
-    try:
+    with head_at(head, select):
         return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+
+@contextmanager
+def head_at(head: nn.Module, index: Tensor | tuple[Tensor, Tensor]) -> Iterator[None]:
+    """Within the block, `head` runs on the hidden states `[A, H]` at `index` of `[B, T, H]`, and on no others."""
+    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][index],))
+    try:
+        yield
     finally:
         handle.remove()
 
@@ -52,6 +61,17 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     """Log-probability `[A]`, float32, of `tokens` `[A]` under `logits` `[A, V]` at a sampling temperature."""
     logits = logits.float() / temperature
     return -nn.functional.cross_entropy(logits, tokens, reduction="none")
+
+
+def token_logprobs_and_entropy(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The same, with the entropy `[A]`, in nats, of the whole distribution at each of the positions."""
+    logprobs = (logits.float() / temperature).log_softmax(-1)
+    return logprobs.gather(-1, tokens[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+
+
+def sigmoid(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """1 / (1 + exp(-logits)) in float64, without overflow."""
+    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[NDArray[np.int64]]:

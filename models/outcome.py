@@ -24,8 +24,9 @@ from transformers import (
 )
 
 from ..registry import unknown_name
-from .forward import micro_batches, selected_logits
+from .forward import micro_batches, selected_logits, sigmoid
 from .loading import check_vocabulary, no_progress_bars
+from .scoring import SlotScorer
 from .tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -141,6 +142,10 @@ class OutcomeModel:
         self.tokenizer.save_pretrained(folder)
         (folder / _RECORD).write_text(json.dumps({"kind": self.kind}) + "\n")
 
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises `ValueError` unless `tokenizer` has the tokens that the model was trained on."""
+        _check_same_tokens(str(self.model.name_or_path), self.tokenizer, tokenizer)
+
     @property
     def head(self) -> nn.Linear:
         """The layer from a hidden state to the logit."""
@@ -211,13 +216,12 @@ class OutcomeModel:
                 scores[i] = sigmoid(table[row, positions[i]])
         return scores
 
+    def scorer(self, num_slots: int) -> SlotScorer:
+        """Scores the attempts in an environment's slots as they grow; the model is put in evaluation mode."""
+        return SlotScorer(self.model.eval(), self.head, num_slots)
+
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.model.device, non_blocking=True)
-
-
-def sigmoid(logits: NDArray[np.floating[Any]]) -> FloatArray:
-    """1 / (1 + exp(-logits)) in float64, without overflow."""
-    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
 
 
 def _remove_dropout(config: PreTrainedConfig) -> None:
@@ -229,6 +233,8 @@ def _remove_dropout(config: PreTrainedConfig) -> None:
 
 
 def _check_same_tokens(path: str, own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> None:
+    if own is other:
+        return
     ours, theirs = own.get_vocab(), other.get_vocab()
     if ours == theirs:
         return

@@ -6,7 +6,8 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from tokengym.models import load, load_tokenizer
-from tokengym.models.outcome import OutcomeModel, sigmoid
+from tokengym.models.forward import sigmoid
+from tokengym.models.outcome import OutcomeModel
 from tokengym.models.scratch import ARCHITECTURES, new_model
 from tokengym.registry import UnknownNameError
 
