@@ -219,14 +219,17 @@ def doctor(arguments: Sequence[str]) -> None:
 
 
 def bench(arguments: Sequence[str]) -> None:
-    """Measure speed and memory on this machine, and the linear theory against its closed forms."""
+    """Measure speed and memory on this machine; reproduce the linear theory, and parity and multiplication."""
     modules = {"env": "env_throughput", "rollout": "rollout_throughput", "memory": "rollout_memory"}
     modules["linear"] = "linear_theory"
+    if arguments and arguments[0] in ("parity", "multiplication"):
+        _experiment(arguments[0], arguments[1:])
+        return
 
     def run(
         what: tyro.conf.Positional[Literal["env", "rollout", "memory", "linear"]], output: Path | None = None
     ) -> None:
-        """Measures.
+        """Measures. The experiments `parity` and `multiplication` have options of their own: see their --help.
 
         Args:
             what: steps of environments; the rollout engine against `generate`; the memory of collected attempts; or
@@ -240,6 +243,22 @@ def bench(arguments: Sequence[str]) -> None:
             output.write_text(json.dumps(results, indent=2) + "\n")
 
     _cli(run, "tokengym bench", arguments, bench.__doc__)
+
+
+def _experiment(task: str, arguments: Sequence[str]) -> None:
+    from .benchmarks import after_pretraining, after_pretraining_plots
+
+    kinds = {
+        "parity": after_pretraining.ParityExperiment,
+        "multiplication": after_pretraining.MultiplicationExperiment,
+    }
+
+    def run(experiment: Any) -> None:
+        _print(after_pretraining_plots.table(after_pretraining.run(experiment)))
+        _print(f"runs, results.json and plots are in {experiment.folder}")
+
+    run.__annotations__["experiment"] = kinds[task]
+    _cli(run, f"tokengym bench {task}", arguments, _summary(after_pretraining))
 
 
 def demo(arguments: Sequence[str]) -> None:
