@@ -18,8 +18,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
+from safetensors.torch import load_file
 
 from ..agents.base import Agent, make_agent, make_rollout_env
+from ..agents.fine_tuning import restore
 from ..agents.policy import CausalLMPolicy
 from ..agents.rollouts import Attempt, collect
 from ..agents.runs import read_jsonl, write_json
@@ -245,6 +247,9 @@ def _reinforce(
         **settings,
     )
     _learn(agent, stage)
+    if algorithm == "star":  # the paper's ends with its last round, the agent with the one that validated best
+        last = stage / "run" / f"round-{experiment.iterations}" / "finished" / "weights.safetensors"
+        restore(agent.model, load_file(last))
     after = probe(agent.policy, spec, experiment.test_problems)
     result = {"curve": _curve(stage / "run", experiment.attempts), "after": after, **_cost(stage)}
     write_json(stage / "result.json", result)

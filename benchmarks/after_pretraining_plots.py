@@ -16,20 +16,20 @@ def table(results: Mapping[str, Any]) -> Table:
     settings = results["settings"]
     size = f"d = {settings['d']}" if "d" in settings else f"{settings['digits']} digits"
     rows = Table(
-        "p_cot", "seed", "", "greedy: answer right", "way, too", "length", "sampled: answer right", "way, too", "long",
-        "CPU s",
+        "p_cot", "", "greedy", "chain", "length", "sampled", "chain", "long", "CPU s",
         title=f"{settings['env']}, {size}, {settings['test_problems']} test problems",
+        caption="greedy, sampled: answer right; chain: and the way to it; length: median, greedy; long: share, sampled",
     )  # fmt: skip
     for pretrained in results["pretraining"]:
         which = pretrained["p_cot"], pretrained["seed"]
         for start, before in pretrained["before"].items():
-            what = f"{start} steps of next-token prediction"
             whole = int(start) == settings["steps"]
-            rows.add_row(*map(str, which), what, *_cells(before), f"{pretrained['cpu_seconds']:.0f}" if whole else "")
+            cost = f"{pretrained['cpu_seconds']:.0f}" if whole else ""
+            rows.add_row(f"{pretrained['p_cot']:g}", f"{start} steps, seed {pretrained['seed']}", *_cells(before), cost)
             for run in results["runs"]:
                 if (run["p_cot"], run["seed"], str(run["start"])) == (*which, start):
-                    name = f"  {_NAMES[run['algorithm']]}, r_{run['grading']}, temperature {run['temperature']:g}"
-                    rows.add_row("", "", name, *_cells(run["after"]), f"{run['cpu_seconds']:.0f}")
+                    name = f"  {_NAMES[run['algorithm']]}, r_{run['grading']}, T={run['temperature']:g}"
+                    rows.add_row("", name, *_cells(run["after"]), f"{run['cpu_seconds']:.0f}")
     return rows
 
 
