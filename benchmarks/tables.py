@@ -1,8 +1,6 @@
 """Tables of results: ours with intervals and cost, the paper's beside them and marked as another scale."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -10,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..agents.evaluation import Evaluation
+from .paper_figures import paper_table
 
 
 def evaluation_table(results: Mapping[str, Evaluation], data: str) -> Group:
@@ -27,15 +26,19 @@ def evaluation_table(results: Mapping[str, Evaluation], data: str) -> Group:
     table.add_row("attempts (tokens)", *(f"{result.episodes:,} ({result.tokens:,})" for result in results.values()))
     table.add_row("verdicts", *(_shares(result.verdicts) for result in results.values()))
     protocol = f"{first.problems} problems, maj@1 greedy, pool of n={first.n} at temperature {first.temperature}"
-    return Group(table, Text(f"{protocol}, seed {first.seed}\n"), paper_table())
+    return Group(table, Text(f"{protocol}, seed {first.seed}\n"), _paper())
 
 
-def paper_table() -> Table:
+def _paper() -> Table:
     """The paper's own figures for supervised fine-tuning and expert iteration."""
-    paper = json.loads(Path(__file__).with_name("paper.json").read_text())
-    table = Table("", *paper["columns"], title=f"another scale: {paper['data']} in the paper", caption=paper["source"])
-    for name, values in paper["rows"].items():
-        table.add_row(name, *(f"{value:.2f}" for value in values))
+    paper = paper_table("table_1")
+    metrics = ("maj@1", "maj@96", "pass@96")
+    caption = f"{paper.source}, {paper.title}"
+    table = Table("", *metrics, title=f"another scale: {paper.data} in the paper", caption=caption)
+    for size in ("7B", "13B"):
+        for row in (paper.rows["sft"], paper.rows["ei"]):
+            values = [paper.values(row, metric)[size] for metric in metrics]
+            table.add_row(f"{paper.models} {size}, {row.name}", *("–" if v is None else f"{v:.2f}" for v in values))
     return table
 
 
