@@ -130,10 +130,9 @@ class SlotModel:
 
     @torch.inference_mode()
     def _prefill(self, rows: IntArray, prefixes: list[IntArray]) -> None:
-        """Fills the cache of `rows`: computes each distinct prefix once and only where no resident row shares it."""
-        unique: dict[bytes, int] = {}
-        owner = np.array([unique.setdefault(prefix.tobytes(), i) for i, prefix in enumerate(prefixes)])
-        first = np.array(sorted(unique.values()))
+        """Fills the cache of `rows`: computes each token once, and only where no resident row shares it."""
+        owner = _owners(prefixes)
+        first = np.unique(owner)
         heads = [prefixes[i] for i in first]
         header = min(_common(heads[0], other) for other in heads)
         waves = [first[:1], first[1:]] if len(first) > 1 and header >= _SHARED_HEADER else [first]
@@ -210,6 +209,18 @@ class SlotModel:
 
     def _tensor(self, array: IntArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+
+def _owners(prefixes: list[IntArray]) -> IntArray:
+    """For each prefix the number of one that begins with it, which is itself where no longer one does."""
+    texts = [prefix.tobytes() for prefix in prefixes]
+    owner = np.arange(len(prefixes))
+    # In this order all that begin with a prefix come right behind it, and of equal ones the first comes last.
+    order = sorted(owner, key=lambda i: (texts[i], -i))
+    for i, following in zip(order[-2::-1], order[:0:-1], strict=True):
+        if texts[following].startswith(texts[i]):
+            owner[i] = owner[following]
+    return owner
 
 
 def _common(a: IntArray, b: IntArray) -> int:

@@ -130,6 +130,16 @@ def test_continuing_can_be_taken_up_again(policy, make_sums, starts, begun: int)
     assert all(map(same, rest, whole[begun:]))
 
 
+def test_prefixes_of_one_problem_are_computed_once(policy, make_sums, starts) -> None:
+    """With a slot for each start, the prompt and the longest prefix are all that is ever computed of a problem."""
+    env = make_sums(len(starts))
+    rollout = continue_from(policy, env, starts, seed=0)
+    list(rollout)
+    longest = [starts[i + 8] for i in (0, 12, 24)]
+    tokens = [len(env.encode_prompt(env.problems.find(s.problem_id))) + len(s.prefix) - 1 for s in longest]
+    assert rollout.prefill_tokens == sum(tokens)
+
+
 @pytest.mark.parametrize(
     ("start", "message"),
     [
