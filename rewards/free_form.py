@@ -3,14 +3,19 @@ r"""Grading answers in LaTeX and free form, as in MATH (Hendrycks et al. 2021): 
 **Which text is the answer.** What the last `\boxed{...}` with balanced braces holds; nested ones belong to the box
 around them. If an earlier box holds another answer, the attempt earns nothing (`ambiguous`), by the rules of `grading`.
 
-**How it is graded.** Equal texts are equal. Numbers of the bounded grammar of `grading` are compared there, exactly.
-Only what is left goes to math-verify, in a worker process, and nothing of it is evaluated in this one. math-verify
-decides by value: `0.5` equals `\frac{1}{2}`, and an expression that comes to the answer is the answer.
+**How it is graded.** Dressing is taken off first (`undress`): units in `\text{}`, degrees, dollar and percent signs,
+LaTeX's thousands. Then equal texts are equal, and numbers of the bounded grammar of `grading` are compared there,
+exactly. Only what is left goes to math-verify, in a worker process, and nothing of it is evaluated in this one.
+math-verify decides by value: `0.5` equals `\frac{1}{2}`, and an expression that comes to the answer is the answer.
 
 **What can go wrong.** The worker is forked by a process that keeps math-verify warm, is started when it is first
 needed, and stays. An answer that takes longer than the deadline gets the verdict `timeout`, and the worker is killed
-and replaced, in milliseconds. If it dies of anything else, the answer is graded once more by a new one; `crashed` if
-that dies too. None of this affects the next answer.
+and replaced, in milliseconds. One that makes the worker end, or run out of memory, gets `crashed`. If the worker is
+killed from outside, its answer is graded once more by a new one, and is `crashed` only if that is killed too. None of
+this affects the next answer.
+
+Verdicts reach users as those of all graders do: in the terminal `info` of an environment, in an agent's logs as
+`rollout/verdict/timeout` and so on, and in what `tokengym eval` prints. `WORKER.counters` has those of this process.
 """
 
 import json
@@ -25,7 +30,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from . import math_worker
-from .grading import MAX_LENGTH, MAX_MARKS, Verdict, equal_numbers, normalize_number
+from .grading import MAX_LENGTH, MAX_MARKS, Verdict, equal_numbers, is_unit, normalize_number
 from .math_worker import read_line
 
 DEADLINE = 1.5
@@ -37,6 +42,14 @@ START = 60.0
 GRACE = 5.0
 """Seconds beyond its own deadlines after which the process counts as dead."""
 
+# White space, or an empty sign, that sets off thousands; what it is taken for is checked by the grammar of numbers.
+_THOUSANDS = re.compile(r"(?<=\d)(?:,\\!|\{,\}|\\[,!\ ]|~)(?=\d{3}(?!\d))", re.ASCII)
+# In a gold answer in LaTeX, 2m, 6ab and 2 m have variables; words are longer.
+_ALGEBRA = re.compile(r"\d(?:[A-DF-Za-df-z]|[eE](?![+-]?\d)|\s+[A-Za-z]{1,2}\b)", re.ASCII)
+_WORDS = re.compile(
+    r"\\(?:text(?:normal|rm|bf|it)?|mbox|math(?:rm|bf|it))\s*\{([^{}]*)\}(?:\s*\^\s*(?:[23]|\{[23]\}))?"
+)
+_DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})$")
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox)\s+(?P<token>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL)
 
 
@@ -176,18 +189,19 @@ def grade_free_form(completion: str, answer: str, *, worker: Worker = WORKER) ->
         ValueError: the gold answer is empty or longer than 256 characters.
         RuntimeError: the worker does not start.
     """
-    gold = fold(answer)
-    if not gold or len(gold) > MAX_LENGTH:
-        raise ValueError(f"a gold answer has 1 to {MAX_LENGTH} characters, not {len(gold)}: {gold[:60]!r}")
+    answer = fold(answer)
+    if not answer or len(answer) > MAX_LENGTH:
+        raise ValueError(f"a gold answer has 1 to {MAX_LENGTH} characters, not {len(answer)}: {answer[:60]!r}")
+    gold = undress(answer)
     texts = [text for text in reversed(boxed(completion)) if text][:MAX_MARKS]
     if not texts:
         return Verdict(False, "no_answer", None)
     if len(texts[0]) > MAX_LENGTH:
         return Verdict(False, "too_long", None)
-    texts = [text for text in dict.fromkeys(texts) if len(text) <= MAX_LENGTH]
-    number = normalize_number(gold)
+    texts = list(dict.fromkeys(undress(text) for text in texts if len(text) <= MAX_LENGTH))
+    number = None if _ALGEBRA.search(gold) else normalize_number(gold)
     if texts == [gold]:
-        return Verdict(True, "correct", number or gold)
+        return Verdict(True, "correct", number or answer)
     numbers = [normalize_number(text) for text in texts]
     last = numbers[0]
     if number is not None and last is not None and None not in numbers:
@@ -197,7 +211,7 @@ def grade_free_form(completion: str, answer: str, *, worker: Worker = WORKER) ->
         return Verdict(correct, "correct" if correct else "wrong", last)
     reason, found = worker.compare(gold, texts)
     if reason == "correct":
-        found = number or gold
+        found = number or answer
     elif found is not None:
         found = normalize_number(found) or found
     return Verdict(reason == "correct", reason, found)
@@ -226,6 +240,29 @@ def boxed(text: str) -> list[str]:
                     found.pop()
                 found.append((start, text[content : match.start()]))
     return [fold(content) for _, content in found]
+
+
+def undress(text: str) -> str:
+    r"""An answer without what does not change it: `\$1\,000`, `1{,}000\text{ cm}^2` and `1000\%` are all `1,000`.
+
+    Taken off are dollar signs, the last percent sign (20% is 20, as in `grading`), the last `^\circ`, last words in
+    `\text{}` if they are a unit (`grading.is_unit`), another box around the whole, a `\text{}` around a number, and
+    what LaTeX sets between thousands.
+    """
+    whole = text
+    text = _THOUSANDS.sub(",", text.strip()).replace(r"\$", "$").replace(r"\%", "%")
+    for box in (r"\boxed{", r"\fbox{"):
+        while text.startswith(box) and boxed(text) == [text[len(box) : -1]]:
+            text = text[len(box) : -1]
+    for words in _WORDS.finditer(text):
+        if words.end() < len(text.rstrip(". ")):
+            continue
+        if words.start() == 0:
+            text = words[1].strip() if normalize_number(words[1]) else text
+        elif is_unit(words[1]):
+            text = text[: words.start()].rstrip()
+    text = _DEGREES.sub("", text).removesuffix("%").removeprefix("$").removesuffix("$").strip()
+    return text or whole
 
 
 def fold(text: str) -> str:

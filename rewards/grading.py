@@ -51,6 +51,7 @@ _TAIL = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _WORD = re.compile(r"[a-z]+")
+_UNIT = re.compile(r"\s*[A-Za-z]+(?:[\s/-]+[A-Za-z]+)*\s*", re.ASCII)
 # Words that make another number of the one before them, or hedge it.
 _NOT_UNITS = frozenset(
     {"and", "or", "not", "to", "plus", "minus", "point", "half", "squared", "cubed", "factorial", "dozen", "dozens"}
@@ -163,6 +164,11 @@ def normalize_number(text: str, *, percent: Percent = "number") -> str | None:
         return _fraction(sign, int(whole), int(denominator.replace(",", "")) * 10**-shift)
     decimals = decimals or ""
     return _decimal(sign, whole + decimals, int(exponent or 0) - len(decimals) + shift)
+
+
+def is_unit(words: str) -> bool:
+    """Whether words after a number leave it as it is: letters only, and none that may change it (million, or more)."""
+    return _UNIT.fullmatch(words) is not None and _NOT_UNITS.isdisjoint(_WORD.findall(words.lower()))
 
 
 def _marked(completion: str, marker: str) -> list[str]:

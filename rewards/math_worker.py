@@ -3,20 +3,27 @@
 A script of its own, started by `free_form`: it imports nothing of this library, whose own imports take seconds. It
 reads no answer itself but forks a worker that does, kills it when an answer takes too long, and forks another from the
 warm state, which takes milliseconds. What workers parse was written by a language model: their memory is capped, they
-write no files, and they end by themselves when whoever asks them is gone.
+write no files, they end after an answer that took much memory, and when whoever asks them is gone.
 """
 
 import json
 import logging
 import os
+import re
 import resource
 import select
 import signal
 import sys
 import time
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 MAX_ANSWER = 256  # characters
+_NUMERAL = r"(?<![A-Za-z_^\d.,])\d+(?:[.,]\d+)*"
+# math-verify adds a whole number to the number after it, as in 2\frac{1}{2}, also where they are factors, as in 2(3).
+_FACTORS = re.compile(rf"(?:{_NUMERAL}|\\frac\{{[^{{}}]*\}}\{{[^{{}}]*\}})\s*(?=[({{])|\)\s*(?=[\d(]|\\frac)", re.ASCII)
+_SIDE_BY_SIDE = re.compile(rf"{_NUMERAL}(?:\s|\\[,;:])+\.?\d", re.ASCII)
+_BASES = re.compile(r"\d\s*_\s*(?:\{([^{}]*)\}|(\d))", re.ASCII)
 # What math-verify and SymPy set up at the first use of each kind of answer, hundreds of milliseconds in all.
 WARM_UP = (
     (r"\frac{1}{2}", r"0.5"),
@@ -33,25 +40,47 @@ def main(seconds: float, memory: int) -> None:
     requests, replies = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # whatever libraries print is no reply
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
-    logging.disable()
-    for gold, answer in WARM_UP:
-        compare(gold, [answer])
+    prepare()
     worker = Fork(requests, replies, seconds, memory)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
         os.write(replies, b"ready\n")
         while request := read_line(requests):
             reply = worker.ask(request)
-            if not reply and reply is not None:
-                # It died of something else than its deadline: once more, by a new one.
+            if reply == b"" and worker.was_killed():
                 worker = worker.replace()
-                reply = worker.ask(request) or b'["crashed", null]'
-            if reply is None:
-                reply = b'["timeout", null]'
+                reply = worker.ask(request)
+            if not reply:
+                reply = b'["timeout", null]' if reply is None else b'["crashed", null]'
                 worker = worker.replace()
             os.write(replies, reply + b"\n")
     finally:
         worker.end()
+
+
+def prepare() -> None:
+    """Warms math-verify up, and takes Python's evaluation from it.
+
+    It gives the text of each number to SymPy's parser, which evaluates it as code. Numbers are read directly here, in
+    microseconds instead of a millisecond, and that parser refuses whatever text might still find its way to it.
+    """
+    import sympy
+    from latex2sympy2_extended import latex2sympy2
+    from sympy.parsing import sympy_parser
+
+    def number(text: str) -> sympy.Number:
+        text = text.replace(",", "")
+        return sympy.Integer(int(text)) if text.isdigit() else sympy.Float(text)
+
+    def refuse(*_: object) -> None:
+        raise ValueError("text is not evaluated")
+
+    latex2sympy2.Number = number
+    latex2sympy2._Latex2Sympy.parse_number = lambda self, text: number(text)  # pyright: ignore[reportAttributeAccessIssue]
+    logging.disable()
+    for gold, answer in WARM_UP:
+        compare(gold, [answer])
+    sympy_parser.eval_expr = refuse
 
 
 class Fork:
@@ -62,13 +91,16 @@ class Fork:
         theirs, self._requests = os.pipe()
         self._replies, answers = os.pipe()
         self._pid = os.fork()
+        self._status: int | None = None
         if self._pid == 0:
+            status = 1
             try:
                 for descriptor in (0, requests, replies, self._requests, self._replies):
                     os.close(descriptor)
                 self._work(theirs, answers, seconds, memory)
+                status = 0
             finally:
-                os._exit(0)
+                os._exit(status)
         os.close(theirs)
         os.close(answers)
 
@@ -77,13 +109,18 @@ class Fork:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for limit, value in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
             resource.setrlimit(limit, (value, value))
-        while line := read_line(requests):
+        line = read_line(requests)
+        while line:
             # Whoever asks kills this process in time; if that one is gone, the alarm does.
             signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
             request = json.loads(line)
             reply = json.dumps(compare(request["gold"], request["answers"])).encode() + b"\n"
             signal.setitimer(signal.ITIMER_REAL, 0)
             os.write(replies, reply)
+            # SymPy's caches may hold what took so much, and the next answer is to have all the memory.
+            if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > memory // 2:
+                break
+            line = read_line(requests)
 
     def ask(self, request: bytes) -> bytes | None:
         """The reply; b"" if the fork died, None if it took too long."""
@@ -93,6 +130,11 @@ class Fork:
             return b""
         return read_line(self._replies, self._arguments[2])
 
+    def was_killed(self) -> bool:
+        """Of one that died: whether that was from outside, or its own wish, and not for the answer's sake."""
+        _, self._status = os.waitpid(self._pid, 0)
+        return os.waitstatus_to_exitcode(self._status) in (0, -signal.SIGKILL, -signal.SIGTERM)
+
     def replace(self) -> "Fork":
         """Another one in its place."""
         self.end()
@@ -101,8 +143,9 @@ class Fork:
     def end(self) -> None:
         os.close(self._requests)
         os.close(self._replies)
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
+        if self._status is None:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
 
 
 def read_line(descriptor: int, seconds: float | None = None) -> bytes | None:
@@ -121,6 +164,15 @@ def read_line(descriptor: int, seconds: float | None = None) -> bytes | None:
     return line[:-1]
 
 
+class Answer(NamedTuple):
+    """An answer as read."""
+
+    expression: Any
+    """In SymPy."""
+    bases: tuple[str, ...]
+    """Subscripts of its numerals, which are no part of the expression."""
+
+
 def compare(gold: str, answers: list[str]) -> tuple[str, str | None]:
     """Whether the first of `answers` equals `gold`: a reason as in `Verdict`, and that answer in SymPy's notation.
 
@@ -130,28 +182,57 @@ def compare(gold: str, answers: list[str]) -> tuple[str, str | None]:
     try:
         answer, *others = map(read, answers)
         reference = read(gold)
-        if not answer or not reference:
+        if answer is None or reference is None:
             return "unparsed", None
-        if not all(equal(answer, other) for other in others if other):
+        if not all(equal(answer, other) for other in others if other is not None):
             return "ambiguous", None
-        return "correct" if equal(reference, answer) else "wrong", spell(answer[0]) or answers[0]
+        return "correct" if equal(reference, answer) else "wrong", spell(answer.expression) or answers[0]
+    except MemoryError:  # what is left of this process is good for nothing
+        raise
     except Exception:  # whatever SymPy comes upon in text that nobody wrote for it
         return "unparsed", None
 
 
-def read(text: str) -> list[Any]:
-    """What math-verify reads in the text of an answer; empty if nothing."""
-    from math_verify import LatexExtractionConfig, parse
+@lru_cache(maxsize=256)
+def read(text: str) -> Answer | None:
+    """What math-verify reads in an answer; None if nothing."""
+    from latex2sympy2_extended import latex2sympy, normalize_latex
+    from math_verify.grader import should_treat_as_complex
+    from math_verify.parser import get_last_eq
 
-    # LaTeX alone: what math-verify takes for plain expressions, it gives to SymPy's parser, which evaluates code.
-    return parse(f"\\boxed{{{text}}}", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+    # math-verify's `parse` looks for answers in text, and finds one of several in "6, the final answer is $7$. I hope".
+    # The whole text is the answer here. What looks like plain expressions, `parse` gives to SymPy's own parser, which
+    # evaluates code.
+    text = normalize_latex(text, _normalization())
+    if r"\boxed" in text or r"\fbox" in text or _SIDE_BY_SIDE.search(text):
+        return None
+    text = _FACTORS.sub(r"\g<0>\\cdot ", text)
+    for part in dict.fromkeys((text, get_last_eq(text))):
+        try:
+            expression = latex2sympy(part, is_real=not should_treat_as_complex(part), normalization_config=None)
+        except MemoryError:
+            raise
+        except Exception:  # noqa: S112 - the last part of an equation may be readable where all of it is not
+            continue
+        return Answer(expression, tuple(braced or digit for braced, digit in _BASES.findall(part)))
+    return None
 
 
-def equal(gold: list[Any], answer: list[Any]) -> bool:
-    """Whether math-verify finds two answers equal."""
+@cache
+def _normalization() -> Any:
+    from latex2sympy2_extended import NormalizationConfig
+
+    # No units: it takes the letters of 2t, 3d and 5ab for some.
+    return NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True, boxed="none", units=False)
+
+
+def equal(gold: Answer, answer: Answer) -> bool:
+    """Whether math-verify finds two answers equal, and numerals have the gold's bases, or are left without."""
     from math_verify import verify
 
-    return verify(gold, answer, timeout_seconds=None)
+    if answer.bases and answer.bases != gold.bases and (gold.bases or {*answer.bases} != {"10"}):
+        return False
+    return verify(gold.expression, answer.expression, timeout_seconds=None)
 
 
 def spell(expression: object) -> str | None:
