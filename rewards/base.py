@@ -5,10 +5,11 @@ pays once, when an attempt ends; `StepReward` pays at the end of each step, a st
 environment grades each finished attempt once and hands the verdict over: rewards pay, they do not grade.
 """
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,6 +42,10 @@ class AttemptView(Protocol):
     def num_envs(self) -> int: ...
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    def prompt(self, slot: int) -> IntArray:
+        """The tokens of the prompt [P]."""
+        ...
+
     def completion(self, slot: int) -> IntArray:
         """All tokens after the prompt so far [T], a reset prefix and an appended end-of-sequence included."""
         ...
@@ -93,8 +98,7 @@ class Reward(ABC):
 
     def decode(self, tokens: IntArray) -> str:
         """The text of `tokens` [T], special tokens left out."""
-        text = self.view.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
-        return text if isinstance(text, str) else "".join(text)
+        return _decode(self.view.tokenizer, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,7 @@ class AttemptReward(Reward):
         """What a finished attempt is worth. A truncated one has the verdict `truncated`."""
 
     def score(self, lengths: IntArray, ended: IntArray, verdicts: Sequence[Verdict | None]) -> FloatArray:
-        rewards = _no_rewards(lengths)
+        rewards = no_rewards(lengths)
         if not np.count_nonzero(ended):
             return rewards
         for slot in np.flatnonzero((ended != RUNNING) & (lengths > 0)).tolist():
@@ -149,13 +153,27 @@ class Step:
 
 
 @dataclass(slots=True)
+class _Line:
+    """Where a completion's unfinished line starts."""
+
+    start: int = 0
+    carried: str = ""  # text after the newline inside the token that ended the last line
+
+    def finish(self, tokens: NDArray[np.integer], decode: Callable[[Any], str]) -> str:
+        """The text of the line that ends with the last of `tokens`, a completion so far; "" if it is blank."""
+        text = self.carried + decode(tokens[self.start :])
+        line, newline, rest = text.rpartition("\n")
+        self.start, self.carried = len(tokens), rest if newline else ""
+        return (line if newline else text).strip()
+
+
+@dataclass(slots=True)
 class _Progress:
-    """Where a slot's attempt stands: its finished steps, and where the unfinished one starts."""
+    """Where a slot's attempt stands: its finished steps, and its unfinished line."""
 
     problem: ProblemLike
     steps: list[str] = field(default_factory=list)
-    start: int = 0
-    carried: str = ""  # text after the newline inside the token that ended the last step
+    line: _Line = field(default_factory=_Line)
 
 
 class StepReward(Reward):
@@ -184,12 +202,12 @@ class StepReward(Reward):
             progress = self._progress[slot] = _Progress(problem)
             prefix = self.view.completion(slot)[:length]
             for position in np.flatnonzero(self._ends_step[prefix]).tolist():
-                text = self._finish(progress, prefix[: position + 1])
+                text = progress.line.finish(prefix[: position + 1], self.decode)
                 if text:
                     progress.steps.append(text)
 
     def score(self, lengths: IntArray, ended: IntArray, verdicts: Sequence[Verdict | None]) -> FloatArray:
-        rewards = _no_rewards(lengths)
+        rewards = no_rewards(lengths)
         slots = np.flatnonzero(lengths)
         if not slots.size:
             return rewards
@@ -211,7 +229,7 @@ class StepReward(Reward):
             progress = self._progress[slot]
             text = ""
             if state == TERMINATED or newline[position]:
-                text = self._finish(progress, tokens)
+                text = progress.line.finish(tokens, self.decode)
             if text or state != RUNNING:
                 verdict = None if state == RUNNING else _verdict(verdicts, slot)
                 steps.append(Step(slot, progress.problem, tuple(progress.steps), text, tokens, verdict))
@@ -222,12 +240,27 @@ class StepReward(Reward):
             rewards[[step.slot for step in steps], columns] = _finite(self.step_rewards(steps), (len(steps),), self)
         return rewards
 
-    def _finish(self, progress: _Progress, tokens: IntArray) -> str:
-        """The text of the step that ends with the last of `tokens`; "" if it is blank."""
-        text = progress.carried + self.decode(tokens[progress.start :])
-        line, newline, rest = text.rpartition("\n")
-        progress.start, progress.carried = len(tokens), rest if newline else ""
-        return (line if newline else text).strip()
+
+def step_ends(
+    completions: Sequence[NDArray[np.integer]], terminated: Sequence[bool], tokenizer: PreTrainedTokenizerBase
+) -> list[IntArray]:
+    """The last token of each step of finished attempts, by the rules of `StepReward`: indices [S] into each completion.
+
+    Args:
+        completions: of C attempts, [T] each.
+        terminated: whether each ended by itself; the line that a token budget cuts off is no step.
+        tokenizer: theirs.
+    """
+    decode = functools.partial(_decode, tokenizer)
+    newline = newline_tokens(tokenizer)
+    found: list[IntArray] = []
+    for completion, ended in zip(completions, terminated, strict=True):
+        boundary = newline[completion]
+        boundary[len(completion) - 1 :] |= ended
+        line = _Line()
+        ends = [end for end in np.flatnonzero(boundary).tolist() if line.finish(completion[: end + 1], decode)]
+        found.append(np.array(ends, np.int64))
+    return found
 
 
 def newline_tokens(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.bool_]:
@@ -236,7 +269,13 @@ def newline_tokens(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.bool_]:
     return np.fromiter(("\n" in text for text in texts), dtype=np.bool_, count=len(tokenizer))
 
 
-def _no_rewards(lengths: IntArray) -> FloatArray:
+def _decode(tokenizer: PreTrainedTokenizerBase, tokens: NDArray[np.integer]) -> str:
+    text = tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+    return text if isinstance(text, str) else "".join(text)
+
+
+def no_rewards(lengths: IntArray) -> FloatArray:
+    """A zero for each appended token, in the shape of what `Reward.score` returns."""
     # argmax and an index are faster than max on so few numbers, and every env step comes through here
     return np.zeros((len(lengths), max(1, int(lengths[lengths.argmax()]))))
 

@@ -51,6 +51,28 @@ def result(step: str) -> str | None:
     return normalize_number(found[0]) if found else None
 
 
+def uses_results(prefix: str, continuation: str) -> bool:
+    """Whether a continuation builds on its prefix (GLoRe, arXiv 2402.10963), as far as their equations tell.
+
+    Every result that an equation of the prefix came to, and that no later equation of the prefix goes on from, must be
+    a number on the left of one of the continuation's equations, or its last number, the answer.
+    """
+    loose: list[str] = []
+    for item in equations(prefix):
+        used = _operands(item)
+        loose = [value for value in loose if value not in used]
+        loose += [value for value in [normalize_number(item.rpartition("=")[2])] if value is not None]
+    used = {value for item in equations(continuation) for value in _operands(item)}
+    if last := find_last_number(continuation):
+        used.add(normalize_number(last[0]))
+    return used.issuperset(loose)
+
+
+def _operands(equation: str) -> set[str | None]:
+    """The numbers on the left of an equation, in their normal form."""
+    return {normalize_number(number) for number in re.findall(rf"(?:^-)?{_NUMBER}", equation.rpartition("=")[0])}
+
+
 def exact_text(solution: str) -> str:
     """The solution's text with white space folded."""
     return " ".join(solution.split())

@@ -26,7 +26,7 @@ from tokengym.rewards import (
     Verdict,
     make_reward,
 )
-from tokengym.rewards.base import FloatArray, IntArray, newline_tokens
+from tokengym.rewards.base import FloatArray, IntArray, newline_tokens, step_ends
 
 TEXTS = ["<eos>", "\n", "a", "b c", " ", "a\n", "\n\n", "b\na", "7"]
 EOS, NEWLINE, A, B_C, SPACE, A_NEWLINE, TWO_NEWLINES, NEWLINE_WITHIN, SEVEN = range(len(TEXTS))
@@ -238,6 +238,20 @@ def test_rewards_do_not_depend_on_how_many_tokens_are_taken_at_a_time(
             assert not rewards[i, n:].any()
     for (prefix, tokens, (last, verdict)), rewards in zip(attempts, paid, strict=True):
         assert rewards == expected_rewards([*prefix, *tokens, last], len(prefix), verdict)
+
+
+@given(st.lists(ATTEMPTS, max_size=4))
+def test_step_ends_are_where_a_step_reward_is_paid_for_a_step_with_text(
+    attempts: list[tuple[list[int], list[int], tuple[int, Verdict]]],
+) -> None:
+    completions = [np.array([*tokens, last]) for _, tokens, (last, _) in attempts]
+    ends = step_ends(completions, [last == EOS for _, _, (last, _) in attempts], TOKENIZER)
+    for completion, found, (_, _, (_, verdict)) in zip(completions, ends, attempts, strict=True):
+        reward = Recorder()
+        slots = Slots(reward, 1)
+        slots.begin({0: Sum()})
+        slots.step({0: completion.tolist()}, {0: verdict})
+        assert found.tolist() == [len(step.tokens) - 1 for batch in reward.batches for step in batch if step.text]
 
 
 def test_newline_tokens() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokengym.rewards.solutions import equation, equation_sequence, equations, exact_text, result, steps
+from tokengym.rewards.solutions import equation, equation_sequence, equations, exact_text, result, steps, uses_results
 
 GSM8K = (
     "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
@@ -79,6 +79,27 @@ def test_steps_are_lines_without_the_answers() -> None:
 def test_what_a_step_comes_to(step: str, last_equation: str | None, comes_to: str | None) -> None:
     assert equation(step) == last_equation
     assert result(step) == comes_to
+
+
+@pytest.mark.parametrize(
+    ("prefix", "continuation", "expected"),
+    [
+        ("He has 3+4 = <<3+4=7>>7.", "Now <<7*2=14>>14\n#### 14", True),
+        ("He has 3+4 = <<3+4=7>>7.", "Now <<8*2=16>>16\n#### 16", False),
+        ("He has 3+4 = <<3+4=7>>7.", "#### 7", True),
+        ("He has 3+4 = <<3+4=7>>7.", "Again <<3+4=7>>7 and <<5*2=10>>10\n#### 10", False),
+        ("3+4=7\n7*2=14\n", "14-1=13\n#### 13", True),  # 7 has been taken up already
+        ("3+4=7\n5*2=10\n", "10-1=9\n#### 9", False),  # 7 is left lying
+        ("3+4=7\n5*2=10\n", "10-7=3\n#### 3", True),
+        ("$1,000+$500=$1,500\n", "1500.0/2=750\n#### 750", True),
+        ("3-7=-4\n", "-4+9=5\n#### 5", True),
+        ("words alone", "#### 5", True),
+        ("", "", True),
+        ("1+1=2\n", "", False),
+    ],
+)
+def test_a_continuation_builds_on_the_results_of_its_prefix(prefix: str, continuation: str, expected: bool) -> None:
+    assert uses_results(prefix, continuation) == expected
 
 
 @given(st.text(alphabet="0123456789+-*/x=<>$,. \n", max_size=200))
