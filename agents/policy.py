@@ -1,7 +1,8 @@
 """A causal language model as a policy over token environments."""
 
+import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +36,11 @@ class CausalLMPolicy:
         self.sampling = sampling
         self.seed = seed
 
-    def with_sampling(self, **changes: Any) -> "CausalLMPolicy":
+    def with_sampling(self, **changes: Any) -> Self:
         """The same model with other sampling settings."""
-        return CausalLMPolicy(self.model, self.tokenizer, replace(self.sampling, **changes), self.seed)
+        policy = copy.copy(self)
+        policy.sampling = replace(self.sampling, **changes)
+        return policy
 
     def decoder(self, num_slots: int) -> SlotDecoder:
         """A fresh key-value cache for `num_slots` slots; the model is put in evaluation mode (no dropout)."""

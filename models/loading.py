@@ -73,7 +73,7 @@ def load(
         raise not_loaded("model", name, location, error) from error
     check_vocabulary(model, tokenizer)
     if lora_rank is not None:
-        model = _with_lora(model, lora_rank, lora_rank if lora_alpha is None else lora_alpha, lora_targets, lora_seed)
+        model = with_lora(model, lora_rank, lora_alpha, lora_targets, lora_seed)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
 
 
@@ -91,17 +91,35 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
-def _with_lora(
-    model: PreTrainedModel, rank: int, alpha: float, targets: str | Sequence[str], seed: int
+def with_lora(
+    model: PreTrainedModel,
+    rank: int,
+    alpha: float | None = None,
+    targets: str | Sequence[str] = "all-linear",
+    seed: int = 0,
+    *,
+    trainable_tokens: Sequence[int] = (),
 ) -> PreTrainedModel:
+    """The model with frozen weights and low-rank adapters that start as the identity; see `load`.
+
+    Args:
+        model: the model; its layers are wrapped in place.
+        rank: `lora_rank` of `load`, and so on.
+        alpha: `lora_alpha`.
+        targets: `lora_targets`.
+        seed: `lora_seed`.
+        trainable_tokens: ids of new tokens, whose embeddings are trained too.
+    """
     from peft import LoraConfig, get_peft_model  # slow to import
 
+    names = [name for name, module in model.named_modules() if module is model.get_input_embeddings()]
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
-        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # a float works
+        lora_alpha=rank if alpha is None else alpha,  # pyright: ignore[reportArgumentType]  # a float works
         lora_dropout=0.0,  # rollouts and updates must see the same policy
         target_modules=targets if isinstance(targets, str) else list(targets),
+        trainable_token_indices={name: list(trainable_tokens) for name in names} if trainable_tokens else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -17,6 +17,9 @@ BUILT_INS = (TINY, CHARS + "<characters>")
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 
+WITHOUT_LABELS = "without_labels"
+"""Folder, inside that of a model with labels (see `labels`), of the tokenizer without them."""
+
 # A repository on the hub: "name" or "owner/name".
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
@@ -81,7 +84,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of that name, without reading any weights.
 
     It pads on the right; a tokenizer without a pad token pads with its end-of-sequence token. A built-in name, a folder
-    and a file are read without the network.
+    and a file are read without the network. Of a model that was trained with labels it is the tokenizer without them.
 
     Args:
         name_or_path: "tokengym/tiny"; "chars:0123456789+=" for one token per character; a local folder; a *.gguf file;
@@ -96,6 +99,8 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     if name.startswith(CHARS):
         return char_tokenizer(name.removeprefix(CHARS))
     location = locate(name)
+    if (unlabelled := Path(location["pretrained_model_name_or_path"], WITHOUT_LABELS)).is_dir():
+        location = {"pretrained_model_name_or_path": str(unlabelled)}
     try:
         tokenizer = _tokenizer_class(location).from_pretrained(**location)
     except (OSError, ValueError) as error:

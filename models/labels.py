@@ -1,0 +1,130 @@
+"""Labels: special tokens that tell a language model how good the step or the attempt is that follows them.
+
+Labels belong to the model, not to the environment. They stand between the tokens of an attempt in the model's input and
+are never actions, so they come after the environment's whole vocabulary, and two tokenizers are saved with such a
+model: its own, with labels, and the one without, which is the environment's.
+"""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from tokenizers import AddedToken
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..registry import unknown_name
+from .tokenizers import WITHOUT_LABELS
+
+BAD, GOOD = "[BAD]", "[GOOD]"
+"""The labels of Havrilla et al. 2024."""
+
+OWN = "own"
+"""Stands for the label that the model draws by itself."""
+
+_RECORD = "labels.json"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a model.
+
+    Attributes:
+        tokens: as text, from worst to best.
+        first: id of the worst; the others follow it.
+        granularity: whether one stands before each step, which is a line, or one before the whole attempt.
+        edges: returns, or estimates of them, that divide the labels; one fewer than they are.
+        learnt: whether the model was trained to write the labels itself, too.
+    """
+
+    tokens: tuple[str, ...]
+    first: int
+    granularity: Literal["step", "attempt"]
+    edges: tuple[float, ...]
+    learnt: bool = True
+
+    @property
+    def best(self) -> str:
+        return self.tokens[-1]
+
+    @property
+    def stop(self) -> int:
+        """The id after that of the best."""
+        return self.first + len(self.tokens)
+
+    def id(self, label: str) -> int:
+        """The token id of `label`; raises `UnknownNameError` for another text."""
+        if label not in self.tokens:
+            raise unknown_name("label", label, self.tokens)
+        return self.first + self.tokens.index(label)
+
+    def save(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Writes the labels, the tokenizer with them, and `tokenizer`, which is without, beside a saved model."""
+        folder = Path(folder)
+        record = json.dumps(asdict(self) | {"ids": list(range(self.first, self.stop))}, indent=2)
+        (folder / _RECORD).write_text(record + "\n")
+        tokenizer.save_pretrained(folder / WITHOUT_LABELS)
+        with_labels(tokenizer, self.tokens).save_pretrained(folder)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Self | None:
+        """The labels of the model in a folder; `None` for a model that has none."""
+        record = Path(name_or_path).expanduser() / _RECORD
+        if not record.is_file():
+            return None
+        values: dict[str, Any] = json.loads(record.read_text())
+        del values["ids"]
+        values["tokens"], values["edges"] = tuple(values["tokens"]), tuple(values["edges"])
+        return cls(**values)
+
+
+def with_labels(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> PreTrainedTokenizerBase:
+    """A copy of a tokenizer with labels as special tokens behind all others.
+
+    Raises:
+        ValueError: the tokenizer has one of the labels already.
+    """
+    known = tokenizer.get_vocab()
+    for token in tokens:
+        if token in known:
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path!r} has a token {token!r} of its own (id {known[token]}): a "
+                "label must mean nothing else, so train from a model whose tokenizer is without"
+            )
+    labelled = copy.deepcopy(tokenizer)
+    added: list[Any] = [AddedToken(token, special=True, normalized=False) for token in tokens]
+    labelled.add_tokens(added, special_tokens=True)
+    return labelled
+
+
+@torch.no_grad()
+def add_labels(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int:
+    """Gives a model embeddings for labels, in and out: the mean of all others, so that they start as no token's peers.
+
+    With the mean, a new token changes the probabilities of the others least (Hewitt 2021).
+
+    Args:
+        model: changed in place.
+        tokenizer: its tokenizer, which is left as it is.
+        tokens: the labels.
+
+    Returns:
+        The id of the first label; the others follow it.
+
+    Raises:
+        ValueError: the tokenizer has one of the labels already.
+    """
+    known, size = with_labels(tokenizer, tokens).get_vocab(), len(tokenizer)
+    first, stop = known[tokens[0]], known[tokens[-1]] + 1
+    rows: Any = model.get_input_embeddings().weight
+    if stop > len(rows):  # many models have rows to spare
+        with torch.random.fork_rng(devices=[]):
+            model.resize_token_embeddings(stop, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for weight in (layer.weight, getattr(layer, "bias", None)):  # pyright: ignore[reportOptionalMemberAccess]
+            if isinstance(weight, torch.Tensor):
+                weight[first:stop] = weight[:size].mean(0)
+    return first
