@@ -55,22 +55,20 @@ def uses_results(prefix: str, continuation: str) -> bool:
     """Whether a continuation builds on its prefix (GLoRe, arXiv 2402.10963), as far as their equations tell.
 
     Every result that an equation of the prefix came to, and that no later equation of the prefix goes on from, must be
-    a number on the left of one of the continuation's equations, or its last number, the answer.
+    a number on the left of one of the continuation's equations, or its last number, the answer. Signs do not matter:
+    the minus in front of an equation is not read as part of it.
     """
     loose: list[str] = []
     for item in equations(prefix):
-        used = _operands(item)
-        loose = [value for value in loose if value not in used]
-        loose += [value for value in [normalize_number(item.rpartition("=")[2])] if value is not None]
-    used = {value for item in equations(continuation) for value in _operands(item)}
-    if last := find_last_number(continuation):
-        used.add(normalize_number(last[0]))
-    return used.issuperset(loose)
+        left, _, right = item.rpartition("=")
+        loose = [value for value in loose if value not in _values(left)] + _values(right)
+    used = {value for item in equations(continuation) for value in _values(item.rpartition("=")[0])}
+    return used.union(*map(_values, find_last_number(continuation))).issuperset(loose)
 
 
-def _operands(equation: str) -> set[str | None]:
-    """The numbers on the left of an equation, in their normal form."""
-    return {normalize_number(number) for number in re.findall(rf"(?:^-)?{_NUMBER}", equation.rpartition("=")[0])}
+def _values(text: str) -> list[str]:
+    """The numbers in a text, in their normal form and without a sign."""
+    return [value for number in re.findall(_NUMBER, text) if (value := normalize_number(number)) is not None]
 
 
 def exact_text(solution: str) -> str:
