@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..registry import Registry
 from .base import (
@@ -20,8 +21,12 @@ from .base import (
 from .dense import DenseReward
 from .free_form import grade_free_form
 from .grading import Verdict, grade, normalize_number
+from .outcome import OutcomeReward
 from .sparse import SparseReward
 from .sum import SumReward
+
+if TYPE_CHECKING:
+    from ..models import OutcomeModel
 
 __all__ = [
     "REWARDS",
@@ -32,6 +37,7 @@ __all__ = [
     "AttemptReward",
     "AttemptView",
     "DenseReward",
+    "OutcomeReward",
     "ProblemLike",
     "Reward",
     "SparseReward",
@@ -48,6 +54,23 @@ __all__ = [
 REWARDS: Registry[Callable[..., Reward]] = Registry("reward")
 REWARDS.register("sparse")(SparseReward)
 REWARDS.register("dense")(DenseReward)
+
+
+@REWARDS.register("sparse_orm")
+@REWARDS.register("orm")
+def _make_sparse_orm(
+    orm: "str | Path | OutcomeModel", orm_mix: Literal["replace", "add"] = "replace", device: str | None = None
+) -> OutcomeReward:
+    """p(correct) by an outcome model, at the last token of an attempt that ended by itself."""
+    return OutcomeReward(orm, dense=False, orm_mix=orm_mix, device=device)
+
+
+@REWARDS.register("dense_orm")
+def _make_dense_orm(
+    orm: "str | Path | OutcomeModel", orm_mix: Literal["replace", "add"] = "replace", device: str | None = None
+) -> OutcomeReward:
+    """p(correct) by an outcome model, at the last token of every step."""
+    return OutcomeReward(orm, dense=True, orm_mix=orm_mix, device=device)
 
 
 @REWARDS.register("sum")

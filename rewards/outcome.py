@@ -1,0 +1,125 @@
+"""The outcome model as a reward (Havrilla et al. 2024): the learned p(correct), at the end or after every step."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..registry import unknown_name
+from .base import TERMINATED, AttemptView, FloatArray, IntArray, ProblemLike, Step, StepReward, no_rewards
+from .grading import Verdict
+
+if TYPE_CHECKING:
+    from ..models import OutcomeModel
+
+_MIXES = ("replace", "add")
+
+
+class OutcomeReward(StepReward):
+    """p(correct) by an outcome model, once per attempt or at every step.
+
+    Sparse, it is paid at the last token of an attempt that ended by itself: p(correct | question, attempt) [paper].
+    Dense, it is paid at the last token of every step: p(correct | question, prefix up to there) [paper]. An attempt
+    that ran out of tokens has no outcome: neither it nor the line that was cut off is paid. Steps of a reset prefix are
+    read but not paid.
+
+    The model runs on each token once, and only when a score is due: see `models.scoring.SlotScorer`.
+
+    Args:
+        orm: an outcome model, or the folder that one was saved in.
+        dense: whether every step is paid, or the whole attempt alone.
+        orm_mix: "replace", the model's word in place of the grader's [paper, as we read it], or "add", on top of the
+            sparse +1.
+        device: where to put a model that is read from a folder; by default on the GPU if there is one.
+
+    Raises:
+        ValueError: `orm` is neither of these.
+        UnknownNameError: no such `orm_mix`.
+    """
+
+    def __init__(
+        self,
+        orm: "str | Path | OutcomeModel",
+        *,
+        dense: bool,
+        orm_mix: Literal["replace", "add"] = "replace",
+        device: str | None = None,
+    ) -> None:
+        from ..models import OutcomeModel  # here and not above: `import tokengym` must not import torch
+
+        if orm_mix not in _MIXES:
+            raise unknown_name("orm_mix", str(orm_mix), _MIXES)
+        if not isinstance(orm, str | Path | OutcomeModel):
+            raise ValueError(f"orm must be an OutcomeModel or the folder of one, not {orm!r}")
+        self.orm = orm
+        self.dense = dense
+        self.orm_mix = orm_mix
+        self.device = device
+
+    def bind(self, view: AttemptView) -> None:
+        """Reads the model, if `orm` is a folder.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: it holds no outcome model, or the model was trained with another tokenizer than the
+                environment's.
+        """
+        from ..models import OutcomeModel
+
+        super().bind(view)
+        if isinstance(self.orm, str | Path):
+            model = OutcomeModel.load(self.orm, view.tokenizer, self.device)
+        else:
+            model = self.orm
+            model.check_tokenizer(view.tokenizer)
+        self._scorer = model.scorer(view.num_envs)
+
+    def begin(self, slots: IntArray, problems: Sequence[ProblemLike], prefix_lengths: IntArray) -> None:
+        if self.dense:
+            super().begin(slots, problems, prefix_lengths)
+        view = self.view
+        self._scorer.begin(
+            slots, [np.concatenate([view.prompt(slot), view.completion(slot)]) for slot in slots.tolist()]
+        )
+
+    def score(self, lengths: IntArray, ended: IntArray, verdicts: Sequence[Verdict | None]) -> FloatArray:
+        if self.dense:
+            return super().score(lengths, ended, verdicts)
+        # No step ends before the attempt does, so most calls are done here.
+        rewards = no_rewards(lengths)
+        slots = np.flatnonzero((ended == TERMINATED) & (lengths > 0))
+        if slots.size:
+            ends = [len(self.view.completion(slot)) for slot in slots.tolist()]
+            bonus = [self._bonus(verdicts[slot]) for slot in slots.tolist()]
+            rewards[slots, lengths[slots] - 1] = self._probabilities(slots.tolist(), ends) + bonus
+        return rewards
+
+    def step_rewards(self, steps: Sequence[Step]) -> ArrayLike:
+        # A line that was cut off, and nothing but a blank line at the end, have no text.
+        rewards = np.array([self._bonus(step.verdict) for step in steps])
+        read = [i for i, step in enumerate(steps) if step.text]
+        rewards[read] += self._probabilities([steps[i].slot for i in read], [len(steps[i].tokens) for i in read])
+        return rewards
+
+    def _bonus(self, verdict: Verdict | None) -> float:
+        """What `orm_mix="add"` adds at the end of an attempt."""
+        return float(self.orm_mix == "add" and verdict is not None and verdict.correct)
+
+    def _probabilities(self, slots: Sequence[int], ends: Sequence[int]) -> FloatArray:
+        """p(correct) after the first `ends[i]` tokens of the completion in `slots[i]`; slots may come repeatedly."""
+        reads: dict[int, list[int]] = {}
+        for i, slot in enumerate(slots):
+            reads.setdefault(slot, []).append(i)
+        sequences, positions = [], []
+        for slot, indices in reads.items():
+            prompt = self.view.prompt(slot)
+            sequences.append(np.concatenate([prompt, self.view.completion(slot)]))
+            positions.append(np.array([len(prompt) + ends[i] - 1 for i in indices]))
+        probabilities = np.zeros(len(slots))
+        if reads:
+            scores = self._scorer.score(np.array(list(reads)), sequences, positions)
+            for indices, found in zip(reads.values(), scores, strict=True):
+                probabilities[indices] = found
+        return probabilities
