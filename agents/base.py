@@ -134,13 +134,17 @@ class Agent(ABC):
 
     def save(self, path: str | Path) -> None:
         """Writes the model (adapters merged), its tokenizer and the agent's configuration to a folder, all at once."""
+        with new_folder(Path(path)) as folder, no_progress_bars():
+            self._write(folder)
+
+    def _write(self, folder: Path) -> None:
+        """What `save` writes; for agents that have more to keep."""
         model = self.model
         if hasattr(model, "merge_and_unload"):
             model = cast("PeftModel", copy.deepcopy(model)).merge_and_unload()
-        with new_folder(Path(path)) as folder, no_progress_bars():
-            model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            write_json(folder / "agent.json", self._description())
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        write_json(folder / "agent.json", self._description())
 
     @classmethod
     def load(cls, path: str | Path, env: Environment | None = None, **settings: Any) -> Self:
@@ -233,7 +237,7 @@ class Agent(ABC):
         }
 
 
-_BUILT_INS = ("expert_iteration", "grpo", "pretrain", "reinforce", "sft")
+_BUILT_INS = ("expert_iteration", "grpo", "ppo", "pretrain", "reinforce", "sft")
 
 AGENTS: Registry[type[Agent]] = Registry("agent", (f"{__package__}.{name}" for name in _BUILT_INS))
 """Agents by name; third parties join through the entry-point group `tokengym.agents`."""

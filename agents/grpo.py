@@ -1,10 +1,9 @@
 """GRPO: attempts at one problem are each other's baseline; clipped ratio, optional KL penalty (Shao et al. 2024)."""
 
-import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +15,8 @@ from .estimators import group_advantages
 from .learner import Example, Learner, Loss, MicroBatch
 from .losses import clipped, clipped_surrogate, k3_divergence, masked_aggregate
 from .policy_gradient import PolicyGradientAgent, PolicyGradientConfig
+from .proximal import Reference, TokenValues, evaluate_as_trained, shuffled
 from .rollouts import Attempt
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-
-LogProbs = list[NDArray[np.float32]]
-"""Of the actions of each attempt, `[T]`."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +67,7 @@ class GRPO(PolicyGradientAgent):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self._reference: Any = None
-        if self.config.kl_coef and not hasattr(self.model, "disable_adapter"):
-            self._reference = copy.deepcopy(self.model).requires_grad_(False)
+        self._reference = Reference(self.model) if self.config.kl_coef else None
 
     @property
     def updates_per_iteration(self) -> int:
@@ -87,26 +79,16 @@ class GRPO(PolicyGradientAgent):
         examples = [Example(attempt.prompt, attempt.completion) for attempt in attempts]
         # Without a penalty, an attempt without an advantage has no gradient: only the denominators count it.
         trained = advantages != 0 if not config.kl_coef else np.ones(count, bool)
-        minibatches = [
-            (rows[trained[rows]], len(rows))
-            for epoch in range(config.epochs)
-            for rows in np.array_split(
-                np.random.default_rng([self.seed, iteration, epoch]).permutation(count), config.minibatches
-            )
-        ]
-        # The ratio is to the policy that acted, as the training forward pass sees it: the log-probabilities recorded in
-        # the rollout differ from it by rounding (1e-6 in float32, 1e-2 in bfloat16), which is no step of the policy.
-        # A single update needs no pass for them: they are its own. For more, each minibatch of the first epoch is
-        # evaluated as it will be trained, so that the first ratio is exactly 1.
-        old: LogProbs | None = None
-        if len(minibatches) > 1:
-            old = [np.empty(0, np.float32)] * count
-            for rows, _ in minibatches[: config.minibatches]:
-                if len(rows):
-                    values = learner.logprobs([examples[i] for i in rows], config.temperature)
-                    for i, value in zip(rows, values, strict=True):
-                        old[i] = value
-        reference = self._reference_logprobs(learner, examples) if config.kl_coef else None
+        parts = shuffled(count, config.epochs, config.minibatches, [self.seed, iteration])
+        minibatches = [(rows[trained[rows]], len(rows)) for rows in parts]
+        # A single update needs no pass for the old log-probabilities: they are its own.
+        old: TokenValues | None = None
+        if len(minibatches) > 1 and trained.any():
+            first = [rows for rows, _ in minibatches[: config.minibatches]]
+            (old,) = evaluate_as_trained(learner, examples, first, config.temperature)
+        reference: TokenValues | None = None
+        if self._reference is not None:
+            reference = self._reference.logprobs(learner, examples, config.temperature)
 
         found: dict[str, list[float]] = defaultdict(list)
         for rows, size in minibatches:
@@ -123,8 +105,8 @@ class GRPO(PolicyGradientAgent):
         examples: Sequence[Example],
         advantages: NDArray[np.float64],
         size: int,
-        old: LogProbs | None,
-        reference: LogProbs | None,
+        old: TokenValues | None,
+        reference: TokenValues | None,
     ) -> Loss:
         """The loss of a minibatch of `size` attempts, of which `examples` are those with something to learn from."""
         config, device = self.config, self.model.device
@@ -150,12 +132,6 @@ class GRPO(PolicyGradientAgent):
 
         return loss
 
-    def _reference_logprobs(self, learner: Learner, examples: Sequence[Example]) -> LogProbs:
-        if self._reference is not None:
-            return learner.logprobs(examples, self.config.temperature, self._reference)
-        with cast("PeftModel", self.model).disable_adapter():
-            return learner.logprobs(examples, self.config.temperature)
 
-
-def _at(values: LogProbs | None, rows: NDArray[np.int64]) -> LogProbs | None:
+def _at(values: TokenValues | None, rows: NDArray[np.int64]) -> TokenValues | None:
     return None if values is None else [values[i] for i in rows]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..models.critics import ActorCritic
 from ..models.forward import action_logits, micro_batches, token_logprobs
 
 # Decayed by cosine to 2e-7, with warm-up (Havrilla et al. 2024).
@@ -157,12 +158,19 @@ def action_logprobs(
 Loss = Callable[[MicroBatch, Any], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
 """From a micro-batch and what `Learner.forward` made of it to a scalar, and further scalars by name."""
 
+Forward = Callable[[MicroBatch, float], Tensor | tuple[Tensor, ...]]
+"""From a micro-batch and a temperature to values `[B, T]` of its actions, or to several such."""
+
+
+class NonFiniteError(ValueError):
+    """A reward, a loss or a gradient is infinite or not a number."""
+
 
 class Learner:
     """Optimises a language model: one `update` is one optimiser step on one batch, however large.
 
     Args:
-        model: the model to train, in place; with LoRA only its adapter has gradients.
+        model: the model to train, in place, alone or with a critic; with LoRA only its adapter has gradients.
         config: optimiser and batching.
         total_steps: length of the learning-rate schedule.
         accelerator: device and data parallelism; every rank passes the same batches and each computes its share.
@@ -171,7 +179,7 @@ class Learner:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | ActorCritic,
         config: OptimizerConfig,
         total_steps: int,
         accelerator: Accelerator,
@@ -186,7 +194,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self.model = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
+        self.model: nn.Module = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
         self.steps = 0
 
     def forward(self, batch: MicroBatch, temperature: float) -> Any:
@@ -194,18 +202,28 @@ class Learner:
 
         It must call `self.model`, which is the model or its wrapper for data parallel training.
         """
-        return action_logprobs(self.model, self.base, batch, self.vocab_size, temperature)
+        base = cast(PreTrainedModel, self.base)
+        return action_logprobs(self.model, base, batch, self.vocab_size, temperature)
 
-    def update(self, examples: Sequence[Example], loss: Loss, seed: int, temperature: float = 1.0) -> dict[str, float]:
+    def update(
+        self,
+        examples: Sequence[Example],
+        loss: Loss,
+        seed: int,
+        temperature: float = 1.0,
+        accept: Callable[[Mapping[str, float]], bool] | None = None,
+    ) -> dict[str, float]:
         """One optimiser step.
 
         Args:
             examples: the whole batch, the same on every rank.
             loss: from a micro-batch and what `forward` returns for it, the log-probabilities `[B, T]` of its actions,
                 to a scalar; micro-batches' losses are added up, so it divides by the whole batch's denominator itself
-                (`masked_aggregate`). It may return further scalars by name with it, which are added up likewise.
+                (`masked_aggregate`). It may return further scalars by name with it, which are added up likewise; of
+                those whose names end in "_max" or "_min" the extreme is taken instead.
             seed: of dropout, if the model has any.
             temperature: that the actions' log-probabilities are taken at.
+            accept: looks at what will be returned, before the step; if it returns False, the step is not taken.
 
         Returns:
             `loss`, `grad_norm`, `learning_rate`, `padding`, the share of positions that held no token, and the further
@@ -213,6 +231,7 @@ class Learner:
 
         Raises:
             ValueError: a sequence is longer than the model's positions.
+            NonFiniteError: loss or gradient is infinite or not a number; the weights are left as they were.
         """
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         groups = self._groups(examples)
@@ -232,57 +251,87 @@ class Learner:
                     value = value * (turn < len(groups))
                     # Data parallelism averages gradients over ranks; ours are shares of one sum.
                     (value * ranks).backward()
-                for name, scalar in {"loss": value, **further}.items():
-                    scalar = scalar.detach() * (turn < len(groups))
-                    totals[name] = totals[name] + scalar if name in totals else scalar
+                if turn < len(groups):
+                    for name, scalar in {"loss": value, **further}.items():
+                        totals[name] = (
+                            _combined(name)(totals[name], scalar.detach()) if name in totals else scalar.detach()
+                        )
                 tokens += int(batch.attention_mask.sum())
                 padding += batch.attention_mask.numel()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         share = cosine(self.steps, self.total_steps, self.config.warmup_ratio, self.config.min_learning_rate_ratio)
         rate = self.learning_rate * share
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
         if ranks > 1:
-            for name in totals:
-                torch.distributed.all_reduce(totals[name])
-        return {name: value.item() for name, value in totals.items()} | {
+            totals = _over_ranks(totals)
+        metrics = {name: value.item() for name, value in totals.items()} | {
             "grad_norm": norm.item(),
             "learning_rate": rate,
             "padding": 1 - tokens / padding,
         }
+        broken = [f"{name} {metrics[name]}" for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
+        if not broken and (accept is None or accept(metrics)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.steps += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        if broken:
+            raise NonFiniteError(
+                f"update {self.steps + 1} has {' and '.join(broken)} and was not made: look for a bad reward, or too "
+                f"high a learning rate ({rate:g})"
+            )
+        return metrics
 
-    @torch.no_grad()
     def logprobs(
         self, examples: Sequence[Example], temperature: float = 1.0, model: PreTrainedModel | None = None
     ) -> list[NDArray[np.float32]]:
-        """Log-probabilities `[T]` of each completion's tokens, by the very forward pass of an `update` on `examples`.
-
-        An update on the same examples in the same order cuts them into the same micro-batches, so these equal what its
-        loss would be given.
+        """Log-probabilities `[T]` of each completion's tokens: `evaluate` for learners of policies alone.
 
         Args:
             examples: whose completions.
             temperature: that the log-probabilities are taken at.
             model: another model than the one that is trained, for instance a frozen reference.
         """
-        model = self.base if model is None else model
-        values: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
+        other: Forward | None = None
+        if model is not None:
+            other = lambda batch, temperature: action_logprobs(model, model, batch, self.vocab_size, temperature)  # noqa: E731
+        return self.evaluate(examples, temperature, other)[0]
+
+    @torch.no_grad()
+    def evaluate(
+        self, examples: Sequence[Example], temperature: float = 1.0, forward: Forward | None = None
+    ) -> tuple[list[NDArray[np.float32]], ...]:
+        """What `forward` makes of each completion's tokens, by the very forward pass of an `update` on `examples`.
+
+        An update on the same examples in the same order cuts them into the same micro-batches, so these equal what its
+        loss would be given.
+
+        Args:
+            examples: whose completions.
+            temperature: that log-probabilities are taken at.
+            forward: gives values `[B, T]` of actions, or a tuple of such; by default the learner's own.
+
+        Returns:
+            For each output of `forward`, its values `[T]` for each example.
+        """
+        forward = self.forward if forward is None else forward
+        values: dict[int, tuple[NDArray[np.float32], ...]] = {}
         groups = self._groups(examples)
-        for rows in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
-            batch = collate(examples, rows, self.base.device)
-            with torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16):
-                found = action_logprobs(model, model, batch, self.vocab_size, temperature)
-            flat = found[batch.action_mask].cpu().numpy()
-            ends = np.cumsum([len(examples[row].completion) for row in rows])[:-1]
-            for row, part in zip(rows, np.split(flat, ends), strict=True):
-                values[row] = part
+        wrapped, self.model = self.model, self.base  # ranks take part unequally often, and the wrapper would wait
+        try:
+            for rows in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
+                batch = collate(examples, rows, self.base.device)
+                with torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16):
+                    found = forward(batch, temperature)
+                found = found if isinstance(found, tuple) else (found,)
+                ends = np.cumsum([len(examples[row].completion) for row in rows])[:-1]
+                parts = [np.split(output[batch.action_mask].float().cpu().numpy(), ends) for output in found]
+                values |= zip(rows.tolist(), zip(*parts, strict=True), strict=True)
+        finally:
+            self.model = wrapped
         if self.accelerator.num_processes > 1:
-            shares = gather_object([values])
-            values = [max(parts, key=len) for parts in zip(*shares, strict=True)]
-        return values
+            values = {row: arrays for part in gather_object([values]) for row, arrays in part.items()}
+        return tuple(list(arrays) for arrays in zip(*(values[row] for row in range(len(examples))), strict=True))
 
     def _groups(self, examples: Sequence[Example]) -> list[NDArray[np.int64]]:
         lengths = [len(example) for example in examples]
@@ -316,3 +365,17 @@ class Learner:
                 "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
             }
         self.steps = steps
+
+
+def _combined(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """How a scalar's shares become one."""
+    return torch.maximum if name.endswith("_max") else torch.minimum if name.endswith("_min") else torch.add
+
+
+def _over_ranks(totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars of all ranks; a rank that had nothing to do may lack some."""
+    combined: dict[str, Tensor] = {}
+    for part in gather_object([{name: value.cpu() for name, value in totals.items()}]):
+        for name, value in part.items():
+            combined[name] = _combined(name)(combined[name], value) if name in combined else value
+    return combined

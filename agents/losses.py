@@ -69,6 +69,35 @@ def k3_divergence(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Ten
     return difference.exp() - 1 - difference
 
 
+def k1_divergence(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """log(p/q), `[B, T]`, for actions drawn from p: unbiased for KL(p || q), of either sign (Schulman 2020).
+
+    Arguments as of `k3_divergence`.
+    """
+    logprobs, other_logprobs = _select(mask, logprobs, other_logprobs)
+    return logprobs - other_logprobs
+
+
+def value_error(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None) -> Tensor:
+    """Half the squared error of values, `[B, T]`, at most `clip` from the old values, whichever error is larger.
+
+    (Schulman et al. 2017's authors' code, as in trlx.)
+
+    Args:
+        values: `[B, T]`.
+        old_values: `[B, T]`, when the attempts were sampled; without gradient.
+        returns: `[B, T]`, what the values should have been.
+        mask: `[B, T]` bool, true at actions.
+        clip: how far from the old values; `None` does not clip.
+    """
+    values, old_values, returns = _select(mask, values, old_values, returns)
+    error = (values - returns) ** 2
+    if clip is not None:
+        near = old_values + (values - old_values).clamp(-clip, clip)
+        error = torch.maximum(error, (near - returns) ** 2)
+    return error / 2
+
+
 def _select(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     # Before any arithmetic: a NaN times a gradient of zero is NaN again.
     return tuple(torch.where(mask, tensor, 0) for tensor in tensors)

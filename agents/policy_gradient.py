@@ -1,23 +1,26 @@
-"""What agents share that alternate between sampling attempts and an update on them: REINFORCE, GRPO."""
+"""What agents share that alternate between sampling attempts and updates on them: REINFORCE, GRPO, PPO."""
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..envs.curriculum import Uniform
 from ..models.sampling import SamplingConfig
 from .base import Agent, Callback
-from .checkpoints import load_checkpoint, save_checkpoint
+from .checkpoints import load_checkpoint, load_tensors, save_checkpoint
 from .estimators import uniform_groups
 from .evaluation import median_response_length, validate
-from .learner import Learner, OptimizerConfig
-from .rollouts import Attempt, RolloutStatistics, collect
+from .fine_tuning import restore, snapshot
+from .learner import Learner, NonFiniteError, OptimizerConfig
+from .rollouts import Attempt, AttemptFile, RolloutStatistics, collect
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class PolicyGradientConfig(OptimizerConfig):
         validation_problems: problems of the validation split for maj@1, pass@1 and length; 0 for none; [choice].
         validation_iterations: iterations between validations; there is one after the last, too; [choice].
         save_iterations: iterations between checkpoints, in runs that have a folder; [choice].
+        keep_best: end with the policy of the best validation maj@1, or else with the newest; [choice].
+        patience: validations without a better one after which learning stops; `None` goes on [choice].
     """
 
     iterations: int = 20
@@ -48,6 +53,8 @@ class PolicyGradientConfig(OptimizerConfig):
     validation_problems: int = 200
     validation_iterations: int = 5
     save_iterations: int = 5
+    keep_best: bool = False
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +64,8 @@ class PolicyGradientConfig(OptimizerConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.validation_problems < 0:
             raise ValueError(f"validation_problems must be at least 0, got {self.validation_problems}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1, or None to go on, got {self.patience}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0 to explore, got {self.temperature}")
         SamplingConfig(self.temperature)
@@ -74,6 +83,17 @@ class PolicyGradientAgent(Agent):
     def improve(self, learner: Learner, attempts: Sequence[Attempt], iteration: int) -> dict[str, float]:
         """Updates the policy on a batch of attempts, K at each problem in a row; the metrics of it."""
 
+    def make_learner(self, total_steps: int) -> Learner:
+        """What updates the policy."""
+        return Learner(self.model, self.config, total_steps, self.accelerator, len(self.tokenizer))
+
+    def state(self) -> dict[str, Any]:
+        """What changes with learning besides weights, as JSON values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state` gave."""
+
     def learn(
         self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
     ) -> Self:
@@ -84,14 +104,17 @@ class PolicyGradientAgent(Agent):
 
         Raises:
             ValueError: the budget does not cover one iteration.
+            NonFiniteError: a reward, a loss or a gradient is infinite or not a number. The attempts of that iteration
+                are then written to the run's folder.
         """
         config: PolicyGradientConfig = self.config
         iterations = self._iterations(total_episodes)
-        steps = iterations * self.updates_per_iteration
-        learner = Learner(self.model, config, steps, self.accelerator, len(self.tokenizer))
+        learner = self.make_learner(iterations * self.updates_per_iteration)
         checkpoints = None if self.run_path is None else self.run_path / "training"
         state = load_checkpoint(learner, checkpoints)
         begin, self.attempts, self.tokens = (state.get(name, 0) for name in ("iteration", "attempts", "tokens"))
+        self.load_state(state.get("agent", {}))
+        best = _Best(**state.get("best", {}), weights=load_tensors(checkpoints))
         if self.run is not None:
             self.run.rewind(self.attempts)  # what a killed process logged behind its last checkpoint
         validation = self.make_validation_env() if config.validation_problems else None
@@ -100,28 +123,40 @@ class PolicyGradientAgent(Agent):
         try:
             with self.progress((iterations - begin) * episodes, self.name, progress_bar) as bar:
                 for iteration in range(begin, iterations):
+                    if best.age == config.patience:
+                        break
+                    began = time.perf_counter()
                     metrics: dict[str, float] = {}
                     self.env.curriculum = Uniform(repeats=config.samples_per_problem)
                     attempts = self._sample(iteration, episodes, metrics, bar.update)
                     started = time.perf_counter()
                     self.model.eval()  # dropout would make the policy that is updated another than the one that acted
-                    found = self.improve(learner, attempts, iteration)
+                    with self._kept_if_not_finite(attempts, iteration):
+                        _check_rewards(attempts, learner.steps + 1)
+                        found = self.improve(learner, attempts, iteration)
                     metrics |= {f"train/{name}": value for name, value in found.items()}
                     metrics["time/train_seconds"] = time.perf_counter() - started
                     last = iteration + 1 == iterations
                     if validation is not None and (last or (iteration + 1) % config.validation_iterations == 0):
                         started = time.perf_counter()
                         metrics |= validate(self, validation, config.validation_problems)
+                        best.compare(metrics["eval/maj@1"], snapshot(self.model) if config.keep_best else {})
                         metrics["time/eval_seconds"] = time.perf_counter() - started
+                    for part in ("rollout", "train"):
+                        seconds = metrics[f"time/{part}_seconds"]
+                        metrics[f"time/{part}_share"] = seconds / (time.perf_counter() - began)
                     going_on = self.log(metrics, callback)
-                    due = last or not going_on or (iteration + 1) % config.save_iterations == 0
+                    last = last or not going_on or best.age == config.patience
+                    due = last or (iteration + 1) % config.save_iterations == 0
                     if checkpoints is not None and due and self.accelerator.is_main_process:
-                        counts = {"iteration": iteration + 1, "attempts": self.attempts, "tokens": self.tokens}
-                        save_checkpoint(learner, checkpoints, counts)
+                        state = {"iteration": iteration + 1, "attempts": self.attempts, "tokens": self.tokens}
+                        state |= {"best": {"accuracy": best.accuracy, "age": best.age}, "agent": self.state()}
+                        save_checkpoint(learner, checkpoints, state, best.weights)
                     if not going_on:
                         break
         finally:
             self.env.curriculum = curriculum
+            restore(self.model, best.weights)
         if self.run is not None:
             self.save(self.run.path / "model")
         return self
@@ -130,6 +165,20 @@ class PolicyGradientAgent(Agent):
         """Undiscounted returns `[N, K]`, K attempts at each of N problems."""
         returns = np.array([attempt.total_reward for attempt in attempts])
         return returns.reshape(-1, self.config.samples_per_problem)
+
+    @contextmanager
+    def _kept_if_not_finite(self, attempts: Sequence[Attempt], iteration: int) -> Iterator[None]:
+        try:
+            yield
+        except NonFiniteError as error:
+            if self.run is None:
+                raise
+            path = self.run.path / f"not-finite-{iteration}.jsonl"
+            path.unlink(missing_ok=True)
+            with AttemptFile(path) as file:
+                for attempt in attempts:
+                    file.write(attempt)
+            raise NonFiniteError(f"{error}; the attempts of iteration {iteration} are in {path}") from error
 
     def _iterations(self, budget: int | None) -> int:
         config: PolicyGradientConfig = self.config
@@ -165,6 +214,30 @@ class PolicyGradientAgent(Agent):
         if self.config.samples_per_problem > 1:
             metrics["rollout/uniform_groups"] = float(uniform_groups(returns).mean())
         return attempts
+
+
+@dataclass(slots=True)
+class _Best:
+    """The best validation so far, how many there were since, and the trainable weights then, if they are kept."""
+
+    accuracy: float = -1.0
+    age: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def compare(self, accuracy: float, weights: dict[str, Tensor]) -> None:
+        if accuracy > self.accuracy:
+            self.accuracy, self.age, self.weights = accuracy, 0, weights
+        else:
+            self.age += 1
+
+
+def _check_rewards(attempts: Sequence[Attempt], step: int) -> None:
+    for attempt in attempts:
+        broken = attempt.rewards[~np.isfinite(attempt.rewards)]
+        if len(broken):
+            raise NonFiniteError(
+                f"before update {step} an attempt at problem {attempt.problem.id!r} was paid a reward of {broken[0]}"
+            )
 
 
 # Seeds of different iterations are so far apart that those of neighbouring runs do not meet.

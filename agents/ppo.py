@@ -1,0 +1,314 @@
+"""PPO: token-level proximal policy optimisation with a critic (Schulman et al. 2017; Havrilla et al. 2024)."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..models.critics import CRITICS, ActorCritic, make_critic
+from ..models.forward import token_logprobs_and_entropy
+from ..models.layers import train_top_layers
+from .base import AGENTS
+from .estimators import adapted_kl_coef, explained_variance, generalized_advantages, whiten
+from .learner import PAPER_LEARNING_RATE, Example, Learner, Loss, MicroBatch
+from .losses import clipped, clipped_surrogate, k1_divergence, k3_divergence, masked_aggregate, value_error
+from .policy_gradient import PolicyGradientAgent, PolicyGradientConfig
+from .proximal import Reference, TokenValues, evaluate_as_trained, shuffled
+from .rollouts import Attempt
+
+# Of reinforcement learning over that of supervised fine-tuning: 1e-6 over 2e-5 in the paper.
+RATE_RATIO = 0.05
+
+
+@dataclass(frozen=True)
+class PPOConfig(PolicyGradientConfig):
+    """Settings of `PPO`; what the paper leaves open is as in trlx, the library it used, which is [choice] here.
+
+    Attributes:
+        iterations: of sampling and updating, at most; 250 with 16 updates each make 4000 [paper].
+        problems_per_iteration: 256, and
+        samples_per_problem: N = 4: 1024 attempts in each iteration [paper].
+        best_of: learn from the K best of the N attempts at each problem; `None` for all [paper: K = N = 4].
+        temperature: of exploration; 0.7 from an SFT checkpoint, 0.2 from a pretrained model without SFT [paper].
+        learning_rate: `None` takes a twentieth of the model's own `recommended_learning_rate`, else 1e-6 [paper].
+        betas, weight_decay: AdamW's; [choice].
+        epochs: passes over the attempts of each iteration; 4 [paper].
+        minibatch_size: attempts of each update; 256 [paper].
+        clip: how far the ratio to the policy that acted may count; [choice].
+        gamma: discount of rewards; 1 [choice].
+        gae_lambda: between one-step errors, 0, and returns, 1; 0.95 [choice].
+        whiten: give advantages mean 0 and variance 1 over all action tokens of an iteration; [choice].
+        value_clip: how far values may move from those at sampling in one iteration; `None` does not clip; [choice].
+        value_coef: weight of the value loss; [choice].
+        entropy_coef: weight of the policy's entropy at action positions; 0 [choice].
+        kl_coef: of the penalty kl_coef * (log pi - log pi_initial) on the reward of each token; 0.05, without which the
+            paper's policies collapse. 0 does without the initial policy, too [paper].
+        adaptive_kl: adapt `kl_coef` so that KL to the initial policy becomes this many nats per attempt (Ziegler et al.
+            2019); `None` leaves it fixed [choice].
+        kl_horizon: attempts over which an adaptive `kl_coef` can change by a fifth; [choice].
+        target_kl: stop the iteration before an update whose approximate KL to the policy that acted exceeds 1.5 times
+            this, as Stable-Baselines3 does; `None` never stops [choice].
+        reward_clip: rewards of the environment are clipped to this size; 10 [choice].
+        critic: "branch" (a trained copy of the top layers, no gradient into the policy) [paper], "head" (a linear head
+            on the policy's last hidden states), "model" (a copy of the whole).
+        critic_layers: depth of the branch; 4 [paper].
+        trained_layers: train only so many top layers of the policy; `None` for all, or the adapters of `lora_rank`.
+        keep_best: the best checkpoint by validation counts [paper].
+        patience: [choice].
+    """
+
+    iterations: int = 250
+    problems_per_iteration: int = 256
+    samples_per_problem: int = 4
+    best_of: int | None = None
+    temperature: float = 0.7
+    learning_rate: float | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 1e-6
+    epochs: int = 4
+    minibatch_size: int = 256
+    clip: float = 0.2
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    whiten: bool = True
+    value_clip: float | None = 0.2
+    value_coef: float = 1.0
+    entropy_coef: float = 0.0
+    kl_coef: float = 0.05
+    adaptive_kl: float | None = None
+    kl_horizon: int = 10_000
+    target_kl: float | None = None
+    reward_clip: float = 10.0
+    critic: Literal["branch", "head", "model"] = "branch"
+    critic_layers: int = 4
+    trained_layers: int | None = None
+    keep_best: bool = True
+    patience: int | None = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "minibatch_size", "kl_horizon"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("clip", "value_clip", "reward_clip", "adaptive_kl", "target_kl"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        for name in ("value_coef", "entropy_coef", "kl_coef"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.adaptive_kl is not None and not self.kl_coef:
+            raise ValueError("adaptive_kl multiplies kl_coef, which is 0: start it above")
+        if self.critic not in CRITICS:
+            raise ValueError(f"critic must be one of {', '.join(CRITICS)}, got {self.critic!r}")
+        if not 1 <= self.kept <= self.samples_per_problem:
+            raise ValueError(
+                f"best_of must be between 1 and samples_per_problem={self.samples_per_problem}, got {self.best_of}"
+            )
+        if self.minibatch_size > self.problems_per_iteration * self.kept:
+            raise ValueError(
+                f"minibatch_size is {self.minibatch_size}, but an iteration learns from only "
+                f"{self.problems_per_iteration} problems x {self.kept} attempts = "
+                f"{self.problems_per_iteration * self.kept}: lower it, or raise problems_per_iteration"
+            )
+
+    @property
+    def kept(self) -> int:
+        """Attempts at each problem that are learnt from."""
+        return self.samples_per_problem if self.best_of is None else self.best_of
+
+    @property
+    def minibatches(self) -> int:
+        """Updates of each epoch."""
+        return -(-self.problems_per_iteration * self.kept // self.minibatch_size)
+
+
+class PPOLearner(Learner):
+    """Updates a policy and its critic: losses get log-probabilities, entropies and values, `[B, T]` each."""
+
+    def forward(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        mask = batch.action_mask
+        logits, values = self.model(batch.input_ids, batch.attention_mask, mask)
+        found = token_logprobs_and_entropy(logits[:, : self.vocab_size], batch.actions[mask], temperature)
+        logprobs, entropies, values = (
+            torch.zeros_like(batch.input_ids, dtype=torch.float32).masked_scatter(mask, flat)
+            for flat in (*found, values)
+        )
+        return logprobs, entropies, values
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """Attempts as they were before any update on them: one value for each of their tokens, `[T]` of each attempt.
+
+    Attributes:
+        logprobs: of the tokens.
+        values: what the critic expected before each.
+        advantages: how much better than that it was, whitened if wanted.
+        returns: what the critic should have expected.
+    """
+
+    logprobs: TokenValues
+    values: TokenValues
+    advantages: TokenValues
+    returns: TokenValues
+
+    def of(self, rows: NDArray[np.int64]) -> "Experience":
+        """That of some attempts."""
+        return Experience(*([getattr(self, item.name)[i] for i in rows] for item in fields(self)))
+
+
+@AGENTS.register("ppo")
+class PPO(PolicyGradientAgent):
+    """Proximal policy optimisation (PPO) with a critic: every token is an action with an advantage of its own."""
+
+    name = "ppo"
+    config_class = PPOConfig
+    config: PPOConfig
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        config = self.config
+        if config.trained_layers is not None:
+            if hasattr(self.model, "disable_adapter"):
+                raise ValueError("trained_layers and lora_rank are two ways to train less: choose one")
+            train_top_layers(self.model, config.trained_layers)
+        self.critic = make_critic(config.critic, self.model, config.critic_layers)
+        self.kl_coef = config.kl_coef
+        self._reference = Reference(self.model) if config.kl_coef else None
+
+    @property
+    def updates_per_iteration(self) -> int:
+        return self.config.epochs * self.config.minibatches
+
+    def make_learner(self, total_steps: int) -> PPOLearner:
+        config, model = self.config, ActorCritic(self.model, self.critic)
+        if config.learning_rate is None:
+            rate = getattr(self.model.config, "recommended_learning_rate", PAPER_LEARNING_RATE)
+            config = replace(config, learning_rate=RATE_RATIO * rate)
+        return PPOLearner(model, config, total_steps, self.accelerator, len(self.tokenizer))
+
+    def state(self) -> dict[str, Any]:
+        return {"kl_coef": self.kl_coef}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.kl_coef = state.get("kl_coef", self.config.kl_coef)
+
+    def improve(self, learner: Learner, attempts: Sequence[Attempt], iteration: int) -> dict[str, float]:
+        config = self.config
+        attempts = self._best(attempts)
+        examples = [Example(attempt.prompt, attempt.completion) for attempt in attempts]
+        minibatches = shuffled(len(attempts), config.epochs, config.minibatches, [self.seed, iteration])
+        experience, metrics = self._experience(learner, attempts, examples, minibatches[: config.minibatches])
+
+        def accept(update: Mapping[str, float]) -> bool:
+            return config.target_kl is None or update["approx_kl"] <= 1.5 * config.target_kl
+
+        found: dict[str, list[float]] = defaultdict(list)
+        before = learner.steps
+        for rows in minibatches:
+            loss = self._loss(experience.of(rows))
+            update = learner.update([examples[i] for i in rows], loss, self.seed, config.temperature, accept)
+            for name, value in update.items():
+                found[name].append(value)
+            if not accept(update):
+                break
+        extremes = {"ratio_max": max, "ratio_min": min}
+        metrics |= {name: float(extremes.get(name, np.mean)(values)) for name, values in found.items()}
+        return metrics | {"updates": float(learner.steps - before)}
+
+    def _best(self, attempts: Sequence[Attempt]) -> list[Attempt]:
+        """The K best attempts at each problem, in their order; the earlier of equal ones."""
+        if self.config.best_of is None:
+            return list(attempts)
+        returns = self.returns(attempts)
+        best = np.sort(np.argsort(-returns, axis=1, kind="stable")[:, : self.config.best_of], axis=1)
+        numbers = best + np.arange(len(returns))[:, None] * returns.shape[1]
+        return [attempts[i] for i in numbers.ravel()]
+
+    def _experience(
+        self,
+        learner: Learner,
+        attempts: Sequence[Attempt],
+        examples: Sequence[Example],
+        minibatches: Sequence[NDArray[np.int64]],
+    ) -> tuple[Experience, dict[str, float]]:
+        """Rewards less the KL penalty, and what follows from them, with metrics of it."""
+        config = self.config
+        old_logprobs, _, old_values = evaluate_as_trained(learner, examples, minibatches, config.temperature)
+        lengths = np.array([len(row) for row in old_values])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        rewards = _padded([attempt.rewards for attempt in attempts], mask).clip(-config.reward_clip, config.reward_clip)
+        metrics = {"kl_coef": self.kl_coef}
+        if self._reference is not None:
+            reference = self._reference.logprobs(learner, examples, config.temperature)
+            pair = [torch.from_numpy(array) for array in (_padded(old_logprobs, mask), _padded(reference, mask), mask)]
+            penalty = k1_divergence(pair[0], pair[1], pair[2]).numpy()
+            rewards -= self.kl_coef * penalty
+            metrics["reference_kl"] = float(k3_divergence(pair[0], pair[1], pair[2]).sum() / mask.sum())
+            metrics["reference_kl_per_attempt"] = divergence = float(penalty.sum(1).mean())
+            if config.adaptive_kl is not None:
+                self.kl_coef = adapted_kl_coef(
+                    self.kl_coef, divergence, config.adaptive_kl, len(attempts), config.kl_horizon
+                )
+        values = _padded(old_values, mask)
+        advantages = generalized_advantages(rewards, values, mask, config.gamma, config.gae_lambda)
+        returns = advantages + values
+        metrics["explained_variance"] = explained_variance(values[mask], returns[mask])
+        metrics["mean_return"] = float(rewards.sum(1).mean())
+        if config.whiten:
+            advantages = whiten(advantages, mask)
+        return Experience(old_logprobs, old_values, _ragged(advantages, lengths), _ragged(returns, lengths)), metrics
+
+    def _loss(self, experience: Experience) -> Loss:
+        """The loss of a minibatch: averages over its tokens."""
+        config, actions = self.config, sum(len(row) for row in experience.values)
+
+        def loss(batch: MicroBatch, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            logprobs, entropies, values = output
+            mask = batch.action_mask
+            old_logprobs = batch.spread(experience.logprobs)
+            surrogate = clipped_surrogate(
+                logprobs, old_logprobs, batch.spread(experience.advantages), mask, config.clip
+            )
+            old_values, returns = batch.spread(experience.values), batch.spread(experience.returns)
+            policy_loss = masked_aggregate(surrogate, mask, actions)
+            value_loss = masked_aggregate(
+                value_error(values, old_values, returns, mask, config.value_clip), mask, actions
+            )
+            entropy = masked_aggregate(entropies, mask, actions)
+            total = policy_loss + config.value_coef * value_loss
+            if config.entropy_coef:
+                total = total - config.entropy_coef * entropy
+            now = logprobs.detach()
+            ratios = (now - old_logprobs)[mask].exp()
+            return total, {
+                "policy_loss": policy_loss,
+                "value_loss": value_loss,
+                "entropy": entropy,
+                "approx_kl": masked_aggregate(k3_divergence(old_logprobs, now, mask), mask, actions),
+                "clip_fraction": masked_aggregate(clipped(now, old_logprobs, mask, config.clip).float(), mask, actions),
+                "ratio_max": ratios.max(),
+                "ratio_min": ratios.min(),
+            }
+
+        return loss
+
+
+def _padded(rows: Sequence[NDArray[np.floating]], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Values `[T]` of each attempt as `[B, T]`."""
+    padded = np.zeros(mask.shape)
+    padded[mask] = np.concatenate(rows)
+    return padded
+
+
+def _ragged(values: NDArray[np.float64], lengths: NDArray[np.int64]) -> TokenValues:
+    return [row[:length].astype(np.float32) for row, length in zip(values, lengths, strict=True)]

@@ -1,0 +1,70 @@
+"""What GRPO and PPO share: several updates on the same attempts, and a policy to stay close to."""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from .learner import Example, Learner
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+TokenValues = list[NDArray[np.float32]]
+"""One value for each token of each attempt, `[T]` of each."""
+
+
+class Reference:
+    """A policy as it was before learning: what a KL penalty is against.
+
+    With LoRA it is the model without its adapter, else a frozen copy.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._adapted = cast("PeftModel", model) if hasattr(model, "disable_adapter") else None
+        self._copy = copy.deepcopy(model).requires_grad_(False) if self._adapted is None else None
+
+    def logprobs(self, learner: Learner, examples: Sequence[Example], temperature: float) -> TokenValues:
+        """Log-probabilities `[T]` of each completion's tokens."""
+        if self._adapted is None:
+            return learner.logprobs(examples, temperature, self._copy)
+        with self._adapted.disable_adapter():
+            return learner.logprobs(examples, temperature, self._adapted.get_base_model())  # pyright: ignore
+
+
+def shuffled(count: int, epochs: int, minibatches: int, seed: Sequence[int]) -> list[NDArray[np.int64]]:
+    """The rows of each update: `epochs` times all `count` of them, in a new order each time, in nearly equal parts."""
+    return [
+        rows
+        for epoch in range(epochs)
+        for rows in np.array_split(np.random.default_rng([*seed, epoch]).permutation(count), minibatches)
+    ]
+
+
+def evaluate_as_trained(
+    learner: Learner, examples: Sequence[Example], minibatches: Sequence[NDArray[np.int64]], temperature: float
+) -> tuple[TokenValues, ...]:
+    """What the learner's forward pass gives for each completion's tokens before any update, for each of its outputs.
+
+    The ratio of an update is to the policy that acted, as the training forward pass sees it: log-probabilities recorded
+    in the rollout differ from it by rounding (1e-6 in float32, 1e-2 in bfloat16), which is no step of the policy. Each
+    minibatch is evaluated as it will be trained, so that the first ratio is exactly 1.
+
+    Args:
+        learner: what will be updated.
+        examples: all of them.
+        minibatches: those of one epoch, by the rows of the examples that they train on; rows in none get no values.
+        temperature: that log-probabilities are taken at.
+    """
+    found: list[TokenValues] = []
+    for rows in minibatches:
+        if len(rows):
+            outputs = learner.evaluate([examples[i] for i in rows], temperature)
+            found = found or [[np.empty(0, np.float32)] * len(examples) for _ in outputs]
+            for values, output in zip(found, outputs, strict=True):
+                for i, value in zip(rows, output, strict=True):
+                    values[i] = value
+    return tuple(found)
