@@ -221,19 +221,21 @@ def doctor(arguments: Sequence[str]) -> None:
 def bench(arguments: Sequence[str]) -> None:
     """Measure speed and memory on this machine; reproduce the linear theory, and parity and multiplication."""
     modules = {"env": "env_throughput", "rollout": "rollout_throughput", "memory": "rollout_memory"}
-    modules["linear"] = "linear_theory"
+    modules |= {"linear": "linear_theory", "grading": "grading_throughput", "orm": "orm_cost"}
     if arguments and arguments[0] in ("parity", "multiplication"):
         _experiment(arguments[0], arguments[1:])
         return
 
     def run(
-        what: tyro.conf.Positional[Literal["env", "rollout", "memory", "linear"]], output: Path | None = None
+        what: tyro.conf.Positional[Literal["env", "rollout", "memory", "linear", "grading", "orm"]],
+        output: Path | None = None,
     ) -> None:
         """Measures. The experiments `parity` and `multiplication` have options of their own: see their --help.
 
         Args:
-            what: steps of environments; the rollout engine against `generate`; the memory of collected attempts; or
-                the linear theory of next-token prediction and STaR, in a minute.
+            what: steps of environments; the rollout engine against `generate`; the memory of collected attempts; the
+                linear theory of next-token prediction and STaR, in a minute; grades of numbers and of LaTeX; or what an
+                outcome model as the reward adds to the time of a rollout.
             output: JSON file for the results.
         """
         benchmark = import_module(f".benchmarks.{modules[what]}", __package__)
