@@ -1,12 +1,13 @@
 r"""MATH: 12,500 competition problems (Hendrycks et al., 2021), with answers in LaTeX."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..rewards.free_form import boxed, grade_free_form
 from ..rewards.grading import MAX_LENGTH, Verdict
 from .problems import PROBLEMS, Problem, PublishedSource
-from .rows import Row, carve, file_of, read_file, read_hub
+from .rows import Row, carve, file_of, read_file, read_folder, read_hub
 
 HUB_NAME = "EleutherAI/hendrycks_math"
 SUBJECTS = (
@@ -31,13 +32,18 @@ class MATH(PublishedSource):
 
     The published splits have 7,500 train and 5,000 test problems and no validation split: a fixed hash of the train
     questions makes one in fifteen of them "validation". Ids name the published split and the row in it, from 0, on the
-    hub after the subject: "math-test-17", "math-train-algebra-17".
+    hub after the subject: "math-test-17", "math-train-algebra-17". In the published folders the number is the file's.
+
+    Prompt and completion share the 1,024 positions of the embedded model, and prompts that do not fit are passed over
+    [choice]. A published train row has 600 characters of solution and 200 of problem on average, in the embedded
+    tokenizer at about 1.5 a token, and problems with drawings have thousands. Give models with more positions more.
 
     Args:
         split: "train", "validation" or "test".
-        data: folder with files named train and test (.jsonl, .json, .csv or .parquet), or one of the two, with columns
-            `problem` and `solution`; others, as `level` and `type`, are not read. Read on construction, without any
-            network. By default `EleutherAI/hendrycks_math` on the hub, when the first problem is asked for.
+        data: folder with the published folders train and test (`train/algebra/1.json`), or with files of these names
+            (.jsonl, .json, .csv or .parquet), or one such file, with fields `problem` and `solution`; others are not
+            read. Read on construction, without any network. By default `EleutherAI/hendrycks_math` on the hub, when the
+            first problem is asked for.
 
     Raises:
         UnknownNameError: no such split.
@@ -46,6 +52,10 @@ class MATH(PublishedSource):
             of another split.
         OSError: the hub has to be asked and cannot be reached (at first use).
     """
+
+    @property
+    def env_settings(self) -> Mapping[str, Any]:
+        return {"max_prompt_tokens": 384, "max_new_tokens": 640, "on_long_prompt": "skip"}
 
     def load(self) -> Sequence[Problem]:
         published = "test" if self.split == "test" else "train"
@@ -68,9 +78,15 @@ class MATH(PublishedSource):
             return [(f"math-{published}-{name}", read_hub(HUB_NAME, name, published)) for name in SUBJECTS]
         path = Path(self.data)
         if path.is_dir():
+            subjects = [folder for name in SUBJECTS if (folder := path / published / name).is_dir()]
+            if subjects:
+                return [(f"math-{published}-{folder.name}", read_folder(folder)) for folder in subjects]
             file = file_of(path, published)
             if file is None:
-                raise FileNotFoundError(f"{path} has no file {published}.jsonl (or .json, .csv, .parquet)")
+                raise FileNotFoundError(
+                    f"{path} has neither folders {published}/algebra and so on nor a file {published}.jsonl (or .json, "
+                    ".csv, .parquet)"
+                )
             path = file
         elif path.exists() and ("test" in path.stem) != (published == "test"):
             raise ValueError(

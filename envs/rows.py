@@ -65,9 +65,28 @@ def read_file(path: str | Path) -> list[Row]:
     try:
         rows = list(_READERS[path.suffix](path))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise ValueError(_not_text(path, error)) from error
     if not rows:
         raise ValueError(f"{path} has no rows")
+    return rows
+
+
+def read_folder(folder: Path) -> list[Row]:
+    """The rows of a folder of files with one object each, named by numbers: `7.json` is row 7.
+
+    Raises:
+        ValueError: there is no such file, or one is malformed or has another name, which is named.
+    """
+    files = list(folder.glob("*.json"))
+    for file in files:
+        if not (file.stem.isascii() and file.stem.isdigit()):
+            raise ValueError(f"{file}: the files of {folder.name} hold one problem each and are named by their numbers")
+    rows = [
+        Row(int(file.stem), str(file), _object(_parse(file), str(file)))
+        for file in sorted(files, key=lambda file: int(file.stem))
+    ]
+    if not rows:
+        raise ValueError(f"{folder} has no files of one problem each, like 1.json")
     return rows
 
 
@@ -94,17 +113,22 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise ValueError(f"{path}{line}: not JSON ({_reason(error)})") from error
+    rows = _parse(path)
     if not isinstance(rows, list):
         raise ValueError(f"{path} is not a list of objects; a file with one object a line is named .jsonl")
     for index, fields in enumerate(rows):
         place = f"{path}, row {index}"
         yield Row(index, place, _object(fields, place))
+
+
+def _parse(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(_not_text(path, error)) from error
+    except (ValueError, RecursionError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{path}{line}: not JSON ({_reason(error)})") from error
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
@@ -134,6 +158,10 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 
 _READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+
+
+def _not_text(path: Path, error: UnicodeDecodeError) -> str:
+    return f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
 
 
 def _reason(error: Exception) -> str:

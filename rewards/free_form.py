@@ -50,7 +50,9 @@ _WORDS = re.compile(
     r"\\(?:text(?:normal|rm|bf|it)?|mbox|math(?:rm|bf|it))\s*\{([^{}]*)\}(?:\s*\^\s*(?:[23]|\{[23]\}))?"
 )
 _DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})$")
-_BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox)\s+(?P<token>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL)
+_BRACES = re.compile(
+    r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox)(?:\s+|(?=\d))(?P<token>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL
+)
 
 
 class Worker:

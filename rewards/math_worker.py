@@ -193,7 +193,7 @@ def compare(gold: str, answers: list[str]) -> tuple[str, str | None]:
         return "unparsed", None
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def read(text: str) -> Answer | None:
     """What math-verify reads in an answer; None if nothing."""
     from latex2sympy2_extended import latex2sympy, normalize_latex

@@ -2,10 +2,12 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
 
+from tokengym import models
 from tokengym.envs import MATH, Problem, diagnose
 from tokengym.envs import rows as rows_module
 from tokengym.registry import UnknownNameError
@@ -39,6 +41,59 @@ def test_splits_are_the_published_ones_and_validation_is_carved_out_of_train(fol
     assert splits["test"][0] == Problem("math-test-0", "What is $1+1$?", "2", r"$1+1=\boxed{2}.$")
     assert MATH("train", folder / "train.jsonl").problems == splits["train"].problems
     assert splits["train"].find("math-train-" + next(iter(ids["train"])).rpartition("-")[2]).answer.startswith(r"\frac")
+
+
+def test_the_published_folders(tmp_path):
+    files = {"algebra/10.json": TRAIN[10], "algebra/2.json": TRAIN[2], "geometry/0.json": TRAIN[0]}
+    for split in ("train", "test"):
+        for name, row in files.items():
+            path = tmp_path / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(row))
+        (tmp_path / split / "algebra" / "README").write_text("not read")
+    source = MATH("test", tmp_path)
+    assert [problem.id for problem in source.problems] == [
+        "math-test-algebra-2",
+        "math-test-algebra-10",
+        "math-test-geometry-0",
+    ]
+    assert source[1].answer == r"\frac{20}{3}"
+    assert {p.id for p in MATH("train", tmp_path).problems} == {
+        "math-train-algebra-2",
+        "math-train-algebra-10",
+        "math-train-geometry-0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("3.json", "{", r"3\.json, line 1: not JSON"),
+        ("3.json", "[1]", r"3\.json: \[1\] is not an object with named fields"),
+        ("3.json", '{"problem": "1+1?"}', r"3\.json: there is no field 'solution'"),
+        ("3.json", "\xff", r"3\.json is not UTF-8 text"),
+        ("x.json", "{}", r"x\.json: the files of algebra hold one problem each and are named by their numbers"),
+        ("README", "", "algebra has no files of one problem each"),
+    ],
+)
+def test_a_bad_file_of_the_published_folders_is_named(tmp_path, name, text, message):
+    path = tmp_path / "test" / "algebra" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=message):
+        MATH("test", tmp_path)
+
+
+def test_limits_fill_the_embedded_model_and_long_prompts_are_passed_over(tmp_path):
+    long = {"problem": "[asy] draw((0,0)--(1,1)); [/asy]" * 100, "solution": r"\boxed{1}"}
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, [long, *TEST])))
+    env = gym.make_vec("tokengym/MATH-v0", 3, data=str(tmp_path), split="test", vectorization_mode="vector_entry_point")
+    _, infos = env.reset(seed=0)
+    assert infos["problem_id"].tolist() == ["math-test-1"] * 3
+    positions = json.loads((Path(models.__file__).parent / "tiny" / "config.json").read_text())[
+        "max_position_embeddings"
+    ]
+    assert env.single_observation_space["input_ids"].shape == (positions,)
 
 
 def test_graded_by_value_and_pickled_without_the_worker(folder):
@@ -107,7 +162,7 @@ def test_other_bad_arguments(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no/such"):
         MATH("train", "no/such.jsonl")
     (folder / "test.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no file test\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"neither folders test/algebra and so on nor a file test\.jsonl"):
         MATH("test", folder)
     with pytest.raises(ValueError, match="has no test problems"):
         MATH("test", folder / "train.jsonl")

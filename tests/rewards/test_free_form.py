@@ -1,10 +1,9 @@
-"""Free-form answers: which text is the answer, what is right, and that nothing in it can hang or harm the grader."""
+"""Free-form answers: which text is the answer, what is right, and a worker that no death of a process stops."""
 
 import gc
 import os
 import signal
 import threading
-import time
 
 import psutil
 import pytest
@@ -51,6 +50,7 @@ def normal(worker: Worker) -> bool:
         (r"}}\boxed{5}", ["5"]),
         (r"\boxed{}", [""]),
         (r"\boxed 2$ or \fbox{3}", ["2", "3"]),
+        (r"\boxed23. \boxedx", ["23."]),
         (r"\\boxed{5}", []),  # a line break and a word
         ("boxed{5}", []),
         ("#### 5", []),
@@ -154,42 +154,7 @@ def test_a_gold_answer_out_of_bounds_is_an_error(gold):
         grade_free_form(box("5"), gold)
 
 
-# ---------------------------------------------------------------------------------------------- hostile answers, worker
-
-
-HOSTILE = [
-    r"9^{9^{9^{9}}}",
-    "99999999!",
-    "(99999999!)!",
-    r"10^{10^{10}}",
-    r"\prod_{n=1}^{1000000} n",
-    "{" * 100 + "}" * 100,
-    "(" * 120 + ")" * 120,
-    "[" * 250,
-    "(" * 2000 + ")" * 2000,
-    r"\sqrt{" * 40 + "7" + "}" * 40,
-    "__import__('os').system('touch {marker}')",
-    "exec(open('{marker}', 'w'))",
-    r"\text{__import__('os').mkdir('{marker}')}",
-    "9" * 250 + "x",
-    "\x00",
-    "\ud800",
-    "💥" * 256,
-    "}{",
-    "\\",
-]
-
-
-@pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_answers_neither_hang_nor_execute_nor_change_the_next_grade(hostile, quick, tmp_path):
-    marker = tmp_path / "executed"
-    assert normal(quick)
-    start = time.monotonic()
-    verdict = grade_free_form(box(hostile.replace("{marker}", str(marker))), "7", worker=quick)
-    assert time.monotonic() - start < 10 * quick.deadline
-    assert not verdict.correct
-    assert normal(quick)
-    assert not marker.exists()
+# ------------------------------------------------------------------------- the worker (its attackers: test_hostile_answers)
 
 
 def test_past_its_deadline_a_worker_is_killed_and_replaced(quick):
