@@ -1,5 +1,6 @@
 """The slot scorer against one forward pass over each whole sequence."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tokengym.models import load_tokenizer
 from tokengym.models.outcome import OutcomeModel
-from tokengym.models.scoring import SlotScorer
+from tokengym.models.scoring import SlotScorer, _batches
 from tokengym.models.scratch import ARCHITECTURES, new_model
 
 TOKENIZER = load_tokenizer("chars:0123456789+=\n")
@@ -114,6 +115,19 @@ def test_slots_with_few_new_tokens_are_not_padded_to_those_with_many(model: Outc
     assert scorer.passes == 3
     for found, expected in zip(scores, model.score(sequences, positions), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=7), st.integers(1, 20))
+def test_batches_are_the_cheapest_of_all_cuts(counts: list[int], pass_tokens: int) -> None:
+    def cost(batches: Sequence[Sequence[int]]) -> int:
+        return sum(len(batch) * max(batch) + pass_tokens for batch in batches)
+
+    longest_first = sorted(counts, reverse=True)
+    cuts = itertools.chain.from_iterable(itertools.combinations(range(1, len(counts)), k) for k in range(len(counts)))
+    cheapest = min(cost([longest_first[a:b] for a, b in itertools.pairwise([0, *cut, len(counts)])]) for cut in cuts)
+    batches = [batch.tolist() for batch in _batches(np.array(counts), pass_tokens)]
+    assert sorted(itertools.chain.from_iterable(batches)) == list(range(len(counts)))
+    assert cost([[counts[i] for i in batch] for batch in batches]) == cheapest
 
 
 def test_prompts_are_remembered_as_they_were(model: OutcomeModel) -> None:
