@@ -51,16 +51,14 @@ class PaperTable:
     rows: Mapping[str, PaperRow]
     notes: tuple[str, ...] = ()
 
-    def values(self, row: PaperRow, metric: str) -> dict[str, float | None]:
-        """A row's values of one metric by size of the model; none at all where the table lacks the metric.
+    def metric(self, ours: str) -> str | None:
+        """The metric that corresponds to one of ours, whatever the number of samples: maj@96 to maj@8."""
+        return next((name for name in self.metrics if _family(name) == _family(ours)), None)
 
-        Metrics over many samples correspond whatever their number is: our maj@8 to the paper's maj@96.
-        """
-        columns = [_family(name) for name in self.metrics]
-        if _family(metric) not in columns:
-            return {}
-        column = columns.index(_family(metric))
-        return {size: values[column] for size, values in row.values.items()}
+    def values(self, row: PaperRow, metric: str) -> dict[str, float | None]:
+        """A row's values by size of the model; none at all where no metric corresponds to this one."""
+        name = self.metric(metric)
+        return {} if name is None else {size: row.values[size][self.metrics.index(name)] for size in row.values}
 
 
 def paper_table(name: str) -> PaperTable:
