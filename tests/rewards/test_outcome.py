@@ -67,8 +67,8 @@ class Record:
 
     prompt: np.ndarray
     given: int  # tokens of a reset prefix
+    completion: list[int]
     rewards: list[float] = field(default_factory=list)
-    completion: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     terminated: bool = False
 
     def expected(self, model: OutcomeModel, dense: bool) -> np.ndarray:
@@ -87,12 +87,12 @@ class Record:
 
 
 def play(env: TokenVectorEnv, rng: np.random.Generator, calls: int, most: int) -> Iterator[Record]:
-    """Attempts of random tokens, up to `most` at a time, with their rewards; at the end those that are unfinished."""
+    """Attempts of random tokens, up to `most` at a time, and what they were paid; the unfinished ones come last."""
     alphabet = np.array([*encode("12+=\n \n"), EOS])
-    records: list[Record] = []
 
     def begin(slot: int) -> Record:
-        return Record(env.prompt(slot).copy(), len(env.completion(slot)))
+        given = env.completion(slot).tolist()
+        return Record(env.prompt(slot).copy(), len(given), given)
 
     env.reset(seed=int(rng.integers(2**31)))
     records = [begin(slot) for slot in range(env.num_envs)]
@@ -121,10 +121,12 @@ def play(env: TokenVectorEnv, rng: np.random.Generator, calls: int, most: int) -
             record = records[slot]
             record.rewards += rewards[slot, : lengths[slot]].tolist()
             assert not rewards[slot, lengths[slot] :].any()
-            record.completion = env.completion(slot).copy()
+            record.completion += tokens[slot, : lengths[slot]].tolist()
             record.terminated = bool(terminations[slot])
             if terminations[slot] or truncations[slot]:
                 yield record
+                if env.autoreset_mode is AutoresetMode.SAME_STEP:
+                    records[slot] = begin(slot)
     finished = env._terminations | env._truncations
     yield from (record for slot, record in enumerate(records) if not finished[slot])
 
@@ -133,7 +135,7 @@ def play(env: TokenVectorEnv, rng: np.random.Generator, calls: int, most: int) -
 @given(
     st.sampled_from(ARCHITECTURES),
     st.booleans(),
-    st.sampled_from([AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED]),
+    st.sampled_from(AutoresetMode),
     st.sampled_from([1, 3, 12]),
     st.integers(1, 5),
     st.integers(0, 2**32 - 1),
