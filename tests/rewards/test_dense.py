@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def lines(results: list[int]) -> str:
     return "".join(f"so we get {n}\n" for n in results)
 
 
-def longest_match(stated: list[int], reference: list[int]) -> int:
+def longest_match(stated: Sequence[Hashable], reference: Sequence[Hashable]) -> int:
     """By trying all parts of the reference: how many of its things an attempt states in the reference's order."""
     distinct = list(dict.fromkeys(reference))
     guesses = list(dict.fromkeys(stated))[: len(distinct)]
@@ -194,6 +195,42 @@ def test_the_wrong_order_earns_no_more_than_its_longest_part_in_order(order, rou
     assert paid(lines(listed * rounds), lines(reference)) == pytest.approx(0.5 * in_order / 7)
 
 
+MATCHES = ("result", "equation", "exact_text")
+Line = tuple[str, dict[str, Hashable]]
+
+
+def ways_to_state(n: int) -> list[Line]:
+    """Lines that come to n, and what each states by each match; the first is how the reference has it."""
+    reference, sum_, other, bare = f"{n - 2}+2={n}", f"{n - 2}+2={n}", f"{n - 1}+1={n}", f"it is {n}"
+    return [
+        (reference, {"result": n, "equation": sum_, "exact_text": reference}),
+        (f"so {sum_}", {"result": n, "equation": sum_, "exact_text": f"so {sum_}"}),
+        (f"<<{sum_}>>{n} in all", {"result": n, "equation": sum_, "exact_text": f"<<{sum_}>>{n} in all"}),
+        (other, {"result": n, "equation": other, "exact_text": other}),
+        (bare, {"result": n, "equation": None, "exact_text": bare}),
+    ]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(10, 60), min_size=1, max_size=6, unique=True), st.data(), st.sampled_from(MATCHES))
+def test_repeats_shuffles_rewordings_and_listings_earn_the_longest_match_by_any_match(results, data, match):
+    reference = [ways_to_state(n)[0] for n in results]
+    steps = st.sampled_from([line for n in [*results, 7, 8] for line in ways_to_state(n)])
+    honest: list[Line] = data.draw(st.lists(steps, max_size=8))
+    again = data.draw(st.permutations(honest * data.draw(st.integers(0, 2))))
+    numbers: list[Line] = [(str(n), {"result": n, "equation": None, "exact_text": str(n)}) for n in range(100)]
+    listing = data.draw(st.sampled_from([[], numbers, numbers[::-1]]))
+    attempt = data.draw(st.sampled_from([[*honest, *again, *listing], [*listing, *honest, *again]]))
+    stated = [keys[match] for _, keys in attempt if keys[match] is not None]
+    size = longest_match(stated, [keys[match] for _, keys in reference])
+    text = "".join(f"{line}\n" for line, _ in attempt)
+    solution = "\n".join(line for line, _ in reference)
+    assert paid(text, solution, match=match) == pytest.approx(0.5 * size / len(results))
+    if not listing:  # repeats in whatever order come after the honest steps
+        alone = "".join(f"{line}\n" for line, _ in honest)
+        assert paid(alone, solution, match=match) == pytest.approx(0.5 * size / len(results))
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(0, 999), min_size=1, max_size=8, unique=True), st.sampled_from(["\n", " ", ", ", "=\n"]))
 def test_printing_all_numbers_earns_what_the_first_few_are_worth(reference, separator):
@@ -218,15 +255,16 @@ def test_nothing_earns_more_than_the_weight_or_less_than_nothing(attempt, match)
     st.sampled_from(["#### 144", "#### 7", "none"]),
     st.booleans(),
     st.sampled_from(["", "24\n", f"{STEPS[0]}\n48+"]),
+    st.sampled_from(["result", "equation", "exact_text"]),
 )
-def test_potential_shaping_pays_early_and_sums_to_the_sparse_return(steps, answer, end, prefix):
+def test_potential_shaping_pays_early_and_sums_to_the_sparse_return(steps, answer, end, prefix, match):
     attempt = "\n".join([*steps, answer])
-    shaped = play(attempt, prefix=prefix, end=end, shaping="potential")
+    shaped = play(attempt, prefix=prefix, end=end, match=match, shaping="potential")
     sparse = play(attempt, prefix=prefix, end=end, weight=0)
     assert set(sparse) <= {0, 1}
     assert shaped.sum() == pytest.approx(sparse.sum(), abs=1e-12)
     # Until the last token it pays as the unshaped reward does.
-    np.testing.assert_array_equal(shaped[:-1], play(attempt, prefix=prefix, end=end)[:-1])
+    np.testing.assert_array_equal(shaped[:-1], play(attempt, prefix=prefix, end=end, match=match)[:-1])
 
 
 # ---------------------------------------------------------------------------------------- however it is stepped

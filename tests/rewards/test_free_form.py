@@ -154,7 +154,7 @@ def test_a_gold_answer_out_of_bounds_is_an_error(gold):
         grade_free_form(box("5"), gold)
 
 
-# ------------------------------------------------------------------------- the worker (its attackers: test_hostile_answers)
+# ------------------------------------------------------------------------------------------------------ the worker
 
 
 def test_past_its_deadline_a_worker_is_killed_and_replaced(quick):
