@@ -146,12 +146,6 @@ class ResultTable:
             if row.paper is not None:
                 paper_row(row.paper)
 
-    @property
-    def seeds(self) -> int:
-        """How many seeds a cell has that misses none."""
-        cells = [cell for row in self.rows for cell in row.cells if isinstance(cell, Cell)]
-        return max((len(cell.values) for cell in cells), default=0)
-
 
 @dataclass(frozen=True)
 class Figure:

@@ -68,7 +68,7 @@ def _table(table: ResultTable) -> list[str]:
 def _cell(cell: Cell | MissingCell) -> str:
     if isinstance(cell, MissingCell):
         return f"missing: {_text(cell.reason)}"
-    parts = [f"{cell.mean:.3f}", _text(report_text.interval(cell) or "one seed")]
+    parts = [f"{cell.mean:.3f}", _text(report_text.interval(cell))]
     if cell.missing:
         parts.append(f"({_text(report_text.gaps(cell))})")
     return " ".join(parts)

@@ -108,7 +108,7 @@ def _table(table: ResultTable, number: int) -> str:
         f'<caption id="{name}"><div><strong>{_text(table.title)}</strong> {_text(table.caption)}</div></caption>'
         f"<thead><tr><th rowspan=2 scope=col>System</th><th scope=colgroup colspan={len(table.metrics)}>This report"
         f"</th>{group if beside else ''}</tr><tr>{metrics}{papers}</tr></thead><tbody>"
-        + "".join(_row(row, table, shares, beside) for row in table.rows)
+        + "".join(_row(row, shares, beside) for row in table.rows)
         + f"</tbody></table></div><p class=key>{_text(table.interval)}.</p>"
         + (
             "<details class=paper-notes><summary>The paper’s figures are of another scale of models, data and "
@@ -127,25 +127,21 @@ def _is_share(table: ResultTable, column: int) -> bool:
     return all(0 <= end <= 1 for end in ends)
 
 
-def _row(row: Row, table: ResultTable, shares: Sequence[bool], beside: Iterable[str]) -> str:
-    ours = "".join(_cell(cell, share, table.seeds) for cell, share in zip(row.cells, shares, strict=True))
+def _row(row: Row, shares: Sequence[bool], beside: Iterable[str]) -> str:
+    ours = "".join(_cell(cell, share) for cell, share in zip(row.cells, shares, strict=True))
     papers = "".join(f"<td class=paper>{_text(paper_value(row.paper, metric))}</td>" for metric in beside)
     return f"<tr><th scope=row>{_text(row.name)}</th>{ours}{papers}</tr>"
 
 
-def _cell(cell: Cell | MissingCell, share: bool, seeds: int) -> str:
+def _cell(cell: Cell | MissingCell, share: bool) -> str:
     if isinstance(cell, MissingCell):
         return f"<td class=missing>missing<small>{_text(cell.reason)}</small></td>"
-    text = f"<span class=mean>{cell.mean:.3f}</span>"
-    if cell.low is not None and cell.high is not None:
-        text += f" <span class=interval>{report_text.interval(cell)}</span>"
-        if share:
-            text += (
-                f'<span class=bar aria-hidden=true><i style="left:{cell.low:.1%};width:{cell.high - cell.low:.1%}"></i>'
-                f'<b style="left:{cell.mean:.1%}"></b></span>'
-            )
-    elif seeds > 1 or len(cell.values) == 1:
-        text += " <span class=interval>one seed</span>"
+    text = f"<span class=mean>{cell.mean:.3f}</span> <span class=interval>{report_text.interval(cell)}</span>"
+    if share and cell.low is not None and cell.high is not None:
+        text += (
+            f'<span class=bar aria-hidden=true><i style="left:{cell.low:.1%};width:{cell.high - cell.low:.1%}"></i>'
+            f'<b style="left:{cell.mean:.1%}"></b></span>'
+        )
     text += f"<small class=seeds>{_text(report_text.seeds(cell))}</small>"
     if cell.missing:
         text += f"<small class=gap>{_text(report_text.gaps(cell))}</small>"

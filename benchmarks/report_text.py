@@ -21,8 +21,10 @@ def visible(text: str) -> str:
 
 
 def interval(cell: Cell) -> str:
-    """A cell's interval; empty where it has none."""
-    return "" if cell.low is None else f"[{cell.low:.3f}, {cell.high:.3f}]"
+    """A cell's interval, or why it has none."""
+    if cell.low is not None:
+        return f"[{cell.low:.3f}, {cell.high:.3f}]"
+    return "one seed" if len(cell.values) == 1 else "no interval"
 
 
 def seeds(cell: Cell) -> str:
