@@ -96,6 +96,8 @@ class EvalOptions(EnvChoice):
         split: of the data.
         problems: how many problems, the split's first.
         n: samples per problem for maj@n and pass@k; 0 for greedy maj@1 alone.
+        condition: for a model that was trained with labels, the one to act under, by default the best; "own" lets the
+            model draw them.
         temperature: of the samples.
         shots: worked examples in the prompt.
         num_envs: environment slots, which are rows of the decoder's batch.
@@ -110,6 +112,7 @@ class EvalOptions(EnvChoice):
     split: Literal["train", "validation", "test"] = "test"
     problems: int = 200
     n: int = 16
+    condition: str | None = None
     temperature: float = 0.7
     shots: int = 0
     num_envs: int = 64
@@ -154,14 +157,13 @@ def evaluate(arguments: Sequence[str]) -> None:
     """Evaluate a model: maj@1, maj@n, pass@k and diversity, with intervals."""
 
     def run(options: EvalOptions) -> None:
-        from .agents import CausalLMPolicy
         from .agents import evaluate as measure
+        from .agents import load_policy
         from .agents.base import make_rollout_env
         from .benchmarks.tables import evaluation_table
-        from .models import load
 
         _set_threads(options.threads)
-        policy = CausalLMPolicy(*load(options.model, device=options.device, dtype=options.dtype))
+        policy = load_policy(options.model, options.condition, device=options.device, dtype=options.dtype)
         env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, options.num_envs)
         problems = min(options.problems, env.size or options.problems)
         with _progress(problems * (options.n + 1)) as bar:
@@ -178,6 +180,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         if options.output is not None:
             protocol = {
                 "model": options.model,
+                "condition": options.condition,
                 "env": options.env,
                 "env_args": options.env_args,
                 "split": options.split,

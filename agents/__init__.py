@@ -12,11 +12,13 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .base import AGENTS, Agent, make_agent
+    from .conditioned_policy import ConditionedPolicy, load_policy
     from .evaluation import Evaluation, evaluate
     from .expert_iteration import RFT, ExpertIteration, STaR
     from .grpo import GRPO
     from .policy import CausalLMPolicy
     from .pretrain import Pretrain
+    from .rcrl import RCRL
     from .reinforce import Reinforce
     from .rollouts import Attempt, collect
     from .sft import SFT
@@ -24,11 +26,13 @@ if TYPE_CHECKING:
 __all__ = [
     "AGENTS",
     "GRPO",
+    "RCRL",
     "RFT",
     "SFT",
     "Agent",
     "Attempt",
     "CausalLMPolicy",
+    "ConditionedPolicy",
     "Evaluation",
     "ExpertIteration",
     "Pretrain",
@@ -36,6 +40,7 @@ __all__ = [
     "STaR",
     "collect",
     "evaluate",
+    "load_policy",
     "make_agent",
 ]
 
@@ -43,11 +48,13 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "base": ("AGENTS", "Agent", "make_agent"),
+        "conditioned_policy": ("ConditionedPolicy", "load_policy"),
         "evaluation": ("Evaluation", "evaluate"),
         "expert_iteration": ("RFT", "ExpertIteration", "STaR"),
         "grpo": ("GRPO",),
         "policy": ("CausalLMPolicy",),
         "pretrain": ("Pretrain",),
+        "rcrl": ("RCRL",),
         "reinforce": ("Reinforce",),
         "rollouts": ("Attempt", "collect"),
         "sft": ("SFT",),

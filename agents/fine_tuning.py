@@ -23,6 +23,7 @@ def fine_tune(
     accelerator: Accelerator,
     seed: int,
     vocab_size: int,
+    input_only: int | None = None,
     checkpoints: Path | None = None,
     on_step: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> int:
@@ -38,6 +39,7 @@ def fine_tune(
         accelerator: device and data parallelism.
         seed: of the order of examples and of dropout.
         vocab_size: the tokenizer's.
+        input_only: tokens from this id on are read and not learnt: no loss falls on them.
         checkpoints: folder for a checkpoint every `config.save_steps` optimiser steps and at the end; training goes on
             from the one that is there, and what is finished is not trained again.
         on_step: called with the number of optimiser steps done, of steps in all, and the metrics of `Learner.update`.
@@ -59,7 +61,8 @@ def fine_tune(
         epoch, position = divmod(step, per_epoch)
         order = np.random.default_rng([seed, epoch]).permutation(len(examples))
         batch = [examples[i] for i in order[position * config.batch_size : (position + 1) * config.batch_size]]
-        loss = functools.partial(nll, denominator=sum(len(example.completion) for example in batch))
+        learnt = sum(_learnt(example, input_only) for example in batch)
+        loss = functools.partial(nll, denominator=learnt, input_only=input_only)
         metrics = learner.update(batch, loss, seed + step)
         if on_step is not None:
             on_step(step + 1, total, metrics)
@@ -70,9 +73,18 @@ def fine_tune(
     return total
 
 
-def nll(batch: MicroBatch, logprobs: Tensor, denominator: int) -> Tensor:
-    """-log pi(completion | prompt) over `denominator`, usually the number of completion tokens in the whole batch."""
-    return masked_aggregate(-logprobs, batch.action_mask, denominator)
+def nll(batch: MicroBatch, logprobs: Tensor, denominator: int, input_only: int | None = None) -> Tensor:
+    """-log pi(completion | prompt) over `denominator`, usually the number of completion tokens in the whole batch.
+
+    Tokens from the id `input_only` on do not count.
+    """
+    mask = batch.action_mask if input_only is None else batch.action_mask & (batch.actions < input_only)
+    return masked_aggregate(-logprobs, mask, denominator)
+
+
+def _learnt(example: Example, input_only: int | None) -> int:
+    """How many tokens of an example's completion loss falls on."""
+    return len(example.completion) if input_only is None else int((example.completion < input_only).sum())
 
 
 def snapshot(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -1,0 +1,400 @@
+"""Return-conditioned reinforcement learning: learn what good and bad steps look like, then ask for good ones.
+
+Offline, in the manner of decision transformers (Havrilla et al. 2024): attempts are sampled once, each step gets a
+label by how often attempts that go on from it succeed, and the base model is fine-tuned to write steps after labels.
+"""
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..envs.curriculum import Sequential
+from ..models.labels import BAD, GOOD, Labels, add_labels
+from ..models.loading import load, with_lora
+from ..models.outcome import OutcomeModel
+from ..rewards.base import newline_tokens, step_ends
+from .base import AGENTS, Agent, Callback
+from .conditioned_policy import ConditionedPolicy
+from .evaluation import validate
+from .fine_tuning import fine_tune
+from .learner import Example, FineTuneConfig
+from .policy import CausalLMPolicy
+from .prefix_labels import label_prefixes
+from .return_labels import Judged, balanced, labelled, quantile_edges
+from .rollouts import Attempt, AttemptFile, RolloutStatistics, collect
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+# Continuations draw other numbers than the attempts that they continue.
+_LABEL_SEED = 500_009
+
+
+@dataclass(frozen=True)
+class RCRLConfig(FineTuneConfig):
+    """Settings of `RCRL`; fine-tuning is the paper's, as of SFT.
+
+    Attributes:
+        base: the model to train; `None` for the agent's `model`, which the attempts are sampled from: in the paper the
+            best policy of expert iteration samples, and the checkpoint that it started from is trained.
+        pool: the `pool` folder of an earlier run, whose attempts and labels to use instead of sampling.
+        problems: sample attempts at so many problems, the split's first; `None` for all of them.
+        samples_per_problem: attempts at each problem; 4 [choice].
+        temperature: of the attempts, and of those that labels are estimated from; 1.0 [choice, that of EI's].
+        granularity: a label before each "step" [paper], or one before the whole "attempt" (Srivastava et al. 2019).
+        label_source: what a step is worth: the share of attempts from its end on that succeed ("monte_carlo" [paper]),
+            or the score of an outcome model ("orm", "sorm"). An attempt as a whole is worth its return, or that score.
+        outcome_model: folder of the outcome model that scores.
+        rollouts_per_step: K, attempts from the end of each step; 8 [choice, that of GLoRe's labels].
+        threshold: T, the least worth that is labelled [GOOD]; 0.5, a tie is good [paper].
+        return_edges: returns that divide numeric labels of attempts, ascending, in place of [BAD] and [GOOD].
+        return_buckets: how many numeric labels, with the quantiles of the pool's returns as edges.
+        positive_ratio: share of correct attempts to train on, the others left out by chance; 0.5 [paper, whose worst
+            it is: more was better]; `None` for all as they were sampled.
+        training_attempts: train on no more than so many attempts, to compare ratios at equal size; [choice].
+        train_labels: labels are predicted too, not only read. The paper's models wrote labels when none was asked for,
+            so they were in its loss.
+        validation_problems: problems of the validation split for maj@1, pass@1 and length under the best label at the
+            end; 0 for none; [choice].
+    """
+
+    base: str | None = None
+    pool: str | None = None
+    problems: int | None = None
+    samples_per_problem: int = 4
+    temperature: float = 1.0
+    granularity: Literal["step", "attempt"] = "step"
+    label_source: Literal["monte_carlo", "orm", "sorm"] = "monte_carlo"
+    outcome_model: str | None = None
+    rollouts_per_step: int = 8
+    threshold: float = 0.5
+    return_edges: tuple[float, ...] | None = None
+    return_buckets: int | None = None
+    positive_ratio: float | None = 0.5
+    training_attempts: int | None = None
+    train_labels: bool = True
+    validation_problems: int = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.return_edges is not None:
+            object.__setattr__(self, "return_edges", tuple(self.return_edges))
+        least = {"problems": 1, "samples_per_problem": 1, "rollouts_per_step": 1, "return_buckets": 2}
+        for name, value in {**least, "training_attempts": 1, "validation_problems": 0}.items():
+            given = getattr(self, name)
+            if given is not None and given < value:
+                raise ValueError(f"{name} must be at least {value}, got {given}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0 to explore, got {self.temperature}")
+        for name, options in (("granularity", ("step", "attempt")), ("label_source", ("monte_carlo", "orm", "sorm"))):
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
+        if (self.label_source == "monte_carlo") != (self.outcome_model is None):
+            raise ValueError(
+                f"label_source={self.label_source!r} and outcome_model={self.outcome_model!r} do not go together: an "
+                "outcome model is what 'orm' and 'sorm' score by, and 'monte_carlo' needs none"
+            )
+        if self.positive_ratio is not None and not 0 <= self.positive_ratio <= 1:
+            raise ValueError(f"positive_ratio must be between 0 and 1, got {self.positive_ratio}")
+        self._check_returns()
+
+    def _check_returns(self) -> None:
+        edges = self.return_edges
+        if edges is None and self.return_buckets is None:
+            return
+        if edges is not None and self.return_buckets is not None:
+            raise ValueError("return_edges and return_buckets both divide the returns: set one of them")
+        if self.granularity == "step":
+            raise ValueError('numeric labels are of whole attempts: set granularity="attempt" with them')
+        if edges is not None and (not edges or any(a >= b for a, b in itertools.pairwise(edges))):
+            raise ValueError(f"return_edges must be one or more ascending numbers, got {edges}")
+
+
+@AGENTS.register("rcrl")
+class RCRL(Agent):
+    """Return-conditioned RL (RCRL): fine-tune on good and bad steps, each after its label, and ask for good ones.
+
+    `model` is the policy that attempts are sampled from; what is trained is `base`, and from then on the agent's policy
+    is that model under its best label.
+    """
+
+    name = "rcrl"
+    config_class = RCRLConfig
+    config: RCRLConfig
+    labels: Labels | None
+    """Of the model as it is now; it has none before it has learnt."""
+
+    def _load_model(
+        self, model: str | Path, device: str, dtype: str, lora_rank: int | None
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        self.labels = Labels.load(model)
+        self._device, self._dtype, self._lora_rank = device, dtype, lora_rank
+        return load(model, device=device, dtype=dtype)
+
+    @property
+    def policy(self) -> CausalLMPolicy:
+        """The policy as it is now: under the best label once it has learnt."""
+        if self.labels is None:
+            return super().policy
+        return ConditionedPolicy(self.model, self.tokenizer, self.labels, seed=self.seed)
+
+    def learn(
+        self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
+    ) -> Self:
+        """Samples a pool of attempts, labels it, and fine-tunes the base model on it.
+
+        With a run folder each stage goes on where a killed process left it, and the pool can serve other runs.
+
+        Raises:
+            ValueError: the problems never end and `problems` is not set, the budget does not cover the pool, no attempt
+                has a step boundary, all labels are the same, or the base model has another tokenizer.
+        """
+        config, metrics = self.config, dict[str, float]()
+        finished = self.run_path is not None and (self.run_path / "model").exists()
+        self._ends_step = newline_tokens(self.tokenizer)
+        attempts = self._sample(total_episodes, metrics, progress_bar)
+        judged = self._judge(attempts, metrics, progress_bar)
+        self.model, labels = self._base(*self._scale(judged))
+        self.labels = labels
+        examples = self._examples(judged, labels, metrics)
+        self._fine_tune(examples, labels, metrics, progress_bar)
+        if finished:
+            return self
+        if config.validation_problems:
+            metrics |= validate(self, self.make_validation_env(), config.validation_problems)
+        self.log(metrics, callback)
+        if self.run is not None:
+            self.save(self.run.path / "model")
+        return self
+
+    # ------------------------------------------------------------------------------------------------------- the pool
+
+    @property
+    def _pool(self) -> Path | None:
+        """The folder of attempts and what is known of their steps."""
+        if self.config.pool is not None:
+            return Path(self.config.pool)
+        return None if self.run_path is None else self.run_path / "pool"
+
+    def _sample(self, budget: int | None, metrics: dict[str, float], progress_bar: bool) -> list[Attempt]:
+        """The pool's attempts, in order."""
+        started, statistics = time.perf_counter(), RolloutStatistics()
+        attempts = self._given() if self.config.pool is not None else self._gathered(budget, progress_bar)
+        for attempt in attempts:
+            statistics.add(attempt)
+        self.attempts += statistics.attempts
+        self.tokens += statistics.tokens
+        metrics |= statistics.metrics(time.perf_counter() - started)
+        return attempts
+
+    def _given(self) -> list[Attempt]:
+        """The attempts of an earlier run's pool."""
+        folder = Path(self.config.pool or "")
+        files = sorted(folder.glob("attempts-*.jsonl"), key=lambda path: int(path.stem.removeprefix("attempts-")))
+        attempts = [attempt for file in files for attempt in AttemptFile(file).read(self.env)]
+        if not attempts:
+            raise ValueError(f"{folder} holds no attempts: give the `pool` folder of a run of this agent")
+        return attempts
+
+    def _gathered(self, budget: int | None, progress_bar: bool) -> list[Attempt]:
+        """Newly sampled attempts, of all ranks."""
+        config, size = self.config, self.env.size
+        if config.problems is None and size is None:
+            raise ValueError("this environment's problems never end: set `problems`, how many to sample attempts at")
+        problems = min(count for count in (config.problems, size) if count is not None)
+        episodes = problems * config.samples_per_problem
+        if budget is not None and budget < episodes:
+            raise ValueError(
+                f"the pool takes {problems} problems x {config.samples_per_problem} = {episodes} attempts, more than "
+                f"total_episodes={budget}: raise it, or lower problems or samples_per_problem"
+            )
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        start, stop = episodes * rank // ranks, episodes * (rank + 1) // ranks
+        with self.progress(stop - start, "sampling", progress_bar) as bar:
+            ours = []
+            for attempt in self._attempts(start, stop):
+                bar.update()
+                ours.append(attempt)
+        return gather_object(ours) if ranks > 1 else ours
+
+    def _attempts(self, start: int, stop: int) -> Iterator[Attempt]:
+        """Attempts of this rank, written to the pool as they come; those already there are not sampled again."""
+        policy = self.policy.with_sampling(temperature=self.config.temperature)
+        curriculum, self.env.curriculum = self.env.curriculum, Sequential(repeats=self.config.samples_per_problem)
+        try:
+            if self._pool is None:
+                yield from collect(policy, self.env, stop, seed=self.seed, start=start)
+                return
+            self._pool.mkdir(parents=True, exist_ok=True)
+            record = AttemptFile(self._pool / f"attempts-{self.accelerator.process_index}.jsonl")
+            yield from record.read(self.env)
+            with record:
+                for attempt in collect(policy, self.env, stop, seed=self.seed, start=start + record.count):
+                    record.write(attempt)
+                    yield attempt
+        finally:
+            self.env.curriculum = curriculum
+
+    # ----------------------------------------------------------------------------------------------------- the labels
+
+    def _judge(self, attempts: Sequence[Attempt], metrics: dict[str, float], progress_bar: bool) -> list[Judged]:
+        """What the steps of each attempt are worth, or it as a whole; attempts without a step are left out."""
+        config, started = self.config, time.perf_counter()
+        if config.granularity == "attempt":
+            ends = [np.array([len(attempt.completion) - 1]) for attempt in attempts]
+        else:
+            completions, terminated = [a.completion for a in attempts], [a.terminated for a in attempts]
+            ends = step_ends(completions, terminated, self.tokenizer)
+            metrics["labels/attempts_without_steps"] = sum(not len(steps) for steps in ends)
+            if not any(len(steps) for steps in ends):
+                raise ValueError(
+                    f"none of the {len(attempts)} attempts has a step boundary, a newline or an end of its own: allow "
+                    'more max_new_tokens, or label attempts as a whole with granularity="attempt"'
+                )
+        ranks, rank, count = self.accelerator.num_processes, self.accelerator.process_index, len(attempts)
+        ours = slice(count * rank // ranks, count * (rank + 1) // ranks)
+        if config.label_source != "monte_carlo":
+            values = self._scores(attempts[ours], ends[ours])
+        elif config.granularity == "attempt":
+            values = [np.array([attempt.total_reward]) for attempt in attempts[ours]]
+        else:
+            values = self._success_rates(attempts[ours], metrics, progress_bar)
+        values = gather_object(values) if ranks > 1 else values
+        metrics["time/label_seconds"] = time.perf_counter() - started
+        return [Judged(*parts) for parts in zip(attempts, ends, values, strict=True) if len(parts[1])]
+
+    def _success_rates(
+        self, attempts: Sequence[Attempt], metrics: dict[str, float], progress_bar: bool
+    ) -> list[FloatArray]:
+        """The share of K continuations of each step that succeed."""
+        samples, path = self.config.rollouts_per_step, None
+        if self._pool is not None:
+            self._pool.mkdir(parents=True, exist_ok=True)
+            part = f"{self.accelerator.process_index + 1}-of-{self.accelerator.num_processes}"
+            path = self._pool / f"labels-{samples}-rollouts-{part}.jsonl"
+        prefixes = Counter[str]()
+        with self.progress(0, "labelling", progress_bar) as bar:
+
+            def on_step(count: int) -> None:
+                prefixes["labelled"] += count
+                bar.update(count)
+
+            counts = label_prefixes(
+                self.policy.with_sampling(temperature=self.config.temperature),
+                self.env,
+                attempts,
+                samples,
+                seed=self.seed + _LABEL_SEED,
+                path=path,
+                on_step=on_step,
+            )
+        metrics["labels/rollouts"] = prefixes["labelled"] * samples
+        self.attempts += prefixes["labelled"] * samples
+        return [count / samples for count in counts]
+
+    def _scores(self, attempts: Sequence[Attempt], ends: Sequence[IntArray]) -> list[FloatArray]:
+        """What an outcome model makes of each step, or of each whole attempt; one that was cut off is worth nothing."""
+        config = self.config
+        judge = OutcomeModel.load(config.outcome_model or "", self.tokenizer, device=str(self.model.device))
+        if judge.kind != config.label_source:
+            raise ValueError(f"{config.outcome_model!r} is an {judge.kind}: set label_source={judge.kind!r}")
+        sequences = [np.append(attempt.prompt, attempt.completion).astype(np.int64) for attempt in attempts]
+        positions = [len(attempt.prompt) + steps for attempt, steps in zip(attempts, ends, strict=True)]
+        scores = judge.score(sequences, positions, config.micro_batch_tokens)
+        if config.granularity == "step":
+            return scores
+        return [score * attempt.terminated for score, attempt in zip(scores, attempts, strict=True)]
+
+    def _scale(self, judged: Sequence[Judged]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        """The labels, worst first, and the values that divide them."""
+        config = self.config
+        if config.return_edges is None and config.return_buckets is None:
+            return (BAD, GOOD), (config.threshold,)
+        values = np.concatenate([item.values for item in judged])
+        edges = config.return_edges or quantile_edges(values, config.return_buckets or 2)
+        return tuple(f"[RETURN {i}]" for i in range(len(edges) + 1)), edges
+
+    def _examples(self, judged: Sequence[Judged], labels: Labels, metrics: dict[str, float]) -> list[Example]:
+        """Training sequences of the attempts that are chosen, labels in place."""
+        config = self.config
+        kept = balanced(np.array([item.attempt.is_success for item in judged]), config.positive_ratio, self.seed)
+        if config.training_attempts is not None and len(kept) > config.training_attempts:
+            kept = np.sort(np.random.default_rng(self.seed).choice(kept, config.training_attempts, replace=False))
+        pairs = [labelled(judged[i], labels, self._ends_step) for i in kept]
+        counts = np.bincount(np.concatenate([chosen for _, chosen in pairs]), minlength=len(labels.tokens))
+        if np.count_nonzero(counts) < 2:
+            raise ValueError(
+                f"all {counts.sum()} labels are {labels.tokens[int(counts.argmax())]}, which leaves nothing to tell "
+                "apart: set another threshold (or return_edges), or take attempts that differ more"
+            )
+        metrics["labels/count"] = int(counts.sum())
+        for token, count in zip(labels.tokens, counts / counts.sum(), strict=True):
+            metrics[f"labels/share/{token.strip('[]').lower().replace(' ', '_')}"] = float(count)
+        metrics["train/success_rate"] = float(np.mean([judged[i].attempt.is_success for i in kept]))
+        return [example for example, _ in pairs]
+
+    # ----------------------------------------------------------------------------------------------------- training
+
+    def _base(self, tokens: tuple[str, ...], edges: tuple[float, ...]) -> tuple[PreTrainedModel, Labels]:
+        """The model to train, fresh from where it is stored, with the labels added, and these."""
+        config, base = self.config, self.config.base or self.model_name
+        model, tokenizer = load(base, device=self._device, dtype=self._dtype)
+        if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise ValueError(
+                f"the base model {base!r} has another tokenizer than {self.model_name!r}, whose attempts it is to "
+                "learn from: give the model that the policy was trained from"
+            )
+        before = Labels.load(base)
+        if before is None:
+            first = add_labels(model, tokenizer, tokens)
+        elif before.tokens == tokens:
+            first = before.first
+        else:
+            raise ValueError(
+                f"the base model {base!r} has other labels already, {', '.join(before.tokens)}: train from the model "
+                "that it was made of"
+            )
+        labels = Labels(tokens, first, config.granularity, edges, config.train_labels)
+        if self._lora_rank is not None:
+            ids = list(range(labels.first, labels.stop))
+            model = with_lora(model, self._lora_rank, seed=self.seed, trainable_tokens=ids)
+        return model, labels
+
+    def _fine_tune(
+        self, examples: Sequence[Example], labels: Labels, metrics: dict[str, float], progress_bar: bool
+    ) -> None:
+        started = time.perf_counter()
+        with self.progress(0, "fine-tuning", progress_bar) as bar:
+
+            def on_step(step: int, total: int, newest: dict[str, float]) -> None:
+                bar.total = total
+                bar.update()
+                metrics.update({f"train/{name}": value for name, value in newest.items()})
+
+            fine_tune(
+                self.model,
+                examples,
+                self.config,
+                accelerator=self.accelerator,
+                seed=self.seed,
+                vocab_size=labels.stop,
+                input_only=None if self.config.train_labels else labels.first,
+                checkpoints=self.run_path / "training" if self.run_path is not None else None,
+                on_step=on_step,
+            )
+        metrics["train/examples"] = len(examples)
+        metrics["time/train_seconds"] = time.perf_counter() - started
+
+    def _write(self, folder: Path) -> None:
+        super()._write(folder)
+        if self.labels is not None:
+            self.labels.save(folder, self.tokenizer)
