@@ -113,8 +113,10 @@ def test_the_page_says_nothing_on_the_console_and_asks_nobody_for_anything(opene
     at(opened, "#next").click()
     assert opened.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    assert set(asked) - {"about:blank", "data:,"} == {page}
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    # The browser's own first page asks for much, and not always in time to be forgotten.
+    asked = {request["request"]["url"] for request in sent if request["documentURL"].startswith(page)}
+    assert asked - {"data:,"} == {page}
 
 
 def test_the_policy_stops_a_request_and_a_script_that_get_in(opened) -> None:
