@@ -96,6 +96,7 @@ class EvalOptions(EnvChoice):
         split: of the data.
         problems: how many problems, the split's first.
         n: samples per problem for maj@n and pass@k; 0 for greedy maj@1 alone.
+        orm: outcome model that reranks the samples, for rerank@n: the `model` folder of a `tokengym train orm` run.
         condition: for a model that was trained with labels, the one to act under, by default the best; "own" lets the
             model draw them.
         temperature: of the samples.
@@ -112,6 +113,7 @@ class EvalOptions(EnvChoice):
     split: Literal["train", "validation", "test"] = "test"
     problems: int = 200
     n: int = 16
+    orm: Path | None = None
     condition: str | None = None
     temperature: float = 0.7
     shots: int = 0
@@ -134,6 +136,9 @@ def train(arguments: Sequence[str]) -> None:
     kind = AGENTS.get(arguments[0])
 
     def run(options: TrainOptions, config: Any) -> None:
+        from .agents.outcome_models import ORM
+        from .benchmarks.tables import outcome_table
+
         _set_threads(options.threads)
         agent = kind(
             options.spec(),
@@ -147,6 +152,8 @@ def train(arguments: Sequence[str]) -> None:
         except KeyboardInterrupt:
             _print(f"interrupted: what was finished is in {options.run}; the same command with --resume goes on")
             raise
+        if isinstance(agent, ORM):
+            _print(outcome_table(agent.reports))
         _print(f"run, logs and model are in {options.run} (tensorboard --logdir {options.run})")
 
     run.__annotations__["config"] = kind.config_class
@@ -161,9 +168,13 @@ def evaluate(arguments: Sequence[str]) -> None:
         from .agents import load_policy
         from .agents.base import make_rollout_env
         from .benchmarks.tables import evaluation_table
+        from .models.outcome import OutcomeModel
 
         _set_threads(options.threads)
         policy = load_policy(options.model, options.condition, device=options.device, dtype=options.dtype)
+        reranker = None
+        if options.orm is not None:
+            reranker = OutcomeModel.load(options.orm, policy.tokenizer, str(policy.model.device))
         env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, options.num_envs)
         problems = min(options.problems, env.size or options.problems)
         with _progress(problems * (options.n + 1)) as bar:
@@ -174,6 +185,7 @@ def evaluate(arguments: Sequence[str]) -> None:
                 n=options.n,
                 temperature=options.temperature,
                 seed=options.seed,
+                reranker=reranker,
                 on_step=bar.update,
             )
         _print(evaluation_table({options.model: result}, f"{options.env}, {options.split} split"))
@@ -184,6 +196,7 @@ def evaluate(arguments: Sequence[str]) -> None:
                 "env": options.env,
                 "env_args": options.env_args,
                 "split": options.split,
+                "orm": None if options.orm is None else str(options.orm),
             }
             options.output.write_text(json.dumps({**protocol, **result.to_dict()}, indent=2) + "\n")
 

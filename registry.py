@@ -4,9 +4,10 @@ import difflib
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 T = TypeVar("T")
+E = TypeVar("E")
 
 
 class UnknownNameError(LookupError):
@@ -38,11 +39,11 @@ class Registry(Generic[T]):
         self._modules = tuple(modules)
         self._builtin: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[E], E]:
         """Decorator that registers a built-in under `name`."""
 
-        def add(entry: T) -> T:
-            self._builtin[name] = entry
+        def add(entry: E) -> E:
+            self._builtin[name] = cast(T, entry)
             return entry
 
         return add

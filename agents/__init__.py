@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
     from .expert_iteration import RFT, ExpertIteration, STaR
     from .grpo import GRPO
+    from .outcome_models import ORM, SORM
     from .policy import CausalLMPolicy
     from .pretrain import Pretrain
     from .rcrl import RCRL
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AGENTS",
     "GRPO",
+    "ORM",
     "RCRL",
     "RFT",
     "SFT",
+    "SORM",
     "Agent",
     "Attempt",
     "CausalLMPolicy",
@@ -52,6 +55,7 @@ __getattr__, __dir__ = lazy_names(
         "evaluation": ("Evaluation", "evaluate"),
         "expert_iteration": ("RFT", "ExpertIteration", "STaR"),
         "grpo": ("GRPO",),
+        "outcome_models": ("ORM", "SORM"),
         "policy": ("CausalLMPolicy",),
         "pretrain": ("Pretrain",),
         "rcrl": ("RCRL",),

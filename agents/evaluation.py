@@ -1,4 +1,4 @@
-"""Evaluation: maj@1 by greedy decoding; maj@n, pass@k and diversity from one pool of n samples [paper]."""
+"""Evaluation: maj@1 by greedy decoding; maj@n, rerank@n, pass@k and diversity from one pool of n samples [paper]."""
 
 import math
 import time
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..envs.curriculum import Sequential
 from ..envs.token_vector_env import TokenVectorEnv
+from ..models.outcome import OutcomeModel
 from ..rewards.solutions import equation_sequence
 from .policy import CausalLMPolicy
 from .rollouts import Attempt, collect
@@ -42,7 +43,8 @@ class Evaluation:
     """What `evaluate` measured, and on what.
 
     Attributes:
-        metrics: `maj@1`, `maj@n`, `pass@k` and `diversity` (distinct correct equation sequences per problem).
+        metrics: `maj@1`, `maj@n`, `rerank@n` with a reranker, `pass@k` and `diversity` (distinct correct equation
+            sequences per problem).
         verdicts: how the sampled attempts were graded (the greedy ones when n is 0).
         median_response_length: tokens before the end of a greedy response, the median; where learning to reason makes
             responses longer, this shows it [paper: Tsilivis et al. 2025].
@@ -95,6 +97,24 @@ def majority_is_correct(attempts: Sequence[Attempt]) -> bool:
     return any(attempt.is_success and attempt.answer == winner for attempt in attempts)
 
 
+def best_scored(answers: Sequence[str | None], scores: Sequence[float] | FloatArray) -> int | None:
+    """Which attempt scores highest among those with an answer; the first seen wins a tie; `None` if none has one."""
+    candidates = [i for i, answer in enumerate(answers) if answer is not None]
+    return max(candidates, key=lambda i: scores[i], default=None)
+
+
+def best_is_correct(attempts: Sequence[Attempt], scores: Sequence[float] | FloatArray) -> bool:
+    """Whether the answer that scores highest, over attempts at one problem, is the right one."""
+    best = best_scored([attempt.answer for attempt in attempts], scores)
+    return best is not None and attempts[best].is_success
+
+
+def score_attempts(model: OutcomeModel, attempts: Sequence[Attempt]) -> FloatArray:
+    """p(correct) of whole attempts, `[A]`."""
+    positions = [np.array([len(attempt.prompt) + len(attempt.completion) - 1]) for attempt in attempts]
+    return np.concatenate([np.empty(0), *model.score([attempt.tokens for attempt in attempts], positions)])
+
+
 def bootstrap(values: Iterable[float], *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
     """Mean of per-problem values with its percentile bootstrap interval over problems.
 
@@ -118,6 +138,7 @@ def evaluate(
     n: int = 0,
     temperature: float = 0.7,
     seed: int = 0,
+    reranker: OutcomeModel | None = None,
     on_step: Callable[[int], object] | None = None,
 ) -> Evaluation:
     """Measures a policy on the first `problems` problems of the environment's split.
@@ -129,11 +150,15 @@ def evaluate(
         n: samples per problem in the pool; 0 for the greedy pass alone.
         temperature: of the pool; 0.7 [paper].
         seed: of the pool's random streams.
+        reranker: outcome model that scores the pool for `rerank@n`: each problem's answer is that of the attempt with
+            the highest score [paper].
         on_step: called with the number of attempts that ended, as they end.
 
     Raises:
-        ValueError: `problems` below 1 or `n` below 0.
+        ValueError: `problems` below 1 or `n` below 0, or a reranker and fewer than two samples to choose from.
     """
+    if reranker is not None and n < 2:
+        raise ValueError(f"reranking chooses among n samples: n must be at least 2, got {n}")
     if problems < 1 or n < 0:
         raise ValueError(f"need problems >= 1 and n >= 0, got {problems} and {n}")
     policy = policy if isinstance(policy, CausalLMPolicy) else policy.policy
@@ -147,6 +172,10 @@ def evaluate(
         successes = [sum(attempt.is_success for attempt in group) for group in pool]
         if n > 1:
             metrics[f"maj@{n}"] = bootstrap(majority_is_correct(group) for group in pool)
+        if reranker is not None:
+            metrics[f"rerank@{n}"] = bootstrap(
+                best_is_correct(group, score_attempts(reranker, group)) for group in pool
+            )
         for k in _powers(n):
             metrics[f"pass@{k}"] = bootstrap(pass_at_k(c, n, k) for c in successes)
         metrics["diversity"] = bootstrap(len(distinct_solutions(group, env)) for group in pool)

@@ -22,7 +22,7 @@ from .base import AGENTS, Agent, Callback
 from .evaluation import validate
 from .fine_tuning import fine_tune, restore, snapshot
 from .learner import Example, FineTuneConfig
-from .rollouts import Attempt, AttemptFile, RolloutStatistics, collect
+from .rollouts import Attempt, RolloutStatistics, collect_into
 from .runs import new_folder, remove_folder, write_json
 
 Dataset = dict[tuple[str, str], Example]
@@ -237,21 +237,12 @@ class ExpertIteration(Agent):
     ) -> Iterator[Attempt]:
         """The round's attempts, written to the run folder as they come; those already there are not sampled again."""
         policy = self.policy.with_sampling(temperature=self.config.temperature)
-        seed = self.seed + _ROUND_SEED * number
         env.curriculum = self._curriculum()
         folder = self._folder(number)
-        if folder is None:
-            yield from collect(policy, env, stop, seed=seed, start=start, on_step=on_step)
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        record = AttemptFile(folder / f"attempts-{self.accelerator.process_index}.jsonl")
-        for attempt in record.read(env):
-            on_step(1)
-            yield attempt
-        with record:
-            for attempt in collect(policy, env, stop, seed=seed, start=start + record.count, on_step=on_step):
-                record.write(attempt)
-                yield attempt
+        path = None if folder is None else folder / f"attempts-{self.accelerator.process_index}.jsonl"
+        return collect_into(
+            path, policy, env, stop, seed=self.seed + _ROUND_SEED * number, start=start, on_step=on_step
+        )
 
     # ------------------------------------------------------------------------------------------------------ improvement
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -42,7 +43,8 @@ def fine_tune(
         input_only: tokens from this id on are read and not learnt: no loss falls on them.
         checkpoints: folder for a checkpoint every `config.save_steps` optimiser steps and at the end; training goes on
             from the one that is there, and what is finished is not trained again.
-        on_step: called with the number of optimiser steps done, of steps in all, and the metrics of `Learner.update`.
+        on_step: called with the number of optimiser steps done, of steps in all, and the metrics of `Learner.update`;
+            for a training that was finished before with those of its last step.
 
     Returns:
         The optimiser steps of the whole training.
@@ -52,25 +54,58 @@ def fine_tune(
     """
     if not examples:
         raise ValueError("there is nothing to fine-tune on: no demonstrations and no attempt that was kept")
-    per_epoch = -(-len(examples) // config.batch_size)
-    total = per_epoch * config.epochs
-    learner = Learner(model, config, total, accelerator, vocab_size)
-    load_checkpoint(learner, checkpoints)
-    model.train()
-    for step in range(learner.steps, total):
-        epoch, position = divmod(step, per_epoch)
-        order = np.random.default_rng([seed, epoch]).permutation(len(examples))
-        batch = [examples[i] for i in order[position * config.batch_size : (position + 1) * config.batch_size]]
+    learner = Learner(model, config, updates(len(examples), config), accelerator, vocab_size)
+
+    def update(rows: NDArray[np.int64], seed: int) -> dict[str, float]:
+        batch = [examples[row] for row in rows]
         learnt = sum(_learnt(example, input_only) for example in batch)
-        loss = functools.partial(nll, denominator=learnt, input_only=input_only)
-        metrics = learner.update(batch, loss, seed + step)
-        if on_step is not None:
-            on_step(step + 1, total, metrics)
-        due = step + 1 == total or (step + 1) % config.save_steps == 0
-        if checkpoints is not None and due and accelerator.is_main_process:
-            save_checkpoint(learner, checkpoints)
+        return learner.update(batch, functools.partial(nll, denominator=learnt, input_only=input_only), seed)
+
+    model.train()
+    run_epochs(learner, len(examples), config, update, seed=seed, checkpoints=checkpoints, on_step=on_step)
     model.eval()
-    return total
+    return learner.total_steps
+
+
+def updates(count: int, config: FineTuneConfig) -> int:
+    """Optimiser steps of a whole training on `count` examples."""
+    return -(-count // config.batch_size) * config.epochs
+
+
+def run_epochs(
+    learner: Learner,
+    count: int,
+    config: FineTuneConfig,
+    update: Callable[[NDArray[np.int64], int], dict[str, float]],
+    *,
+    seed: int,
+    checkpoints: Path | None = None,
+    on_step: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> None:
+    """Trains for the configured number of epochs, each in an order of its own, from the newest checkpoint on.
+
+    Args:
+        learner: made for `updates(count, config)` steps.
+        count: examples.
+        config: epochs and batch size.
+        update: one optimiser step on the examples with the numbers given, with a seed; returns its metrics.
+        seed: of the order of examples and of dropout.
+        checkpoints: as in `fine_tune`.
+        on_step: as in `fine_tune`.
+    """
+    per_epoch = -(-count // config.batch_size)
+    state = load_checkpoint(learner, checkpoints)
+    if learner.steps == learner.total_steps and on_step is not None:
+        on_step(learner.steps, learner.total_steps, state["metrics"])
+    for step in range(learner.steps, learner.total_steps):
+        epoch, position = divmod(step, per_epoch)
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        metrics = update(order[position * config.batch_size : (position + 1) * config.batch_size], seed + step)
+        if on_step is not None:
+            on_step(step + 1, learner.total_steps, metrics)
+        due = step + 1 == learner.total_steps or (step + 1) % config.save_steps == 0
+        if checkpoints is not None and due and learner.accelerator.is_main_process:
+            save_checkpoint(learner, checkpoints, {"metrics": metrics})
 
 
 def nll(batch: MicroBatch, logprobs: Tensor, denominator: int, input_only: int | None = None) -> Tensor:

@@ -5,7 +5,6 @@ that ends is handed the next problem or leaves the batch.
 """
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +55,11 @@ class Attempt:
     reward_components: dict[str, float] = field(default_factory=dict)
 
     @property
+    def tokens(self) -> NDArray[np.int64]:
+        """Prompt and completion, `[P + T]`."""
+        return np.concatenate([self.prompt, self.completion], dtype=np.int64)
+
+    @property
     def total_reward(self) -> float:
         """The undiscounted return."""
         return float(self.rewards.sum())
@@ -95,6 +99,42 @@ def collect(
         return env.reset(options={"reset_mask": mask})[1]["attempt"][mask]
 
     return Rollout(policy, env, range(start, episodes), seed, begin, on_step)
+
+
+def collect_into(
+    path: Path | None,
+    policy: CausalLMPolicy,
+    env: TokenVectorEnv,
+    episodes: int,
+    *,
+    seed: int,
+    start: int = 0,
+    on_step: Callable[[int], object] | None = None,
+) -> Iterator[Attempt]:
+    """What `collect` collects, written to an `AttemptFile` as it comes; attempts already there are not sampled again.
+
+    Args:
+        path: the file; `None` writes nothing.
+        policy: as in `collect`, like all that follow.
+        env: with `autoreset_mode` DISABLED.
+        episodes: number of the last attempt, plus one.
+        seed: of curriculum and random streams.
+        start: number of the first attempt.
+        on_step: called with the number of attempts that were read or that ended.
+    """
+    if path is None:
+        yield from collect(policy, env, episodes, seed=seed, start=start, on_step=on_step)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = AttemptFile(path)
+    for attempt in record.read(env):
+        if on_step is not None:
+            on_step(1)
+        yield attempt
+    with record:
+        for attempt in collect(policy, env, episodes, seed=seed, start=start + record.count, on_step=on_step):
+            record.write(attempt)
+            yield attempt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -323,9 +363,10 @@ class RolloutStatistics:
 
 
 class AttemptFile:
-    """Attempts as JSON lines, appended as they come; a line that a killed process left unfinished is cut off.
+    """Attempts as JSON lines, appended as they come.
 
-    As a context manager it holds the file open for `write`.
+    As a context manager it holds the file open for `write`; if the file has been read, a line that a killed process
+    left unfinished is cut off first.
 
     Args:
         path: the file, which need not exist.
@@ -335,6 +376,7 @@ class AttemptFile:
         self.path = path
         self.count = 0
         """Attempts that the file holds."""
+        self._complete: int | None = None  # bytes of the whole lines, once they have been read
 
     def read(self, env: TokenVectorEnv) -> Iterator[Attempt]:
         """The attempts in the file, their problems and prompts taken from `env`; log-probabilities are not kept."""
@@ -365,10 +407,12 @@ class AttemptFile:
                     terminated=record["terminated"],
                     reward_components=record["reward_components"],
                 )
-        os.truncate(self.path, complete)
+        self._complete = complete
 
     def __enter__(self) -> Self:
         self._file = self.path.open("a")
+        if self._complete is not None:
+            self._file.truncate(self._complete)
         return self
 
     def __exit__(self, *exc: object) -> None:

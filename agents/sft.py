@@ -45,6 +45,8 @@ class SFT(Agent):
         with self.progress(0, "fine-tuning", progress_bar) as bar:
 
             def on_step(step: int, total: int, metrics: dict[str, float]) -> None:
+                if finished:
+                    return
                 if bar.total == 0 and self.run is not None:
                     self.run.rewind(step - 1)  # what a killed process logged behind its last checkpoint
                 bar.total = total

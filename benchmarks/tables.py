@@ -1,5 +1,6 @@
 """Tables of results: ours with intervals and cost, the paper's beside them and marked as another scale."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..agents.evaluation import Evaluation
+from ..agents.outcome_models import OutcomeReport
 from .paper_figures import paper_table
 
 
@@ -40,6 +42,38 @@ def _paper() -> Table:
             values = [paper.values(row, metric)[size] for metric in metrics]
             table.add_row(f"{paper.models} {size}, {row.name}", *("–" if v is None else f"{v:.2f}" for v in values))
     return table
+
+
+def outcome_table(reports: Mapping[str, OutcomeReport]) -> Group:
+    """How well outcome models judge held-out attempts: a column each, then how far their scores are probabilities.
+
+    Args:
+        reports: by the model's name, all on the same attempts.
+    """
+    first = next(iter(reports.values()))
+    table = Table("", *reports, title="held-out problems")
+    for title, name in _OUTCOME_ROWS.items():
+        table.add_row(title, *(f"{getattr(report, name):.3f}" for report in reports.values()))
+    bins = Table("score", *(f"{name}: {what}" for name in reports for what in ("attempts", "mean score", "correct")))
+    for i, part in enumerate(first.calibration):
+        found = [report.calibration[i] for report in reports.values()]
+        cells = [cell for item in found for cell in (f"{item.size:,}", _share(item.mean_score), _share(item.positives))]
+        bins.add_row(f"{part.low:.1f} to {part.high:.1f}", *cells)
+    counts = f"{first.attempts:,} attempts, {first.correct:.1%} correct; {first.steps:,} steps before their ends"
+    return Group(table, Text(f"{counts}, {first.positive_steps:.1%} labelled positive\n"), bins)
+
+
+_OUTCOME_ROWS = {
+    "AUC of attempts": "auc",
+    "accuracy on attempts": "attempt_accuracy",
+    "accuracy on steps": "step_accuracy",
+    "AUC of steps": "step_auc",
+    "expected calibration error": "calibration_error",
+}
+
+
+def _share(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
 
 
 def _shares(verdicts: Mapping[str, Any]) -> str:

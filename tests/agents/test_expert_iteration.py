@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokengym.agents import RFT, ExpertIteration, STaR, expert_iteration, learner
+from tokengym.agents import RFT, ExpertIteration, STaR, expert_iteration, learner, rollouts
 from tokengym.agents.policy import CausalLMPolicy
 from tokengym.agents.rollouts import Attempt, AttemptFile, collect
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
@@ -201,7 +201,7 @@ def test_threshold_and_duplicates(folder, sums, trainings, monkeypatch, settings
         sums, folder, device="cpu", num_envs=4, rounds=1, samples_per_problem=4, problems=2, demonstrations=0,
         validation_problems=2, epochs=1, **settings,
     )  # fmt: skip
-    monkeypatch.setattr(expert_iteration, "collect", lambda _, env, *args, **options: fake_attempts(env, GIVEN))
+    monkeypatch.setattr(rollouts, "collect", lambda _, env, *args, **options: fake_attempts(env, GIVEN))
     told = {}
     agent.learn(callback=lambda _, metrics: told.update(metrics))
     (_, examples, _), problems = trainings[0], agent.env.problems
@@ -221,7 +221,7 @@ def test_each_problem_is_attempted_exactly_k_times_at_the_temperature(make_agent
         temperatures.append(policy.sampling.temperature)
         return collect(policy, *args, **options)
 
-    monkeypatch.setattr(expert_iteration, "collect", spy)
+    monkeypatch.setattr(rollouts, "collect", spy)
     agent = make_agent(problems=4, temperature=0.9, run=tmp_path / "run", rounds=2).learn()
     for number in (1, 2):
         record = AttemptFile(tmp_path / "run" / f"round-{number}" / "attempts-0.jsonl")
@@ -262,7 +262,7 @@ def test_worked_examples_are_in_the_first_rounds_prompts_and_in_no_training(
             attempt.rewards[-1], attempt.terminated = 1.0, True
         return rounds[-1]
 
-    monkeypatch.setattr(expert_iteration, "collect", spy)
+    monkeypatch.setattr(rollouts, "collect", spy)
     agent = ExpertIteration(
         env, tmp_path, device="cpu", num_envs=4, rounds=2, samples_per_problem=3, demonstrations=0, shots=1, epochs=1,
         validation_problems=2, patience=2,

@@ -1,0 +1,569 @@
+"""Outcome models: p(correct | question, prefix), learnt from a policy's own attempts (Havrilla et al. 2024).
+
+An ORM learns from final outcomes: every prefix of an attempt bears the attempt's label, so it estimates the value of
+the policy that sampled them. A stepwise ORM (SORM; GLoRe, arXiv 2402.10963) learns whether the answer can still be
+reached: a prefix is positive if any of K continuations succeeds, so it approximates the value of the best policy. The
+two differ in their labels and in how these are balanced, and in nothing else.
+"""
+
+import itertools
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..envs.curriculum import Sequential
+from ..envs.token_vector_env import TokenVectorEnv
+from ..models.loading import load
+from ..models.outcome import OutcomeModel
+from ..models.sampling import SamplingConfig
+from ..rewards.base import step_ends
+from .base import AGENTS, Agent, Callback
+from .classification import Bin, accuracy, auc, calibration, expected_calibration_error
+from .fine_tuning import run_epochs, updates
+from .learner import Example, FineTuneConfig, Learner, Loss, MicroBatch, OptimizerConfig
+from .losses import masked_aggregate
+from .prefix_labels import label_prefixes
+from .rollouts import Attempt, AttemptFile, RolloutStatistics, collect_into
+from .runs import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ORMConfig(FineTuneConfig):
+    """Settings of `ORM`; how the paper trained its ORM is not known, so all are [choice] unless marked.
+
+    Attributes:
+        problems: attempts are sampled at so many problems, the split's first; `None` for all of them.
+        samples_per_problem: K, attempts at each; 16.
+        temperature: of the attempts; 0.7, that of the samples which the paper reranks [paper].
+        pool: attempts that were sampled before, in place of new ones: a file of them or the folder of a run. Of each of
+            the first `problems` problems the first `samples_per_problem` are taken.
+        start_from: language model that the outcome model starts from; by default the policy.
+        balance: train on as many correct as incorrect attempts at each problem, drawn at random, lest the model learn
+            which problems are hard instead of which attempts are right.
+        epochs: passes over the attempts; 2.
+        validation_problems: held-out problems that the report is about, the first of the validation split.
+    """
+
+    problems: int | None = None
+    samples_per_problem: int = 16
+    temperature: float = 0.7
+    pool: str | None = None
+    start_from: str | None = None
+    balance: bool = True
+    epochs: int = 2
+    validation_problems: int = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("samples_per_problem", "validation_problems"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.problems is not None and self.problems < 1:
+            raise ValueError(f"problems must be at least 1, got {self.problems}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, lest all attempts be the same, got {self.temperature}")
+        SamplingConfig(self.temperature)
+
+
+@dataclass(frozen=True)
+class SORMConfig(ORMConfig):
+    """Settings of `SORM`.
+
+    Attributes:
+        samples_per_problem: attempts at each problem; 4, for each of their prefixes is continued.
+        continuations: of each prefix; 8 [GLoRe].
+        consistent: a continuation counts only if it uses the results of the prefix, as far as equations tell [GLoRe].
+        balance: train on as many positive as negative labels at each number of steps, drawn at random [GLoRe].
+        compare: outcome model to report on beside this one, on the same held-out attempts and labels.
+    """
+
+    samples_per_problem: int = 4
+    continuations: int = 8
+    consistent: bool = False
+    compare: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.continuations < 1:
+            raise ValueError(f"continuations must be at least 1, got {self.continuations}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labelled:
+    """An attempt with labels to learn from.
+
+    Attributes:
+        attempt: the attempt.
+        ends: `[S]`, increasing: the tokens of its completion after which it is judged, the last of all among them.
+        labels: `[S]`, 1 for positive and 0 for negative; the last is the attempt's outcome. NaN is not trained on.
+    """
+
+    attempt: Attempt
+    ends: NDArray[np.int64]
+    labels: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class OutcomeReport:
+    """How well an outcome model judges held-out attempts.
+
+    Attributes:
+        attempts: how many.
+        correct: share of them that are correct.
+        auc: chance that a correct attempt scores above an incorrect one.
+        attempt_accuracy: share of attempts whose score is above 0.5 just when they are correct.
+        steps: steps before the end of an attempt.
+        positive_steps: share of them whose label is positive.
+        step_accuracy: share of them whose score is above 0.5 just when their label is positive.
+        step_auc: chance that a positive step scores above a negative one.
+        calibration: attempts by their score.
+        calibration_error: expected calibration error of the attempts' scores.
+    """
+
+    attempts: int
+    correct: float
+    auc: float
+    attempt_accuracy: float
+    steps: int
+    positive_steps: float
+    step_accuracy: float
+    step_auc: float
+    calibration: list[Bin]
+    calibration_error: float
+
+    @classmethod
+    def of(cls, model: OutcomeModel, attempts: Sequence[Labelled]) -> Self:
+        """The report on labelled attempts."""
+        positions = [len(item.attempt.prompt) + item.ends for item in attempts]
+        found = model.score([item.attempt.tokens for item in attempts], positions)
+        scores, outcomes = [score[-1] for score in found], [item.attempt.is_success for item in attempts]
+        steps = np.concatenate([score[:-1] for score in found])
+        labels = np.concatenate([item.labels[:-1] for item in attempts]) == 1
+        bins = calibration(scores, outcomes)
+        return cls(
+            attempts=len(attempts),
+            correct=float(np.mean(outcomes)),
+            auc=auc(scores, outcomes),
+            attempt_accuracy=accuracy(scores, outcomes),
+            steps=len(steps),
+            positive_steps=float(labels.mean()) if len(labels) else float("nan"),
+            step_accuracy=accuracy(steps, labels),
+            step_auc=auc(steps, labels),
+            calibration=bins,
+            calibration_error=expected_calibration_error(bins),
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From what `dataclasses.asdict` and JSON made of a report."""
+        return cls(**dict[str, Any](values, calibration=[Bin(*item) for item in values["calibration"]]))
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged."""
+        values = asdict(self)
+        return {f"eval/{name}": value for name, value in values.items() if name not in ("calibration", "attempts")}
+
+
+@AGENTS.register("orm")
+class ORM(Agent):
+    """Outcome reward model (ORM): learns from a policy's own attempts how likely a prefix is to end correctly.
+
+    `model` is the policy, which stays as it is; what is trained is `outcome_model`, a copy of it with a head of one
+    logit. `save` writes the outcome model, and `OutcomeModel.load` reads it.
+
+    Held-out attempts are at problems of the validation split: neither the outcome model nor, as a rule, the policy has
+    been trained on them, so they look like those that the model will judge. A share of the training problems would not:
+    there the policy knows demonstrations by heart.
+    """
+
+    name = "orm"
+    config_class = ORMConfig
+
+    outcome_model: OutcomeModel
+    """What was learnt, after `learn`."""
+    reports: dict[str, OutcomeReport]
+    """Held-out reports after `learn`: on the model, by its kind, and on others by their path."""
+
+    def _load_model(
+        self, model: str | Path, device: str, dtype: str, lora_rank: int | None
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        if lora_rank is not None:
+            raise ValueError("an outcome model is trained as a whole: leave out lora_rank")
+        policy, tokenizer = super()._load_model(model, device, dtype, None)
+        base, start_from = policy, self.config.start_from
+        if start_from is not None:
+            base, other = load(start_from, device=device, dtype=dtype)
+            if other.get_vocab() != tokenizer.get_vocab():
+                raise ValueError(f"the tokenizers of start_from={start_from!r} and of the policy {str(model)!r} differ")
+        self._compared: dict[str, OutcomeModel] = {}
+        self.outcome_model = OutcomeModel.from_causal_lm(base, tokenizer, self.name, self.seed)
+        if self.config.pool is not None:
+            self._pool = pool_files(self.config.pool)
+        return policy, tokenizer
+
+    def learn(
+        self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
+    ) -> Self:
+        """Samples attempts, labels them, trains on them and reports on held-out ones.
+
+        With a run folder the attempts, their labels and the training can be interrupted and taken up again; a finished
+        run is left as it is.
+
+        Raises:
+            ValueError: `total_episodes` is given; the problems never end and `problems` is not set; the pool is of
+                other problems or of another tokenizer; or there is nothing to learn from, because all labels are equal.
+        """
+        if total_episodes is not None:
+            raise ValueError(f"{self.name} is told by problems and samples_per_problem how much to sample: set these")
+        if self._finished():
+            return self
+        started, config = time.perf_counter(), self.config
+        metrics: dict[str, float] = {}
+        attempts = self._training_attempts(progress_bar, metrics)
+        labelled = self._gathered(self._label("train", self.env, attempts, progress_bar))
+        metrics |= {f"labels/{name}": value for name, value in label_statistics(labelled).items()}
+        if config.balance:
+            labelled = self._balanced(labelled)
+        validation = self.make_validation_env()
+        count = min(config.validation_problems, validation.size or config.validation_problems)
+        held_out = self._sampled("validation", validation, count, progress_bar)
+        held_out = self._gathered(self._label("validation", validation, held_out, progress_bar))
+        metrics["time/label_seconds"] = time.perf_counter() - started
+
+        started = time.perf_counter()
+        steps = self._train(labelled, metrics, callback, progress_bar)
+        metrics["time/train_seconds"] = time.perf_counter() - started
+        judges = {self.name: self.outcome_model, **self._compared}
+        self.reports = {name: OutcomeReport.of(model, held_out) for name, model in judges.items()}
+        for name, report in self.reports.items():
+            values = report.metrics()
+            metrics |= values if name == self.name else {f"compare/{key}": value for key, value in values.items()}
+        if self.run is not None:
+            self.save(self.run.path / "model")
+        self.log(metrics, callback, steps)
+        if self.run is not None:
+            write_json(self.run.path / "report.json", {name: asdict(report) for name, report in self.reports.items()})
+        return self
+
+    def _write(self, folder: Path) -> None:
+        self.outcome_model.save(folder)
+
+    def _finished(self) -> bool:
+        """Whether the run folder holds a finished run, which is then read."""
+        report = None if self.run_path is None else self.run_path / "report.json"
+        if report is None or not report.exists():
+            return False
+        self.outcome_model = OutcomeModel.load(report.parent / "model", device=str(self.model.device))
+        self.reports = {
+            name: OutcomeReport.from_dict(values) for name, values in json.loads(report.read_text()).items()
+        }
+        return True
+
+    # ------------------------------------------------------------------------------------------------------- attempts
+
+    def _training_attempts(self, progress_bar: bool, metrics: dict[str, float]) -> list[Attempt]:
+        """The attempts to learn from, as far as they are this rank's share."""
+        if self.config.pool is not None:
+            return self._share(self._pooled())
+        counts = [count for count in (self.config.problems, self.env.size) if count is not None]
+        if not counts:
+            raise ValueError("this environment's problems never end: set `problems`, how many to sample attempts at")
+        started = time.perf_counter()
+        attempts = self._sampled("train", self.env, min(counts), progress_bar)
+        statistics = RolloutStatistics()
+        for attempt in attempts:
+            statistics.add(attempt)
+        if self.accelerator.num_processes > 1:
+            parts = gather_object([statistics])
+            statistics = RolloutStatistics()
+            for part in parts:
+                statistics.merge(part)
+        self.attempts, self.tokens = statistics.attempts, statistics.tokens
+        metrics |= statistics.metrics(time.perf_counter() - started)
+        return attempts
+
+    def _sampled(self, name: str, env: TokenVectorEnv, problems: int, progress_bar: bool) -> list[Attempt]:
+        """K attempts at each of the first problems, this rank's share, kept in the `<name>` folder of the run."""
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        samples = self.config.samples_per_problem
+        start, stop = problems * rank // ranks * samples, problems * (rank + 1) // ranks * samples
+        path = None if self.run_path is None else self.run_path / name / f"attempts-{rank}.jsonl"
+        policy = self.policy.with_sampling(temperature=self.config.temperature)
+        curriculum, env.curriculum = env.curriculum, Sequential(repeats=samples)
+        try:
+            with self.progress(stop - start, f"{name}: sampling", progress_bar) as bar:
+                return list(collect_into(path, policy, env, stop, seed=self.seed, start=start, on_step=bar.update))
+        finally:
+            env.curriculum = curriculum
+
+    def _pooled(self) -> dict[str, list[Attempt]]:
+        """The pool's attempts by problem, as far as the settings ask for them."""
+        config, groups = self.config, dict[str, list[Attempt]]()
+        for attempt in itertools.chain.from_iterable(map(self._read, self._pool)):
+            group = groups.get(attempt.problem.id)
+            if group is None:
+                if config.problems is not None and len(groups) == config.problems:
+                    continue
+                group = groups[attempt.problem.id] = []
+            if len(group) < config.samples_per_problem:
+                group.append(attempt)
+        if not groups:
+            raise ValueError(f"the pool {config.pool!r} holds no attempts")
+        return groups
+
+    def _read(self, path: Path) -> Iterator[Attempt]:
+        """Attempts in a file of the pool, which must be at this environment's problems and in the policy's tokens."""
+        doubtful = _CHECKED
+        try:
+            for attempt in AttemptFile(path).read(self.env):
+                foreign = attempt.completion.max() >= len(self.tokenizer)
+                if attempt.is_success and doubtful and not foreign:
+                    doubtful -= 1
+                    text = self.env.decode(attempt.completion)
+                    foreign = not self.env.problems.grade(text, attempt.problem).correct
+                if foreign:
+                    raise ValueError(f"the attempt at {attempt.problem.id!r} reads otherwise by the policy's tokenizer")
+                yield attempt
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path} is no pool of this policy's attempts at these problems: {error}") from error
+
+    def _share(self, groups: dict[str, list[Attempt]]) -> list[Attempt]:
+        """The attempts that are this rank's share, all those at a problem together."""
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        chosen = list(groups.values())[len(groups) * rank // ranks : len(groups) * (rank + 1) // ranks]
+        return list(itertools.chain.from_iterable(chosen))
+
+    def _gathered(self, labelled: list[Labelled]) -> list[Labelled]:
+        """The labelled attempts of all ranks, in their order."""
+        return gather_object(labelled) if self.accelerator.num_processes > 1 else labelled
+
+    # --------------------------------------------------------------------------------------------------------- labels
+
+    def _label(self, name: str, env: TokenVectorEnv, attempts: Sequence[Attempt], progress_bar: bool) -> list[Labelled]:
+        """Every step bears the outcome of its attempt; one that was cut off by its token budget has failed."""
+        return outcome_labels(attempts, self.tokenizer)
+
+    def _balanced(self, labelled: Sequence[Labelled]) -> list[Labelled]:
+        return balanced_problems(labelled, self.seed)
+
+    # ------------------------------------------------------------------------------------------------------- training
+
+    def _train(
+        self, labelled: Sequence[Labelled], metrics: dict[str, float], callback: Callback | None, progress_bar: bool
+    ) -> int:
+        """Trains the outcome model; returns the number of optimiser steps."""
+        config, labels = self.config, label_statistics(labelled)
+        if labels["positive"] in (0.0, 1.0) or not labels["count"]:
+            raise ValueError(
+                f"nothing can be learnt from {labels['count']:.0f} labels, {labels['positive']:.0%} of them positive: "
+                "sample more attempts, at a higher temperature or by a better policy"
+            )
+        metrics |= {"train/attempts": len(labelled), "train/labels": labels["count"]}
+        examples = [Example(item.attempt.prompt, item.attempt.completion) for item in labelled]
+        targets = [spread(item) for item in labelled]
+        learner = OutcomeLearner(self.outcome_model, config, updates(len(examples), config), self.accelerator)
+
+        def update(rows: NDArray[np.int64], seed: int) -> dict[str, float]:
+            return learner.update([examples[row] for row in rows], bce([targets[row] for row in rows]), seed)
+
+        with self.progress(0, "training", progress_bar) as bar:
+
+            def on_step(step: int, total: int, newest: dict[str, float]) -> None:
+                if bar.total == 0 and self.run is not None:
+                    self.run.rewind(step - 1)  # what a killed process logged behind its last checkpoint
+                bar.total = total
+                bar.update()
+                self.log({f"train/{key}": value for key, value in newest.items()}, None, step)
+
+            checkpoints = None if self.run_path is None else self.run_path / "training"
+            run_epochs(learner, len(examples), config, update, seed=self.seed, checkpoints=checkpoints, on_step=on_step)
+        return learner.total_steps
+
+
+@AGENTS.register("sorm")
+class SORM(ORM):
+    """Stepwise ORM (SORM): learns from continuations of prefixes whether the correct answer can still be reached."""
+
+    name = "sorm"
+    config_class = SORMConfig
+
+    def _load_model(
+        self, model: str | Path, device: str, dtype: str, lora_rank: int | None
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        policy, tokenizer = super()._load_model(model, device, dtype, lora_rank)
+        compare = self.config.compare
+        if compare is not None:
+            self._compared = {compare: OutcomeModel.load(compare, tokenizer, device)}
+        return policy, tokenizer
+
+    def _label(self, name: str, env: TokenVectorEnv, attempts: Sequence[Attempt], progress_bar: bool) -> list[Labelled]:
+        folder = None if self.run_path is None else self.run_path / name
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        with self.progress(0, f"{name}: continuing prefixes", progress_bar) as bar:
+            counts = label_prefixes(
+                self.policy.with_sampling(temperature=self.config.temperature),
+                env,
+                attempts,
+                self.config.continuations,
+                seed=self.seed + _CONTINUATION_SEED,
+                consistent=self.config.consistent,
+                path=None if folder is None else folder / f"prefixes-{self.accelerator.process_index}.jsonl",
+                on_step=bar.update,
+            )
+        labelled = outcome_labels(attempts, self.tokenizer)
+        for item, found in zip(labelled, counts, strict=True):
+            item.labels[: len(found)] = found > 0
+            item.labels[:] = monotone(item.labels)
+        return labelled
+
+    def _balanced(self, labelled: Sequence[Labelled]) -> list[Labelled]:
+        return balanced_lengths(labelled, self.seed)
+
+
+# So many correct attempts of a pool's file are graded again: in another tokenizer's words they would not be correct.
+_CHECKED = 10
+# Continuations draw from other streams than the attempts that they continue.
+_CONTINUATION_SEED = 1_000_003
+
+
+def pool_files(path: str) -> list[Path]:
+    """The files of training attempts at a path: a file itself, or those in the folder of a run.
+
+    Raises:
+        FileNotFoundError: there is nothing at that path.
+        ValueError: the folder holds no attempts.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise FileNotFoundError(f"there is no pool {path!r}: no such file or folder as {place.absolute()}")
+    if place.is_file():
+        return [place]
+    files = sorted(file for file in place.rglob("attempts-*.jsonl") if file.parent.name != "validation")
+    if not files:
+        raise ValueError(
+            f"the folder {path!r} holds no attempts-*.jsonl: a pool is a file of attempts, or a run's folder"
+        )
+    return files
+
+
+def outcome_labels(attempts: Sequence[Attempt], tokenizer: "PreTrainedTokenizerBase") -> list[Labelled]:
+    """Attempts with their own outcome at the end of every step, and at their end."""
+    ends = step_ends([a.completion for a in attempts], [a.terminated for a in attempts], tokenizer)
+    labelled: list[Labelled] = []
+    for attempt, found in zip(attempts, ends, strict=True):
+        judged = np.union1d(found, [len(attempt.completion) - 1])
+        labelled.append(Labelled(attempt, judged, np.full(len(judged), attempt.is_success, np.float32)))
+    return labelled
+
+
+def monotone(labels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Labels `[S]` with all before a positive one positive: where a later prefix can succeed, so can this one."""
+    return np.maximum.accumulate(labels[::-1])[::-1]
+
+
+def balanced_problems(labelled: Iterable[Labelled], seed: int) -> list[Labelled]:
+    """As many correct as incorrect attempts at each problem, drawn at random; the order stays."""
+    groups: defaultdict[str, tuple[list[Labelled], list[Labelled]]] = defaultdict(lambda: ([], []))
+    for item in labelled:
+        groups[item.attempt.problem.id][item.attempt.is_success].append(item)
+    rng = np.random.default_rng(seed)
+    kept: list[Labelled] = []
+    for group in groups.values():
+        size = min(map(len, group))
+        for side in group:
+            kept += [side[i] for i in np.sort(rng.permutation(len(side))[:size])]
+    return kept
+
+
+def balanced_lengths(labelled: Sequence[Labelled], seed: int) -> list[Labelled]:
+    """As many positive as negative labels at each number of steps, drawn at random; NaN in place of the others.
+
+    Attempts that are left without a label are left out.
+    """
+    labels = np.full((len(labelled), max((len(item.ends) for item in labelled), default=0)), np.nan, np.float32)
+    for row, item in enumerate(labelled):
+        labels[row, : len(item.ends)] = item.labels
+    rng = np.random.default_rng(seed)
+    for column in labels.T:
+        sides = [np.flatnonzero(column == side) for side in (0, 1)]
+        size = min(map(len, sides))
+        for side in sides:
+            column[rng.permutation(side)[size:]] = np.nan
+    kept = [
+        Labelled(item.attempt, item.ends, row[: len(item.ends)]) for item, row in zip(labelled, labels, strict=True)
+    ]
+    return [item for item in kept if not np.isnan(item.labels).all()]
+
+
+def label_statistics(labelled: Sequence[Labelled]) -> dict[str, float]:
+    """How many labels there are, and the share of positive ones."""
+    labels = np.concatenate([item.labels for item in labelled]) if labelled else np.empty(0)
+    labels = labels[~np.isnan(labels)]
+    return {"count": len(labels), "positive": float(labels.mean()) if len(labels) else 0.0}
+
+
+# ----------------------------------------------------------------------------------------------------------- learning
+
+
+class OutcomeLearner(Learner):
+    """Optimises an outcome model.
+
+    Args:
+        outcome_model: trained in place.
+        config: optimiser and batching.
+        total_steps: length of the learning-rate schedule.
+        accelerator: device and data parallelism.
+    """
+
+    def __init__(
+        self, outcome_model: OutcomeModel, config: OptimizerConfig, total_steps: int, accelerator: Accelerator
+    ) -> None:
+        super().__init__(outcome_model.model, config, total_steps, accelerator, len(outcome_model.tokenizer))
+        self.outcome_model = outcome_model
+
+    def forward(self, batch: MicroBatch, temperature: float) -> Tensor:
+        """The logit of p(correct) after each token of the completions, `[B, T]`, where that token was predicted."""
+        after = batch.action_mask.roll(1, dims=1)
+        logits = self.outcome_model.logits(batch.input_ids, batch.attention_mask, after, self.model)
+        return torch.zeros_like(batch.input_ids, dtype=logits.dtype).masked_scatter(batch.action_mask, logits)
+
+
+def spread(item: Labelled) -> NDArray[np.float32]:
+    """The labels at their tokens of the completion, `[T]`; NaN at all others."""
+    targets = np.full(len(item.attempt.completion), np.nan, np.float32)
+    targets[item.ends] = item.labels
+    return targets
+
+
+def bce(targets: Sequence[NDArray[np.float32]]) -> Loss:
+    """Binary cross-entropy, averaged over the labels of a batch, as a loss for `Learner.update`.
+
+    Args:
+        targets: of each example of the batch, labels `[T]` at its tokens; NaN where there is none.
+    """
+    count = sum(int((~np.isnan(target)).sum()) for target in targets)
+
+    def loss(batch: MicroBatch, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        wanted = batch.spread(targets)
+        read = batch.action_mask & ~wanted.isnan()
+        wanted = wanted.nan_to_num()
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        right = ((logits > 0) == (wanted > 0.5)).float()
+        return masked_aggregate(losses, read, count), {"accuracy": masked_aggregate(right, read, count)}
+
+    return loss
