@@ -241,12 +241,15 @@ def bench(arguments: Sequence[str]) -> None:
     if arguments and arguments[0] in ("parity", "multiplication"):
         _experiment(arguments[0], arguments[1:])
         return
+    if arguments and arguments[0] == "rcrl":
+        _return_conditioning(arguments[1:])
+        return
 
     def run(
         what: tyro.conf.Positional[Literal["env", "rollout", "memory", "linear", "grading", "orm"]],
         output: Path | None = None,
     ) -> None:
-        """Measures. The experiments `parity` and `multiplication` have options of their own: see their --help.
+        """Measures. Experiments (`parity`, `multiplication`, `rcrl`) have options of their own: see their --help.
 
         Args:
             what: steps of environments; the rollout engine against `generate`; the memory of collected attempts; the
@@ -277,6 +280,16 @@ def _experiment(task: str, arguments: Sequence[str]) -> None:
 
     run.__annotations__["experiment"] = kinds[task]
     _cli(run, f"tokengym bench {task}", arguments, _summary(after_pretraining))
+
+
+def _return_conditioning(arguments: Sequence[str]) -> None:
+    from .benchmarks import return_conditioning
+
+    def run(experiment: return_conditioning.ReturnConditioning) -> None:
+        _print(return_conditioning.table(return_conditioning.run(experiment, _print)))
+        _print(f"runs and results.json are in {experiment.folder}")
+
+    _cli(run, "tokengym bench rcrl", arguments, _summary(return_conditioning))
 
 
 def demo(arguments: Sequence[str]) -> None:
