@@ -7,7 +7,7 @@ label by how often attempts that go on from it succeed, and the base model is fi
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -30,7 +30,7 @@ from .learner import Example, FineTuneConfig
 from .policy import CausalLMPolicy
 from .prefix_labels import label_prefixes
 from .return_labels import Judged, balanced, labelled, quantile_edges
-from .rollouts import Attempt, AttemptFile, RolloutStatistics, collect
+from .rollouts import Attempt, AttemptFile, RolloutStatistics, collect_into
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -219,30 +219,15 @@ class RCRL(Agent):
             )
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         start, stop = episodes * rank // ranks, episodes * (rank + 1) // ranks
-        with self.progress(stop - start, "sampling", progress_bar) as bar:
-            ours = []
-            for attempt in self._attempts(start, stop):
-                bar.update()
-                ours.append(attempt)
-        return gather_object(ours) if ranks > 1 else ours
-
-    def _attempts(self, start: int, stop: int) -> Iterator[Attempt]:
-        """Attempts of this rank, written to the pool as they come; those already there are not sampled again."""
-        policy = self.policy.with_sampling(temperature=self.config.temperature)
-        curriculum, self.env.curriculum = self.env.curriculum, Sequential(repeats=self.config.samples_per_problem)
+        path = None if self._pool is None else self._pool / f"attempts-{rank}.jsonl"
+        policy = self.policy.with_sampling(temperature=config.temperature)
+        curriculum, self.env.curriculum = self.env.curriculum, Sequential(repeats=config.samples_per_problem)
         try:
-            if self._pool is None:
-                yield from collect(policy, self.env, stop, seed=self.seed, start=start)
-                return
-            self._pool.mkdir(parents=True, exist_ok=True)
-            record = AttemptFile(self._pool / f"attempts-{self.accelerator.process_index}.jsonl")
-            yield from record.read(self.env)
-            with record:
-                for attempt in collect(policy, self.env, stop, seed=self.seed, start=start + record.count):
-                    record.write(attempt)
-                    yield attempt
+            with self.progress(stop - start, "sampling", progress_bar) as bar:
+                ours = list(collect_into(path, policy, self.env, stop, seed=self.seed, start=start, on_step=bar.update))
         finally:
             self.env.curriculum = curriculum
+        return gather_object(ours) if ranks > 1 else ours
 
     # ----------------------------------------------------------------------------------------------------- the labels
 
