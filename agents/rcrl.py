@@ -245,17 +245,26 @@ class RCRL(Agent):
                     f"none of the {len(attempts)} attempts has a step boundary, a newline or an end of its own: allow "
                     'more max_new_tokens, or label attempts as a whole with granularity="attempt"'
                 )
-        ranks, rank, count = self.accelerator.num_processes, self.accelerator.process_index, len(attempts)
-        ours = slice(count * rank // ranks, count * (rank + 1) // ranks)
-        if config.label_source != "monte_carlo":
-            values = self._scores(attempts[ours], ends[ours])
-        elif config.granularity == "attempt":
-            values = [np.array([attempt.total_reward]) for attempt in attempts[ours]]
-        else:
-            values = self._success_rates(attempts[ours], metrics, progress_bar)
-        values = gather_object(values) if ranks > 1 else values
+        # The attempts at a problem stay together: their continuations draw from streams that count them.
+        order = {problem: number for number, problem in enumerate(dict.fromkeys(a.problem.id for a in attempts))}
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        ours = [i for i, a in enumerate(attempts) if order[a.problem.id] * ranks // len(order) == rank]
+        values = self._values([attempts[i] for i in ours], [ends[i] for i in ours], metrics, progress_bar)
+        if ranks > 1:
+            pairs = dict(gather_object(list(zip(ours, values, strict=True))))
+            values = [pairs[i] for i in range(len(attempts))]
         metrics["time/label_seconds"] = time.perf_counter() - started
         return [Judged(*parts) for parts in zip(attempts, ends, values, strict=True) if len(parts[1])]
+
+    def _values(
+        self, attempts: Sequence[Attempt], ends: Sequence[IntArray], metrics: dict[str, float], progress_bar: bool
+    ) -> list[FloatArray]:
+        """What each step is worth, by the source that is configured."""
+        if self.config.label_source != "monte_carlo":
+            return self._scores(attempts, ends)
+        if self.config.granularity == "attempt":
+            return [np.array([attempt.total_reward]) for attempt in attempts]
+        return self._success_rates(attempts, metrics, progress_bar)
 
     def _success_rates(
         self, attempts: Sequence[Attempt], metrics: dict[str, float], progress_bar: bool
@@ -282,8 +291,11 @@ class RCRL(Agent):
                 path=path,
                 on_step=on_step,
             )
-        metrics["labels/rollouts"] = prefixes["labelled"] * samples
-        self.attempts += prefixes["labelled"] * samples
+        rollouts = samples * prefixes["labelled"]
+        if self.accelerator.num_processes > 1:
+            rollouts = sum(gather_object([rollouts]))
+        metrics["labels/rollouts"] = rollouts
+        self.attempts += rollouts
         return [count / samples for count in counts]
 
     def _scores(self, attempts: Sequence[Attempt], ends: Sequence[IntArray]) -> list[FloatArray]:

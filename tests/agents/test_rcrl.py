@@ -2,12 +2,17 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tokengym.agents import rcrl
 from tokengym.agents.base import Agent
@@ -323,6 +328,52 @@ def test_what_is_saved_acts_and_learns_under_its_labels(make, folders, tmp_path,
     # The labelled model may be trained once more, from itself, and keeps its labels.
     more = RCRL.load(tmp_path / "run" / "model", slots(), device="cpu", base=None, validation_problems=0).learn()
     assert more.labels == agent.labels
+
+
+TWO_RANKS = """
+    import sys
+    import torch
+    from safetensors.torch import save_file
+    from tokengym.agents import RCRL
+    from tokengym.envs import Problem, ProblemList, TokenVectorEnv
+    from tokengym.models import load_tokenizer
+    from tokengym.rewards import Verdict
+
+    torch.set_num_threads(1)
+
+    class Odd(ProblemList):
+        def grade(self, completion, problem):
+            return Verdict(completion.count("a") % 2 == 1, "", completion[:1])
+
+    odd = Odd([Problem(q, q, "a") for q in ("?", "a?", "b?")])
+    env = TokenVectorEnv(odd, 4, tokenizer=load_tokenizer("chars:ab?\\n"), prompt="{question}",
+                         max_prompt_tokens=8, max_new_tokens=6, autoreset_mode="Disabled")
+    told = []
+    agent = RCRL(env, sys.argv[2], run=sys.argv[3], device="cpu", learning_rate=1e-3, samples_per_problem=7,
+                 rollouts_per_step=3, batch_size=64, epochs=1, validation_problems=0, positive_ratio=None)
+    agent.learn(callback=lambda _, metrics: told.append(metrics))
+    if agent.accelerator.is_main_process:
+        counts = {key: torch.tensor(float(value)) for key, value in told[0].items()
+                  if not key.startswith("time/") and "padding" not in key}
+        tensors = {key: p.detach().clone() for key, p in agent.model.named_parameters()}
+        save_file(tensors | counts | {"attempts": torch.tensor(agent.attempts)}, sys.argv[1])
+    agent.accelerator.end_training()
+"""
+
+
+def test_two_ranks_label_and_learn_what_one_does(folders, tmp_path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(TWO_RANKS))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for ranks in (1, 2):
+        command = [sys.executable, *(launch if ranks == 2 else []), str(script)]
+        command += [str(tmp_path / f"{ranks}"), str(folders["policy"]), str(tmp_path / f"run-{ranks}")]
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    one, two = load_file(tmp_path / "1"), load_file(tmp_path / "2")
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 # ---------------------------------------------------------------------------------------------------- bad input
