@@ -159,3 +159,20 @@ def test_a_label_past_the_models_positions_is_an_error(model: PreTrainedModel) -
         ValueError, match=f"a sequence of {limit + 1} tokens is longer than the model's {limit} positions"
     ):
         decoder.step(GREEDY)
+
+
+def test_a_label_costs_its_row_one_token_and_nothing_is_computed_twice(model: PreTrainedModel) -> None:
+    sequences = prompts(6)
+    decoder = ConditionedDecoder(model, 6, VOCABULARY, labels_for("step"), VOCABULARY + 1, ENDS_STEP)
+    decoder.begin(np.arange(6), sequences, np.arange(6))
+    sizes: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda _, arguments, named: sizes.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        for _ in range(20):
+            decoder.step(SamplingConfig(1.0))
+    finally:
+        handle.remove()
+    assert decoder.placed.sum() > 6
+    assert sum(sizes) == 6 * 20 + decoder.placed.sum()
