@@ -171,6 +171,8 @@ class RCRL(Agent):
             return self
         if config.validation_problems:
             metrics |= validate(self, self.make_validation_env(), config.validation_problems)
+        if self.run is not None:
+            self.run.rewind(self.attempts - 1)  # what a process logged that was killed before it had saved the model
         self.log(metrics, callback)
         if self.run is not None:
             self.save(self.run.path / "model")

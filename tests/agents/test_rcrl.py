@@ -295,6 +295,9 @@ def test_killed_and_resumed_equals_never_stopped(make, tmp_path, stage: str, cou
         assert (tmp_path / "cut/pool" / name).read_text() == (tmp_path / "whole/pool" / name).read_text()
     again = make(run=tmp_path / "cut", resume=True).learn()  # nothing is left to do
     assert same(weights(whole), weights(again))
+    (tmp_path / "cut" / "model").rename(tmp_path / "lost")  # killed before it had saved the model
+    make(run=tmp_path / "cut", resume=True).learn()
+    assert len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_another_run_takes_the_pool_with_its_labels(make, tmp_path, monkeypatch) -> None:
