@@ -57,7 +57,7 @@ class Experiment:
         iterations: of reinforcement learning, rounds of STaR; about 20 [paper].
         attempts: per iteration or round; [choice].
         group: attempts at each problem for "grpo" and "rloo", which compare them; [choice].
-        learning_rate: of reinforcement learning; [choice].
+        learning_rate: of reinforcement learning; `None` takes that of the algorithm in `LEARNING_RATES` [choice].
         test_problems: of the test split, before and after.
         threads: CPU threads.
     """
@@ -81,18 +81,18 @@ class Experiment:
     iterations: int = 20
     attempts: int = 512
     group: int = 16
-    learning_rate: float = 3e-4
+    learning_rate: float | None = None
     test_problems: int = 500
     threads: int = 1
 
     def __post_init__(self) -> None:
         for algorithm in self.algorithms:
-            if algorithm not in ALGORITHMS:
-                raise unknown_name("algorithm", algorithm, ALGORITHMS)
+            if algorithm not in LEARNING_RATES:
+                raise unknown_name("algorithm", algorithm, LEARNING_RATES)
         for start in self.starts:
             if start > self.steps or (start % self.save_steps and start != self.steps):
                 raise ValueError(
-                    f"no checkpoint is saved after {start} of {self.steps} steps: set save_steps or starts"
+                    f"no checkpoint after {start} of {self.steps} steps: set starts, or save_steps to divide it"
                 )
         if self.group < 2 or self.attempts % self.group:
             raise ValueError(f"attempts must be groups of {self.group} >= 2, got {self.attempts}")
@@ -113,7 +113,7 @@ class Experiment:
     @property
     def description(self) -> dict[str, Any]:
         """The settings as JSON values."""
-        return {"env": self.env, **asdict(self), "folder": str(self.folder)}
+        return json.loads(json.dumps({"env": self.env, **asdict(self)}, default=str))
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,8 @@ class MultiplicationExperiment(Experiment):
         return {"digits": self.digits}
 
 
-ALGORITHMS = ("star", "reinforce", "rloo", "grpo")
+LEARNING_RATES = {"star": 3e-4, "reinforce": 3e-4, "rloo": 1e-4, "grpo": 1e-4}
+"""Of the algorithms. What pushes wrong attempts down undoes what is half learnt, unless it goes slowly."""
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
@@ -243,7 +244,7 @@ def _reinforce(
         **_COMMON,
         seed=seed,
         temperature=temperature,
-        learning_rate=experiment.learning_rate,
+        learning_rate=experiment.learning_rate or LEARNING_RATES[algorithm],
         **settings,
     )
     _learn(agent, stage)
@@ -279,7 +280,8 @@ def _algorithm(experiment: Experiment, algorithm: str) -> tuple[str, dict[str, A
     }
     if algorithm == "rloo":
         return "reinforce", {"baseline": "rloo", **groups, **settings}
-    return "grpo", {**groups, **settings}
+    # Averages over each attempt's tokens would make a long chain's errors count less than a short answer's.
+    return "grpo", {"length_normalization": False, **groups, **settings}
 
 
 def _learn(agent: Agent, stage: Path) -> None:

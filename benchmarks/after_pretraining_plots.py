@@ -20,6 +20,7 @@ def table(results: Mapping[str, Any]) -> Table:
         title=f"{settings['env']}, {size}, {settings['test_problems']} test problems",
         caption="greedy, sampled: answer right; chain: and the way to it; length: median, greedy; long: share, sampled",
     )  # fmt: skip
+    rows.columns[1].no_wrap = True
     for pretrained in results["pretraining"]:
         which = pretrained["p_cot"], pretrained["seed"]
         for start, before in pretrained["before"].items():

@@ -376,8 +376,9 @@ TWO_RANKS = """
         ("grpo", GRPO, dict(problems_per_iteration=7, samples_per_problem=5)),
         ("grpo-all", GRPO, dict(problems_per_iteration=7, samples_per_problem=5, epochs=2, minibatches=2, kl_coef=0.1)),
     ):
-        env = TokenVectorEnv(letters, 4, tokenizer=load_tokenizer("chars:ab?"), prompt="{question}", max_prompt_tokens=8,
-                             max_new_tokens=4, autoreset_mode="Disabled", copy=False, eos_token_ids=[4])
+        env = TokenVectorEnv(letters, 4, tokenizer=load_tokenizer("chars:ab?"), prompt="{question}",
+                             max_prompt_tokens=8, max_new_tokens=4, autoreset_mode="Disabled", copy=False,
+                             eos_token_ids=[4])
         told = []
         gradients.clear()
         agent = kind(env, sys.argv[2], run=f"{sys.argv[3]}/{name}", **common, **settings)
