@@ -26,6 +26,7 @@ from ..agents.policy import CausalLMPolicy
 from ..agents.rollouts import Attempt, collect
 from ..agents.runs import read_jsonl, write_json
 from ..envs.curriculum import Sequential
+from ..envs.registration import make_vec_env
 from ..models.loading import load
 from ..registry import unknown_name
 
@@ -165,6 +166,9 @@ def run(experiment: Experiment) -> dict[str, Any]:
     """
     from .after_pretraining_plots import plot
 
+    for p_cot in experiment.p_cot:
+        for grading in experiment.gradings:
+            make_vec_env(experiment.spec(p_cot, grading), 1)  # what is wrong here fails before hours are spent
     threads = torch.get_num_threads()
     torch.set_num_threads(experiment.threads)
     results: dict[str, Any] = {"settings": experiment.description, "pretraining": [], "runs": []}
