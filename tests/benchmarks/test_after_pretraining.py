@@ -142,7 +142,7 @@ def test_the_sweep_is_drawn_and_the_command_prints_a_table(tmp_path, capsys) -> 
         ({"attempts": 15}, ValueError, "got 15"),
         ({"p_cot": ()}, ValueError, "at least one value"),
         ({"p_cot": (1.5,)}, ValueError, "p_cot is the share of long solutions"),
-        ({"gradings": ("dense",)}, UnknownNameError, "no grading 'dense'"),
+        ({"gradings": ("dense",)}, UnknownNameError, "unknown grading 'dense'"),
     ],
 )
 def test_bad_settings(tmp_path, settings: dict, error: type[Exception], message: str) -> None:
