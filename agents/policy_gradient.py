@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..envs.curriculum import Uniform
 from ..models.sampling import SamplingConfig
+from ..rewards.base import RewardError
 from .base import Agent, Callback
 from .checkpoints import load_checkpoint, load_tensors, save_checkpoint
 from .estimators import uniform_groups
@@ -128,11 +129,11 @@ class PolicyGradientAgent(Agent):
                     began = time.perf_counter()
                     metrics: dict[str, float] = {}
                     self.env.curriculum = Uniform(repeats=config.samples_per_problem)
-                    attempts = self._sample(iteration, episodes, metrics, bar.update)
-                    started = time.perf_counter()
-                    self.model.eval()  # dropout would make the policy that is updated another than the one that acted
-                    with self._kept_if_not_finite(attempts, iteration):
-                        _check_rewards(attempts, learner.steps + 1)
+                    attempts: list[Attempt] = []
+                    with self._kept_if_not_finite(attempts, iteration, learner):
+                        attempts = self._sample(iteration, episodes, attempts, metrics, bar.update)
+                        started = time.perf_counter()
+                        self.model.eval()  # dropout would make the updated policy another than the one that acted
                         found = self.improve(learner, attempts, iteration)
                     metrics |= {f"train/{name}": value for name, value in found.items()}
                     metrics["time/train_seconds"] = time.perf_counter() - started
@@ -167,18 +168,20 @@ class PolicyGradientAgent(Agent):
         return returns.reshape(-1, self.config.samples_per_problem)
 
     @contextmanager
-    def _kept_if_not_finite(self, attempts: Sequence[Attempt], iteration: int) -> Iterator[None]:
+    def _kept_if_not_finite(self, attempts: Sequence[Attempt], iteration: int, learner: Learner) -> Iterator[None]:
+        """Writes the iteration's attempts to the run's folder when a reward, a loss or a gradient is not finite."""
         try:
             yield
-        except NonFiniteError as error:
-            if self.run is None:
-                raise
-            path = self.run.path / f"not-finite-{iteration}.jsonl"
-            path.unlink(missing_ok=True)
-            with AttemptFile(path) as file:
-                for attempt in attempts:
-                    file.write(attempt)
-            raise NonFiniteError(f"{error}; the attempts of iteration {iteration} are in {path}") from error
+        except (NonFiniteError, RewardError) as error:
+            message = f"iteration {iteration}, before update {learner.steps + 1}: {error}"
+            if self.run is not None:
+                path = self.run.path / f"not-finite-{iteration}.jsonl"
+                path.unlink(missing_ok=True)
+                with AttemptFile(path) as file:
+                    for attempt in attempts:
+                        file.write(attempt)
+                message += f"; the attempts are in {path}"
+            raise NonFiniteError(message) from error
 
     def _iterations(self, budget: int | None) -> int:
         config: PolicyGradientConfig = self.config
@@ -191,14 +194,22 @@ class PolicyGradientAgent(Agent):
         return config.iterations if budget is None else min(config.iterations, budget // episodes)
 
     def _sample(
-        self, iteration: int, episodes: int, metrics: dict[str, float], on_step: Callable[[int], object]
+        self,
+        iteration: int,
+        episodes: int,
+        attempts: list[Attempt],
+        metrics: dict[str, float],
+        on_step: Callable[[int], object],
     ) -> list[Attempt]:
+        """All attempts of an iteration; those of this rank are put into `attempts`, too, as they come."""
         started = time.perf_counter()
         policy = self.policy.with_sampling(temperature=self.config.temperature)
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         start, stop = episodes * rank // ranks, episodes * (rank + 1) // ranks
         seed = self.seed + _ITERATION_SEED * (iteration + 1)
-        attempts = list(collect(policy, self.env, stop, seed=seed, start=start, on_step=on_step))
+        for attempt in collect(policy, self.env, stop, seed=seed, start=start, on_step=on_step):
+            attempts.append(attempt)
+            _check_rewards(attempt)
         if ranks > 1:
             attempts = [attempt for part in gather_object([attempts]) for attempt in part]
         statistics = RolloutStatistics()
@@ -231,13 +242,10 @@ class _Best:
             self.age += 1
 
 
-def _check_rewards(attempts: Sequence[Attempt], step: int) -> None:
-    for attempt in attempts:
-        broken = attempt.rewards[~np.isfinite(attempt.rewards)]
-        if len(broken):
-            raise NonFiniteError(
-                f"before update {step} an attempt at problem {attempt.problem.id!r} was paid a reward of {broken[0]}"
-            )
+def _check_rewards(attempt: Attempt) -> None:
+    broken = attempt.rewards[~np.isfinite(attempt.rewards)]
+    if len(broken):
+        raise NonFiniteError(f"an attempt at problem {attempt.problem.id!r} was paid a reward of {broken[0]}")
 
 
 # Seeds of different iterations are so far apart that those of neighbouring runs do not meet.

@@ -51,6 +51,10 @@ class AttemptView(Protocol):
         ...
 
 
+class RewardError(ValueError):
+    """A reward returned something else than finite numbers of the right shape."""
+
+
 class Reward(ABC):
     """Pays attempts token by token, for all slots of one environment at once.
 
@@ -290,5 +294,5 @@ def _verdict(verdicts: Sequence[Verdict | None], slot: int) -> Verdict:
 def _finite(rewards: ArrayLike, shape: tuple[int, ...], source: Reward) -> FloatArray:
     array = np.asarray(rewards, dtype=np.float64)
     if array.shape != shape or not np.isfinite(array).all():
-        raise ValueError(f"{type(source).__name__} returned {rewards!r}: expected finite numbers of shape {shape}")
+        raise RewardError(f"{type(source).__name__} returned {rewards!r}: expected finite numbers of shape {shape}")
     return array

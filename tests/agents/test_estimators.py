@@ -6,11 +6,33 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.utils import explained_variance as sb3_explained_variance
 
-from tokengym.agents.estimators import STD_EPSILON, group_advantages, leave_one_out, mean_baseline, uniform_groups
-from tokengym.agents.losses import clipped, clipped_surrogate, k3_divergence, masked_aggregate, policy_gradient
+from tokengym.agents.estimators import (
+    STD_EPSILON,
+    adapted_kl_coef,
+    explained_variance,
+    generalized_advantages,
+    group_advantages,
+    leave_one_out,
+    mean_baseline,
+    uniform_groups,
+    whiten,
+)
+from tokengym.agents.losses import (
+    clipped,
+    clipped_surrogate,
+    k1_divergence,
+    k3_divergence,
+    masked_aggregate,
+    policy_gradient,
+    value_error,
+)
+from tokengym.models.forward import token_logprobs, token_logprobs_and_entropy
 
 # A language model small enough to write down: two letters and an end, two questions, at most three tokens.
 LETTERS, END, LIMIT = (0, 1), 2, 3
@@ -177,3 +199,117 @@ def test_k3_is_unbiased_for_the_divergence_and_never_negative() -> None:
     values = k3_divergence(p[None], q[None], torch.ones(1, 6, dtype=torch.bool))[0]
     assert (values >= 0).all()
     assert (p.exp() * values).sum().item() == pytest.approx((p.exp() * (p - q)).sum().item(), abs=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------ PPO
+
+
+def attempts_with_values(lengths: list[int], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rewards, values and a mask, `[B, T]`; NaN where there is no token."""
+    rng = np.random.default_rng(seed)
+    mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
+    rewards, values = (np.where(mask, rng.normal(size=mask.shape), np.nan) for _ in range(2))
+    return rewards, values, mask
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 99),
+    st.sampled_from([0.0, 0.9, 1.0]), st.sampled_from([0.0, 0.95, 1.0]),
+)  # fmt: skip
+def test_advantages_and_returns_equal_those_of_stable_baselines3(lengths, seed, gamma, gae_lambda) -> None:
+    rewards, values, mask = attempts_with_values(lengths, seed)
+    buffer = RolloutBuffer(
+        int(mask.sum()), spaces.Discrete(2), spaces.Discrete(2), "cpu", gae_lambda=gae_lambda, gamma=gamma
+    )
+    for row in range(len(mask)):  # one attempt after the other in one environment
+        for t in range(lengths[row]):
+            value, none = torch.tensor([values[row, t]]), torch.zeros(1)
+            buffer.add(np.zeros(1), np.zeros(1), rewards[row, t], np.array([t == 0]), value, none)
+    buffer.compute_returns_and_advantage(torch.tensor([7.0]), np.array([True]))
+    ours = generalized_advantages(rewards, values, mask, gamma, gae_lambda)
+    assert (ours[~mask] == 0).all()
+    np.testing.assert_allclose(ours[mask], buffer.advantages[:, 0], atol=1e-5)
+    np.testing.assert_allclose((ours + values)[mask], buffer.returns[:, 0], atol=1e-5)
+    told = explained_variance(values[mask], buffer.returns[:, 0].astype(np.float64))
+    assert told == pytest.approx(sb3_explained_variance(values[mask], buffer.returns[:, 0]), abs=1e-4, nan_ok=True)
+
+
+def test_with_lambda_and_gamma_one_the_advantage_is_the_return_minus_the_value() -> None:
+    rewards, values, mask = attempts_with_values([3, 1, 5], 0)
+    advantages = generalized_advantages(rewards, values, mask, 1.0, 1.0)
+    for row, length in enumerate([3, 1, 5]):
+        to_go = np.cumsum(rewards[row, :length][::-1])[::-1]
+        np.testing.assert_allclose(advantages[row, :length], to_go - values[row, :length])
+
+
+def test_whitening_sees_action_tokens_alone() -> None:
+    rewards, _, mask = attempts_with_values([4, 2, 6], 1)
+    white = whiten(rewards, mask)
+    assert (white[~mask] == 0).all()
+    assert white[mask].mean() == pytest.approx(0, abs=1e-12)
+    assert white[mask].std(ddof=1) == pytest.approx(1, abs=1e-7)
+    np.testing.assert_array_equal(np.argsort(white[mask]), np.argsort(rewards[mask]))
+    np.testing.assert_array_equal(whiten(np.array([[3.0, np.nan]]), np.array([[True, False]])), [[3.0, 0.0]])
+    assert (whiten(np.full((2, 2), 5.0), np.full((2, 2), True)) == 0).all()
+
+
+def test_kl_estimators_are_unbiased_by_enumeration() -> None:
+    """Of whole completions: expected sums of the per-token estimates are the KL of the two distributions."""
+    p, mask = Enumerable(0).logprobs()
+    q, _ = Enumerable(1).logprobs()
+    chances = torch.where(mask, p, 0).sum(-1).exp()
+    exact = (chances * torch.where(mask, p - q, 0).sum(-1)).sum(-1)
+    assert (exact > 0.1).all()
+    for estimate in (k1_divergence, k3_divergence):
+        torch.testing.assert_close((chances * estimate(p, q, mask.expand_as(p)).sum(-1)).sum(-1), exact)
+    assert (k1_divergence(p, q, mask.expand_as(p)) < 0).any()
+    assert (k3_divergence(p, q, mask.expand_as(p)) >= 0).all()
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+def test_entropy_is_the_exact_one_of_the_distribution_that_acts(temperature: float) -> None:
+    logits = torch.randn(5, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+    logits[0] = 0.0
+    tokens = torch.arange(5)
+    logprobs, entropy = token_logprobs_and_entropy(logits, tokens, temperature)
+    theirs = torch.distributions.Categorical(logits=logits / temperature)
+    torch.testing.assert_close(entropy.double(), theirs.entropy(), atol=1e-5, rtol=1e-5)
+    assert entropy[0].item() == pytest.approx(np.log(11), abs=1e-6)
+    torch.testing.assert_close(logprobs, token_logprobs(logits, tokens, temperature))
+
+
+def test_value_error_is_trlxs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values, old, returns = torch.randn(3, 4, 5, generator=generator)
+    mask = torch.rand(4, 5, generator=generator) < 0.7
+    near = torch.clamp(values, old - 0.2, old + 0.2)
+    theirs = 0.5 * (torch.max((values - returns) ** 2, (near - returns) ** 2) * mask).sum() / mask.sum()
+    ours = masked_aggregate(value_error(values, old, returns, mask, 0.2), mask, int(mask.sum()))
+    torch.testing.assert_close(ours, theirs)
+    plain = masked_aggregate(value_error(values, old, returns, mask, None), mask, int(mask.sum()))
+    torch.testing.assert_close(plain, ((values - returns)[mask] ** 2).mean() / 2)
+
+
+def test_ppos_losses_are_blind_to_what_is_masked() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.tensor([[True, False, True], [False, True, False]])
+    clean = torch.randn(4, 2, 3, generator=generator)
+    for losses in (
+        lambda a, b, c, d: value_error(a, b, c, mask, 0.2),
+        lambda a, b, c, d: clipped_surrogate(a, b, c, mask, 0.2),
+        lambda a, b, c, d: k1_divergence(a, b, mask),
+    ):
+        found = []
+        for poison in (0.0, torch.nan, torch.inf):
+            inputs = [torch.where(mask, tensor, poison).requires_grad_() for tensor in clean]
+            loss = masked_aggregate(losses(*inputs), mask, 3)
+            (gradient,) = torch.autograd.grad(loss, inputs[0])
+            found.append((loss.item(), gradient))
+        assert all(loss == found[0][0] and torch.equal(gradient, found[0][1]) for loss, gradient in found)
+
+
+def test_an_adaptive_coefficient_follows_ziegler() -> None:
+    assert adapted_kl_coef(0.1, 6.0, 6.0, 256, 10_000) == 0.1
+    assert adapted_kl_coef(0.1, 6.6, 6.0, 256, 10_000) == pytest.approx(0.1 * (1 + 0.1 * 256 / 10_000))
+    assert adapted_kl_coef(0.1, 60.0, 6.0, 1000, 10_000) == pytest.approx(0.1 * 1.02)  # at most a fifth of the horizon
+    assert adapted_kl_coef(0.1, 0.0, 6.0, 1000, 10_000) == pytest.approx(0.1 * 0.98)

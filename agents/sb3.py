@@ -1,0 +1,113 @@
+"""Stable-Baselines3 as a peer: its own algorithms on the same model and the same environment.
+
+    from stable_baselines3 import PPO
+    env = SB3VecEnv(gym.make_vec("tokengym/Arithmetic-v0", 8, autoreset_mode="SameStep"))
+    PPO(CausalLMPolicy, env, policy_kwargs={"model": "tokengym/tiny"}).learn(10_000)
+
+This is the slow, independent cross-check of our own agents, and the example for bringing other algorithms. SB3 knows no
+sequences, so every token costs a forward pass over all that come before it, when it is sampled and at every update.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..models.critics import ActorCritic, make_critic
+from ..models.loading import load
+
+
+class CausalLMPolicy(ActorCriticPolicy):
+    """A causal language model with a critic, as a policy of Stable-Baselines3's on-policy algorithms.
+
+    Dropout stays off in updates, too: the policy that is updated is the one that acted.
+
+    Args:
+        observation_space: of a token environment: `input_ids` and `attention_mask`.
+        action_space: its tokens.
+        lr_schedule: what the learning rate is for the share of training that remains.
+        model: what `models.load` takes, or a language model, which is then trained in place.
+        temperature: of the distribution that actions are drawn from.
+        critic: "branch", "head" or "model"; see `models.critics`.
+        critic_layers: depth of a branch.
+        optimizer_class: of SB3's optimiser.
+        optimizer_kwargs: and its arguments.
+        use_sde: must be False: exploration of SB3's for continuous actions.
+
+    Raises:
+        ValueError: these are not the spaces of a token environment, or the model has no such branch.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        model: str | Path | PreTrainedModel = "tokengym/tiny",
+        temperature: float = 1.0,
+        critic: Literal["branch", "head", "model"] = "head",
+        critic_layers: int = 4,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        use_sde: bool = False,
+    ) -> None:
+        named = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
+        if not {"input_ids", "attention_mask"} <= set(named) or not isinstance(action_space, spaces.Discrete):
+            raise ValueError(f"a language model needs the spaces of a token environment, not {observation_space}")
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=[],
+            use_sde=use_sde,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs or {},
+        )
+        self._settings = {"model": model, "temperature": temperature, "critic": critic, "critic_layers": critic_layers}
+        language_model = model if isinstance(model, PreTrainedModel) else load(model, device="cpu")[0]
+        self.actor_critic = ActorCritic(language_model, make_critic(critic, language_model, critic_layers))
+        self.temperature = temperature
+        self.optimizer = optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # pyright: ignore[reportCallIssue]
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Nothing: SB3's networks are not used."""
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        spaces_ = {"observation_space": self.observation_space, "action_space": self.action_space}
+        optimizer = {"optimizer_class": self.optimizer_class, "optimizer_kwargs": self.optimizer_kwargs}
+        return {**spaces_, **optimizer, **self._settings, "lr_schedule": self._dummy_schedule}
+
+    def set_training_mode(self, mode: bool) -> None:
+        self.eval()
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        distribution, values = self._evaluate(obs)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, values, distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        distribution, values = self._evaluate(obs)
+        return values, distribution.log_prob(actions), distribution.entropy()
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        return self._evaluate(obs)[0]
+
+    def predict_values(self, obs: PyTorchObs) -> Tensor:
+        return self._evaluate(obs)[1]
+
+    def _evaluate(self, obs: PyTorchObs) -> tuple[CategoricalDistribution, Tensor]:
+        """The distribution of the next token, and the values `[N, 1]`, after the observed tokens."""
+        assert isinstance(obs, dict)  # noqa: S101  # the observation space says so
+        lengths = obs["attention_mask"].sum(1).long()
+        width = int(lengths.max())
+        ids, mask = obs["input_ids"][:, :width].long(), obs["attention_mask"][:, :width].long()
+        logits, values = self.actor_critic(ids, mask, torch.arange(width, device=ids.device) == lengths[:, None] - 1)
+        logits = logits[:, : self.action_space.n].float() / self.temperature  # pyright: ignore[reportAttributeAccessIssue]
+        return CategoricalDistribution(logits.shape[1]).proba_distribution(logits), values[:, None]
