@@ -9,6 +9,7 @@ larger grid takes over what a smaller one has done.
 import copy
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ MICRO_BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(ABC):
     """What is pretrained and how it is trained on; settings with several values make the grid.
 
     Attributes:
@@ -101,9 +102,9 @@ class Experiment:
             raise ValueError("p_cot, seeds, gradings and temperatures need at least one value each")
 
     @property
+    @abstractmethod
     def env_settings(self) -> dict[str, Any]:
         """The environment's arguments that are the same in all runs."""
-        raise NotImplementedError
 
     def spec(self, p_cot: float, grading: str) -> EnvSpec:
         """The environment, of which agents make what they need."""
@@ -163,12 +164,16 @@ def run(experiment: Experiment) -> dict[str, Any]:
     Returns:
         JSON values: `settings`; `pretraining`, a list of what each one is, its `curve`, what the model does at each
         start (`before`), and its cost; `runs`, likewise with what the model does `after`.
+
+    Raises:
+        ValueError: the folder holds runs with other settings than these, those of the grid aside.
     """
     from .after_pretraining_plots import plot
 
     for p_cot in experiment.p_cot:
         for grading in experiment.gradings:
             make_vec_env(experiment.spec(p_cot, grading), 1)  # what is wrong here fails before hours are spent
+    _check_folder(experiment)
     threads = torch.get_num_threads()
     torch.set_num_threads(experiment.threads)
     results: dict[str, Any] = {"settings": experiment.description, "pretraining": [], "runs": []}
@@ -180,6 +185,25 @@ def run(experiment: Experiment) -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads)
     return results
+
+
+_GRID = ("folder", "p_cot", "algorithms", "gradings", "temperatures", "starts", "seeds", "threads")
+
+
+def _check_folder(experiment: Experiment) -> None:
+    """Lets no finished run pass for one with other settings."""
+    record = experiment.folder / "settings.json"
+    settings = {name: value for name, value in experiment.description.items() if name not in _GRID}
+    if not record.exists():
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_json(record, settings)
+    elif (before := json.loads(record.read_text())) != settings:
+        changes = ", ".join(
+            f"{name}: {before.get(name)!r} -> {value!r}"
+            for name, value in settings.items()
+            if before.get(name) != value
+        )
+        raise ValueError(f"{experiment.folder} holds runs with other settings ({changes}): choose another folder")
 
 
 def _results(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:

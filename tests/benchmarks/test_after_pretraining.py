@@ -54,6 +54,8 @@ def test_the_grid_is_run_once_and_a_larger_one_takes_it_over(tmp_path, monkeypat
     same = [run for run in second["runs"] if (run["p_cot"], run["start"], run["grading"]) == (0.25, 4, "cot")]
     assert first["runs"][1] in same
     assert len(table(second).rows) == 2 * 2 + 16
+    with pytest.raises(ValueError, match=r"holds runs with other settings \(iterations: 2 -> 3\)"):
+        run(ParityExperiment(tmp_path, **(SMALL | {"iterations": 3})))
 
 
 def test_a_killed_experiment_goes_on(tmp_path, monkeypatch) -> None:
