@@ -15,15 +15,15 @@ class Bin(NamedTuple):
     Attributes:
         low, high: the interval, which holds `low` and, but for the last, not `high`.
         size: scores in it.
-        mean_score: their mean; NaN without any.
-        positives: share of positives among them; NaN without any.
+        mean_score: their mean; `None` without any.
+        positives: share of positives among them; `None` without any.
     """
 
     low: float
     high: float
     size: int
-    mean_score: float
-    positives: float
+    mean_score: float | None
+    positives: float | None
 
 
 def auc(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -67,17 +67,20 @@ def calibration(scores: ArrayLike, labels: ArrayLike, bins: int = 10) -> list[Bi
     table: list[Bin] = []
     for i in range(bins):
         inside = index == i
-        count = int(inside.sum())
-        means = (float(scores[inside].mean()), float(labels[inside].mean())) if count else (float("nan"),) * 2
-        table.append(Bin(i / bins, (i + 1) / bins, count, *means))
+        means = (float(scores[inside].mean()), float(labels[inside].mean())) if inside.any() else (None, None)
+        table.append(Bin(i / bins, (i + 1) / bins, int(inside.sum()), *means))
     return table
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
     """Mean distance between mean score and share of positives over bins, weighted by count (Guo et al. 2017)."""
-    filled = [item for item in bins if item.size]
-    total = sum(item.size for item in filled)
-    return sum(item.size * abs(item.mean_score - item.positives) for item in filled) / total if total else float("nan")
+    total = sum(item.size for item in bins)
+    gaps = [
+        item.size * abs(item.mean_score - item.positives)
+        for item in bins
+        if item.mean_score is not None and item.positives is not None
+    ]
+    return sum(gaps) / total if total else float("nan")
 
 
 def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[FloatArray, NDArray[np.bool_]]:

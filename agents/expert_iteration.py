@@ -3,27 +3,33 @@
 RFT (Yuan et al. 2023) and STaR (Zelikman et al. 2022) are settings of it: see `RFT` and `STaR`.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
+import numpy as np
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..envs.curriculum import Curriculum, Sequential, Uniform
 from ..envs.token_vector_env import TokenVectorEnv
+from ..models.outcome import OutcomeModel
 from ..models.sampling import SamplingConfig
 from ..rewards.solutions import equation_sequence, exact_text
 from .base import AGENTS, Agent, Callback
-from .evaluation import validate
+from .evaluation import score_attempts, validate
 from .fine_tuning import fine_tune, restore, snapshot
 from .learner import Example, FineTuneConfig
 from .rollouts import Attempt, RolloutStatistics, collect_into
 from .runs import new_folder, remove_folder, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Dataset = dict[tuple[str, str], Example]
 """Training examples by problem id and by what makes two solutions the same."""
@@ -38,6 +44,9 @@ class ExpertIterationConfig(FineTuneConfig):
         samples_per_problem: K, attempts at each problem and round; 96, and 4 for the paper's cheap variant.
         temperature: of exploration; 1.0.
         threshold: an attempt is kept if its return is at least this; 1 keeps correct ones only.
+        orm: outcome model, the `model` folder of a `tokengym train orm` run, that filters attempts too.
+        orm_filter: "replace": its score decides alone; "and": the return has a say as well; [choice].
+        orm_threshold: an attempt is kept if its p(correct) is at least this; 0.5 [choice].
         deduplicate: what makes two solutions of a problem the same: their sequence of equations, or their text.
         accumulate: train round i on R_i and all rounds before it (D_i = R_i with D_{i-1}), or on R_i alone.
         restart: train each round from the base checkpoint, which the paper calls crucial, or from the newest policy.
@@ -54,6 +63,9 @@ class ExpertIterationConfig(FineTuneConfig):
     samples_per_problem: int = 96
     temperature: float = 1.0
     threshold: float = 1.0
+    orm: str | None = None
+    orm_filter: Literal["replace", "and"] = "replace"
+    orm_threshold: float = 0.5
     deduplicate: Literal["equation_sequence", "exact_text"] = "equation_sequence"
     accumulate: bool = True
     restart: Literal["base", "previous"] = "base"
@@ -75,7 +87,10 @@ class ExpertIterationConfig(FineTuneConfig):
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0 to explore, got {self.temperature}")
         SamplingConfig(self.temperature)
-        for name, options in (("deduplicate", _KEYS), ("restart", ("base", "previous"))):
+        if not 0 <= self.orm_threshold <= 1:
+            raise ValueError(f"orm_threshold must be between 0 and 1, got {self.orm_threshold}")
+        choices = {"deduplicate": tuple(_KEYS), "restart": ("base", "previous"), "orm_filter": ("replace", "and")}
+        for name, options in choices.items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
 
@@ -113,6 +128,13 @@ class ExpertIteration(Agent):
     name = "ei"
     config_class = ExpertIterationConfig
     config: ExpertIterationConfig
+
+    def _load_model(
+        self, model: str | Path, device: str, dtype: str, lora_rank: int | None
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        policy, tokenizer = super()._load_model(model, device, dtype, lora_rank)
+        self._orm = None if self.config.orm is None else OutcomeModel.load(self.config.orm, tokenizer, device)
+        return policy, tokenizer
 
     def learn(
         self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
@@ -193,7 +215,7 @@ class ExpertIteration(Agent):
     # ----------------------------------------------------------------------------------------------------- exploration
 
     def _explore(self, number: int, episodes: int, metrics: dict[str, float], progress_bar: bool) -> Dataset:
-        """Samples K attempts at every problem; returns R_i, the distinct ones whose return reaches the threshold."""
+        """Samples K attempts at every problem; returns R_i, the distinct ones that are good enough."""
         started = time.perf_counter()
         shots = self.config.shots if number == 1 else 0
         env = self.make_env(shots=shots) if shots else self.env
@@ -204,9 +226,9 @@ class ExpertIteration(Agent):
         kept: Dataset = {}
         statistics, count = RolloutStatistics(), 0
         with self.progress(stop - start, f"round {number}: sampling", progress_bar) as bar:
-            for attempt in self._attempts(number, env, start, stop, bar.update):
+            for attempt, good in self._judged(self._attempts(number, env, start, stop, bar.update)):
                 statistics.add(attempt)
-                if attempt.terminated and attempt.total_reward >= self.config.threshold:
+                if good:
                     key = attempt.problem.id, self._key(env.decode(attempt.completion))
                     count += 1
                     # The prompt of later rounds has no examples in it, whatever this one had.
@@ -243,6 +265,17 @@ class ExpertIteration(Agent):
         return collect_into(
             path, policy, env, stop, seed=self.seed + _ROUND_SEED * number, start=start, on_step=on_step
         )
+
+    def _judged(self, attempts: Iterator[Attempt]) -> Iterator[tuple[Attempt, bool]]:
+        """Each attempt, and whether it is to be trained on; one that was cut off by its token budget never is."""
+        config, orm = self.config, self._orm
+        while batch := list(itertools.islice(attempts, 1 if orm is None else _SCORED_TOGETHER)):
+            good = np.array([attempt.terminated for attempt in batch])
+            if orm is None or config.orm_filter == "and":
+                good &= [attempt.total_reward >= config.threshold for attempt in batch]
+            if orm is not None:
+                good &= score_attempts(orm, batch) >= config.orm_threshold
+            yield from zip(batch, good.tolist(), strict=True)
 
     # ------------------------------------------------------------------------------------------------------ improvement
 
@@ -308,6 +341,8 @@ class _Round:
     weights: dict[str, Tensor]
 
 
+# Attempts that an outcome model scores at a time: some forward passes of a micro-batch each.
+_SCORED_TOGETHER = 256
 # Seeds of different rounds are so far apart that those of neighbouring runs do not meet.
 _ROUND_SEED = 1_000_003
 

@@ -1,6 +1,5 @@
 """Tables of results: ours with intervals and cost, the paper's beside them and marked as another scale."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,8 +71,8 @@ _OUTCOME_ROWS = {
 }
 
 
-def _share(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.3f}"
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _shares(verdicts: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ def test_bins_hold_every_score_once_in_its_interval(judged: list[tuple[float, bo
             assert item.mean_score == pytest.approx(np.mean([scores[j] for j in inside]))
             assert item.positives == pytest.approx(np.mean([labels[j] for j in inside]))
         else:
-            assert math.isnan(item.mean_score)
+            assert item.mean_score is item.positives is None
     assert sum(item.size for item in table) == len(judged)
     assert math.isnan(expected_calibration_error(table)) == (not judged)
 

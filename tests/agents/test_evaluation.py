@@ -2,13 +2,17 @@
 
 import itertools
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tokengym.agents.evaluation import (
+    best_is_correct,
+    best_scored,
     bootstrap,
     distinct_solutions,
     evaluate,
@@ -20,6 +24,7 @@ from tokengym.agents.policy import CausalLMPolicy
 from tokengym.agents.rollouts import Attempt, collect
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.envs.curriculum import Sequential
+from tokengym.models.outcome import OutcomeModel
 from tokengym.rewards import Verdict
 
 ANSWERS = st.lists(st.sampled_from([None, "1", "2", "3"]), max_size=9)
@@ -74,6 +79,35 @@ def test_majority_ties_and_abstentions() -> None:
 def test_the_majority_is_right_if_its_answer_is_and_never_without_a_success(answers: list[str | None]) -> None:
     attempts = [attempt(answer, answer == "1") for answer in answers]
     assert majority_is_correct(attempts) == (majority_vote(answers) == "1")
+
+
+# Few distinct scores and answers, so that there are ties and attempts without an answer.
+SCORED = st.lists(st.tuples(st.sampled_from(["1", "2", None]), st.sampled_from([0.1, 0.5, 0.9])), max_size=6)
+
+
+@given(SCORED)
+def test_the_best_scored_by_enumeration_over_all_subsets(pool: list[tuple[str | None, float]]) -> None:
+    """No other candidate of the subset scores higher, and those that score the same come later."""
+    for size in range(len(pool) + 1):
+        for subset in itertools.combinations(pool, size):
+            best = best_scored([answer for answer, _ in subset], [score for _, score in subset])
+            candidates = [i for i, (answer, _) in enumerate(subset) if answer is not None]
+            if not candidates:
+                assert best is None
+                continue
+            assert best in candidates
+            for i in candidates:
+                assert subset[i][1] < subset[best][1] or (subset[i][1] == subset[best][1] and i >= best)
+
+
+@given(SCORED)
+def test_what_is_reranked_is_right_only_if_an_attempt_is(pool: list[tuple[str | None, float]]) -> None:
+    attempts = [attempt(answer, is_success=answer == "1") for answer, _ in pool]
+    right = best_is_correct(attempts, [score for _, score in pool])
+    assert right <= any(a.is_success for a in attempts)
+    highest = max((score for answer, score in pool if answer is not None), default=None)
+    tied = [answer for answer, score in pool if score == highest and answer is not None]
+    assert right == (tied[:1] == ["1"])
 
 
 def test_bootstrap_has_the_mean_and_the_normal_interval() -> None:
@@ -164,6 +198,41 @@ def test_one_sample_has_no_majority_and_a_small_split_ends(policy, make_sums) ->
     assert result.problems == 3
     assert set(result.metrics) == {"maj@1", "pass@1", "diversity"}
     assert result.episodes == 6
+
+
+@pytest.fixture(scope="module")
+def reranker(policy) -> OutcomeModel:
+    """Untrained: how it scores does not matter."""
+    return OutcomeModel.from_causal_lm(policy.model, policy.tokenizer, "orm", seed=1)
+
+
+def test_reranking_takes_the_answers_of_the_same_pool(policy, tokenizer, reranker) -> None:
+    env = make_threes(tokenizer, 7)
+    settings: dict[str, Any] = {"problems": 30, "n": 12, "temperature": 1.1, "seed": 4}
+    result = evaluate(policy, env, reranker=reranker, **settings)
+    plain = evaluate(policy, env, **settings)
+    assert list(result.metrics)[:3] == ["maj@1", "maj@12", "rerank@12"]
+    assert {name: value for name, value in result.metrics.items() if name != "rerank@12"} == plain.metrics
+    assert result.metrics["pass@12"].value >= result.metrics["rerank@12"].value
+    env.curriculum = Sequential(12)
+    pool = list(collect(policy.with_sampling(temperature=1.1), env, 360, seed=4))
+    right = 0
+    for i in range(0, 360, 12):
+        scored = []
+        for item in pool[i : i + 12]:
+            with torch.no_grad():
+                ids = torch.tensor([[*item.prompt, *item.completion]])
+                logit = reranker.model(ids).logits[0, -1, 0].item()
+            scored += [(logit, item.is_success)] if item.answer is not None else []
+        right += max(scored, key=lambda pair: pair[0], default=(0, False))[1]
+    assert result.metrics["rerank@12"].value == pytest.approx(right / 30)
+    assert 0 < right < 30
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_there_is_nothing_to_rerank_among_less_than_two(policy, make_sums, reranker, n: int) -> None:
+    with pytest.raises(ValueError, match=f"n must be at least 2, got {n}"):
+        evaluate(policy, make_sums(1), problems=1, n=n, reranker=reranker)
 
 
 @pytest.mark.parametrize(("problems", "n"), [(0, 1), (1, -1)])

@@ -20,6 +20,7 @@ from tokengym.agents.policy import CausalLMPolicy
 from tokengym.agents.rollouts import Attempt, AttemptFile, collect
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load_tokenizer
+from tokengym.models.outcome import OutcomeModel
 from tokengym.rewards import Verdict
 
 LETTERS = load_tokenizer("chars:ab?")
@@ -201,7 +202,7 @@ def test_threshold_and_duplicates(folder, sums, trainings, monkeypatch, settings
         sums, folder, device="cpu", num_envs=4, rounds=1, samples_per_problem=4, problems=2, demonstrations=0,
         validation_problems=2, epochs=1, **settings,
     )  # fmt: skip
-    monkeypatch.setattr(rollouts, "collect", lambda _, env, *args, **options: fake_attempts(env, GIVEN))
+    monkeypatch.setattr(rollouts, "collect", lambda _, env, *args, **options: iter(fake_attempts(env, GIVEN)))
     told = {}
     agent.learn(callback=lambda _, metrics: told.update(metrics))
     (_, examples, _), problems = trainings[0], agent.env.problems
@@ -212,6 +213,95 @@ def test_threshold_and_duplicates(folder, sums, trainings, monkeypatch, settings
     assert told["rollout/success_rate"] == pytest.approx(5 / 7)
     assert told["rollout/truncation_rate"] == pytest.approx(1 / 7)
     assert told["rollout/mean_reward"] == pytest.approx(5.5 / 7)
+
+
+class Scores:
+    """Stands in for an outcome model: p(correct) as scripted, and the attempts that it was shown."""
+
+    def __init__(self, given: list[float]) -> None:
+        self.given, self.shown = given, []
+
+    def score(self, sequences, positions) -> list[np.ndarray]:
+        assert all(
+            wanted.tolist() == [len(sequence) - 1] for sequence, wanted in zip(sequences, positions, strict=True)
+        )
+        begun = len(self.shown)
+        self.shown += [sequence.tolist() for sequence in sequences]
+        return [np.array([score]) for score in self.given[begun : len(self.shown)]]
+
+
+SCORES = [0.9, 0.4, 0.5, 0.8, 0.6, 0.99, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [(0, "1+1=2"), (0, "2-1=1 1+1=2"), (0, "2"), (0, "3")]),  # whatever the answer; not what was cut off
+        ({"orm_threshold": 0.7}, [(0, "1+1=2"), (0, "2")]),
+        ({"orm_threshold": 0.0}, [(0, "1+1=2"), (0, "2-1=1 1+1=2"), (0, "2"), (0, "3"), (1, "1+1=2")]),
+        ({"orm_filter": "and"}, [(0, "1+1=2"), (0, "2-1=1 1+1=2")]),
+        ({"orm_filter": "and", "threshold": 0.5}, [(0, "1+1=2"), (0, "2-1=1 1+1=2"), (0, "2")]),
+    ],
+)
+@pytest.mark.parametrize("together", [1, 3, 256])
+def test_an_outcome_model_filters(folder, sums, trainings, monkeypatch, settings, expected, together: int) -> None:
+    orm = Scores(SCORES)
+    monkeypatch.setattr(expert_iteration.OutcomeModel, "load", lambda path, tokenizer, device: orm)
+    monkeypatch.setattr(expert_iteration, "_SCORED_TOGETHER", together)
+    agent = ExpertIteration(
+        sums, folder, device="cpu", num_envs=4, rounds=1, samples_per_problem=4, problems=2, demonstrations=0,
+        validation_problems=2, epochs=1, orm="any", **settings,
+    )  # fmt: skip
+    monkeypatch.setattr(rollouts, "collect", lambda _, env, *args, **options: iter(fake_attempts(env, GIVEN)))
+    agent.learn()
+    (_, examples, _), problems = trainings[0], agent.env.problems
+    found = [(example.prompt.tolist(), agent.env.decode(example.completion)) for example in examples]
+    assert found == [(agent.env.encode_prompt(problems[index]).tolist(), text) for index, text in expected]
+    assert orm.shown == [a.tokens.tolist() for a in fake_attempts(agent.env, GIVEN)]
+
+
+def save_orm(agent: ExpertIteration, path: Path) -> str:
+    """An outcome model that was never trained, whose scores are a matter of chance."""
+    orm = OutcomeModel.from_causal_lm(agent.model, agent.tokenizer, "orm", seed=3)
+    torch.nn.init.normal_(orm.head.weight, std=0.3, generator=torch.Generator().manual_seed(1))
+    orm.save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("orm_filter", ["replace", "and"])
+def test_with_an_outcome_model_killed_and_resumed_equals_never_killed(
+    make_agent, tmp_path, monkeypatch, orm_filter: str
+) -> None:
+    settings = {
+        "orm": save_orm(make_agent(), tmp_path / "orm"),
+        "orm_filter": orm_filter,
+        "orm_threshold": 0.08,
+        "rounds": 2,
+    }
+    whole = make_agent(run=tmp_path / "whole", **settings).learn()
+    (first, *_), kept = metrics_of(tmp_path / "whole")[1:], []
+    plain = make_agent(rounds=2).learn(callback=lambda _, metrics: kept.append(metrics.get("rollout/kept")))
+    assert first["rollout/kept"] > 0
+    assert first["rollout/kept"] != kept[1]
+    assert not same(weights(whole.model), weights(plain.model))
+    with monkeypatch.context() as patch:
+        die_at(patch, AttemptFile, "write", 50)
+        with pytest.raises(Killed):
+            make_agent(run=tmp_path / "run", **settings).learn()
+    agent = make_agent(run=tmp_path / "run", resume=True, **settings).learn()
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
+    assert same(weights(agent.model), weights(whole.model))
+
+
+def test_an_outcome_model_that_cannot_be_is_named_before_anything_is_written(make_agent, folder, tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no outcome model 'nowhere'"):
+        make_agent(orm="nowhere", run=tmp_path / "run")
+    with pytest.raises(ValueError, match="is not an outcome model"):
+        make_agent(orm=str(folder), run=tmp_path / "run")
+    OutcomeModel.from_causal_lm(make_agent().model, load_tokenizer("chars:xy?"), "orm").save(tmp_path / "orm")
+    with pytest.raises(ValueError, match="trained with another tokenizer"):
+        make_agent(orm=str(tmp_path / "orm"), run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_each_problem_is_attempted_exactly_k_times_at_the_temperature(make_agent, tmp_path, monkeypatch) -> None:
@@ -352,7 +442,8 @@ def test_star_draws_new_problems_in_every_round_where_they_never_end(make_agent,
         ("rounds", 0), ("samples_per_problem", 0), ("temperature", 0.0), ("temperature", float("nan")),
         ("temperature", float("inf")), ("validation_problems", 0), ("patience", 0), ("deduplicate", "text"),
         ("restart", "best"), ("epochs", 0), ("problems", 0), ("demonstrations", -1), ("shots", -1),
-        ("learning_rate", -1e-3), ("learning_rate", float("nan")),
+        ("learning_rate", -1e-3), ("learning_rate", float("nan")), ("orm_filter", "or"), ("orm_threshold", 1.5),
+        ("orm_threshold", float("nan")),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named(make_agent, setting: str, value: Any) -> None:

@@ -381,7 +381,7 @@ def test_a_pool_that_is_not_there_or_not_of_this_policy_is_an_error(make_agent, 
 
     make_agent(run=tmp_path / "run").learn()
     pool = tmp_path / "run" / "train" / "attempts-0.jsonl"
-    with pytest.raises(ValueError, match="no pool of this policy's attempts.*train-y"):
+    with pytest.raises(ValueError, match=r"no pool of this policy's attempts.*train-y"):
         make_agent(env=slots(Even("test")), pool=str(pool)).learn()
     lines = records(pool)
     for change in (1, 100):  # letters that mean others to the writer's tokenizer; and such as there are not here
