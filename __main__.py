@@ -244,12 +244,18 @@ def bench(arguments: Sequence[str]) -> None:
     if arguments and arguments[0] == "rcrl":
         _return_conditioning(arguments[1:])
         return
+    if arguments and arguments[0] == "ppo":
+        _rewards_of_ppo(arguments[1:])
+        return
+    if arguments and arguments[0] == "paper":
+        _paper(arguments[1:])
+        return
 
     def run(
         what: tyro.conf.Positional[Literal["env", "rollout", "memory", "linear", "grading", "orm"]],
         output: Path | None = None,
     ) -> None:
-        """Measures. Experiments (`parity`, `multiplication`, `rcrl`) have options of their own: see their --help.
+        """Measures. Experiments, with options of their own: bench paper|parity|multiplication|ppo|rcrl --help.
 
         Args:
             what: steps of environments; the rollout engine against `generate`; the memory of collected attempts; the
@@ -290,6 +296,25 @@ def _return_conditioning(arguments: Sequence[str]) -> None:
         _print(f"runs and results.json are in {experiment.folder}")
 
     _cli(run, "tokengym bench rcrl", arguments, _summary(return_conditioning))
+
+
+def _paper(arguments: Sequence[str]) -> None:
+    from .benchmarks import paper
+
+    def run(grid: paper.PaperGrid) -> None:
+        paper.show(grid, _print)
+
+    _cli(run, "tokengym bench paper", arguments, _summary(paper).removeprefix("`tokengym bench paper`: "))
+
+
+def _rewards_of_ppo(arguments: Sequence[str]) -> None:
+    from .benchmarks import ppo
+
+    def run(experiment: ppo.PPOExperiment) -> None:
+        _print(ppo.table(ppo.run(experiment, _print)))
+        _print(f"runs, results.json and a plot are in {experiment.folder}")
+
+    _cli(run, "tokengym bench ppo", arguments, _summary(ppo))
 
 
 def demo(arguments: Sequence[str]) -> None:

@@ -140,6 +140,7 @@ def evaluate(
     seed: int = 0,
     reranker: OutcomeModel | None = None,
     on_step: Callable[[int], object] | None = None,
+    on_problem: Callable[[list[Attempt]], object] | None = None,
 ) -> Evaluation:
     """Measures a policy on the first `problems` problems of the environment's split.
 
@@ -153,6 +154,7 @@ def evaluate(
         reranker: outcome model that scores the pool for `rerank@n`: each problem's answer is that of the attempt with
             the highest score [paper].
         on_step: called with the number of attempts that ended, as they end.
+        on_problem: called with the attempts of the pool at each problem, in order, at the end.
 
     Raises:
         ValueError: `problems` below 1 or `n` below 0, or a reranker and fewer than two samples to choose from.
@@ -179,6 +181,9 @@ def evaluate(
         for k in _powers(n):
             metrics[f"pass@{k}"] = bootstrap(pass_at_k(c, n, k) for c in successes)
         metrics["diversity"] = bootstrap(len(distinct_solutions(group, env)) for group in pool)
+    if on_problem is not None:
+        for group in pool:
+            on_problem(group)
     attempts = [attempt for group in (greedy + pool if n else greedy) for attempt in group]
     return Evaluation(
         metrics=metrics,
