@@ -2,7 +2,11 @@
 
 import itertools
 import json
+import re
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +18,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from safetensors.torch import load_file
 
+from tokengym.__main__ import main
 from tokengym.agents import ORM, SORM, learner, outcome_models, prefix_labels, rollouts
 from tokengym.agents.outcome_models import (
     Labelled,
@@ -26,10 +32,11 @@ from tokengym.agents.outcome_models import (
     outcome_labels,
     spread,
 )
+from tokengym.agents.policy import CausalLMPolicy
 from tokengym.agents.rollouts import Attempt, AttemptFile
 from tokengym.benchmarks.tables import outcome_table
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
-from tokengym.models import load_tokenizer
+from tokengym.models import load, load_tokenizer
 from tokengym.models.outcome import OutcomeModel
 from tokengym.rewards import Verdict
 
@@ -391,6 +398,68 @@ def test_a_pool_that_is_not_there_or_not_of_this_policy_is_an_error(make_agent, 
             make_agent(pool=str(tmp_path / "foreign.jsonl")).learn()
 
 
+# ---------------------------------------------------------------------------------------------------------- two ranks
+
+TWO_RANKS = """
+    import sys
+    import torch
+    from safetensors.torch import save_file
+    from tokengym.agents import SORM, ExpertIteration
+    from tokengym.envs import Problem, ProblemList, TokenVectorEnv
+    from tokengym.models import load_tokenizer
+    from tokengym.rewards import Verdict
+
+    torch.set_num_threads(1)
+
+    class Even(ProblemList):
+        def __init__(self, split):
+            super().__init__([Problem(f"{split}-{q}", q + "?", q[-1], q[-1]) for q in ("y", "z", "yz", "zy", "yy")])
+
+        def grade(self, completion, problem):
+            return Verdict(completion.count(problem.answer) % 2 == 0, "", completion)
+
+    slots = lambda split: TokenVectorEnv(
+        Even(split), 8, tokenizer=load_tokenizer("chars:yz\\n?"), prompt="{question}", max_prompt_tokens=4,
+        max_new_tokens=5, autoreset_mode="Disabled")
+    policy, run = sys.argv[1:]
+    settings = {"device": "cpu", "samples_per_problem": 9, "batch_size": 8, "micro_batch_tokens": 30,
+                "learning_rate": 3e-3, "epochs": 2, "validation_problems": 5}
+    told = []
+    callback = lambda _, metrics: told.append([value for name, value in metrics.items() if name[:4] != "time"])
+    judge = SORM(slots("train"), policy, validation_env=slots("held out"), run=run, continuations=3, **settings)
+    judge.learn(callback=callback)
+    learner = ExpertIteration(slots("train"), policy, validation_env=slots("held out"), orm=run + "/model",
+                              orm_threshold=0.4, rounds=1, demonstrations=0, **settings)
+    learner.learn(callback=callback)
+    if judge.accelerator.is_main_process:
+        tensors = {name: p.detach().clone() for name, p in judge.outcome_model.model.named_parameters()}
+        save_file(tensors | {f"told.{i}": torch.tensor(values) for i, values in enumerate(told)}, run + "/results")
+    judge.accelerator.end_training()
+"""
+
+
+def test_two_ranks_label_learn_and_filter_as_one_does(policy_folder, tmp_path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(TWO_RANKS))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for ranks in (1, 2):
+        command = [sys.executable, *(launch if ranks == 2 else []), script, policy_folder, tmp_path / f"run-{ranks}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, re.sub(r"(?s).*(Traceback)", r"\1", done.stderr)
+    for name in ("train", "validation"):
+        for kind in ("attempts", "prefixes"):
+            one, two = (
+                [(tmp_path / f"run-{ranks}" / name / f"{kind}-{rank}.jsonl").read_text() for rank in range(ranks)]
+                for ranks in (1, 2)
+            )
+            assert all(two)
+            assert "".join(two) == one[0]
+    one, two = load_file(tmp_path / "run-1" / "results"), load_file(tmp_path / "run-2" / "results")
+    for name, tensor in one.items():
+        # Adam turns the rounding of a vanishing gradient into a step of its own.
+        torch.testing.assert_close(two[name], tensor, atol=2e-3, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
 # ------------------------------------------------------------------------------------------------------- interruptions
 
 
@@ -491,3 +560,20 @@ def test_models_that_do_not_fit_are_named_before_anything_is_written(
     with pytest.raises(ValueError, match="is not an outcome model"):
         make_agent(SORM, compare=str(policy_folder), run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_names_an_outcome_model_that_does_not_fit_in_one_line(
+    folder, policy_folder, tmp_path, capsys
+) -> None:
+    model = CausalLMPolicy(*load(policy_folder, device="cpu"))
+    OutcomeModel.from_causal_lm(model.model, model.tokenizer, "orm").save(tmp_path / "other")
+    evaluate = ["eval", "--env-args", "prompt={question}", "style=equation", "--model", str(folder), "--device", "cpu"]
+    for path, message in {
+        tmp_path / "nowhere": "there is no outcome model",
+        folder: "is not an outcome model",
+        tmp_path / "other": "trained with another tokenizer",
+    }.items():
+        assert main([*evaluate, "--orm", str(path)]) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
