@@ -9,11 +9,13 @@ import fcntl
 import json
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from multiprocessing.connection import wait
@@ -160,8 +162,22 @@ def _start(job: Job, plan: Mapping[str, Job], folder: Path) -> SpawnProcess:
     inputs = [plan[name] for name in job.needs]
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_work, args=(job, inputs, folder), daemon=True)
-    process.start()
+    with _ctrl_c_ignored():
+        process.start()
     return process
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Processes that begin in here never mind Ctrl-C: the plan minds it, and ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _work(job: Job, inputs: Sequence[Job], folder: Path) -> None:
@@ -180,11 +196,10 @@ def _work(job: Job, inputs: Sequence[Job], folder: Path) -> None:
             result = job.work(own, job.settings, needed)
             seconds = round(time.monotonic() - started, 1)
             write_json(own / RESULT, {**_identity(job), "seconds": seconds, "result": result})
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            os._exit(_NO_SPACE)
-        _fail(own, error)
     except Exception as error:
+        # Not every library that finds the disk full says so by an OSError: safetensors does not.
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            os._exit(_NO_SPACE)
         _fail(own, error)
 
 

@@ -87,8 +87,13 @@ def test_what_fails_takes_only_those_that_need_it_and_is_tried_again(tmp_path) -
     assert not (tmp_path / "broken" / "failure.json").exists()
 
 
-def test_a_full_disk_stops_the_plan(tmp_path) -> None:
-    jobs = [Job("a", add, {"number": 1}), Job("big", fill_the_disk), Job("never", add, {"number": 1}, ("big",))]
+def fill_the_disk_with_weights(folder: Path, settings, needed) -> dict:
+    raise ValueError("Error while serializing: I/O error: No space left on device (os error 28)")  # as safetensors says
+
+
+@pytest.mark.parametrize("fill", [fill_the_disk, fill_the_disk_with_weights])
+def test_a_full_disk_stops_the_plan(tmp_path, fill) -> None:
+    jobs = [Job("a", add, {"number": 1}), Job("big", fill), Job("never", add, {"number": 1}, ("big",))]
     with pytest.raises(OSError, match="no space is left for big") as caught:
         run_plan(jobs, tmp_path)
     assert caught.value.errno == errno.ENOSPC
@@ -152,3 +157,19 @@ def test_a_plan_killed_again_and_again_ends_with_the_same_results(tmp_path) -> N
     subprocess.run(command, check=True)
     values = [json.loads((tmp_path / "plan" / str(i) / "result.json").read_text())["result"]["value"] for i in range(4)]
     assert values == [10, 30, 60, 100]
+
+
+def test_ctrl_c_is_the_plans_and_the_same_command_goes_on(tmp_path) -> None:
+    script = tmp_path / "counting.py"
+    script.write_text(textwrap.dedent(COUNTING))
+    command = [sys.executable, str(script), str(tmp_path / "plan")]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "plan" / "2" / "count.txt").exists():
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the jobs, too
+    errors = process.communicate()[1]
+    assert errors.count("Traceback") == errors.count("KeyboardInterrupt") == 1  # the script's own
+    assert not (tmp_path / "plan" / "3" / "result.json").exists()
+    assert not list((tmp_path / "plan").rglob("failure.json"))
+    subprocess.run(command, check=True)
+    assert json.loads((tmp_path / "plan" / "3" / "result.json").read_text())["result"]["value"] == 100
