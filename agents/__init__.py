@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .grpo import GRPO
     from .outcome_models import ORM, SORM
     from .policy import CausalLMPolicy
+    from .ppo import PPO
     from .pretrain import Pretrain
     from .rcrl import RCRL
     from .reinforce import Reinforce
@@ -28,6 +29,7 @@ __all__ = [
     "AGENTS",
     "GRPO",
     "ORM",
+    "PPO",
     "RCRL",
     "RFT",
     "SFT",
@@ -57,6 +59,7 @@ __getattr__, __dir__ = lazy_names(
         "grpo": ("GRPO",),
         "outcome_models": ("ORM", "SORM"),
         "policy": ("CausalLMPolicy",),
+        "ppo": ("PPO",),
         "pretrain": ("Pretrain",),
         "rcrl": ("RCRL",),
         "reinforce": ("Reinforce",),

@@ -1,10 +1,11 @@
-"""PPO on the built-in model, from the demonstration's SFT start: the four rewards, and no KL penalty (Havrilla 2024).
+"""PPO on the built-in model, from the demonstration's SFT start: four rewards, and no penalty (Havrilla et al. 2024).
 
 For each seed the built-in model is fine-tuned on a few demonstrations, an outcome model learns from attempts of the
 result, and PPO goes on from there with each reward, everything else equal. A folder holds all of it; what is done is
 not done again.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,15 +45,16 @@ PPO_SETTINGS: dict[str, Any] = {
     "patience": None,
 }
 ORM_SETTINGS: dict[str, Any] = {"problems": 400, "samples_per_problem": 8, "batch_size": 64}
-# A vanishing coefficient, and not 0: the divergence is measured all the same.
+SFT_SETTINGS: dict[str, Any] = {name: DEMO[name] for name in ("demonstrations", "epochs", "batch_size")}
+# Rewards, and the sparse one without a penalty; with a vanishing one, that is, so that the divergence is measured.
 VARIANTS: dict[str, dict[str, Any]] = {
     "sparse": {},
-    "sparse, no penalty": {"kl_coef": 1e-9},
+    "no_penalty": {"kl_coef": 1e-9},
     "dense": {},
     "sparse_orm": {},
     "dense_orm": {},
 }
-Variant = Literal["sparse", "sparse, no penalty", "dense", "sparse_orm", "dense_orm"]
+Variant = Literal["sparse", "no_penalty", "dense", "sparse_orm", "dense_orm"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class PPOExperiment:
 
     Attributes:
         folder: of all runs; what is done there is not done again.
-        variants: rewards, and the sparse one without a KL penalty.
+        variants: rewards, and "no_penalty", the sparse one without a KL penalty.
         seeds: of everything random.
         iterations: of PPO, with 256 attempts each.
         test_problems: to measure on, before and after.
@@ -71,7 +73,7 @@ class PPOExperiment:
     """
 
     folder: Path = Path("runs/ppo")
-    variants: tuple[Variant, ...] = ("sparse", "sparse, no penalty", "dense", "sparse_orm", "dense_orm")
+    variants: tuple[Variant, ...] = ("sparse", "no_penalty", "dense", "sparse_orm", "dense_orm")
     seeds: tuple[int, ...] = (0, 1, 2)
     iterations: int = 60
     test_problems: int = 400
@@ -103,7 +105,9 @@ def run(experiment: PPOExperiment, say: Callable[[str], object] = lambda line: N
 def jobs(experiment: PPOExperiment, settings: Mapping[str, Any]) -> list[Job]:
     """The plan, all seeds of a variant before the next variant."""
     measured = {name: settings[name] for name in ("test_problems", "n", "threads")}
-    plan = [Job(f"seed-{seed}/sft", supervised, {**measured, "seed": seed}) for seed in experiment.seeds]
+    plan = [
+        Job(f"seed-{seed}/sft", supervised, {**measured, **SFT_SETTINGS, "seed": seed}) for seed in experiment.seeds
+    ]
     for variant in experiment.variants:
         for seed in experiment.seeds:
             needs = [f"seed-{seed}/sft"]
@@ -113,15 +117,14 @@ def jobs(experiment: PPOExperiment, settings: Mapping[str, Any]) -> list[Job]:
                     own = {"seed": seed, "threads": settings["threads"], **ORM_SETTINGS}
                     plan.append(Job(needs[-1], outcome_model, own, (needs[0],)))
             own = {**settings, **PPO_SETTINGS, **VARIANTS[variant], "seed": seed, "variant": variant}
-            name = f"seed-{seed}/ppo-{variant.replace(', ', '-').replace(' ', '-')}"
-            plan.append(Job(name, reinforced, own, tuple(needs)))
+            plan.append(Job(f"seed-{seed}/ppo-{variant}", reinforced, own, tuple(needs)))
     return plan
 
 
 def supervised(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done]) -> dict[str, Any]:
     """The demonstration's start."""
     torch.set_num_threads(settings["threads"])
-    light = {name: DEMO[name] for name in ("demonstrations", "epochs", "batch_size")}
+    light = {name: settings[name] for name in SFT_SETTINGS}
     agent = SFT(
         ENV, num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume=True, device="cpu",
         validation_problems=0, **light,
@@ -144,11 +147,11 @@ def reinforced(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Do
     """PPO from the start."""
     torch.set_num_threads(settings["threads"])
     variant, start = settings["variant"], _start(needs)
-    spec = gym.spec(ENV)
-    reward: Any = variant.split(",")[0]
+    spec = copy.deepcopy(gym.spec(ENV))
+    spec.kwargs["reward"] = "sparse" if variant == "no_penalty" else variant
     if variant.endswith("orm"):
-        reward = {"name": variant, "orm": str(next(d.folder for n, d in needs.items() if "orm" in n) / "run" / "model")}
-    spec.kwargs["reward"] = reward
+        folders = [done.folder for name, done in needs.items() if name.endswith("orm")]
+        spec.kwargs["reward"] = {"name": variant, "orm": str(folders[0] / "run" / "model")}
     own = {name: settings[name] for name in (*PPO_SETTINGS, *VARIANTS[variant], "iterations")}
     agent = PPO(
         spec, start, num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume=True, device="cpu",
