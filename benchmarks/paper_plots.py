@@ -106,7 +106,8 @@ def _plane(results: Results) -> Figure | None:
     axes.plot(*zip(*supervised, strict=True), color="0.4", marker="o", label="SFT, longer and longer")
     for name, (x, y) in place.items():
         if name not in ("sft_2", "sft", "sft_8"):
-            axes.plot(x, y, marker="s" if "ppo" in name else "^", linestyle="", label=titles[name])
+            marker, fill = "s" if "ppo" in name else "^", "none" if name.startswith("sft_2/") else "full"
+            axes.plot(x, y, marker=marker, fillstyle=fill, linestyle="", label=titles[name])
     n = results.scale.n
     axes.set(xlabel="maj@1")
     caption = f"maj@1 and pass@{n} on the test split, means over seeds: continued SFT against RL."
@@ -130,7 +131,7 @@ def _exploration(results: Results) -> Figure | None:
         axes.barh([titles[name] for name in names], means, xerr=np.clip(reach, 0, None), color="0.7")
     left.invert_yaxis()
     left.set(xlabel=f"distinct correct solutions of {results.scale.n} samples")
-    right.set(xlabel="share that SFT's samples lack")
+    right.set(xlabel="share that SFT's samples lack", xlim=(0, 1))
     caption = (
         "Distinct correct solutions, by their equations, per test problem; and the share of those in the second half "
         "of the samples that are not in the first half of SFT's. SFT's own share is what chance leaves."
