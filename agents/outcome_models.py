@@ -9,8 +9,7 @@ two differ in their labels and in how these are balanced, and in nothing else.
 import itertools
 import json
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -27,12 +26,20 @@ from ..envs.token_vector_env import TokenVectorEnv
 from ..models.loading import load
 from ..models.outcome import OutcomeModel
 from ..models.sampling import SamplingConfig
-from ..rewards.base import step_ends
 from .base import AGENTS, Agent, Callback
 from .classification import Bin, accuracy, auc, calibration, expected_calibration_error
 from .fine_tuning import run_epochs, updates
 from .learner import Example, FineTuneConfig, Learner, Loss, MicroBatch, OptimizerConfig
 from .losses import masked_aggregate
+from .outcome_labels import (
+    Labelled,
+    balanced_lengths,
+    balanced_problems,
+    label_statistics,
+    monotone,
+    outcome_labels,
+    spread,
+)
 from .prefix_labels import label_prefixes
 from .rollouts import Attempt, AttemptFile, RolloutStatistics, collect_into
 from .runs import write_json
@@ -100,21 +107,6 @@ class SORMConfig(ORMConfig):
         super().__post_init__()
         if self.continuations < 1:
             raise ValueError(f"continuations must be at least 1, got {self.continuations}")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Labelled:
-    """An attempt with labels to learn from.
-
-    Attributes:
-        attempt: the attempt.
-        ends: `[S]`, increasing: the tokens of its completion after which it is judged, the last of all among them.
-        labels: `[S]`, 1 for positive and 0 for negative; the last is the attempt's outcome. NaN is not trained on.
-    """
-
-    attempt: Attempt
-    ends: NDArray[np.int64]
-    labels: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -461,62 +453,6 @@ def pool_files(path: str) -> list[Path]:
     return files
 
 
-def outcome_labels(attempts: Sequence[Attempt], tokenizer: "PreTrainedTokenizerBase") -> list[Labelled]:
-    """Attempts with their own outcome at the end of every step, and at their end."""
-    ends = step_ends([a.completion for a in attempts], [a.terminated for a in attempts], tokenizer)
-    labelled: list[Labelled] = []
-    for attempt, found in zip(attempts, ends, strict=True):
-        judged = np.union1d(found, [len(attempt.completion) - 1])
-        labelled.append(Labelled(attempt, judged, np.full(len(judged), attempt.is_success, np.float32)))
-    return labelled
-
-
-def monotone(labels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Labels `[S]` with all before a positive one positive: where a later prefix can succeed, so can this one."""
-    return np.maximum.accumulate(labels[::-1])[::-1]
-
-
-def balanced_problems(labelled: Iterable[Labelled], seed: int) -> list[Labelled]:
-    """As many correct as incorrect attempts at each problem, drawn at random; the order stays."""
-    groups: defaultdict[str, tuple[list[Labelled], list[Labelled]]] = defaultdict(lambda: ([], []))
-    for item in labelled:
-        groups[item.attempt.problem.id][item.attempt.is_success].append(item)
-    rng = np.random.default_rng(seed)
-    kept: list[Labelled] = []
-    for group in groups.values():
-        size = min(map(len, group))
-        for side in group:
-            kept += [side[i] for i in np.sort(rng.permutation(len(side))[:size])]
-    return kept
-
-
-def balanced_lengths(labelled: Sequence[Labelled], seed: int) -> list[Labelled]:
-    """As many positive as negative labels at each number of steps, drawn at random; NaN in place of the others.
-
-    Attempts that are left without a label are left out.
-    """
-    labels = np.full((len(labelled), max((len(item.ends) for item in labelled), default=0)), np.nan, np.float32)
-    for row, item in enumerate(labelled):
-        labels[row, : len(item.ends)] = item.labels
-    rng = np.random.default_rng(seed)
-    for column in labels.T:
-        sides = [np.flatnonzero(column == side) for side in (0, 1)]
-        size = min(map(len, sides))
-        for side in sides:
-            column[rng.permutation(side)[size:]] = np.nan
-    kept = [
-        Labelled(item.attempt, item.ends, row[: len(item.ends)]) for item, row in zip(labelled, labels, strict=True)
-    ]
-    return [item for item in kept if not np.isnan(item.labels).all()]
-
-
-def label_statistics(labelled: Sequence[Labelled]) -> dict[str, float]:
-    """How many labels there are, and the share of positive ones."""
-    labels = np.concatenate([item.labels for item in labelled]) if labelled else np.empty(0)
-    labels = labels[~np.isnan(labels)]
-    return {"count": len(labels), "positive": float(labels.mean()) if len(labels) else 0.0}
-
-
 # ----------------------------------------------------------------------------------------------------------- learning
 
 
@@ -541,13 +477,6 @@ class OutcomeLearner(Learner):
         after = batch.action_mask.roll(1, dims=1)
         logits = self.outcome_model.logits(batch.input_ids, batch.attention_mask, after, self.model)
         return torch.zeros_like(batch.input_ids, dtype=logits.dtype).masked_scatter(batch.action_mask, logits)
-
-
-def spread(item: Labelled) -> NDArray[np.float32]:
-    """The labels at their tokens of the completion, `[T]`; NaN at all others."""
-    targets = np.full(len(item.attempt.completion), np.nan, np.float32)
-    targets[item.ends] = item.labels
-    return targets
 
 
 def bce(targets: Sequence[NDArray[np.float32]]) -> Loss:

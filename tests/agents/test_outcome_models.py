@@ -22,16 +22,15 @@ from safetensors.torch import load_file
 
 from tokengym.__main__ import main
 from tokengym.agents import ORM, SORM, learner, outcome_models, prefix_labels, rollouts
-from tokengym.agents.outcome_models import (
+from tokengym.agents.outcome_labels import (
     Labelled,
-    OutcomeReport,
     balanced_lengths,
     balanced_problems,
-    bce,
     monotone,
     outcome_labels,
     spread,
 )
+from tokengym.agents.outcome_models import OutcomeReport, bce
 from tokengym.agents.policy import CausalLMPolicy
 from tokengym.agents.rollouts import Attempt, AttemptFile
 from tokengym.benchmarks.tables import outcome_table
