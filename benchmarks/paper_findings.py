@@ -98,7 +98,7 @@ def _above(system: str, other: str, *metrics: str, margin: float | None = None) 
 
     def claims(results: Results) -> Iterator[Claim]:
         for metric in metrics:
-            text = f"{system} less {other}, {results.metric_name(metric)}"
+            text = f"{results.title(system)} less {results.title(other)}, {results.metric_name(metric)}"
             yield Claim(text, difference(results, system, other, metric), -margin if margin is not None else 0.0)
 
     return claims
@@ -168,7 +168,9 @@ def _little_exploration(results: Results) -> Iterator[Claim]:
     for system in ("ei", "sparse_ppo"):
         theirs = novelties(results, system)
         values = {seed: own[seed] - theirs[seed] for seed in theirs if seed in own}
-        yield Claim(f"solutions that SFT's samples lack, share in SFT less share in {system}", values, -NOVELTY_MARGIN)
+        yield Claim(
+            f"share of solutions that SFT's samples lack, SFT less {results.title(system)}", values, -NOVELTY_MARGIN
+        )
 
 
 _FINDINGS: tuple[tuple[str, tuple[str, ...], Callable[[Results], Iterator[Claim]]], ...] = (

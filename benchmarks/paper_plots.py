@@ -164,7 +164,7 @@ def _line(axes: "Axes", points: Sequence[tuple[float, float, float, float]], lab
 def _level(axes: "Axes", results: Results, system: str) -> None:
     values = results.values(system, "maj@1")
     if values:
-        axes.axhline(_mean(values), color="0.4", linestyle=":", label=_titles(results)[system])
+        axes.axhline(_mean(values), color="0.4", linestyle=":", label=results.title(system))
 
 
 def _finished(plot: "Plot", ylabel: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .paper_scales import Scale
+from .paper_systems import systems
 from .plan import Done, Job, Missing
 from .report import Cell, MissingCell, cell_over_seeds
 
@@ -44,6 +45,10 @@ class Results:
     def metric_name(self, metric: str) -> str:
         """The metric by its number of samples: maj@8 for maj@n."""
         return metric.replace("@n", f"@{self.scale.n}")
+
+    def title(self, system: str) -> str:
+        """A system of the scale as it is called in figures."""
+        return next(known.title for known in systems(self.scale) if known.name == system)
 
     def cell(self, system: str, metric: str) -> Cell | MissingCell:
         """A metric over seeds; of a single seed with the interval over problems, for there is none over seeds."""
