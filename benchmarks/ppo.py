@@ -44,7 +44,12 @@ PPO_SETTINGS: dict[str, Any] = {
     "save_iterations": 10,
     "patience": None,
 }
-ORM_SETTINGS: dict[str, Any] = {"problems": 400, "samples_per_problem": 8, "batch_size": 64}
+ORM_SETTINGS: dict[str, Any] = {
+    "problems": 400,
+    "samples_per_problem": 8,
+    "batch_size": 64,
+    "validation_problems": 100,
+}
 SFT_SETTINGS: dict[str, Any] = {name: DEMO[name] for name in ("demonstrations", "epochs", "batch_size")}
 # Rewards, and the sparse one without a penalty; with a vanishing one, that is, so that the divergence is measured.
 VARIANTS: dict[str, dict[str, Any]] = {
