@@ -25,6 +25,10 @@ SMALLER = {
     "--model HuggingFaceTB/SmolLM2-135M": "--model tokengym/tiny --data gsm8k --problems 2 --samples-per-problem 2 "
     "--demonstrations 2 --rounds 1 --epochs 1 --validation-problems 1 --env-args max_new_tokens=32",
     "--problems 1319 --n 96": "--problems 2 --n 4 --data gsm8k --env-args max_new_tokens=8",
+    "--problems 2500 --no-balance": "--problems 4 --samples-per-problem 4 --validation-problems 2 --no-balance",
+    "--n 16 --orm": "--problems 2 --n 4 --orm",
+    "--demonstrations 64 --problems 1600": "--demonstrations 4 --rounds 1 --epochs 1 --validation-problems 2 "
+    "--problems 4",
 }
 
 
@@ -60,7 +64,7 @@ def test_make_targets_exist() -> None:
 
 
 def test_commands_train_and_evaluate(tmp_path: Path) -> None:
-    """The commands in their order, on GSM8K's format, with the built-in model."""
+    """The commands in their order, with the built-in model, on GSM8K's format or generated problems."""
     rows = [
         {"question": f"Tom has {n} apples and buys 3 more. How many?", "answer": f"{n}+3 = {n + 3}\n#### {n + 3}"}
         for n in range(480)
@@ -68,9 +72,8 @@ def test_commands_train_and_evaluate(tmp_path: Path) -> None:
     (tmp_path / "gsm8k").mkdir()
     for name in ("train", "test"):
         (tmp_path / "gsm8k" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    commands = [line for line in COMMANDS if line.startswith("tokengym")]
-    assert len(commands) == 2
-    for command in commands:
+    outputs: list[str] = []
+    for command in (line for line in COMMANDS if line.startswith("tokengym")):
         arguments = shlex.split(smaller(command))[1:]
         result = subprocess.run(
             [sys.executable, "-m", "tokengym", *arguments],
@@ -81,6 +84,8 @@ def test_commands_train_and_evaluate(tmp_path: Path) -> None:
             timeout=300,
         )
         assert result.returncode == 0, result.stderr
-    assert "maj@1" in result.stdout
-    assert "another scale" in result.stdout
+        outputs.append(result.stdout)
+    assert "maj@1" in outputs[1]
+    assert "another scale" in outputs[1]
+    assert "rerank@4" in outputs[3]
     assert (tmp_path / "runs" / "gsm8k" / "model" / "model.safetensors").exists()
