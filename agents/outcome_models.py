@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..envs.curriculum import Sequential
 from ..envs.token_vector_env import TokenVectorEnv
 from ..models.loading import load
-from ..models.outcome import OutcomeModel
+from ..models.outcome import OutcomeModel, is_outcome_model
 from ..models.sampling import SamplingConfig
 from .base import AGENTS, Agent, Callback
 from .classification import Bin, accuracy, auc, calibration, expected_calibration_error
@@ -58,7 +58,8 @@ class ORMConfig(FineTuneConfig):
         temperature: of the attempts; 0.7, that of the samples which the paper reranks [paper].
         pool: attempts that were sampled before, in place of new ones: a file of them or the folder of a run. Of each of
             the first `problems` problems the first `samples_per_problem` are taken.
-        start_from: language model that the outcome model starts from; by default the policy.
+        start_from: what the outcome model starts from: a language model, or an outcome model trained before; by default
+            the policy.
         balance: train on as many correct as incorrect attempts at each problem, drawn at random, lest the model learn
             which problems are hard instead of which attempts are right.
         epochs: passes over the attempts; 2.
@@ -196,16 +197,28 @@ class ORM(Agent):
         if lora_rank is not None:
             raise ValueError("an outcome model is trained as a whole: leave out lora_rank")
         policy, tokenizer = super()._load_model(model, device, dtype, None)
-        base, start_from = policy, self.config.start_from
-        if start_from is not None:
-            base, other = load(start_from, device=device, dtype=dtype)
-            if other.get_vocab() != tokenizer.get_vocab():
-                raise ValueError(f"the tokenizers of start_from={start_from!r} and of the policy {str(model)!r} differ")
         self._compared: dict[str, OutcomeModel] = {}
-        self.outcome_model = OutcomeModel.from_causal_lm(base, tokenizer, self.name, self.seed)
+        self.outcome_model = self._untrained(policy, tokenizer, device, dtype)
         if self.config.pool is not None:
             self._pool = pool_files(self.config.pool)
         return policy, tokenizer
+
+    def _untrained(
+        self, policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", device: str, dtype: str
+    ) -> OutcomeModel:
+        """What training starts from."""
+        start_from = self.config.start_from
+        if start_from is None:
+            return OutcomeModel.from_causal_lm(policy, tokenizer, self.name, self.seed)
+        if is_outcome_model(start_from):
+            trained = OutcomeModel.load(start_from, tokenizer, device)
+            return OutcomeModel(trained.model, tokenizer, self.name)
+        model, other = load(start_from, device=device, dtype=dtype)
+        if other.get_vocab() != tokenizer.get_vocab():
+            raise ValueError(
+                f"the tokenizers of start_from={start_from!r} and of the policy {policy.name_or_path!r} differ"
+            )
+        return OutcomeModel.from_causal_lm(model, tokenizer, self.name, self.seed)
 
     def learn(
         self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False

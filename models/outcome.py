@@ -122,7 +122,7 @@ class OutcomeModel:
         if not folder.exists():
             raise FileNotFoundError(f"there is no outcome model {str(path)!r}: no such folder as {folder.absolute()}")
         record = folder / _RECORD
-        if not record.is_file():
+        if not is_outcome_model(folder):
             raise ValueError(
                 f"{str(path)!r} is not an outcome model: it holds no {_RECORD}. `tokengym train orm` trains one"
             )
@@ -222,6 +222,11 @@ class OutcomeModel:
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.model.device, non_blocking=True)
+
+
+def is_outcome_model(path: str | Path) -> bool:
+    """Whether a path is a folder that `OutcomeModel.save` wrote."""
+    return (Path(path).expanduser() / _RECORD).is_file()
 
 
 def _remove_dropout(config: PreTrainedConfig) -> None:

@@ -265,6 +265,10 @@ def test_the_policy_stays_as_it_is_and_the_outcome_model_starts_from_it_or_anoth
     other.save_pretrained(tmp_path)
     LINES.save_pretrained(tmp_path)
     assert make_agent(start_from=str(tmp_path)).outcome_model.model.config.model_type == "gpt2"
+    agent.save(tmp_path / "orm")
+    stepwise = make_agent(SORM, start_from=str(tmp_path / "orm")).outcome_model
+    assert stepwise.kind == "sorm"
+    assert same(weights(stepwise), weights(agent.outcome_model))
 
 
 def test_balance_can_be_switched_off(make_agent) -> None:
