@@ -354,7 +354,7 @@ class RCRL(Agent):
             )
         before = Labels.load(base)
         if before is None:
-            first = add_labels(model, tokenizer, tokens)
+            first = add_labels(model, tokenizer, tokens, self.seed)
         elif before.tokens == tokens:
             first = before.first
         else:

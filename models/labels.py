@@ -101,15 +101,18 @@ def with_labels(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Pr
 
 
 @torch.no_grad()
-def add_labels(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int:
-    """Gives a model embeddings for labels, in and out: the mean of all others, so that they start as no token's peers.
+def add_labels(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], seed: int = 0) -> int:
+    """Gives a model embeddings for labels: drawn about the mean of all others, as far from it as those are.
 
-    With the mean, a new token changes the probabilities of the others least (Hewitt 2021).
+    Labels that all began as the mean would differ by no more than what little training moves them, and be as good as
+    one. Where the output layer has weights of its own, labels do begin as the mean there, which changes the
+    probabilities of other tokens least (Hewitt 2021).
 
     Args:
         model: changed in place.
         tokenizer: its tokenizer, which is left as it is.
         tokens: the labels.
+        seed: of the draw.
 
     Returns:
         The id of the first label; the others follow it.
@@ -119,12 +122,15 @@ def add_labels(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
     """
     known, size = with_labels(tokenizer, tokens).get_vocab(), len(tokenizer)
     first, stop = known[tokens[0]], known[tokens[-1]] + 1
-    rows: Any = model.get_input_embeddings().weight
-    if stop > len(rows):  # many models have rows to spare
+    inputs: Any = model.get_input_embeddings()
+    if stop > len(inputs.weight):  # many models have rows to spare
         with torch.random.fork_rng(devices=[]):
             model.resize_token_embeddings(stop, mean_resizing=False)
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        for weight in (layer.weight, getattr(layer, "bias", None)):  # pyright: ignore[reportOptionalMemberAccess]
-            if isinstance(weight, torch.Tensor):
-                weight[first:stop] = weight[:size].mean(0)
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    for weight in (outputs.weight, getattr(outputs, "bias", None)):  # pyright: ignore[reportOptionalMemberAccess]
+        if isinstance(weight, torch.Tensor):
+            weight[first:stop] = weight[:size].mean(0)
+    others = inputs.weight[:size]
+    noise = torch.randn((stop - first, others.shape[1]), generator=torch.Generator().manual_seed(seed))
+    inputs.weight[first:stop] = others.mean(0) + others.std(0) * noise.to(others)
     return first

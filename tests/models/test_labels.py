@@ -1,4 +1,4 @@
-"""Labels: new tokens behind all others, the mean of their embeddings, and two tokenizers on disk."""
+"""Labels: new tokens behind all others, as unlike each other as those are, and two tokenizers on disk."""
 
 from typing import Any
 
@@ -27,22 +27,29 @@ def model(architecture: str, rows: int = len(LETTERS)) -> Any:
 
 @pytest.mark.parametrize("rows", [len(LETTERS), len(LETTERS) + 1, 64])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_labels_start_as_the_mean_of_all_tokens_and_change_no_other(architecture: str, rows: int) -> None:
+def test_labels_differ_as_tokens_do_and_change_no_other(architecture: str, rows: int) -> None:
     old, new = model(architecture, rows), model(architecture, rows)
     before = torch.random.get_rng_state()
     first = add_labels(new, LETTERS, TOKENS)
     assert torch.equal(before, torch.random.get_rng_state())
     size = len(LETTERS)
     assert first == size
-    assert len(new.get_input_embeddings().weight) == max(rows, size + 2)
+    embeddings = new.get_input_embeddings().weight.detach()
+    assert len(embeddings) == max(rows, size + 2)
     ids = torch.tensor([[0, 1, 2, 0]])
     with torch.no_grad():
         expected, found = old(ids).logits[0, :, :size], new(ids).logits[0]
     assert torch.equal(found[:, :size], expected)
-    # Of a linear head without bias, the mean row gives the mean logit.
-    assert torch.allclose(found[:, size : size + 2], expected.mean(-1, keepdim=True).expand(-1, 2), atol=1e-5)
-    for layer in (new.get_input_embeddings(), new.get_output_embeddings()):
-        assert torch.allclose(layer.weight[size : size + 2], layer.weight[:size].mean(0).expand(2, -1))
+    if architecture == "llama":  # an output layer of its own: of the mean row, the mean logit
+        assert torch.allclose(found[:, size : size + 2], expected.mean(-1, keepdim=True).expand(-1, 2), atol=1e-5)
+    between = torch.cdist(embeddings[:size], embeddings[:size])[~torch.eye(size, dtype=torch.bool)]
+    apart = (embeddings[size] - embeddings[size + 1]).norm()
+    assert between.min() / 2 < apart < between.max() * 2
+    again, other = model(architecture, rows), model(architecture, rows)
+    add_labels(again, LETTERS, TOKENS)
+    add_labels(other, LETTERS, TOKENS, seed=1)
+    assert torch.equal(again.get_input_embeddings().weight, embeddings)
+    assert not torch.equal(other.get_input_embeddings().weight, embeddings)
 
 
 def test_a_tokenizer_with_such_a_token_is_an_error() -> None:
