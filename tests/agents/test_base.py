@@ -213,7 +213,7 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(folder, su
     ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run")
     with pytest.raises(FileExistsError, match="holds a run already"):
         ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run")
-    with pytest.raises(ValueError, match=r"\(rounds: 2 -> 3\)"):
+    with pytest.raises(ValueError, match=r"\(config\.rounds: 2 -> 3\)"):
         ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run", resume=True, rounds=3)
     ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run", resume=True)
 
