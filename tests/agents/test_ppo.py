@@ -1,5 +1,6 @@
 """PPO: one update of Stable-Baselines3's, the first ratio, what may not change a step, a bandit, and going on."""
 
+import itertools
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from tokengym.agents.rollouts import Attempt, collect
 from tokengym.agents.sb3 import CausalLMPolicy
 from tokengym.envs import Problem, ProblemList, SB3VecEnv, TokenVectorEnv
 from tokengym.envs.curriculum import Uniform
-from tokengym.models import load_tokenizer
+from tokengym.models import OutcomeModel, load, load_tokenizer
 from tokengym.models.critics import ActorCritic
 from tokengym.rewards import Reward, SparseReward, Verdict
 
@@ -365,17 +366,46 @@ def test_nan_wherever_there_is_no_action_leaves_gradients_bit_equal(make, monkey
 
 
 BANDIT = {
-    "iterations": 25, "problems_per_iteration": 32, "minibatch_size": 64, "learning_rate": 3e-3, "temperature": 1.0,
-    "validation_problems": 1, "validation_iterations": 25, "kl_coef": 0.001, "architecture": "llama",
+    "iterations": 30, "problems_per_iteration": 32, "minibatch_size": 64, "learning_rate": 3e-3, "temperature": 1.0,
+    "validation_problems": 1, "validation_iterations": 30, "kl_coef": 0.001, "architecture": "llama",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.fixture(scope="session")
+def judge(letters_folders) -> OutcomeModel:
+    """An outcome model that has seen every completion of the bandit's question, and knows the right one."""
+    orm = OutcomeModel.from_causal_lm(*load(letters_folders["llama"], device="cpu"), "orm")
+    question, right = LETTERS.encode("?"), LETTERS.encode("b")
+    letters = LETTERS.encode("ab?")
+    written = [list(text) for length in range(4) for text in itertools.product(letters, repeat=length)]
+    rows = [(question + text + [end], text == right) for text in written for end in (EOS, LETTERS.pad_token_id)]
+    ids = torch.tensor([row + [EOS] * (5 - len(row)) for row, _ in rows])
+    lengths, labels = torch.tensor([len(row) for row, _ in rows]), torch.tensor([float(label) for _, label in rows])
+    mask, last = torch.arange(5) < lengths[:, None], torch.arange(5) == lengths[:, None] - 1
+    optimizer = torch.optim.Adam(orm.model.parameters(), 3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(orm.logits(ids, mask.long(), last), labels)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+    return orm
+
+
+REWARDS: dict[str, Any] = {
+    "sparse": lambda judge: "sparse",
+    "dense": lambda judge: PerToken(),
+    "sparse_orm": lambda judge: {"name": "sparse_orm", "orm": judge},
+    "dense_orm": lambda judge: {"name": "dense_orm", "orm": judge},
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kind", ["branch", "head", "model"])
-@pytest.mark.parametrize("reward", [SparseReward, PerToken])
-def test_the_best_arm_is_found_with_every_critic_and_reward(make, kind: str, reward: type[Reward], seed: int) -> None:
+@pytest.mark.parametrize("reward", REWARDS)
+def test_the_best_arm_is_found_with_every_critic_and_reward(make, judge, kind: str, reward: str, seed: int) -> None:
     told: list[dict[str, float]] = []
-    agent = make(Bandit, reward=reward(), critic=kind, seed=seed, **BANDIT)
+    agent = make(Bandit, reward=REWARDS[reward](judge), critic=kind, seed=seed, **BANDIT)
     agent.learn(callback=lambda _, metrics: told.append(metrics))
     assert told[0]["rollout/success_rate"] < 0.3
     assert told[-1]["rollout/success_rate"] > 0.9
