@@ -137,6 +137,12 @@ class Agent(ABC):
         with new_folder(Path(path)) as folder, no_progress_bars():
             self._write(folder)
 
+    def keep_model(self) -> None:
+        """Saves to `model` in the run's folder, if there is one; on every rank the model is there afterwards."""
+        if self.run is not None:
+            self.save(self.run.path / "model")
+        self.accelerator.wait_for_everyone()
+
     def _write(self, folder: Path) -> None:
         """What `save` writes; for agents that have more to keep."""
         model = self.model

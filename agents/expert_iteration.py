@@ -185,6 +185,7 @@ class ExpertIteration(Agent):
             restore(self.model, best.weights if best is not None else base)
             if self.run is not None and best is not None:
                 self.save(self.run.path / "model")
+        self.accelerator.wait_for_everyone()  # on every rank the model is there now
         return self
 
     def _episodes_per_round(self, budget: int | None) -> int:

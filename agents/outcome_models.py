@@ -257,8 +257,7 @@ class ORM(Agent):
         for name, report in self.reports.items():
             values = report.metrics()
             metrics |= values if name == self.name else {f"compare/{key}": value for key, value in values.items()}
-        if self.run is not None:
-            self.save(self.run.path / "model")
+        self.keep_model()
         self.log(metrics, callback, steps)
         if self.run is not None:
             write_json(self.run.path / "report.json", {name: asdict(report) for name, report in self.reports.items()})

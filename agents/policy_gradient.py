@@ -158,8 +158,7 @@ class PolicyGradientAgent(Agent):
         finally:
             self.env.curriculum = curriculum
             restore(self.model, best.weights)
-        if self.run is not None:
-            self.save(self.run.path / "model")
+        self.keep_model()
         return self
 
     def returns(self, attempts: Sequence[Attempt]) -> NDArray[np.float64]:

@@ -137,8 +137,7 @@ class Pretrain(Agent):
                 if (due or not going_on) and self.run is not None and training is not None:
                     self.save(self.run.path / "checkpoints" / f"step-{learner.steps}")
                     save_checkpoint(learner, training)
-        if self.run is not None:
-            self.save(self.run.path / "model")
+        self.keep_model()
         return self
 
     def _batch(self, step: int) -> list[Example]:

@@ -174,8 +174,7 @@ class RCRL(Agent):
         if self.run is not None:
             self.run.rewind(self.attempts - 1)  # what a process logged that was killed before it had saved the model
         self.log(metrics, callback)
-        if self.run is not None:
-            self.save(self.run.path / "model")
+        self.keep_model()
         return self
 
     # ------------------------------------------------------------------------------------------------------- the pool

@@ -69,6 +69,5 @@ class SFT(Agent):
         if self.config.validation_problems:
             result = evaluate(self, self.make_validation_env(), problems=self.config.validation_problems)
             self.log({"eval/maj@1": result.metrics["maj@1"].value}, callback, steps)
-        if self.run is not None:
-            self.save(self.run.path / "model")
+        self.keep_model()
         return self

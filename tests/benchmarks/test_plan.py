@@ -125,7 +125,7 @@ def test_results_of_other_settings_or_versions_are_refused_before_anything_runs(
 
 
 COUNTING = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from tokengym.benchmarks.plan import Job, run_plan
 
@@ -139,6 +139,7 @@ def count(folder, settings, needed):
     return {"value": len(done.read_text()) + sum(item.result["value"] for item in needed.values())}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, shells have it ignored
     jobs = [Job(str(i), count, {"to": 10 * i + 10}, (str(i - 1),) if i else ()) for i in range(4)]
     run_plan(jobs, Path(sys.argv[1]), workers=2)
 """
