@@ -5,6 +5,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -235,27 +236,25 @@ def doctor(arguments: Sequence[str]) -> None:
 
 
 def bench(arguments: Sequence[str]) -> None:
-    """Measure speed and memory on this machine; reproduce the linear theory, and parity and multiplication."""
+    """Measure this machine, or run an experiment: paper, parity, multiplication, ppo or rcrl (each has --help)."""
     modules = {"env": "env_throughput", "rollout": "rollout_throughput", "memory": "rollout_memory"}
     modules |= {"linear": "linear_theory", "grading": "grading_throughput", "orm": "orm_cost"}
-    if arguments and arguments[0] in ("parity", "multiplication"):
-        _experiment(arguments[0], arguments[1:])
-        return
-    if arguments and arguments[0] == "rcrl":
-        _return_conditioning(arguments[1:])
-        return
-    if arguments and arguments[0] == "ppo":
-        _rewards_of_ppo(arguments[1:])
-        return
-    if arguments and arguments[0] == "paper":
-        _paper(arguments[1:])
+    experiments: dict[str, Callable[[Sequence[str]], None]] = {
+        "paper": _paper,
+        "parity": partial(_after_pretraining, "parity"),
+        "multiplication": partial(_after_pretraining, "multiplication"),
+        "ppo": _rewards_of_ppo,
+        "rcrl": _return_conditioning,
+    }
+    if arguments and arguments[0] in experiments:
+        experiments[arguments[0]](arguments[1:])
         return
 
     def run(
         what: tyro.conf.Positional[Literal["env", "rollout", "memory", "linear", "grading", "orm"]],
         output: Path | None = None,
     ) -> None:
-        """Measures. Experiments, with options of their own: bench paper|parity|multiplication|ppo|rcrl --help.
+        """Measures.
 
         Args:
             what: steps of environments; the rollout engine against `generate`; the memory of collected attempts; the
@@ -272,7 +271,7 @@ def bench(arguments: Sequence[str]) -> None:
     _cli(run, "tokengym bench", arguments, bench.__doc__)
 
 
-def _experiment(task: str, arguments: Sequence[str]) -> None:
+def _after_pretraining(task: str, arguments: Sequence[str]) -> None:
     from .benchmarks import after_pretraining, after_pretraining_plots
 
     kinds = {

@@ -97,7 +97,7 @@ class Experiment(ABC):
                     f"no checkpoint after {start} of {self.steps} steps: set starts, or save_steps to divide it"
                 )
         if self.group < 2 or self.attempts % self.group:
-            raise ValueError(f"attempts must be groups of {self.group} >= 2, got {self.attempts}")
+            raise ValueError(f"group must be at least 2 and divide attempts={self.attempts}, got {self.group}")
         if not (self.p_cot and self.seeds and self.gradings and self.temperatures):
             raise ValueError("p_cot, seeds, gradings and temperatures need at least one value each")
 

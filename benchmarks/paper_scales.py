@@ -102,12 +102,13 @@ _TINY = Scale(
     orm={"samples_per_problem": 6, "epochs": 2, "batch_size": 32, "validation_problems": 50},
     rcrl={"problems": 400, "samples_per_problem": 2, "rollouts_per_step": 4},
     ppo={
-        # Small phases: on a core, attempts cost four times as much to learn from as to sample.
-        "iterations": 16,
-        "problems_per_iteration": 32,
+        # As in `benchmarks/ppo.py`, but fewer iterations.
+        "iterations": 12,
+        "problems_per_iteration": 64,
         "samples_per_problem": 4,
-        "minibatch_size": 32,
-        "epochs": 2,
+        "minibatch_size": 64,
+        "epochs": 1,
+        "gae_lambda": 1.0,
         "learning_rate": 2e-4,
         "critic_layers": 2,
         "validation_iterations": 4,

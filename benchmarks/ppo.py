@@ -30,15 +30,17 @@ from .demo import SETTINGS as DEMO
 from .plan import Done, Job, Missing, run_plan
 
 NUM_ENVS = 256
-# On one core an attempt costs four times as much to learn from, in one epoch, as to sample: small phases, two epochs.
+# On a core an attempt costs three times as much to learn from as to sample, so each is learnt from once. lambda = 1,
+# for a new critic learns little in so few updates: with less, an attempt's end would teach its last tokens only.
 PPO_SETTINGS: dict[str, Any] = {
     "problems_per_iteration": 64,
     "samples_per_problem": 4,
     "minibatch_size": 64,
-    "epochs": 2,
-    "temperature": 1.0,
+    "epochs": 1,
+    "gae_lambda": 1.0,
     "learning_rate": 2e-4,
-    "micro_batch_tokens": 2048,
+    "critic_layers": 2,
+    "micro_batch_tokens": 1024,
     "validation_problems": 100,
     "validation_iterations": 10,
     "save_iterations": 10,
@@ -80,11 +82,11 @@ class PPOExperiment:
     folder: Path = Path("runs/ppo")
     variants: tuple[Variant, ...] = ("sparse", "no_penalty", "dense", "sparse_orm", "dense_orm")
     seeds: tuple[int, ...] = (0, 1, 2)
-    iterations: int = 60
+    iterations: int = 40
     test_problems: int = 400
     n: int = 8
-    threads: int = 2
-    workers: int = 1
+    threads: int = 1
+    workers: int = 2
 
 
 def run(experiment: PPOExperiment, say: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
