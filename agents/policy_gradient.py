@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..envs.curriculum import Uniform
+from ..envs.curriculum import Batch
 from ..models.sampling import SamplingConfig
 from ..rewards.base import RewardError
 from .base import Agent, Callback
@@ -100,8 +100,9 @@ class PolicyGradientAgent(Agent):
     ) -> Self:
         """Runs the configured iterations, or as many as the budget covers.
 
-        Every iteration is a pure function of the policy, the seed and its number, so a run that goes on from a
-        checkpoint ends with the very weights of one that was never stopped.
+        The environment's curriculum chooses the problems, each for K attempts in a row, and is told of all attempts at
+        the end of an iteration. Every iteration is a pure function of the policy, the curriculum, the seed and its
+        number, so a run that goes on from a checkpoint ends with the very weights of one that was never stopped.
 
         Raises:
             ValueError: the budget does not cover one iteration.
@@ -121,6 +122,7 @@ class PolicyGradientAgent(Agent):
         validation = self.make_validation_env() if config.validation_problems else None
         episodes = config.problems_per_iteration * config.samples_per_problem
         curriculum = self.env.curriculum
+        curriculum.load_state_dict(state.get("curriculum", {}))
         try:
             with self.progress((iterations - begin) * episodes, self.name, progress_bar) as bar:
                 for iteration in range(begin, iterations):
@@ -128,10 +130,13 @@ class PolicyGradientAgent(Agent):
                         break
                     began = time.perf_counter()
                     metrics: dict[str, float] = {}
-                    self.env.curriculum = Uniform(repeats=config.samples_per_problem)
+                    self.env.curriculum = Batch(curriculum, config.samples_per_problem)
                     attempts: list[Attempt] = []
                     with self._kept_if_not_finite(attempts, iteration, learner):
                         attempts = self._sample(iteration, episodes, attempts, metrics, bar.update)
+                        for attempt in attempts:
+                            curriculum.ended(attempt.problem, attempt.is_success)
+                        metrics |= {f"curriculum/{name}": value for name, value in curriculum.metrics().items()}
                         started = time.perf_counter()
                         self.model.eval()  # dropout would make the updated policy another than the one that acted
                         found = self.improve(learner, attempts, iteration)
@@ -152,6 +157,7 @@ class PolicyGradientAgent(Agent):
                     if checkpoints is not None and due and self.accelerator.is_main_process:
                         state = {"iteration": iteration + 1, "attempts": self.attempts, "tokens": self.tokens}
                         state |= {"best": {"accuracy": best.accuracy, "age": best.age}, "agent": self.state()}
+                        state |= {"curriculum": curriculum.state_dict()}
                         save_checkpoint(learner, checkpoints, state, best.weights)
                     if not going_on:
                         break
@@ -211,6 +217,7 @@ class PolicyGradientAgent(Agent):
             _check_rewards(attempt)
         if ranks > 1:
             attempts = [attempt for part in gather_object([attempts]) for attempt in part]
+        self.env.seek(seed, episodes)  # on all ranks alike, the curriculum is where the whole batch has brought it
         statistics = RolloutStatistics()
         for attempt in attempts:
             statistics.add(attempt)

@@ -7,7 +7,16 @@ from .registration import IDS, make_vec_env, register_envs
 
 if TYPE_CHECKING:
     from .arithmetic import Arithmetic
-    from .curriculum import CURRICULA, Curriculum, Sequential, Uniform, make_curriculum
+    from .curriculum import (
+        CURRICULA,
+        Backtracking,
+        Batch,
+        Curriculum,
+        PrioritizedReplay,
+        Sequential,
+        Uniform,
+        make_curriculum,
+    )
     from .dataset import Dataset
     from .doctor import diagnose
     from .gsm8k import GSM8K
@@ -28,10 +37,13 @@ __all__ = [
     "PROBLEMS",
     "SVAMP",
     "Arithmetic",
+    "Backtracking",
+    "Batch",
     "Curriculum",
     "Dataset",
     "Multiplication",
     "Parity",
+    "PrioritizedReplay",
     "Problem",
     "ProblemList",
     "ProblemSource",
@@ -52,7 +64,16 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "arithmetic": ("Arithmetic",),
-        "curriculum": ("CURRICULA", "Curriculum", "Sequential", "Uniform", "make_curriculum"),
+        "curriculum": (
+            "CURRICULA",
+            "Backtracking",
+            "Batch",
+            "Curriculum",
+            "PrioritizedReplay",
+            "Sequential",
+            "Uniform",
+            "make_curriculum",
+        ),
         "dataset": ("Dataset",),
         "doctor": ("diagnose",),
         "gsm8k": ("GSM8K",),

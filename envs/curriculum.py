@@ -1,10 +1,12 @@
-"""Curricula: which problem the next attempt starts from."""
+"""Curricula: which problem the next attempt starts from, and how much of its solution is given."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..registry import Registry
 
@@ -12,15 +14,40 @@ CURRICULA: "Registry[Callable[..., Curriculum]]" = Registry("curriculum")
 """Curricula by name; third parties join through the entry-point group `tokengym.curriculums`."""
 
 
+class _Problem(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def solution(self) -> str | None: ...
+
+
 class Curriculum(ABC):
-    """Chooses the problem of each attempt, in the order in which attempts begin."""
+    """Chooses the problem of each attempt, in the order in which attempts begin.
+
+    One that learns from how attempts end makes the order depend on the number of slots. Agents that compare runs go
+    through a `Batch` of it at a time, in which it learns nothing, and tell it how the attempts ended afterwards.
+    """
 
     @abstractmethod
-    def next(self, rng: np.random.Generator, size: int) -> int:
-        """Index in `[0, size)` of the next attempt's problem; draws from `rng` and from no other random state."""
+    def next(self, rng: np.random.Generator, size: int) -> int | str:
+        """The next attempt's problem, as an index in `[0, size)` or as the id of one that has begun before.
+
+        Draws from `rng` and from no other random state.
+        """
+
+    def prefix(self, problem: _Problem) -> str:
+        """What the attempt at `problem` is given of its reference solution."""
+        return ""
+
+    def ended(self, problem: _Problem, is_success: bool) -> None:  # noqa: B027 (most do not learn)
+        """An attempt at `problem` has ended."""
+
+    def metrics(self) -> dict[str, float]:
+        """What is to be logged of where it stands."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What `next` depends on beside its arguments, as JSON values."""
+        """What `next` and `prefix` depend on beside their arguments, as JSON values."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (stateless curricula need none)
@@ -82,6 +109,179 @@ class Sequential(Curriculum):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._begun = int(state.get("begun", 0))
+
+
+@CURRICULA.register("backtracking")
+class Backtracking(Curriculum):
+    """Attempts begin near the end of the reference solution, then ever earlier (Salimans & Chen 2018; Havrilla et al.
+    2024, appendix).
+
+    Of a solution with L steps, ceil(tau * L) are given; tau falls by `decrement` as soon as a `window` of attempts has
+    succeeded often enough, down to 0. Steps are lines; the last, which has the answer, is never given. Problems without
+    a solution begin at their beginning.
+
+    Args:
+        start: tau at first, in [0, 1]; 0.9 [paper, not sure].
+        decrement: of tau, above 0; [choice].
+        threshold: share of successes at which tau falls, in (0, 1]; [choice].
+        window: attempts that are looked at; [choice].
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(self, start: float = 0.9, decrement: float = 0.1, threshold: float = 0.7, window: int = 256) -> None:
+        if not (0 <= start <= 1 and decrement > 0 and 0 < threshold <= 1 and window >= 1):
+            raise ValueError(
+                "backtracking needs start in [0, 1], decrement above 0, threshold in (0, 1] and window >= 1, got "
+                f"{start}, {decrement}, {threshold} and {window}"
+            )
+        self.start, self.decrement, self.threshold, self.window = start, decrement, threshold, window
+        self._level, self._seen, self._successes = 0, 0, 0
+
+    @property
+    def tau(self) -> float:
+        """Share of the steps that is given."""
+        return max(0.0, round(self.start - self._level * self.decrement, 9))
+
+    def next(self, rng: np.random.Generator, size: int) -> int:
+        return int(rng.integers(size))
+
+    def prefix(self, problem: _Problem) -> str:
+        *steps, _ = [line for line in (problem.solution or "").split("\n") if line.strip()] or [""]
+        return "".join(f"{step}\n" for step in steps[: math.ceil(self.tau * len(steps))])
+
+    def ended(self, problem: _Problem, is_success: bool) -> None:
+        self._seen += 1
+        self._successes += is_success
+        if self._seen == self.window:
+            self._level += self._successes >= self.threshold * self.window and self.tau > 0
+            self._seen = self._successes = 0
+
+    def metrics(self) -> dict[str, float]:
+        return {"tau": self.tau}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"level": self._level, "seen": self._seen, "successes": self._successes}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._level, self._seen, self._successes = (int(state.get(key, 0)) for key in ("level", "seen", "successes"))
+
+
+@CURRICULA.register("prioritized_replay")
+class PrioritizedReplay(Curriculum):
+    """Prioritized level replay (Jiang et al. 2021): problems that are neither solved nor hopeless come again.
+
+    An attempt is at a new problem with probability `new`, else at one that has begun before, which is drawn from
+    (1 - rho) P_score + rho P_staleness. P_score goes with 1 / rank^(1/beta) of the score p (1 - p), p being the
+    problem's share of successes with one success and one failure added [choice: needs no critic]; equal scores share
+    their mean rank. P_staleness goes with how many draws ago it came last.
+
+    Args:
+        new: probability of a new problem; 0.5.
+        staleness: rho; 0.1.
+        temperature: beta; 1 [choice: at the source's 0.1 nearly all draws of a batch would be of one problem].
+        capacity: problems remembered; beyond, that with the lowest score goes, the stalest of equal ones; [choice].
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self, new: float = 0.5, staleness: float = 0.1, temperature: float = 1.0, capacity: int = 4096
+    ) -> None:
+        if not (0 < new <= 1 and 0 <= staleness <= 1 and temperature > 0 and capacity >= 1):
+            raise ValueError(
+                "prioritized_replay needs new in (0, 1], staleness in [0, 1], temperature above 0 and capacity >= 1, "
+                f"got {new}, {staleness}, {temperature} and {capacity}"
+            )
+        self.new, self.staleness, self.temperature, self.capacity = new, staleness, temperature, capacity
+        self._levels: dict[str, list[int]] = {}  # by id: attempts, successes, the draw that it came last at
+        self._draws = 0
+
+    def next(self, rng: np.random.Generator, size: int) -> int | str:
+        self._draws += 1
+        if rng.random() < self.new or not self._levels:
+            return int(rng.integers(size))
+        ids = list(self._levels)
+        chosen = ids[int(rng.choice(len(ids), p=self.probabilities()))]
+        self._levels[chosen][2] = self._draws
+        return chosen
+
+    def probabilities(self) -> NDArray[np.float64]:
+        """Of the remembered problems, `[M]`, in the order in which they were first attempted."""
+        levels = np.array(list(self._levels.values()))
+        weights = _mean_ranks(-self._scores(levels)) ** (-1 / self.temperature)
+        ages = self._draws - levels[:, 2] + 1.0
+        return (1 - self.staleness) * weights / weights.sum() + self.staleness * ages / ages.sum()
+
+    @staticmethod
+    def _scores(levels: NDArray[np.int64]) -> NDArray[np.float64]:
+        attempts, successes = levels[:, 0], levels[:, 1]
+        return (successes + 1) * (attempts - successes + 1) / (attempts + 2) ** 2
+
+    def ended(self, problem: _Problem, is_success: bool) -> None:
+        level = self._levels.setdefault(problem.id, [0, 0, self._draws])
+        level[0] += 1
+        level[1] += is_success
+        if len(self._levels) > self.capacity:
+            levels = np.array(list(self._levels.values()))
+            del self._levels[list(self._levels)[int(np.lexsort((levels[:, 2], self._scores(levels)))[0])]]
+
+    def metrics(self) -> dict[str, float]:
+        return {"remembered": float(len(self._levels))}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"levels": {key: list(level) for key, level in self._levels.items()}, "draws": self._draws}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._levels = {key: list(level) for key, level in state.get("levels", {}).items()}
+        self._draws = int(state.get("draws", 0))
+
+
+class Batch(Curriculum):
+    """A batch of another curriculum's problems, `repeats` attempts at each in a row, which learns nothing meanwhile.
+
+    However often the environment goes back to its beginning, it is the same batch, so several processes can each sample
+    a part of it.
+
+    Args:
+        curriculum: that chooses.
+        repeats: K >= 1.
+
+    Raises:
+        ValueError: `repeats` is below 1.
+    """
+
+    def __init__(self, curriculum: Curriculum, repeats: int = 1) -> None:
+        self.curriculum = curriculum
+        self.repeats = _check_repeats(repeats)
+        self._before = curriculum.state_dict()
+        self._key: int | str = 0
+        self._left = 0
+
+    def next(self, rng: np.random.Generator, size: int) -> int | str:
+        if self._left == 0:
+            self._key, self._left = self.curriculum.next(rng, size), self.repeats
+        self._left -= 1
+        return self._key
+
+    def prefix(self, problem: _Problem) -> str:
+        return self.curriculum.prefix(problem)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"curriculum": self.curriculum.state_dict(), "key": self._key, "left": self._left}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.curriculum.load_state_dict(state.get("curriculum", self._before))
+        self._key, self._left = state.get("key", 0), int(state.get("left", 0))
+
+
+def _mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1, ascending, equal values sharing the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
 
 
 def _check_repeats(repeats: int) -> int:

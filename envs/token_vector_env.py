@@ -219,6 +219,9 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self._seed_streams(seed)
         encoded_prefixes = [self._encode_prefix(prefix) for prefix in prefixes]
         starts = [self._draw() if name is None else self._find(name) for name in problem_ids]
+        for i, (problem, _) in enumerate(starts):
+            if problem_ids[i] is None and prefixes[i] is None:
+                encoded_prefixes[i] = self._given(problem)
         if self._reset_needed:
             self._terminations[:] = True
             self._reset_needed = False
@@ -427,20 +430,28 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             raise ValueError(f"a prefix must not hold an end-of-sequence token, got {tokens.tolist()}")
         return tokens
 
+    def _given(self, problem: Problem) -> IntArray:
+        """What the curriculum gives of a solution."""
+        prefix = self.curriculum.prefix(problem)
+        return self._encode_prefix(prefix or None)
+
+    def _begin_next(self, infos: Infos, slots: IntArray) -> Infos:
+        """Begins the curriculum's next attempts in the slots."""
+        starts = [self._draw() for _ in slots]
+        return self._begin(infos, slots, starts, [self._given(problem) for problem, _ in starts])
+
     def _begin(
         self,
         infos: Infos,
         slots: IntArray,
         starts: Sequence[tuple[Problem, IntArray]],
-        prefixes: Sequence[IntArray] | None = None,
+        prefixes: Sequence[IntArray],
     ) -> Infos:
         """Puts the problems, prompts and prefixes into the slots; adds to `infos` what a reset tells."""
         prefix_lengths = np.zeros(len(slots), dtype=np.int64)
         for i, (slot, (problem, prompt)) in enumerate(zip(slots.tolist(), starts, strict=True)):
-            tokens = prompt
-            if prefixes is not None:
-                prefix_lengths[i] = len(prefixes[i])
-                tokens = np.concatenate((prompt, prefixes[i]))
+            prefix_lengths[i] = len(prefixes[i])
+            tokens = np.concatenate((prompt, prefixes[i])) if len(prefixes[i]) else prompt
             self._tokens[slot, : len(tokens)] = tokens
             self._tokens[slot, len(tokens) :] = self._pad_token_id
             self._mask[slot, : len(tokens)] = 1
@@ -513,18 +524,20 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if len(ending):
             self._terminations |= terminated
             self._truncations |= truncated
+            for slot in ending.tolist():
+                self.curriculum.ended(self.problem(slot), cast(Verdict, verdicts[slot]).correct)
             told = self._tell({}, ending, self._outcomes(ending, [cast(Verdict, verdicts[slot]) for slot in ending]))
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 infos = self._tell(infos, ending, {"final_obs": self._final_observations(ending), "final_info": told})
             else:
                 infos = told
         if beginning is not None and len(beginning):
-            infos = self._begin(infos, beginning, [self._draw() for _ in beginning])
+            infos = self._begin_next(infos, beginning)
         terminations, truncations = self._terminations.copy(), self._truncations.copy()
         if len(ending) and self.autoreset_mode is AutoresetMode.SAME_STEP:
             # In the order in which stepping would have ended them.
             ending = ending[np.argsort(lengths[ending], kind="stable")]
-            infos = self._begin(infos, ending, [self._draw() for _ in ending])
+            infos = self._begin_next(infos, ending)
         return self._observation(), rewards, terminations, truncations, infos
 
     def _check_vocabulary(self, tokens: NDArray[Any], slots: IntArray | None = None) -> None:

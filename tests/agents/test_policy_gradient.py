@@ -21,7 +21,7 @@ from tokengym.agents.losses import clipped_surrogate
 from tokengym.agents.policy_gradient import PolicyGradientAgent
 from tokengym.agents.rollouts import Attempt, collect
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
-from tokengym.envs.curriculum import Uniform
+from tokengym.envs.curriculum import Uniform, make_curriculum
 from tokengym.models import load_tokenizer
 from tokengym.rewards import Verdict
 
@@ -295,6 +295,46 @@ def test_killed_and_resumed_equals_never_stopped_bit_for_bit(make, tmp_path, kin
     assert torch.equal(saved["transformer.wte.weight"], weights(whole)["transformer.wte.weight"])
     again = make(kind, run=tmp_path / "cut", resume=True, **settings).learn()  # nothing is left to do
     assert same(weights(whole), weights(again))
+
+
+@pytest.mark.parametrize("name", ["backtracking", "prioritized_replay"])
+@pytest.mark.parametrize("killed_at", [1, 3])
+def test_a_curriculum_learns_between_iterations_whatever_the_slots_and_goes_on(make, tmp_path, name, killed_at) -> None:
+    options = {"window": 24, "threshold": 0.1} if name == "backtracking" else {"capacity": 3}
+    iterations: dict[str, list[list[tuple[str, bytes]]]] = {}
+
+    def learn(run: str, num_envs: int, callback=None, **settings) -> PolicyGradientAgent:
+        agent = make("grpo", run=tmp_path / run, **settings)
+        agent.env = slots(Letters(), num_envs)
+        agent.env.curriculum = make_curriculum({"name": name, **options})
+        improve, seen = agent.improve, iterations.setdefault(run, [])
+
+        def spy(learner, attempts, iteration):
+            seen.append([(attempt.problem.id, attempt.tokens.tobytes()) for attempt in attempts])
+            return improve(learner, attempts, iteration)
+
+        agent.improve = spy
+        return agent.learn(callback=callback)
+
+    whole = learn("whole", 16)
+    other = learn("other", 5)
+    assert iterations["whole"] == iterations["other"]
+    assert same(weights(whole), weights(other))
+    assert whole.env.curriculum.state_dict() == other.env.curriculum.state_dict() != make_curriculum(name).state_dict()
+
+    told = []
+
+    def kill(_, metrics):
+        told.append(metrics)
+        if len(told) == killed_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        learn("cut", 16, kill)
+    resumed = learn("cut", 16, resume=True)
+    assert same(weights(whole), weights(resumed))
+    assert whole.env.curriculum.state_dict() == resumed.env.curriculum.state_dict()
+    assert "curriculum/tau" in told[0] or "curriculum/remembered" in told[0]
 
 
 def test_the_budget_and_the_callback_end_learning(make, tmp_path) -> None:

@@ -5,7 +5,19 @@ import json
 import numpy as np
 import pytest
 
-from tokengym.envs import CURRICULA, Curriculum, Sequential, Uniform, make_curriculum
+from tokengym.envs import (
+    CURRICULA,
+    Backtracking,
+    Batch,
+    Curriculum,
+    PrioritizedReplay,
+    Problem,
+    ProblemList,
+    Sequential,
+    TokenVectorEnv,
+    Uniform,
+    make_curriculum,
+)
 from tokengym.registry import UnknownNameError
 
 
@@ -67,3 +79,156 @@ def test_a_curriculum_of_your_own_needs_one_method():
 
     assert make_curriculum(Last()).next(np.random.default_rng(0), 7) == 6
     assert Last().state_dict() == {}
+
+
+# ------------------------------------------------------------------------------------------------------- backtracking
+
+WORKED = Problem("worked", "?", "6", "1 + 1 = 2\n2 * 2 = 4\n\n4 + 2 = 6\n#### 6")
+
+
+def test_backtracking_gives_ever_less_of_the_solution_as_attempts_succeed() -> None:
+    curriculum = Backtracking(start=0.9, decrement=0.4, threshold=0.75, window=4)
+    lines = ["1 + 1 = 2\n", "2 * 2 = 4\n", "4 + 2 = 6\n"]
+    given = []
+    for successes in (4, 2, 3, 4, 4):
+        given.append((curriculum.tau, curriculum.prefix(WORKED)))
+        for number in range(4):
+            curriculum.ended(WORKED, number < successes)
+    assert (
+        given
+        == [
+            (0.9, "".join(lines)),  # ceil(0.9 * 3): all but the answer
+            (0.5, "".join(lines[:2])),
+            (0.5, "".join(lines[:2])),  # two of four were too few
+            (0.1, lines[0]),
+            (0.0, ""),
+        ]
+    )
+    assert curriculum.tau == 0.0
+    assert curriculum.metrics() == {"tau": 0.0}
+    for problem in (Problem("short", "?", "6", "#### 6"), Problem("unsolved", "?", "6")):
+        assert Backtracking(start=1).prefix(problem) == ""
+
+
+def test_backtracking_goes_on_where_it_was_saved_and_begins_anew_without_a_state() -> None:
+    curriculum, other = Backtracking(window=2, decrement=0.3), Backtracking(window=2, decrement=0.3)
+    for _ in range(5):
+        curriculum.ended(WORKED, True)
+    other.load_state_dict(json.loads(json.dumps(curriculum.state_dict())))
+    for one in (curriculum, other):
+        one.ended(WORKED, True)
+        assert one.tau == 0.0
+    other.load_state_dict({})
+    assert other.tau == 0.9
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_attempts_begin_behind_what_is_given_and_tell_how_they_end(mode: str) -> None:
+    problems = ProblemList([WORKED])
+    env = TokenVectorEnv(
+        problems, 2, tokenizer="chars:0123456789+*=? #\n", prompt="{question}", max_prompt_tokens=4,
+        max_new_tokens=40, autoreset_mode=mode, curriculum={"name": "backtracking", "start": 0.6, "window": 2},
+    )  # fmt: skip
+    env.reset(seed=0)
+    assert [env.decode(env.completion(slot)) for slot in (0, 1)] == ["1 + 1 = 2\n2 * 2 = 4\n"] * 2
+    rest = [*env.encode_solution(WORKED)[len(env.completion(0)) + 1 :]]  # without the empty line
+    for token in rest:
+        _, rewards, *_ = env.step([token] * 2)
+    assert rewards.tolist() == [1, 1]
+    assert env.curriculum.metrics() == {"tau": 0.5}
+    if mode == "NextStep":
+        env.step([0, 0])
+    elif mode == "Disabled":
+        env.reset(options={"reset_mask": np.array([True, True])})
+    assert env.decode(env.completion(0)) == "1 + 1 = 2\n2 * 2 = 4\n"
+    env.reset(options={"prefix": "1"})  # a caller's own goes first
+    assert env.decode(env.completion(0)) == "1"
+    env.reset(seed=0)
+    assert env.curriculum.metrics() == {"tau": 0.6}
+
+
+# ------------------------------------------------------------------------------------------- prioritized level replay
+
+
+def told(curriculum: Curriculum, successes: dict[str, tuple[int, int]]) -> None:
+    for name, (right, attempts) in successes.items():
+        for number in range(attempts):
+            curriculum.ended(Problem(name, "?", "1"), number < right)
+
+
+def test_problems_that_are_neither_solved_nor_hopeless_come_again() -> None:
+    curriculum = PrioritizedReplay(new=0.25, staleness=0.0, temperature=0.5)
+    told(curriculum, {"solved": (4, 4), "even": (2, 4), "hopeless": (0, 4), "half": (1, 4)})
+    # Scores 5/36, 9/36, 5/36, 8/36: ranks 3.5, 1, 3.5, 2, and weights are their squares' inverses.
+    weights = np.array([3.5, 1, 3.5, 2]) ** -2.0
+    np.testing.assert_allclose(curriculum.probabilities(), weights / weights.sum())
+    rng = np.random.default_rng(0)
+    drawn = [curriculum.next(rng, 10**9) for _ in range(4000)]
+    new = [key for key in drawn if isinstance(key, int)]
+    assert abs(len(new) / 4000 - 0.25) < 0.03
+    assert len(set(new)) == len(new)
+    assert abs(drawn.count("even") / 3000 - weights[1] / weights.sum()) < 0.03
+
+
+def test_what_has_not_come_for_long_comes_again() -> None:
+    curriculum = PrioritizedReplay(new=1e-9, staleness=1.0)
+    rng = np.random.default_rng(0)
+    assert curriculum.next(rng, 3) in range(3)  # nothing has begun yet
+    told(curriculum, {"a": (0, 1), "b": (0, 1)})
+    assert curriculum.probabilities().tolist() == [0.5, 0.5]
+    last = curriculum.next(rng, 3)
+    probabilities = dict(zip("ab", curriculum.probabilities().tolist(), strict=True))
+    assert probabilities.pop(str(last)) < 0.5 < next(iter(probabilities.values()))
+
+
+def test_no_more_than_its_capacity_is_remembered_and_a_saved_state_goes_on() -> None:
+    curriculum, other = PrioritizedReplay(capacity=2), PrioritizedReplay(capacity=2)
+    told(curriculum, {"even": (2, 4), "solved": (4, 4), "half": (1, 4)})
+    assert list(curriculum.state_dict()["levels"]) == ["even", "half"]
+    other.load_state_dict(json.loads(json.dumps(curriculum.state_dict())))
+    draws = [[one.next(np.random.default_rng(3), 100) for _ in range(9)] for one in (curriculum, other)]
+    assert draws[0] == draws[1]
+    other.load_state_dict({})
+    assert other.metrics() == {"remembered": 0.0}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "backtracking", "start": 1.1},
+        {"name": "backtracking", "decrement": 0},
+        {"name": "backtracking", "threshold": 0},
+        {"name": "backtracking", "window": 0},
+        {"name": "prioritized_replay", "new": 0},
+        {"name": "prioritized_replay", "staleness": 2},
+        {"name": "prioritized_replay", "temperature": 0},
+        {"name": "prioritized_replay", "capacity": 0},
+    ],
+)
+def test_bad_arguments_of_curricula_that_learn(spec: dict) -> None:
+    with pytest.raises(ValueError, match=f"{spec['name']} needs"):
+        make_curriculum(spec)
+
+
+# -------------------------------------------------------------------------------------------------------------- batch
+
+
+@pytest.mark.parametrize("of", ["uniform", "sequential", "backtracking", "prioritized_replay"])
+def test_a_batch_is_the_same_from_its_beginning_and_learns_nothing(of: str) -> None:
+    curriculum = make_curriculum(of)
+    told(curriculum, {"even": (2, 4), "half": (1, 4)})
+    batch = Batch(curriculum, 3)
+
+    def draw() -> list[int | str]:
+        batch.load_state_dict({})
+        rng = np.random.default_rng(1)
+        keys = [batch.next(rng, 50) for _ in range(12)]
+        told(batch, {"even": (4, 4)})
+        return keys
+
+    first = draw()
+    assert first == draw() == [key for key in first[::3] for _ in range(3)]
+    told(curriculum, {"even": (4, 4)})
+    assert batch.prefix(WORKED) == curriculum.prefix(WORKED)
+    with pytest.raises(ValueError, match="repeats must be at least 1"):
+        Batch(curriculum, 0)
