@@ -16,7 +16,7 @@ from .paper_jobs import evaluate_system, expected_attempts, rerank_system, train
 from .paper_report import assemble
 from .paper_results import Results, job_name
 from .paper_scales import Scale, paper_scale
-from .paper_systems import JUDGE, MODEL, System, output, outputs, systems
+from .paper_systems import ABLATIONS, JUDGE, MODEL, System, output, outputs, systems
 from .plan import Job, run_plan
 from .report import Cell, MissingCell, Report, ResultTable
 from .report_pages import write_report
@@ -44,7 +44,7 @@ def _jobs(scale: Scale, system: System, seed: int) -> list[Job]:
     if system.agent is not None:
         training = {
             **common,
-            "env": {**env, "reward": system.reward},
+            "env": {**env, "reward": system.reward, "curriculum": system.curriculum},
             "agent": system.agent,
             "model": system.model or scale.model,
             "arguments": _arguments(scale, system),
@@ -52,7 +52,7 @@ def _jobs(scale: Scale, system: System, seed: int) -> list[Job]:
         }
         jobs.append(job("train", train_system, _placed(training, seed)))
         model = output(name("train"), MODEL)
-    if system.name == JUDGE:
+    if system.judges:
         return jobs
     device = scale.agent.get("device")
     protocol = {**common, "title": system.title, "n": scale.n, "device": device}
@@ -72,8 +72,8 @@ def _jobs(scale: Scale, system: System, seed: int) -> list[Job]:
 
 
 def _arguments(scale: Scale, system: System) -> dict[str, Any]:
-    """Of the agent; an outcome model is trained as a whole."""
-    return {name: value for name, value in scale.agent.items() if name != "lora_rank" or system.name != JUDGE}
+    """Of the agent; outcome models are trained as a whole."""
+    return {name: value for name, value in scale.agent.items() if name != "lora_rank" or not system.judges}
 
 
 def _placed(settings: Any, seed: int) -> Any:
@@ -97,6 +97,7 @@ class PaperGrid:
             goes on where it was stopped.
         workers: jobs at the same time, each with threads of its own.
         data: folder or file with the data set, for environments that read one; by default it comes from the hub.
+        ablations: run variants of PPO (penalty, critic, best of N, temperature, curricula), EI and RCRL, too.
         dry_run: show the plan and run nothing.
     """
 
@@ -105,6 +106,7 @@ class PaperGrid:
     output: Path | None = None
     workers: int = 1
     data: str | None = None
+    ablations: bool = False
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -118,12 +120,14 @@ class PaperGrid:
 
     @property
     def settings(self) -> Scale:
-        """The scale, with the data set where it lies.
+        """The scale, with the data set where it lies and all tables.
 
         Raises:
             UnknownNameError: there is no such scale.
         """
         scale = paper_scale(self.scale)
+        if self.ablations:
+            scale = replace(scale, tables=(*scale.tables, ABLATIONS))
         return scale if self.data is None else replace(scale, env_settings={**scale.env_settings, "data": self.data})
 
     @property
@@ -132,7 +136,8 @@ class PaperGrid:
         options = {"scale": self.scale, "seeds": self.seeds, "output": self.folder, "workers": self.workers}
         if self.data is not None:
             options["data"] = self.data
-        return " ".join(["tokengym bench paper", *(f"--{name} {value}" for name, value in options.items())])
+        flags = ["--ablations"] if self.ablations else []
+        return " ".join(["tokengym bench paper", *(f"--{name} {value}" for name, value in options.items()), *flags])
 
 
 def run(grid: PaperGrid, say: Callable[[Any], object] = lambda line: None) -> Report:

@@ -19,12 +19,18 @@ Curve = Sequence[Mapping[str, float]]
 _STARTS = {"": "from the SFT checkpoint", "pretrained/": "from the pretrained checkpoint"}
 _ALGORITHMS = ("rft", "ei", "orm_ei", "rcrl", "orm_rcrl", "sparse_ppo", "dense_ppo", "sparse_orm_ppo", "dense_orm_ppo")
 _REWARDS = ("sparse_ppo", "dense_ppo", "sparse_orm_ppo", "dense_orm_ppo")
+_ABLATIONS = {
+    "Critic": ("sparse_ppo", "ablations/head_critic", "ablations/model_critic"),
+    "Best K of N": ("sparse_ppo", "ablations/best_half"),
+    "Penalty and temperature": ("sparse_ppo", "ablations/no_kl", "ablations/hot"),
+    "Curriculum": ("sparse_ppo", "ablations/backtracking", "ablations/replay"),
+}
 _VALIDATION = "Accuracy is greedy, on problems of the validation split."
 
 
 def figures(results: Results) -> Iterator[Figure]:
     """Those that there are results for."""
-    for draw in (_sample_complexity, _rounds, _rewards, _plane, _exploration):
+    for draw in (_sample_complexity, _rounds, _rewards, _ablations, _plane, _exploration):
         figure = draw(results)
         if figure is not None:
             yield figure
@@ -89,6 +95,19 @@ def _rewards(results: Results) -> Figure | None:
             _line(axes, points, titles.get(start + name, ""))
         axes.set(xlabel="attempts sampled for learning", title=_STARTS[start])
     return Figure("rewards", "PPO by reward", f"maj@1 against attempts. {_VALIDATION}", _finished(plot, "maj@1"))
+
+
+def _ablations(results: Results) -> Figure | None:
+    titles = _titles(results)
+    if not any(results.curves(name) for names in _ABLATIONS.values() for name in names if name != "sparse_ppo"):
+        return None
+    plot = _plot(4 * len(_ABLATIONS))
+    for axes, (title, names) in zip(plot.subplots(1, len(_ABLATIONS), sharey=True), _ABLATIONS.items(), strict=True):
+        for name in names:
+            _line(axes, mean_curve(list(results.curves(name).values()), "step"), titles[name])
+        axes.set(xlabel="attempts sampled for learning", title=title)
+    caption = f"Sparse PPO with one thing changed: maj@1 against attempts. {_VALIDATION}"
+    return Figure("ablations", "PPO, one thing changed at a time", caption, _finished(plot, "maj@1"))
 
 
 def _plane(results: Results) -> Figure | None:

@@ -13,7 +13,7 @@ from .paper_findings import findings
 from .paper_jobs import RECORDS
 from .paper_plots import figures
 from .paper_results import METRICS, Results, job_name
-from .paper_systems import TABLES, systems
+from .paper_systems import ABLATIONS, TABLES, systems
 from .plan import Done
 from .report import AttemptRecord, Cost, Report, ResultTable, Row, RunRecord, decode
 
@@ -23,6 +23,7 @@ _TITLES = {
     "table_2": "From the pretrained checkpoint",
     "table_3": "From the pretrained checkpoint",
     "table_4": "Shorter and longer fine-tuning",
+    ABLATIONS: "One thing changed at a time",
 }
 
 
@@ -69,9 +70,9 @@ def _table(results: Results, name: str) -> ResultTable:
         if single
         else "Mean over seeds, with its 95 % interval by Student's t"
     )
-    number = paper_table(name).title.partition(":")[0]
+    shape = "" if name == ABLATIONS else f" (as {paper_table(name).title.partition(':')[0]} of the paper)"
     return ResultTable(
-        f"{_TITLES[name]} (as {number} of the paper)",
+        _TITLES[name] + shape,
         f"{scale.env}, {scale.test_problems} test problems, {scale.n} samples each at temperature {scale.temperature}.",
         rows,
         tuple(map(results.metric_name, METRICS)),

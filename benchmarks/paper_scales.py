@@ -22,14 +22,14 @@ class Scale:
         env: id of the environment.
         env_settings: its arguments in all jobs.
         model: the pretrained checkpoint.
-        tables: of the paper, whose systems are run: "table_1", ...
+        tables: whose systems are run: those of the paper, "table_1", ..., and "ablations".
         agent: arguments of every agent, which are the same in all jobs: slots, device, precision, adapters.
         threads: CPU threads of each job.
         batching: fields of every agent's configuration.
         fine_tuning: fields of every configuration that fine-tunes, for the paper gives all of them the same.
         demonstrations: reference solutions to fine-tune on; `None` for all.
         problems: that attempts are sampled at for learning.
-        rft, ei, orm, rcrl, ppo: further fields of these agents' configurations.
+        rft, ei, orm, sorm, rcrl, ppo: further fields of these agents' configurations.
         orm_filter: further fields of expert iteration that is guided by the ORM.
         ei_from_pretrained, ppo_from_pretrained: other values where the start is the pretrained checkpoint.
         shots: worked examples in the prompt of a pretrained model.
@@ -58,6 +58,7 @@ class Scale:
     ei: Settings = field(default_factory=dict)
     ei_from_pretrained: Settings = field(default_factory=dict)
     orm: Settings = field(default_factory=dict)
+    sorm: Settings = field(default_factory=dict)
     orm_filter: Settings = field(default_factory=dict)
     rcrl: Settings = field(default_factory=dict)
     ppo: Settings = field(default_factory=dict)
@@ -100,6 +101,7 @@ _TINY = Scale(
     ei={"samples_per_problem": 2, "rounds": 3, "patience": 3},
     ei_from_pretrained={"rounds": 4, "patience": 4},
     orm={"samples_per_problem": 6, "epochs": 2, "batch_size": 32, "validation_problems": 50},
+    sorm={"problems": 150, "samples_per_problem": 4, "epochs": 2, "batch_size": 32, "validation_problems": 20},
     rcrl={"problems": 400, "samples_per_problem": 2, "rollouts_per_step": 4},
     ppo={
         # As in `benchmarks/ppo.py`, but fewer iterations.
@@ -139,6 +141,7 @@ _SMOLLM2 = Scale(
     ei={"samples_per_problem": 8, "rounds": 3, "patience": 3},
     ei_from_pretrained={"rounds": 5, "patience": 5},
     orm={"samples_per_problem": 8, "validation_problems": 200},
+    sorm={"problems": 2000, "samples_per_problem": 4, "validation_problems": 100},
     rcrl={"problems": 2000, "samples_per_problem": 2, "rollouts_per_step": 4},
     # Three times the paper's rate, as ReFT takes for models of this size.
     ppo={"learning_rate": 3e-6, "validation_iterations": 10, "patience": 10},
@@ -174,6 +177,7 @@ _LLAMA = Scale(
     ei={"samples_per_problem": 96, "rounds": 3, "patience": 3},
     ei_from_pretrained={"rounds": 5, "patience": 5},
     orm={"samples_per_problem": 16},
+    sorm={"samples_per_problem": 4},
     rcrl={"samples_per_problem": 4},
     ppo_from_pretrained={"temperature": 0.2},
     test_problems=1319,

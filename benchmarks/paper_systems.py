@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..agents.expert_iteration import ExpertIterationConfig
+from ..agents.ppo import PPOConfig
 from .paper_scales import Scale
 
 MODEL = "run/model"
@@ -36,6 +38,7 @@ class System:
         model: what the agent starts from; by default the pretrained checkpoint.
         config: of the agent.
         reward: of the environment that it learns in.
+        curriculum: of that environment.
         shots: worked examples before each question, in learning by reinforcement and in evaluation.
     """
 
@@ -45,7 +48,13 @@ class System:
     model: dict[str, str] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     reward: Any = "sparse"
+    curriculum: Any = "uniform"
     shots: int = 0
+
+    @property
+    def judges(self) -> bool:
+        """Whether it is an outcome model."""
+        return self.agent in ("orm", "sorm")
 
     @property
     def needs(self) -> list[str]:
@@ -87,8 +96,26 @@ TABLES: Mapping[str, tuple[Line, ...]] = {
         Line("EI from half the epochs", "sft_2/ei"),
         Line("EI from SFT", "ei"),
     ),
+    "ablations": (
+        Line("Sparse PPO", "sparse_ppo"),
+        Line("no KL penalty", "ablations/no_kl"),
+        Line("critic: a linear head", "ablations/head_critic"),
+        Line("critic: a model of its own", "ablations/model_critic"),
+        Line("the better half of the attempts", "ablations/best_half"),
+        Line("exploration at temperature 1", "ablations/hot"),
+        Line("backtracking", "ablations/backtracking"),
+        Line("prioritized level replay", "ablations/replay"),
+        Line("EI", "ei"),
+        Line("EI, four times the attempts", "ablations/ei_many"),
+        Line("RCRL, half of the attempts correct", "rcrl"),
+        Line("RCRL, nine in ten correct", "ablations/rcrl_positive"),
+        Line("ORM RCRL", "orm_rcrl"),
+        Line("SORM RCRL", "ablations/sorm_rcrl"),
+    ),
 }
 """The tables' rows. Those of table 4 are the paper's SFT_2 and SFT_4 where fine-tuning takes its four epochs."""
+
+ABLATIONS = "ablations"
 
 JUDGE = "orm"
 """The one outcome model: it reranks, rewards, filters and labels everywhere [paper: it was trained on EI's samples]."""
@@ -153,6 +180,45 @@ def _all(scale: Scale) -> Iterator[System]:
     for name, (title, reward) in rewards.items():
         yield System(name, title, "ppo", output("sft", MODEL), ppo, reward)
         cold = {**ppo, **scale.ppo_from_pretrained}
-        pretrained = System(f"pretrained/{name}", f"{title} from pretrained", "ppo", None, cold, reward, scale.shots)
-        yield pretrained
+        cold_title = f"{title} from pretrained"
+        yield System(f"pretrained/{name}", cold_title, "ppo", config=cold, reward=reward, shots=scale.shots)
     yield System("sft_2/sparse_ppo", f"Sparse PPO, {half} epochs", "ppo", output("sft_2", MODEL), ppo)
+
+    yield from _ablations(ppo, ei, labels)
+    stepwise = {**fine_tuning, "problems": scale.problems, "compare": output(JUDGE, MODEL), **scale.sorm}
+    yield System("ablations/sorm", "SORM", "sorm", output("ei", MODEL), stepwise)
+
+
+def _ablations(ppo: Mapping[str, Any], ei: Mapping[str, Any], rcrl: Mapping[str, Any]) -> Iterator[System]:
+    """One thing changed in the configuration of sparse PPO, of expert iteration or of RCRL."""
+    start, expert = output("sft", MODEL), output("ei", MODEL)
+    attempts = ppo.get("samples_per_problem", PPOConfig.samples_per_problem)
+    minibatch = ppo.get("minibatch_size", PPOConfig.minibatch_size)
+    # Half of the attempts in as many updates.
+    half = {"best_of": max(1, attempts // 2), "minibatch_size": max(1, minibatch // 2)}
+    changes: dict[str, tuple[str, dict[str, Any]]] = {
+        "no_kl": ("no KL penalty", {"kl_coef": 0.0}),
+        "head_critic": ("linear critic", {"critic": "head"}),
+        "model_critic": ("critic model", {"critic": "model"}),
+        "best_half": ("better half", half),
+        "hot": ("temperature 1", {"temperature": 1.0}),
+    }
+    for name, (title, change) in changes.items():
+        yield System(f"ablations/{name}", f"Sparse PPO, {title}", "ppo", start, {**ppo, **change})
+    for name, title, curriculum in (
+        ("backtracking", "backtracking", "backtracking"),
+        ("replay", "level replay", "prioritized_replay"),
+    ):
+        yield System(f"ablations/{name}", f"Sparse PPO, {title}", "ppo", start, ppo, curriculum=curriculum)
+
+    attempts = 4 * ei.get("samples_per_problem", ExpertIterationConfig.samples_per_problem)
+    yield System(
+        "ablations/ei_many", "EI, four times the attempts", "ei", config={**ei, "samples_per_problem": attempts}
+    )
+
+    pooled = {**rcrl, "pool": output("rcrl", "run/pool")}
+    yield System(
+        "ablations/rcrl_positive", "RCRL, nine in ten correct", "rcrl", expert, {**pooled, "positive_ratio": 0.9}
+    )
+    judged = {"label_source": "sorm", "outcome_model": output("ablations/sorm", MODEL)}
+    yield System("ablations/sorm_rcrl", "SORM RCRL", "rcrl", expert, {**pooled, **judged})

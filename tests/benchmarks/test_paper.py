@@ -100,7 +100,7 @@ def test_expected_attempts_by_hand() -> None:
     assert expected["ei/train"] == 800 * 2 * 3
     assert expected["rft/train"] == 800 * 4
     assert expected["rcrl/train"] == 400 * 2 * (1 + 3 * 4)
-    assert expected["sparse_ppo/train"] == 16 * 32 * 4
+    assert expected["sparse_ppo/train"] == 12 * 64 * 4
     assert expected["sft/evaluate"] == 200 * 9
     assert expected["sft/train"] == expected["orm/train"] == expected["orm_rcrl/train"] == expected["ei/rerank"] == 0
 
