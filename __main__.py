@@ -155,7 +155,8 @@ def train(arguments: Sequence[str]) -> None:
             raise
         if isinstance(agent, ORM):
             _print(outcome_table(agent.reports))
-        _print(f"run, logs and model are in {options.run} (tensorboard --logdir {options.run})")
+        what = "run, logs and model are" if (options.run / "model").exists() else "run and logs are"
+        _print(f"{what} in {options.run} (tensorboard --logdir {options.run})")
 
     run.__annotations__["config"] = kind.config_class
     _cli(run, f"tokengym train {arguments[0]}", arguments[1:], _summary(kind))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .backtranslation import Backtranslation
     from .base import AGENTS, Agent, make_agent
     from .conditioned_policy import ConditionedPolicy, load_policy
     from .evaluation import Evaluation, evaluate
@@ -36,6 +37,7 @@ __all__ = [
     "SORM",
     "Agent",
     "Attempt",
+    "Backtranslation",
     "CausalLMPolicy",
     "ConditionedPolicy",
     "Evaluation",
@@ -52,6 +54,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "backtranslation": ("Backtranslation",),
         "base": ("AGENTS", "Agent", "make_agent"),
         "conditioned_policy": ("ConditionedPolicy", "load_policy"),
         "evaluation": ("Evaluation", "evaluate"),

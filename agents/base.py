@@ -243,7 +243,17 @@ class Agent(ABC):
         }
 
 
-_BUILT_INS = ("expert_iteration", "grpo", "outcome_models", "ppo", "pretrain", "rcrl", "reinforce", "sft")
+_BUILT_INS = (
+    "backtranslation",
+    "expert_iteration",
+    "grpo",
+    "outcome_models",
+    "ppo",
+    "pretrain",
+    "rcrl",
+    "reinforce",
+    "sft",
+)
 
 AGENTS: Registry[type[Agent]] = Registry("agent", (f"{__package__}.{name}" for name in _BUILT_INS))
 """Agents by name; third parties join through the entry-point group `tokengym.agents`."""

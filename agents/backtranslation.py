@@ -1,0 +1,286 @@
+"""Synthetic problems by backtranslation: new solutions, questions for them, and a student who solves some, not all.
+
+After the appendix of Havrilla et al. 2024: a proposer learns to write solutions like their nearest neighbours, a writer
+learns the way from solutions back to questions, and what the two make is kept where the student's attempts agree with
+the proposed answer now and then, but not always. In the paper such problems made models worse.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+
+from ..envs.curriculum import Sequential
+from ..envs.problems import Problem, ProblemList, ProblemSource
+from ..envs.token_vector_env import TokenVectorEnv
+from ..models.sampling import SamplingConfig
+from ..rewards.grading import Verdict
+from .base import AGENTS, Agent, Callback
+from .learner import FineTuneConfig
+from .policy import CausalLMPolicy
+from .rollouts import Attempt, collect_into
+from .runs import write_text
+from .sft import SFT
+
+MARKER = "####"
+LIKE, ASK = "Like these:\n{question}\n\nSolution:\n", "Solution:\n{question}\n\nQuestion:\n"
+"""Prompts of the proposer and of the writer; what they are given stands for the question."""
+_PROPOSER_SEED, _WRITER_SEED, _STUDENT_SEED = 700_001, 700_003, 700_007
+
+
+@dataclass(frozen=True)
+class BacktranslationConfig(FineTuneConfig):
+    """Settings of `Backtranslation`; the paper names the models and K, so all but K is [choice].
+
+    Attributes:
+        base: model that the proposer and the writer are fine-tuned from; `None` for the agent's `model`, the student.
+        demonstrations: problems with solutions to learn from, the split's first; `None` for all of them.
+        neighbours: K, solutions that a new one is like; 7 [paper].
+        proposals: new solutions, each with a question.
+        attempts: of the student at each new question.
+        temperature: of everything sampled.
+    """
+
+    base: str | None = None
+    demonstrations: int | None = None
+    neighbours: int = 7
+    proposals: int = 1000
+    attempts: int = 8
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("neighbours", 1), ("proposals", 1), ("attempts", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, or all attempts are one, got {self.temperature}")
+        SamplingConfig(self.temperature)
+
+
+@AGENTS.register("backtranslation")
+class Backtranslation(Agent):
+    """Writes new problems that the student, the agent's model, solves sometimes; the model itself does not change.
+
+    With a run folder they are in its `problems.jsonl`, for `tokengym/Dataset-v0` with `solution="solution"`.
+    """
+
+    name = "backtranslation"
+    config_class = BacktranslationConfig
+    config: BacktranslationConfig
+
+    problems: list[Problem]
+    """What was kept, after `learn`."""
+
+    def learn(
+        self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
+    ) -> Self:
+        """Trains the proposer and the writer, samples problems from them, and keeps those that the student vouches for.
+
+        With a run folder each phase can be interrupted and taken up again.
+
+        Raises:
+            ValueError: `total_episodes` is given; there are fewer solutions than neighbours, or one without "####" and
+                an answer behind it; or nothing that was proposed can be kept.
+        """
+        if total_episodes is not None:
+            raise ValueError("backtranslation needs no budget: set proposals and attempts, not total_episodes")
+        config, known = self.config, self._known()
+        solutions = self._solutions(known, progress_bar)
+        new = self._asked(known, solutions, progress_bar) if solutions else []
+        new = [problem for problem in new if len(self.env.encode_prompt(problem)) <= self.env.max_prompt_tokens]
+        successes = self._successes(new, progress_bar) if new else {}
+        self.problems = [problem for problem in new if 0 < successes[problem.id] < config.attempts]
+        metrics = {
+            "problems/solutions": float(len(solutions)),
+            "problems/questions": float(len(new)),
+            "problems/never_solved": float(sum(count == 0 for count in successes.values())),
+            "problems/always_solved": float(sum(count == config.attempts for count in successes.values())),
+            "problems/kept": float(len(self.problems)),
+        }
+        self.log(metrics, callback)
+        if not self.problems:
+            raise ValueError(
+                f"of {config.proposals} proposals {len(solutions)} were new solutions with an answer, {len(new)} of "
+                f"these got a new question, and the student solved none of them in some of {config.attempts} attempts "
+                "and not in all: propose more, or learn from more demonstrations"
+            )
+        if self.run is not None:
+            rows = [
+                {"question": p.question, "answer": p.answer, "solution": p.solution, "successes": successes[p.id]}
+                for p in self.problems
+            ]
+            write_text(self.run.path / "problems.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        self.accelerator.wait_for_everyone()
+        return self
+
+    def _solutions(self, known: list[Problem], progress_bar: bool) -> dict[str, str]:
+        """New solutions with an answer, by id."""
+        worked = [problem.solution or "" for problem in known]
+        near = neighbours([self.env.encode_solution(problem) for problem in known], self.config.neighbours)
+
+        def given(number: int, rows: Sequence[int], target: str | None) -> Problem:
+            return Problem(f"{number}", "\n\n".join(worked[row] for row in rows), "", target)
+
+        lessons = [given(i, near[i].tolist(), solution) for i, solution in enumerate(worked)]
+        order = np.random.default_rng([self.seed, _PROPOSER_SEED]).permutation(len(known)).tolist()
+        # A proposal is to be like a sampled solution and those nearest to it.
+        sampled = [order[i % len(order)] for i in range(self.config.proposals)]
+        seeds = [given(i, [at, *near[at, :-1].tolist()], None) for i, at in enumerate(sampled)]
+        texts = self._written("proposer", LIKE, lessons, seeds, _PROPOSER_SEED, progress_bar)
+        return _new({p.id: text for p, text in zip(seeds, texts, strict=True) if _answer(text)}, worked)
+
+    def _asked(self, known: list[Problem], solutions: Mapping[str, str], progress_bar: bool) -> list[Problem]:
+        """The solutions that a new question was found for, as problems."""
+        lessons = [Problem(problem.id, problem.solution or "", "", problem.question) for problem in known]
+        seeds = [Problem(name, solution, "") for name, solution in solutions.items()]
+        texts = self._written("writer", ASK, lessons, seeds, _WRITER_SEED, progress_bar)
+        questions = _new(dict(zip(solutions, texts, strict=True)), [problem.question for problem in known])
+        return [
+            Problem(f"synthetic-{name}", question, _answer(solutions[name]) or "", solutions[name])
+            for name, question in questions.items()
+        ]
+
+    def _known(self) -> list[Problem]:
+        """Problems with solutions; those over the environment's limits are left out."""
+        known = [self.env.problems.find(name) for name in self.demonstrations(self.config.demonstrations)]
+        for problem in known:
+            if _answer(problem.solution or "") is None:
+                raise ValueError(f"problem {problem.id!r} has no solution that ends with '{MARKER} answer'")
+        if len(known) <= self.config.neighbours:
+            raise ValueError(
+                f"{len(known)} demonstrations have no {self.config.neighbours} neighbours each: lower neighbours, or "
+                "learn from more"
+            )
+        return known
+
+    def _written(
+        self, name: str, prompt: str, lessons: list[Problem], seeds: list[Problem], seed: int, progress_bar: bool
+    ) -> list[str]:
+        """What a model that was fine-tuned on the lessons writes for each of the seeds; "" where it found no end."""
+        config = self.config
+        folder = None if self.run_path is None else self.run_path / name
+        # As long as the longest that it has seen: what goes on beyond is no solution or no question.
+        length = max(len(self.env.encode_solution(lesson)) for lesson in lessons)
+        taught, asked = (self._slots(prompt, problems, length) for problems in (lessons, seeds))
+        agent = SFT(
+            taught,
+            config.base or self.model_name,
+            num_envs=self.num_envs,
+            seed=self.seed + seed,
+            run=folder,
+            resume=True,
+            device=str(self.model.device),
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            validation_problems=0,
+            **{item.name: getattr(config, item.name) for item in fields(FineTuneConfig)},
+        )
+        agent.learn(progress_bar=progress_bar)
+        attempts = self._sample(name, agent.policy, asked, len(seeds), seed, progress_bar)
+        return [asked.decode(attempt.completion).strip() if attempt.terminated else "" for attempt in attempts]
+
+    def _slots(self, prompt: str, problems: list[Problem], max_new_tokens: int) -> TokenVectorEnv:
+        prompts = [self.tokenizer(prompt.replace("{question}", problem.question)) for problem in problems]
+        return TokenVectorEnv(
+            _Ungraded(problems),
+            self.num_envs,
+            tokenizer=self.tokenizer,
+            eos_token_ids=sorted(self.env.eos_token_ids),
+            prompt=prompt,
+            max_prompt_tokens=max(len(encoded["input_ids"]) for encoded in prompts),
+            max_new_tokens=max_new_tokens,
+            autoreset_mode="Disabled",
+            copy=False,
+        )
+
+    def _successes(self, new: list[Problem], progress_bar: bool) -> dict[str, int]:
+        """How many of the student's attempts at each problem reach the proposed answer."""
+        env, count = self.make_env(), self.config.attempts
+        env.problems, env.num_problems, env.curriculum = _Graded(new, env.problems), None, Sequential(count)
+        attempts = self._sample("student", self.policy, env, count * len(new), _STUDENT_SEED, progress_bar)
+        successes = dict.fromkeys((problem.id for problem in new), 0)
+        for attempt in attempts:
+            successes[attempt.problem.id] += attempt.is_success
+        return successes
+
+    def _sample(
+        self, name: str, policy: CausalLMPolicy, env: TokenVectorEnv, episodes: int, seed: int, progress_bar: bool
+    ) -> list[Attempt]:
+        """All ranks' attempts, in order."""
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        start, stop = episodes * rank // ranks, episodes * (rank + 1) // ranks
+        path = None if self.run_path is None else self.run_path / "sampled" / f"{name}-{rank}.jsonl"
+        policy = policy.with_sampling(temperature=self.config.temperature)
+        with self.progress(stop - start, f"{name}: sampling", progress_bar) as bar:
+            sampled = collect_into(path, policy, env, stop, seed=self.seed + seed, start=start, on_step=bar.update)
+            attempts = list(sampled)
+        if ranks > 1:
+            attempts = gather_object(attempts)
+        for attempt in attempts:
+            self.attempts += 1
+            self.tokens += len(attempt.completion)
+        return attempts
+
+
+class _Ungraded(ProblemList):
+    """Solutions and questions have no answer that they could be graded by."""
+
+    def grade(self, completion: str, problem: Problem) -> Verdict:
+        return Verdict(False, "no_answer", None)
+
+
+class _Graded(ProblemList):
+    """New problems, graded as those of another source are."""
+
+    def __init__(self, problems: Sequence[Problem], source: ProblemSource) -> None:
+        super().__init__(problems)
+        self._source = source
+
+    def grade(self, completion: str, problem: Problem) -> Verdict:
+        return self._source.grade(completion, problem)
+
+
+def neighbours(documents: Sequence[NDArray[np.integer]], count: int) -> NDArray[np.int64]:
+    """The nearest other documents of each, by the cosine of their TF-IDF vectors, the nearest first.
+
+    Args:
+        documents: D of them, each the ids of its tokens `[T]`.
+        count: K < D.
+
+    Returns:
+        `[D, K]`, indices; of equally near ones the earlier first.
+    """
+    terms, columns = np.unique(np.concatenate(documents), return_inverse=True)
+    rows = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
+    vectors = np.zeros((len(documents), len(terms)), np.float32)
+    np.add.at(vectors, (rows, columns), 1)
+    vectors *= np.log((1 + len(documents)) / (1 + np.count_nonzero(vectors, axis=0))) + 1
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    nearest = np.empty((len(documents), count), np.int64)
+    for begin in range(0, len(documents), 256):
+        near = vectors[begin : begin + 256] @ vectors.T
+        near[np.arange(len(near)), np.arange(begin, begin + len(near))] = -np.inf  # none is its own neighbour
+        nearest[begin : begin + 256] = np.argsort(-near, axis=1, kind="stable")[:, :count]
+    return nearest
+
+
+def _answer(solution: str) -> str | None:
+    """What stands behind the last "####"."""
+    _, marker, answer = solution.rpartition(MARKER)
+    return answer.strip() or None if marker else None
+
+
+def _new(texts: Mapping[str, str], known: Sequence[str]) -> dict[str, str]:
+    """Texts that are neither empty nor known nor the same as an earlier one, white space aside, by their ids."""
+    seen = {"", *(" ".join(text.split()) for text in known)}
+    found: dict[str, str] = {}
+    for name, text in texts.items():
+        folded = " ".join(text.split())
+        if folded not in seen:
+            seen.add(folded)
+            found[name] = text
+    return found
