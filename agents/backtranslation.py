@@ -14,7 +14,6 @@ import numpy as np
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from ..envs.curriculum import Sequential
 from ..envs.problems import Problem, ProblemList, ProblemSource
 from ..envs.token_vector_env import TokenVectorEnv
 from ..models.sampling import SamplingConfig
@@ -22,7 +21,7 @@ from ..rewards.grading import Verdict
 from .base import AGENTS, Agent, Callback
 from .learner import FineTuneConfig
 from .policy import CausalLMPolicy
-from .rollouts import Attempt, collect_into
+from .rollouts import Attempt
 from .runs import write_text
 from .sft import SFT
 
@@ -180,7 +179,7 @@ class Backtranslation(Agent):
             **{item.name: getattr(config, item.name) for item in fields(FineTuneConfig)},
         )
         agent.learn(progress_bar=progress_bar)
-        attempts = self._sample(name, agent.policy, asked, len(seeds), seed, progress_bar)
+        attempts = self._sampled(name, agent.policy, asked, len(seeds), 1, seed, progress_bar)
         return [asked.decode(attempt.completion).strip() if attempt.terminated else "" for attempt in attempts]
 
     def _slots(self, prompt: str, problems: list[Problem], max_new_tokens: int) -> TokenVectorEnv:
@@ -200,25 +199,35 @@ class Backtranslation(Agent):
     def _successes(self, new: list[Problem], progress_bar: bool) -> dict[str, int]:
         """How many of the student's attempts at each problem reach the proposed answer."""
         env, count = self.make_env(), self.config.attempts
-        env.problems, env.num_problems, env.curriculum = _Graded(new, env.problems), None, Sequential(count)
-        attempts = self._sample("student", self.policy, env, count * len(new), _STUDENT_SEED, progress_bar)
+        env.problems, env.num_problems = _Graded(new, env.problems), None
+        attempts = self._sampled("student", self.policy, env, len(new), count, _STUDENT_SEED, progress_bar)
         successes = dict.fromkeys((problem.id for problem in new), 0)
         for attempt in attempts:
             successes[attempt.problem.id] += attempt.is_success
         return successes
 
-    def _sample(
-        self, name: str, policy: CausalLMPolicy, env: TokenVectorEnv, episodes: int, seed: int, progress_bar: bool
+    def _sampled(
+        self,
+        name: str,
+        policy: CausalLMPolicy,
+        env: TokenVectorEnv,
+        problems: int,
+        samples: int,
+        seed: int,
+        progress_bar: bool,
     ) -> list[Attempt]:
         """All ranks' attempts, in order."""
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        start, stop = episodes * rank // ranks, episodes * (rank + 1) // ranks
-        path = None if self.run_path is None else self.run_path / "sampled" / f"{name}-{rank}.jsonl"
-        policy = policy.with_sampling(temperature=self.config.temperature)
-        with self.progress(stop - start, f"{name}: sampling", progress_bar) as bar:
-            sampled = collect_into(path, policy, env, stop, seed=self.seed + seed, start=start, on_step=bar.update)
-            attempts = list(sampled)
-        if ranks > 1:
+        attempts = self.sample(
+            policy.with_sampling(temperature=self.config.temperature),
+            env,
+            problems,
+            samples,
+            seed=self.seed + seed,
+            folder=None if self.run_path is None else self.run_path / name / "sampled",
+            description=f"{name}: sampling",
+            progress_bar=progress_bar,
+        )
+        if self.accelerator.num_processes > 1:
             attempts = gather_object(attempts)
         for attempt in attempts:
             self.attempts += 1

@@ -16,6 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from ..envs.curriculum import Sequential
 from ..envs.registration import make_vec_env
 from ..envs.token_vector_env import TokenVectorEnv
 from ..models.loading import load, no_progress_bars
@@ -23,6 +24,7 @@ from ..models.tokenizers import load_tokenizer
 from ..registry import Registry, unknown_name
 from .learner import Example
 from .policy import CausalLMPolicy, PolicyState
+from .rollouts import Attempt, collect_into
 from .runs import RunFolder, new_folder, write_json
 
 if TYPE_CHECKING:
@@ -190,6 +192,51 @@ class Agent(ABC):
     def make_validation_env(self) -> TokenVectorEnv:
         """The environment that learning is validated on."""
         return self._validation_env or self.make_env(split="validation")
+
+    def count_problems(self, limit: int | None) -> int:
+        """How many problems attempts are sampled at: as many as there are, but no more than `limit`.
+
+        Raises:
+            ValueError: an endless source and no limit.
+        """
+        counts = [count for count in (limit, self.env.size) if count is not None]
+        if not counts:
+            raise ValueError("this environment's problems never end: set `problems`, how many to sample attempts at")
+        return min(counts)
+
+    def sample(
+        self,
+        policy: CausalLMPolicy,
+        env: TokenVectorEnv,
+        problems: int,
+        samples: int,
+        *,
+        seed: int,
+        folder: Path | None,
+        description: str = "sampling",
+        progress_bar: bool = False,
+    ) -> list[Attempt]:
+        """Samples this rank's share of attempts at the first problems of an environment, all at a problem on one rank.
+
+        Args:
+            policy: draws the actions.
+            env: a token environment with `autoreset_mode` DISABLED; its curriculum is put back afterwards.
+            problems: how many.
+            samples: K, attempts at each.
+            seed: of the attempts' random streams.
+            folder: where `attempts-<rank>.jsonl` keeps them; what is there already is not sampled again.
+            description: of the progress bar.
+            progress_bar: show it.
+        """
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        start, stop = problems * rank // ranks * samples, problems * (rank + 1) // ranks * samples
+        path = None if folder is None else folder / f"attempts-{rank}.jsonl"
+        curriculum, env.curriculum = env.curriculum, Sequential(repeats=samples)
+        try:
+            with self.progress(stop - start, description, progress_bar) as bar:
+                return list(collect_into(path, policy, env, stop, seed=seed, start=start, on_step=bar.update))
+        finally:
+            env.curriculum = curriculum
 
     def demonstrations(self, count: int | None) -> dict[str, Example]:
         """Reference solutions of the environment's first problems, by problem id.

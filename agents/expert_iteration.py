@@ -189,10 +189,8 @@ class ExpertIteration(Agent):
         return self
 
     def _episodes_per_round(self, budget: int | None) -> int:
-        config, size = self.config, self.env.size
-        if config.problems is None and size is None:
-            raise ValueError("this environment's problems never end: set `problems`, how many to sample attempts at")
-        problems = min(count for count in (config.problems, size) if count is not None)
+        config = self.config
+        problems = self.count_problems(config.problems)
         episodes = problems * config.samples_per_problem
         if budget is not None and budget < episodes:
             raise ValueError(

@@ -21,7 +21,6 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..envs.curriculum import Sequential
 from ..envs.token_vector_env import TokenVectorEnv
 from ..models.loading import load
 from ..models.outcome import OutcomeModel, is_outcome_model
@@ -41,7 +40,7 @@ from .outcome_labels import (
     spread,
 )
 from .prefix_labels import label_prefixes
-from .rollouts import Attempt, AttemptFile, RolloutStatistics, collect_into
+from .rollouts import Attempt, AttemptFile, RolloutStatistics
 from .runs import write_json
 
 if TYPE_CHECKING:
@@ -283,11 +282,8 @@ class ORM(Agent):
         """The attempts to learn from, as far as they are this rank's share."""
         if self.config.pool is not None:
             return self._share(self._pooled())
-        counts = [count for count in (self.config.problems, self.env.size) if count is not None]
-        if not counts:
-            raise ValueError("this environment's problems never end: set `problems`, how many to sample attempts at")
-        started = time.perf_counter()
-        attempts = self._sampled("train", self.env, min(counts), progress_bar)
+        problems, started = self.count_problems(self.config.problems), time.perf_counter()
+        attempts = self._sampled("train", self.env, problems, progress_bar)
         statistics = RolloutStatistics()
         for attempt in attempts:
             statistics.add(attempt)
@@ -302,17 +298,16 @@ class ORM(Agent):
 
     def _sampled(self, name: str, env: TokenVectorEnv, problems: int, progress_bar: bool) -> list[Attempt]:
         """K attempts at each of the first problems, this rank's share, kept in the `<name>` folder of the run."""
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        samples = self.config.samples_per_problem
-        start, stop = problems * rank // ranks * samples, problems * (rank + 1) // ranks * samples
-        path = None if self.run_path is None else self.run_path / name / f"attempts-{rank}.jsonl"
-        policy = self.policy.with_sampling(temperature=self.config.temperature)
-        curriculum, env.curriculum = env.curriculum, Sequential(repeats=samples)
-        try:
-            with self.progress(stop - start, f"{name}: sampling", progress_bar) as bar:
-                return list(collect_into(path, policy, env, stop, seed=self.seed, start=start, on_step=bar.update))
-        finally:
-            env.curriculum = curriculum
+        return self.sample(
+            self.policy.with_sampling(temperature=self.config.temperature),
+            env,
+            problems,
+            self.config.samples_per_problem,
+            seed=self.seed,
+            folder=None if self.run_path is None else self.run_path / name,
+            description=f"{name}: sampling",
+            progress_bar=progress_bar,
+        )
 
     def _pooled(self) -> dict[str, list[Attempt]]:
         """The pool's attempts by problem, as far as the settings ask for them."""

@@ -17,7 +17,6 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..envs.curriculum import Sequential
 from ..models.labels import BAD, GOOD, Labels, add_labels
 from ..models.loading import load, with_lora
 from ..models.outcome import OutcomeModel
@@ -30,7 +29,7 @@ from .learner import Example, FineTuneConfig
 from .policy import CausalLMPolicy
 from .prefix_labels import label_prefixes
 from .return_labels import Judged, balanced, labelled, quantile_edges
-from .rollouts import Attempt, AttemptFile, RolloutStatistics, collect_into
+from .rollouts import Attempt, AttemptFile, RolloutStatistics
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -208,27 +207,24 @@ class RCRL(Agent):
 
     def _gathered(self, budget: int | None, progress_bar: bool) -> list[Attempt]:
         """Newly sampled attempts, of all ranks."""
-        config, size = self.config, self.env.size
-        if config.problems is None and size is None:
-            raise ValueError("this environment's problems never end: set `problems`, how many to sample attempts at")
-        problems = min(count for count in (config.problems, size) if count is not None)
+        config = self.config
+        problems = self.count_problems(config.problems)
         episodes = problems * config.samples_per_problem
         if budget is not None and budget < episodes:
             raise ValueError(
                 f"the pool takes {problems} problems x {config.samples_per_problem} = {episodes} attempts, more than "
                 f"total_episodes={budget}: raise it, or lower problems or samples_per_problem"
             )
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        start, stop = episodes * rank // ranks, episodes * (rank + 1) // ranks
-        path = None if self._pool is None else self._pool / f"attempts-{rank}.jsonl"
-        policy = self.policy.with_sampling(temperature=config.temperature)
-        curriculum, self.env.curriculum = self.env.curriculum, Sequential(repeats=config.samples_per_problem)
-        try:
-            with self.progress(stop - start, "sampling", progress_bar) as bar:
-                ours = list(collect_into(path, policy, self.env, stop, seed=self.seed, start=start, on_step=bar.update))
-        finally:
-            self.env.curriculum = curriculum
-        return gather_object(ours) if ranks > 1 else ours
+        ours = self.sample(
+            self.policy.with_sampling(temperature=config.temperature),
+            self.env,
+            problems,
+            config.samples_per_problem,
+            seed=self.seed,
+            folder=self._pool,
+            progress_bar=progress_bar,
+        )
+        return gather_object(ours) if self.accelerator.num_processes > 1 else ours
 
     # ----------------------------------------------------------------------------------------------------- the labels
 

@@ -87,10 +87,11 @@ def test_what_the_student_solves_sometimes_is_kept_and_can_be_learnt_from(propos
     assert [(problem.question, problem.answer) for problem in data.problems] == [
         (problem.question, problem.answer) for problem in agent.problems
     ]
-    sampled = (tmp_path / "run" / "sampled" / "student-0.jsonl").read_bytes()
+    file = tmp_path / "run" / "student" / "sampled" / "attempts-0.jsonl"
+    sampled = file.read_bytes()
     again = make(tmp_path / "run", temperature=1.2, resume=True).learn()
     assert again.problems == agent.problems
-    assert (tmp_path / "run" / "sampled" / "student-0.jsonl").read_bytes() == sampled
+    assert file.read_bytes() == sampled
 
 
 def test_the_helpers_are_fine_tuned_write_and_go_on(tmp_path, monkeypatch) -> None:

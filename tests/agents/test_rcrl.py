@@ -302,7 +302,7 @@ def test_killed_and_resumed_equals_never_stopped(make, tmp_path, stage: str, cou
 
 def test_another_run_takes_the_pool_with_its_labels(make, tmp_path, monkeypatch) -> None:
     first = make(run=tmp_path / "first").learn()
-    monkeypatch.setattr(rcrl, "collect_into", None)
+    monkeypatch.setattr(rcrl.RCRL, "sample", None)
     monkeypatch.setattr("tokengym.agents.prefix_labels.continue_from", lambda *a, start, **k: iter(()))
     pool = str(tmp_path / "first" / "pool")
     second = make(pool=pool).learn()
