@@ -115,9 +115,9 @@ class Sequential(Curriculum):
 class Backtracking(Curriculum):
     """Attempts begin near the end of the reference solution, then ever earlier (Salimans & Chen 2018).
 
-    As in the appendix of Havrilla et al. 2024, which found no gain. Of a solution with L steps, ceil(tau * L) are given;
-    tau falls by `decrement` as soon as a `window` of attempts has succeeded often enough, down to 0. Steps are lines; the
-    last, which has the answer, is never given. Problems without a solution begin at their beginning.
+    As in the appendix of Havrilla et al. 2024, which found no gain. Of a solution with L steps, ceil(tau * L) are
+    given; tau falls by `decrement` as soon as a `window` of attempts has succeeded often enough, down to 0. Steps are
+    lines; the last, which has the answer, is never given. Problems without a solution begin at their beginning.
 
     Args:
         start: tau at first, in [0, 1]; 0.9 [paper, not sure].
@@ -173,8 +173,8 @@ class PrioritizedReplay(Curriculum):
 
     Havrilla et al. 2024 found no gain, either. An attempt is at a new problem with probability `new`, else at one that
     has begun before, drawn from (1 - rho) P_score + rho P_staleness. P_score goes with 1 / rank^(1/beta) of the score
-    p (1 - p), p being the problem's share of successes with one success and one failure added [choice: needs no critic];
-    equal scores share their mean rank. P_staleness goes with how many draws ago it came last.
+    p (1 - p), p being the problem's share of successes with one success and one failure added [choice: needs no
+    critic]; equal scores share their mean rank. P_staleness goes with how many draws ago it came last.
 
     Args:
         new: probability of a new problem; 0.5.
