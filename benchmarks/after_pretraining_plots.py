@@ -8,6 +8,8 @@ from rich.table import Table
 
 # What tells the runs of a grid apart; only what differs between them is named.
 _VARIED = ("algorithm", "grading", "temperature", "p_cot", "start", "seed")
+_INSIDE = 6
+"""Names of more runs than this stand beside the panels."""
 _NAMES = {"star": "STaR", "reinforce": "REINFORCE", "rloo": "RLOO", "grpo": "GRPO"}
 
 
@@ -49,10 +51,14 @@ def plot(results: Mapping[str, Any], folder: Path) -> None:
 
 def curves(results: Mapping[str, Any], path: Path) -> None:
     """Accuracy (greedy lines, sampled dashes) and median length of greedy responses, against pretraining, then RL."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    many = len(results["runs"]) > _INSIDE
+    figure = Figure(figsize=(12 if many else 9, 6), layout="constrained")
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
+    for panel in axes[:, 1]:
+        panel.set_prop_cycle(color=colormaps["tab20" if many else "tab10"](range(20 if many else 10)))
     for pretrained in results["pretraining"]:
         label = _label(pretrained, results["pretraining"])
         _draw(axes[:, 0], pretrained["curve"], label)
@@ -72,9 +78,11 @@ def curves(results: Mapping[str, Any], path: Path) -> None:
     axes[0, 0].set_ylabel("share of problems solved\n(solid: greedy, dashed: temperature 1)")
     axes[1, 0].set_ylabel("median length of greedy responses")
     axes[0, 0].set_ylim(0, 1.02)
-    for legend in (axes[0, 0], axes[0, 1]):
-        if legend.get_legend_handles_labels()[1]:
-            legend.legend(fontsize=8, loc="lower right")
+    axes[0, 0].legend(fontsize=8, loc="lower right")
+    if many:
+        figure.legend(*axes[0, 1].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
+    elif results["runs"]:
+        axes[0, 1].legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=130)
 
 
