@@ -8,7 +8,7 @@ from rich.table import Table
 
 # What tells the runs of a grid apart; only what differs between them is named.
 _VARIED = ("algorithm", "grading", "temperature", "p_cot", "start", "seed")
-_INSIDE = 6
+_INSIDE = 4
 """Names of more runs than this stand beside the panels."""
 _NAMES = {"star": "STaR", "reinforce": "REINFORCE", "rloo": "RLOO", "grpo": "GRPO"}
 

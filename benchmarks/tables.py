@@ -1,5 +1,6 @@
 """Tables of results: ours with intervals and cost, the paper's beside them and marked as another scale."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,14 +53,16 @@ def outcome_table(reports: Mapping[str, OutcomeReport]) -> Group:
     first = next(iter(reports.values()))
     table = Table("", *reports, title="held-out problems")
     for title, name in _OUTCOME_ROWS.items():
-        table.add_row(title, *(f"{getattr(report, name):.3f}" for report in reports.values()))
+        table.add_row(title, *(_share(getattr(report, name)) for report in reports.values()))
     bins = Table("score", *(f"{name}: {what}" for name in reports for what in ("attempts", "mean score", "correct")))
     for i, part in enumerate(first.calibration):
         found = [report.calibration[i] for report in reports.values()]
         cells = [cell for item in found for cell in (f"{item.size:,}", _share(item.mean_score), _share(item.positives))]
         bins.add_row(f"{part.low:.1f} to {part.high:.1f}", *cells)
     counts = f"{first.attempts:,} attempts, {first.correct:.1%} correct; {first.steps:,} steps before their ends"
-    return Group(table, Text(f"{counts}, {first.positive_steps:.1%} labelled positive\n"), bins)
+    if first.steps:
+        counts += f", {first.positive_steps:.1%} labelled positive"
+    return Group(table, Text(counts + "\n"), bins)
 
 
 _OUTCOME_ROWS = {
@@ -72,7 +75,8 @@ _OUTCOME_ROWS = {
 
 
 def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    """Nothing where there is nothing to take a share of."""
+    return "" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def _shares(verdicts: Mapping[str, Any]) -> str:
