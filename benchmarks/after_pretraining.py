@@ -240,12 +240,13 @@ def _pretrain(experiment: Experiment, folder: Path, p_cot: float, seed: int) -> 
         agent = make_agent("pretrain", spec, run=run_folder, **_COMMON, seed=seed, **settings)
         _learn(agent, stage)
         result = {"curve": _curve(run_folder, experiment.batch_size), "before": {}, **_cost(stage)}
-    for start in experiment.starts or (experiment.steps,):
-        if str(start) not in result["before"]:
+    starts = [str(start) for start in experiment.starts or (experiment.steps,)]
+    for start in starts:
+        if start not in result["before"]:
             policy = CausalLMPolicy(*load(run_folder / "checkpoints" / f"step-{start}", device="cpu"))
-            result["before"][str(start)] = probe(policy, spec, experiment.test_problems)
+            result["before"][start] = probe(policy, spec, experiment.test_problems)
             write_json(stage / "result.json", result)
-    return result
+    return {**result, "before": {start: result["before"][start] for start in starts}}
 
 
 def _reinforce(

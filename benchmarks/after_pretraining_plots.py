@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 # What tells the runs of a grid apart; only what differs between them is named.
@@ -18,21 +19,24 @@ def table(results: Mapping[str, Any]) -> Table:
     settings = results["settings"]
     size = f"d = {settings['d']}" if "d" in settings else f"{settings['digits']} digits"
     rows = Table(
-        "p_cot", "", "greedy", "chain", "length", "sampled", "chain", "long", "CPU s",
+        "", "greedy", "chain", "length", "sampled", "chain", "long", "CPU",
+        box=SIMPLE, show_edge=False, collapse_padding=True,
         title=f"{settings['env']}, {size}, {settings['test_problems']} test problems",
-        caption="greedy, sampled: answer right; chain: and the way to it; length: median, greedy; long: share, sampled",
+        caption="greedy, sampled: answer right; chain: and the way to it\n"
+        "length: median, greedy; long: share, sampled; CPU: seconds",
     )  # fmt: skip
-    rows.columns[1].no_wrap = True
+    for column in rows.columns:
+        column.no_wrap = True
     for pretrained in results["pretraining"]:
         which = pretrained["p_cot"], pretrained["seed"]
         for start, before in pretrained["before"].items():
-            whole = int(start) == settings["steps"]
-            cost = f"{pretrained['cpu_seconds']:.0f}" if whole else ""
-            rows.add_row(f"{pretrained['p_cot']:g}", f"{start} steps, seed {pretrained['seed']}", *_cells(before), cost)
+            cost = f"{pretrained['cpu_seconds']:.0f}" if int(start) == settings["steps"] else ""
+            place = f"p_cot {which[0]:g}, {start} steps" + f", seed {which[1]}" * (len(settings["seeds"]) > 1)
+            rows.add_row(place, *_cells(before), cost)
             for run in results["runs"]:
                 if (run["p_cot"], run["seed"], str(run["start"])) == (*which, start):
                     name = f"  {_NAMES[run['algorithm']]}, r_{run['grading']}, T={run['temperature']:g}"
-                    rows.add_row("", name, *_cells(run["after"]), f"{run['cpu_seconds']:.0f}")
+                    rows.add_row(name, *_cells(run["after"]), f"{run['cpu_seconds']:.0f}")
     return rows
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
+from rich.box import SIMPLE
 from rich.table import Table
 
 from ..agents.base import make_rollout_env
@@ -194,29 +195,31 @@ def _measure(policy: CausalLMPolicy, settings: Mapping[str, Any]) -> dict[str, A
 def table(results: Mapping[str, Any]) -> Table:
     """One row for the start and each variant: means over seeds, and standard deviations of them."""
     n = results["settings"]["n"]
-    metrics = ("maj@1", f"maj@{n}", f"pass@{n}")
-    grid = Table("", "seeds", *metrics, "gain in maj@1", "KL to the start, nats", "tokens", "attempts", "minutes",
-                 title=f"{ENV}, {results['settings']['test_problems']} test problems; mean ± standard deviation over seeds")  # fmt: skip  # noqa: E501
+    metrics = ("maj@1", f"pass@{n}")
+    attempts = max((one["attempts"] for one in results["ppo"]), default=0)
+    grid = Table(
+        "", "seeds", *metrics, "gain", "KL", "minutes", box=SIMPLE, show_edge=False, collapse_padding=True,
+        title=f"{ENV}, {results['settings']['test_problems']} test problems; mean ± standard deviation over seeds",
+        caption=f"{attempts:,} attempts each; gain: in maj@1; KL: to the start, in nats per attempt",
+    )  # fmt: skip
     starts = {one["seed"]: one for one in results["sft"]}
     score = lambda one, metric: one["evaluation"]["metrics"][metric][0]  # noqa: E731
     grid.add_row("SFT", str(len(starts)), *(_spread([score(one, m) for one in starts.values()]) for m in metrics))
     for variant in VARIANTS:
         runs = [one for one in results["ppo"] if one["variant"] == variant]
         if runs:
-            last = [one["curve"][-1] for one in runs]
+            gains = [score(one, "maj@1") - score(starts[one["seed"]], "maj@1") for one in runs]
+            distances = [one["curve"][-1]["train/reference_kl_per_attempt"] for one in runs]
             grid.add_row(
                 f"PPO, {variant}", str(len(runs)), *(_spread([score(one, m) for one in runs]) for m in metrics),
-                _spread([score(one, "maj@1") - score(starts[one["seed"]], "maj@1") for one in runs]),
-                _spread([line["train/reference_kl_per_attempt"] for line in last]),
-                _spread([line["rollout/mean_length"] for line in last]),
-                f"{runs[0]['attempts']:,}", _spread([one["minutes"] for one in runs]),
+                _spread(gains), _spread(distances), _spread([one["minutes"] for one in runs]),
             )  # fmt: skip
     return grid
 
 
 def _spread(values: Sequence[float]) -> str:
     digits = 3 if max(map(abs, values)) < 2 else 1
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    deviation = f"\n± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{deviation}"
 
 
