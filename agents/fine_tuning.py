@@ -16,6 +16,10 @@ from .learner import Example, FineTuneConfig, Learner, MicroBatch
 from .losses import masked_aggregate
 
 
+class NothingToLearnError(ValueError):
+    """There are no demonstrations, and no attempt was good enough to learn from."""
+
+
 def fine_tune(
     model: PreTrainedModel,
     examples: Sequence[Example],
@@ -50,10 +54,10 @@ def fine_tune(
         The optimiser steps of the whole training.
 
     Raises:
-        ValueError: there are no examples.
+        NothingToLearnError: there are no examples.
     """
     if not examples:
-        raise ValueError("there is nothing to fine-tune on: no demonstrations and no attempt that was kept")
+        raise NothingToLearnError("there is nothing to fine-tune on: no demonstrations and no attempt that was kept")
     learner = Learner(model, config, updates(len(examples), config), accelerator, vocab_size)
 
     def update(rows: NDArray[np.int64], seed: int) -> dict[str, float]:

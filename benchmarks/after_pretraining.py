@@ -22,7 +22,7 @@ from gymnasium.envs.registration import EnvSpec
 from safetensors.torch import load_file
 
 from ..agents.base import Agent, make_agent, make_rollout_env
-from ..agents.fine_tuning import restore
+from ..agents.fine_tuning import NothingToLearnError, restore
 from ..agents.policy import CausalLMPolicy
 from ..agents.rollouts import Attempt, collect
 from ..agents.runs import read_jsonl, write_json
@@ -276,12 +276,17 @@ def _reinforce(
         learning_rate=experiment.learning_rate or LEARNING_RATES[algorithm],
         **settings,
     )
-    _learn(agent, stage)
-    if algorithm == "star":  # the paper's ends with its last round, the agent with the one that validated best
+    stopped = None
+    try:
+        _learn(agent, stage)
+    except NothingToLearnError as error:  # no attempt of a round was right: that is a result, too
+        stopped = str(error)
+    # The paper's STaR ends with its last round, the agent with the one that validated best.
+    if algorithm == "star" and stopped is None:
         last = stage / "run" / f"round-{experiment.iterations}" / "finished" / "weights.safetensors"
         restore(agent.model, load_file(last))
     after = probe(agent.policy, spec, experiment.test_problems)
-    result = {"curve": _curve(stage / "run", experiment.attempts), "after": after, **_cost(stage)}
+    result = {"curve": _curve(stage / "run", experiment.attempts), "after": after, "stopped": stopped, **_cost(stage)}
     write_json(stage / "result.json", result)
     return result
 
@@ -348,8 +353,9 @@ _CURVES = {
 
 def _curve(run_folder: Path, per_iteration: int) -> list[dict[str, float]]:
     """What a run logged, by optimiser steps of pretraining or iterations of reinforcement learning (`at`)."""
-    lines = read_jsonl(run_folder / "metrics.jsonl")
-    pretraining = "train/demonstrations" in lines[0]
+    file = run_folder / "metrics.jsonl"
+    lines = read_jsonl(file) if file.exists() else []  # a run that found nothing to learn from may have none
+    pretraining = any("train/demonstrations" in line for line in lines)
     return [
         {"at": line["step"] / (1 if pretraining else per_iteration)}
         | {name: round(line[key], 4) for name, key in _CURVES.items() if key in line}

@@ -88,6 +88,17 @@ def test_a_killed_experiment_goes_on(tmp_path, monkeypatch) -> None:
                 }
 
 
+def test_a_round_without_a_right_attempt_is_a_result_and_the_grid_goes_on(tmp_path) -> None:
+    small = {name: value for name, value in SMALL.items() if name != "d"}
+    experiment = MultiplicationExperiment(tmp_path, p_cot=(0.0,), algorithms=("star", "reinforce"), digits=4, **small)
+    results = run(experiment)
+    star, reinforce = results["runs"]
+    assert "nothing to fine-tune on" in star["stopped"]
+    assert reinforce["stopped"] is None
+    assert star["after"] == results["pretraining"][0]["before"][str(experiment.steps)]
+    assert run(experiment) == results
+
+
 @pytest.mark.parametrize("digits", [0, 2])
 def test_the_probe_tells_long_from_short_and_right_from_wrong(monkeypatch, digits: int) -> None:
     """Attempts written by hand, on parity or on multiplication."""
