@@ -25,7 +25,7 @@ from tokengym.benchmarks.paper_jobs import evaluate_system, expected_attempts, r
 from tokengym.benchmarks.paper_report import assemble
 from tokengym.benchmarks.paper_results import METRICS, Results, job_name
 from tokengym.benchmarks.paper_scales import SCALES, Scale, paper_scale
-from tokengym.benchmarks.paper_systems import JUDGE, TABLES, outputs, systems
+from tokengym.benchmarks.paper_systems import ABLATIONS, JUDGE, TABLES, outputs, systems
 from tokengym.benchmarks.plan import Done, Job, Missing
 from tokengym.benchmarks.report import Cell, MissingCell, Report
 from tokengym.benchmarks.report_pages import write_report
@@ -37,9 +37,10 @@ HERE = [name for name, scale in SCALES.items() if scale.launcher is None]
 # ---------------------------------------------------------------------------------------------------------------- plan
 
 
+@pytest.mark.parametrize("ablations", [False, True])
 @pytest.mark.parametrize("name", list(SCALES))
-def test_every_cell_of_every_table_has_a_job_and_every_job_what_it_needs(name: str) -> None:
-    scale = SCALES[name]
+def test_every_cell_of_every_table_has_a_job_and_every_job_what_it_needs(name: str, ablations: bool) -> None:
+    scale = PaperGrid(name, ablations=ablations).settings
     jobs = {job.name: job for job in plan(scale, range(2))}
     for seed in range(2):
         for table in scale.tables:
@@ -78,6 +79,26 @@ def test_what_every_system_starts_from_and_learns_by() -> None:
     epochs = [jobs[f"{name}/train"].settings["config"]["epochs"] for name in ("sft_2", "sft", "sft_8")]
     assert epochs == [2, 4, 8]
     assert jobs["dense_orm_ppo/train"].settings["env"]["reward"]["name"] == "dense_orm"
+
+
+def test_an_ablation_changes_one_thing_in_the_configuration() -> None:
+    scale = PaperGrid("tiny", ablations=True).settings
+    found = {system.name: system for system in systems(scale)}
+    changed = {
+        "no_kl": {"kl_coef"}, "head_critic": {"critic"}, "model_critic": {"critic"}, "hot": {"temperature"},
+        "best_half": {"best_of", "minibatch_size"}, "backtracking": set[str](), "replay": set[str](),
+    }  # fmt: skip
+    plain = found["sparse_ppo"]
+    for name, settings in changed.items():
+        system = found[f"ablations/{name}"]
+        assert {key for key, value in system.config.items() if plain.config.get(key) != value} == settings
+        assert (system.agent, system.model, system.reward) == (plain.agent, plain.model, plain.reward)
+    jobs = {job.name.removeprefix("seed-0/"): job for job in plan(scale, [0])}
+    assert jobs["ablations/backtracking/train"].settings["env"]["curriculum"] == "backtracking"
+    assert jobs["ablations/replay/train"].settings["env"]["curriculum"] == "prioritized_replay"
+    assert jobs["sparse_ppo/train"].settings["env"]["curriculum"] == "uniform"
+    assert "ablations/sorm/evaluate" not in jobs
+    assert PaperGrid("tiny", ablations=True).command.endswith("--ablations")
 
 
 def test_examples_stand_in_the_prompt_of_pretrained_models_alone() -> None:
@@ -310,7 +331,8 @@ MINIATURE = replace(
     ei_from_pretrained={},
     orm={"samples_per_problem": 8, "epochs": 1, "balance": False},
     orm_filter={"orm_threshold": 0.0},  # it has learnt too little to keep anything
-    rcrl={"samples_per_problem": 2, "rollouts_per_step": 1, "positive_ratio": None},
+    sorm={"problems": 6, "samples_per_problem": 4, "continuations": 2, "epochs": 1},
+    rcrl={"samples_per_problem": 4, "rollouts_per_step": 1, "positive_ratio": None},
     ppo={
         "iterations": 1, "problems_per_iteration": 4, "samples_per_problem": 2, "minibatch_size": 4, "epochs": 1,
         "critic_layers": 1, "validation_iterations": 1,
@@ -337,12 +359,13 @@ def in_this_process(scale: Scale, folder: Path) -> Results:
 
 @pytest.mark.slow
 def test_a_miniature_of_the_whole_grid(tmp_path) -> None:
-    report = report_of(in_this_process(MINIATURE, tmp_path))
+    scale = replace(MINIATURE, tables=(*MINIATURE.tables, ABLATIONS))
+    report = report_of(in_this_process(scale, tmp_path))
     assert not missing(report)
-    assert len(report.figures) == 5
-    assert {run.name for run in report.runs} == {system.title for system in systems(MINIATURE)}
+    assert len(report.figures) == 6
+    assert {run.name for run in report.runs} == {system.title for system in systems(scale)}
     # Two problems, each a greedy attempt and two samples, by every policy; every whole step has a score.
-    assert len(report.attempts) == 6 * (len(systems(MINIATURE)) - 1)
+    assert len(report.attempts) == 6 * sum(not system.judges for system in systems(scale))
     assert all(step.score is not None for attempt in report.attempts for step in attempt.steps[:-1])
     # The dense ORM is paid what it scores.
     dense = [attempt for attempt in report.attempts if attempt.system == "Dense ORM PPO"]
