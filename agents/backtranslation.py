@@ -101,6 +101,8 @@ class Backtranslation(Agent):
             "problems/always_solved": float(sum(count == config.attempts for count in successes.values())),
             "problems/kept": float(len(self.problems)),
         }
+        if self.run is not None:
+            self.run.rewind(self.attempts - 1)  # what an earlier process logged of the same
         self.log(metrics, callback)
         if not self.problems:
             raise ValueError(

@@ -28,24 +28,16 @@ from ..envs.token_vector_env import TokenVectorEnv
 from ..models.loading import load
 from .demo import ENV
 from .demo import SETTINGS as DEMO
+from .paper_scales import TINY_PPO
 from .plan import Done, Job, Missing, run_plan
 
 NUM_ENVS = 256
-# On a core an attempt costs three times as much to learn from as to sample, so each is learnt from once. lambda = 1,
-# for a new critic learns little in so few updates: with less, an attempt's end would teach its last tokens only.
 PPO_SETTINGS: dict[str, Any] = {
-    "problems_per_iteration": 64,
-    "samples_per_problem": 4,
-    "minibatch_size": 64,
-    "epochs": 1,
-    "gae_lambda": 1.0,
-    "learning_rate": 2e-4,
-    "critic_layers": 2,
+    **TINY_PPO,
     "micro_batch_tokens": 1024,
     "validation_problems": 100,
     "validation_iterations": 10,
     "save_iterations": 10,
-    "patience": None,
 }
 ORM_SETTINGS: dict[str, Any] = {
     "problems": 400,

@@ -36,7 +36,7 @@ class Curriculum(ABC):
         """
 
     def prefix(self, problem: _Problem) -> str:
-        """What the attempt at `problem` is given of its reference solution."""
+        """What the attempt at `problem` is given of its reference solution, as far as `max_new_tokens` leaves room."""
         return ""
 
     def ended(self, problem: _Problem, is_success: bool) -> None:  # noqa: B027 (most do not learn)

@@ -431,9 +431,9 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         return tokens
 
     def _given(self, problem: Problem) -> IntArray:
-        """What the curriculum gives of a solution."""
-        prefix = self.curriculum.prefix(problem)
-        return self._encode_prefix(prefix or None)
+        """What the curriculum gives of a solution; nothing, where that would leave no token to add."""
+        tokens = self._encode(self.curriculum.prefix(problem))
+        return tokens if len(tokens) < self.max_new_tokens else tokens[:0]
 
     def _begin_next(self, infos: Infos, slots: IntArray) -> Infos:
         """Begins the curriculum's next attempts in the slots."""

@@ -27,8 +27,8 @@ SMALLER = {
     "--problems 1319 --n 96": "--problems 2 --n 4 --data gsm8k --env-args max_new_tokens=8",
     "curriculum=prioritized_replay": "curriculum=prioritized_replay max_new_tokens=8 --iterations 1 "
     "--problems-per-iteration 2 --samples-per-problem 2 --validation-problems 0",
-    "learn(10_240)": "learn(64)",
-    '"n_steps": 128, "batch_size": 64': '"n_steps": 4, "batch_size": 32',
+    "learn(1_536)": "learn(64)",
+    '"n_steps": 96, "batch_size": 64': '"n_steps": 4, "batch_size": 32',
     "--lora-rank 128 --bf16": "--lora-rank 4 --data gsm8k --iterations 1 --problems-per-iteration 2 --minibatch-size 8 "
     "--validation-problems 1 --env-args max_new_tokens=16",
     "--demonstrations 64 --problems 1600 --samples-per-problem 2 --run runs/ei": "--demonstrations 4 --rounds 1 "

@@ -92,6 +92,7 @@ def test_what_the_student_solves_sometimes_is_kept_and_can_be_learnt_from(propos
     again = make(tmp_path / "run", temperature=1.2, resume=True).learn()
     assert again.problems == agent.problems
     assert file.read_bytes() == sampled
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_the_helpers_are_fine_tuned_write_and_go_on(tmp_path, monkeypatch) -> None:

@@ -146,6 +146,16 @@ def test_attempts_begin_behind_what_is_given_and_tell_how_they_end(mode: str) ->
     assert env.curriculum.metrics() == {"tau": 0.6}
 
 
+def test_a_solution_that_would_fill_the_budget_is_not_given() -> None:
+    settings = {"tokenizer": "chars:0123456789+*=? #\n", "prompt": "{question}", "max_prompt_tokens": 4}
+    given = len("1 + 1 = 2\n2 * 2 = 4\n")
+    for budget, expected in ((given + 1, given), (given, 0)):
+        curriculum = {"name": "backtracking", "start": 0.6}
+        env = TokenVectorEnv(ProblemList([WORKED]), 1, max_new_tokens=budget, curriculum=curriculum, **settings)
+        env.reset(seed=0)
+        assert len(env.completion(0)) == expected
+
+
 # ------------------------------------------------------------------------------------------- prioritized level replay
 
 
