@@ -1,6 +1,7 @@
 """`tokengym bench paper`: every system of Havrilla et al. 2024 in one plan and one report, at a chosen scale."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -95,7 +96,8 @@ class PaperGrid:
         seeds: how many; they are 0, 1, ...
         output: folder of all jobs and the report, by default `runs/paper-<scale>`; the same command in the same folder
             goes on where it was stopped.
-        workers: jobs at the same time, each with threads of its own.
+        workers: jobs at the same time, each with threads of its own; by default as many as there are cores for at a
+            scale of the CPU, and one on a GPU.
         data: folder or file with the data set, for environments that read one; by default it comes from the hub.
         ablations: run variants of PPO (penalty, critic, best of N, temperature, curricula), EI and RCRL, too.
         dry_run: show the plan and run nothing.
@@ -104,15 +106,16 @@ class PaperGrid:
     scale: str = "tiny"
     seeds: int = 3
     output: Path | None = None
-    workers: int = 1
+    workers: int | None = None
     data: str | None = None
     ablations: bool = False
     dry_run: bool = False
 
     def __post_init__(self) -> None:
         for name in ("seeds", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
     @property
     def folder(self) -> Path:
@@ -131,9 +134,18 @@ class PaperGrid:
         return scale if self.data is None else replace(scale, env_settings={**scale.env_settings, "data": self.data})
 
     @property
+    def processes(self) -> int:
+        """Jobs at the same time."""
+        if self.workers is not None:
+            return self.workers
+        scale = self.settings
+        cores = (os.cpu_count() or 1) if scale.agent.get("device") == "cpu" else 1
+        return max(1, cores // scale.threads)
+
+    @property
     def command(self) -> str:
         """That runs it again."""
-        options = {"scale": self.scale, "seeds": self.seeds, "output": self.folder, "workers": self.workers}
+        options = {"scale": self.scale, "seeds": self.seeds, "output": self.folder, "workers": self.processes}
         if self.data is not None:
             options["data"] = self.data
         flags = ["--ablations"] if self.ablations else []
@@ -165,7 +177,7 @@ def run(grid: PaperGrid, say: Callable[[Any], object] = lambda line: None) -> Re
             wall.save()
             say(line)
 
-        states = run_plan(jobs, grid.folder, workers=grid.workers, say=progress)
+        states = run_plan(jobs, grid.folder, workers=grid.processes, say=progress)
     results = Results(scale, seeds, {job.name: job for job in jobs}, states)
     report = assemble(results, command=grid.command, started=wall.started, seconds=wall.seconds)
     write_report(report, grid.folder)

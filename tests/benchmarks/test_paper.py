@@ -154,6 +154,15 @@ def test_no_seeds_and_no_workers(name: str) -> None:
         PaperGrid(**{name: 0})
 
 
+def test_a_scale_of_the_cpu_takes_all_cores_unless_told(monkeypatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert PaperGrid("tiny").processes == 6
+    assert PaperGrid("tiny", workers=2).processes == 2
+    assert PaperGrid("smollm2").processes == 1
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert PaperGrid("tiny").processes == 1
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
