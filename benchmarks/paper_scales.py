@@ -109,14 +109,15 @@ _TINY = Scale(
     batching={"micro_batch_tokens": 1024, "validation_problems": 100},  # so that a batch fits a core's cache
     fine_tuning={"epochs": 4, "batch_size": 16},
     demonstrations=64,
-    problems=800,
+    problems=600,
     rft={"samples_per_problem": 4},
     ei={"samples_per_problem": 2, "rounds": 3, "patience": 3},
     ei_from_pretrained={"rounds": 4, "patience": 4},
     orm={"samples_per_problem": 6, "epochs": 2, "batch_size": 32, "validation_problems": 50},
     sorm={"problems": 150, "samples_per_problem": 4, "epochs": 2, "batch_size": 32, "validation_problems": 20},
-    rcrl={"problems": 400, "samples_per_problem": 2, "rollouts_per_step": 4},
-    ppo={**TINY_PPO, "iterations": 12, "validation_iterations": 4, "save_iterations": 2},
+    orm_filter={"patience": 1},
+    rcrl={"problems": 300, "samples_per_problem": 2, "rollouts_per_step": 4},
+    ppo={**TINY_PPO, "iterations": 9, "validation_iterations": 3, "save_iterations": 3},
     ppo_from_pretrained={"temperature": 0.2},
     # The built-in model takes worked examples for the end of a text: with two of them it solves none of 60 test
     # problems, and without any 38 %.

@@ -118,10 +118,10 @@ def test_a_scale_without_supervised_tables_trains_its_outcome_model_on_what_it_h
 
 def test_expected_attempts_by_hand() -> None:
     expected = {job.name.removeprefix("seed-0/"): expected_attempts(job) for job in plan(paper_scale("tiny"), [0])}
-    assert expected["ei/train"] == 800 * 2 * 3
-    assert expected["rft/train"] == 800 * 4
-    assert expected["rcrl/train"] == 400 * 2 * (1 + 3 * 4)
-    assert expected["sparse_ppo/train"] == 12 * 64 * 4
+    assert expected["ei/train"] == 600 * 2 * 3
+    assert expected["rft/train"] == 600 * 4
+    assert expected["rcrl/train"] == 300 * 2 * (1 + 3 * 4)
+    assert expected["sparse_ppo/train"] == 9 * 64 * 4
     assert expected["sft/evaluate"] == 200 * 9
     assert expected["sft/train"] == expected["orm/train"] == expected["orm_rcrl/train"] == expected["ei/rerank"] == 0
 
