@@ -73,6 +73,7 @@ class TrainOptions(EnvChoice):
         device: "cpu", "cuda", ...; by default a GPU if there is one.
         dtype: of the weights.
         lora_rank: train low-rank adapters of this rank instead of all weights.
+        vllm_memory: share of the GPU's memory for vLLM, between 0 and 1, which then samples; needs the extra "vllm".
         threads: CPU threads; by default PyTorch's choice.
     """
 
@@ -85,7 +86,11 @@ class TrainOptions(EnvChoice):
     device: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     lora_rank: int | None = None
+    vllm_memory: float | None = None
     threads: int | None = None
+
+
+_OF_AGENTS = ("resume", "num_envs", "seed", "device", "dtype", "lora_rank", "vllm_memory")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +111,7 @@ class EvalOptions(EnvChoice):
         seed: of the samples.
         device: "cpu", "cuda", ...; by default a GPU if there is one.
         dtype: of the weights.
+        vllm_memory: share of the GPU's memory for vLLM, between 0 and 1, which then samples; needs the extra "vllm".
         threads: CPU threads; by default PyTorch's choice.
         output: JSON file for the results.
     """
@@ -122,6 +128,7 @@ class EvalOptions(EnvChoice):
     seed: int = 0
     device: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    vllm_memory: float | None = None
     threads: int | None = None
     output: Path | None = None
 
@@ -145,7 +152,7 @@ def train(arguments: Sequence[str]) -> None:
             options.spec(),
             options.model,
             run=options.run,
-            **{name: getattr(options, name) for name in ("resume", "num_envs", "seed", "device", "dtype", "lora_rank")},
+            **{name: getattr(options, name) for name in _OF_AGENTS},
             **dataclasses.asdict(config),
         )
         try:
@@ -168,7 +175,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     def run(options: EvalOptions) -> None:
         from .agents import evaluate as measure
         from .agents import load_policy
-        from .agents.base import make_rollout_env
+        from .agents.base import make_rollout_env, make_vllm
         from .benchmarks.tables import evaluation_table
         from .models.outcome import OutcomeModel
 
@@ -178,6 +185,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         if options.orm is not None:
             reranker = OutcomeModel.load(options.orm, policy.tokenizer, str(policy.model.device))
         env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, options.num_envs)
+        if options.vllm_memory is not None:
+            policy = policy.with_vllm(make_vllm(policy, env, options.vllm_memory))
         problems = min(options.problems, env.size or options.problems)
         with _progress(problems * (options.n + 1)) as bar:
             result = measure(

@@ -21,6 +21,7 @@ from ..envs.registration import make_vec_env
 from ..envs.token_vector_env import TokenVectorEnv
 from ..models.loading import load, no_progress_bars
 from ..models.tokenizers import load_tokenizer
+from ..models.vllm_decoding import VLLM
 from ..registry import Registry, unknown_name
 from .learner import Example
 from .policy import CausalLMPolicy, PolicyState
@@ -54,12 +55,15 @@ class Agent(ABC):
         device: "cpu", "cuda", ...; by default what `accelerate` finds.
         dtype: of the weights.
         lora_rank: train low-rank adapters of this rank instead of the weights.
+        vllm_memory: share of the GPU's memory for vLLM, between 0 and 1, which then samples in place of the built-in
+            decoder; policies that act under labels keep that one. Needs the extra "vllm".
         config: fields of `config_class`.
 
     Raises:
         TypeError: an unknown configuration field; the nearest is suggested.
         ValueError: the tokenizers of environment and model differ.
         FileExistsError: the folder holds a run already and `resume` is false.
+        ImportError: `vllm_memory` is given, and vLLM is not installed.
     """
 
     name: ClassVar[str]
@@ -79,6 +83,7 @@ class Agent(ABC):
         device: str | None = None,
         dtype: str = "float32",
         lora_rank: int | None = None,
+        vllm_memory: float | None = None,
         **config: Any,
     ) -> None:
         self.config = _configure(self.config_class, config)
@@ -89,7 +94,11 @@ class Agent(ABC):
         model = self.default_model if model is None else model
         self.model_name = str(model)
         self.model, self.tokenizer = self._load_model(model, device or str(self.accelerator.device), dtype, lora_rank)
+        self._vllm: VLLM | None = None
         self.env = self.make_env()
+        if vllm_memory is not None:
+            half = {"dtype": "bfloat16"} if getattr(self.config, "bf16", False) else {}
+            self._vllm = make_vllm(self.policy, self.env, vllm_memory, **half)
         self.attempts = 0
         """Attempts sampled for learning so far: the cost that all algorithms count."""
         self.tokens = 0
@@ -110,7 +119,7 @@ class Agent(ABC):
     @property
     def policy(self) -> CausalLMPolicy:
         """The policy as it is now."""
-        return CausalLMPolicy(self.model, self.tokenizer, seed=self.seed)
+        return CausalLMPolicy(self.model, self.tokenizer, seed=self.seed).with_vllm(self._vllm)
 
     @abstractmethod
     def learn(
@@ -338,6 +347,11 @@ def make_rollout_env(
     slots = make_vec_env(env, num_envs, **settings)
     _check_tokenizer(slots.tokenizer, policy)
     return slots
+
+
+def make_vllm(policy: CausalLMPolicy, env: TokenVectorEnv, memory: float, **arguments: Any) -> VLLM:
+    """A vLLM for rollouts of a policy in an environment; `policy.with_vllm` takes it. See `VLLM` for the rest."""
+    return VLLM(policy.model, env.num_envs, env.max_prompt_tokens + env.max_new_tokens, memory=memory, **arguments)
 
 
 # Settings of a vector of slots that say nothing about what is in them.

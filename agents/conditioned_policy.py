@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from ..models.decoding import SlotDecoder
 from ..models.labels import OWN, Labels
 from ..models.loading import load
 from ..models.sampling import SamplingConfig
+from ..models.vllm_decoding import VLLM
 from ..rewards.base import newline_tokens
 from .policy import CausalLMPolicy
 
@@ -64,6 +66,12 @@ class ConditionedPolicy(CausalLMPolicy):
     def with_condition(self, condition: str | None) -> "ConditionedPolicy":
         """The same model under another label."""
         return ConditionedPolicy(self.model, self.tokenizer, self.labels, condition, self.sampling, self.seed)
+
+    def with_vllm(self, vllm: VLLM | None) -> Self:
+        """Raises `ValueError` for a vLLM, which cannot be told a label in the middle of an attempt."""
+        if vllm is not None:
+            raise ValueError("a policy that acts under labels is sampled by the built-in decoder: leave vLLM out")
+        return self
 
     def decoder(self, num_slots: int) -> SlotDecoder:
         """A fresh key-value cache for `num_slots` slots; the model is put in evaluation mode (no dropout)."""

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..envs.token_vector_env import TokenVectorEnv
 from ..models.decoding import SlotDecoder
 from ..models.sampling import GREEDY, SamplingConfig, stream_key
+from ..models.vllm_decoding import VLLM, VLLMDecoder
 
 IntArray = NDArray[np.int64]
 
@@ -35,6 +37,7 @@ class CausalLMPolicy:
         self.tokenizer = tokenizer
         self.sampling = sampling
         self.seed = seed
+        self._vllm: VLLM | None = None
 
     def with_sampling(self, **changes: Any) -> Self:
         """The same model with other sampling settings."""
@@ -46,6 +49,18 @@ class CausalLMPolicy:
         """A fresh key-value cache for `num_slots` slots; the model is put in evaluation mode (no dropout)."""
         self.model.eval()
         return SlotDecoder(self.model, num_slots, len(self.tokenizer))
+
+    def with_vllm(self, vllm: VLLM | None) -> Self:
+        """The same model with vLLM to sample its rollouts, or without."""
+        policy = copy.copy(self)
+        policy._vllm = vllm
+        return policy
+
+    def rollout_decoder(self, env: TokenVectorEnv) -> SlotDecoder | VLLMDecoder:
+        """What rollouts in an environment sample with: vLLM if the policy has it, else what `decoder` gives."""
+        if self._vllm is None:
+            return self.decoder(env.num_envs)
+        return self._vllm.decoder(self.model, env.num_envs, len(self.tokenizer), env.eos_token_ids, env.max_new_tokens)
 
     def predict(
         self,

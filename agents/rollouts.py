@@ -215,7 +215,7 @@ class Rollout:
     ) -> None:
         if env.metadata["autoreset_mode"] != AutoresetMode.DISABLED:
             raise ValueError("rollouts retire and refill slots themselves: make the env with autoreset_mode='Disabled'")
-        self._decoder = policy.decoder(env.num_envs)
+        self._decoder = policy.rollout_decoder(env)
         self._attempts = self._sample(policy.sampling, env, numbers, seed, begin, on_step)
 
     @property

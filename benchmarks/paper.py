@@ -67,14 +67,17 @@ def _jobs(scale: Scale, system: System, seed: int) -> list[Job]:
         "num_envs": scale.agent.get("num_envs", 64),
         "dtype": scale.agent.get("dtype", "float32"),
     }
+    if "vllm_memory" in scale.agent and system.agent != "rcrl":  # which acts under labels, and keeps its own decoder
+        evaluation["vllm_memory"] = scale.agent["vllm_memory"]
     orm = output(job_name(JUDGE, seed, "train"), MODEL)
     reranking = {**protocol, "evaluation": output(name("evaluate"), ""), "orm": orm}
     return [*jobs, job("evaluate", evaluate_system, evaluation), job("rerank", rerank_system, reranking)]
 
 
 def _arguments(scale: Scale, system: System) -> dict[str, Any]:
-    """Of the agent; outcome models are trained as a whole."""
-    return {name: value for name, value in scale.agent.items() if name != "lora_rank" or not system.judges}
+    """Of the agent; outcome models are trained as a whole, and need the memory for themselves."""
+    left_out = ("lora_rank", "vllm_memory") if system.judges else ()
+    return {name: value for name, value in scale.agent.items() if name not in left_out}
 
 
 def _placed(settings: Any, seed: int) -> Any:

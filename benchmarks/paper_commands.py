@@ -46,7 +46,8 @@ def _training(settings: Mapping[str, Any], folder: Path) -> list[str]:
 
 def _evaluation(settings: Mapping[str, Any], orm: str, folder: Path) -> list[str]:
     env = dict(settings["env"])
-    options = {name: settings[name] for name in ("model", "problems", "n", "temperature", "num_envs", "seed", "dtype")}
+    names = ("model", "problems", "n", "temperature", "num_envs", "seed", "dtype", "vllm_memory")
+    options = {name: settings[name] for name in names if name in settings}
     options |= {"shots": env.pop("shots", 0), "orm": orm, "output": folder / "evaluation.json"}
     return ["eval", *_env(env), *(part for name, value in options.items() for part in _flag(name, value))]
 

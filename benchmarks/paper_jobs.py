@@ -12,7 +12,7 @@ import gymnasium as gym
 import torch
 from gymnasium.envs.registration import EnvSpec
 
-from ..agents.base import AGENTS, Agent, make_agent, make_rollout_env
+from ..agents.base import AGENTS, Agent, make_agent, make_rollout_env, make_vllm
 from ..agents.conditioned_policy import load_policy
 from ..agents.evaluation import best_is_correct, bootstrap, evaluate, score_attempts
 from ..agents.policy import CausalLMPolicy
@@ -86,6 +86,8 @@ def evaluate_system(folder: Path, settings: Mapping[str, Any], needed: Mapping[s
     with Clock(folder) as clock:
         policy = load_policy(settings["model"], device=settings["device"], dtype=settings["dtype"])
         env = make_rollout_env(make_spec(settings["env"]), policy, settings["num_envs"], split="test")
+        if "vllm_memory" in settings:
+            policy = policy.with_vllm(make_vllm(policy, env, settings["vllm_memory"]))
         with AttemptFile(folder / POOL) as pool:
 
             def keep(group: list[Attempt]) -> None:

@@ -166,11 +166,12 @@ _SVAMP = replace(
 # the jobs are commands to be given in turn, by a person or a cluster's queue, and no plan of processes on one machine.
 _LLAMA = Scale(
     name="llama2-7b",
-    about="Llama-2 7B on GSM8K with adapters; commands for a machine of eight GPUs, each job on all of them.",
+    about="Llama-2 7B on GSM8K with adapters, sampled by vLLM; commands for eight GPUs, each job on all of them.",
     env="tokengym/GSM8K-v0",
     env_settings={"max_prompt_tokens": 640, "max_new_tokens": 320, "on_long_prompt": "skip"},
     model="meta-llama/Llama-2-7b-hf",
-    agent={"num_envs": 256, "dtype": "bfloat16", "lora_rank": 128},
+    # On each GPU vLLM holds the merged weights and a cache, in 0.4 of 80 GB; the model that is trained has the rest.
+    agent={"num_envs": 256, "dtype": "bfloat16", "lora_rank": 128, "vllm_memory": 0.4},
     threads=4,
     batching={"validation_problems": 473},
     demonstrations=None,

@@ -188,6 +188,12 @@ def test_the_commands_of_a_large_scale_are_ones_that_the_command_line_takes(tmp_
     lines = (tmp_path / "commands.sh").read_text().splitlines()[3:]
     launcher = shlex.split(paper_scale("llama2-7b").launcher or "")
     seen: set[str] = set()
+    slow = [line for line in lines if not line.startswith("mkdir") and "--vllm-memory 0.4" not in line]
+    trained = [line for line in slow if " tokengym train " in line]
+    assert [line.split("--run ")[1].split()[0] for line in trained] == [f"{tmp_path}/seed-0/orm/train/run"]
+    others = [line for line in slow if line not in trained]
+    assert others
+    assert all("rcrl/train/run/model" in line for line in others), "labels need the built-in decoder"
     for line in lines:
         parts = shlex.split(line)
         if parts[0] == "mkdir":
