@@ -379,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command not in COMMANDS:
             raise unknown_name("command", command, COMMANDS)
         COMMANDS[command](rest)
-    except (UnknownNameError, ValueError, TypeError, OSError) as error:
+    except (UnknownNameError, ValueError, TypeError, OSError, ImportError) as error:
         sys.stderr.write(f"tokengym: {error}\n")
         return 1
     except KeyboardInterrupt:

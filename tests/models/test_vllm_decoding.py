@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tokengym.__main__ import main
 from tokengym.agents import ExpertIteration
 from tokengym.agents.base import make_rollout_env
 from tokengym.agents.conditioned_policy import ConditionedPolicy
@@ -172,9 +173,11 @@ def test_merged_weights_are_those_of_the_merged_model() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
-def test_without_vllm_one_error_says_how_to_install_it(policy: CausalLMPolicy) -> None:
+def test_without_vllm_one_error_says_how_to_install_it(policy: CausalLMPolicy, capsys: Any) -> None:
     with pytest.raises(ImportError, match=r'pip install "tokengym\[vllm\]"'):
         VLLM(policy.model, 4, 64, memory=0.5)
+    assert main(["eval", "--problems", "1", "--vllm-memory", "0.5", "--device", "cpu"]) == 1
+    assert capsys.readouterr().err == 'tokengym: vLLM is not installed: pip install "tokengym[vllm]"\n'
 
 
 def test_a_share_of_the_memory_out_of_range(policy: CausalLMPolicy) -> None:
