@@ -53,7 +53,8 @@ def _table(table: ResultTable) -> list[str]:
     head += [f"*paper, another scale: {_text(name)} ({sizes})*" for name in beside.values()]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for row in table.rows:
-        cells = [_text(row.name), *map(_cell, row.cells)]
+        gaps = report_text.gaps(row)
+        cells = [_text(f"{row.name} ({gaps})" if gaps else row.name), *map(_cell, row.cells)]
         cells += [f"*{paper_value(row.paper, metric)}*" for metric in beside]
         lines.append(_line(cells))
     parts = [f"### {_text(table.title)}", _text(table.caption), "\n".join(lines), f"{_text(table.interval)}."]
@@ -70,7 +71,7 @@ def _cell(cell: Cell | MissingCell) -> str:
         return f"missing: {_text(cell.reason)}"
     parts = [f"{cell.mean:.3f}", _text(report_text.interval(cell))]
     if cell.missing:
-        parts.append(f"({_text(report_text.gaps(cell))})")
+        parts.append(f"({report_text.lacking(cell)})")
     return " ".join(parts)
 
 

@@ -130,7 +130,9 @@ def _is_share(table: ResultTable, column: int) -> bool:
 def _row(row: Row, shares: Sequence[bool], beside: Iterable[str]) -> str:
     ours = "".join(_cell(cell, share) for cell, share in zip(row.cells, shares, strict=True))
     papers = "".join(f"<td class=paper>{_text(paper_value(row.paper, metric))}</td>" for metric in beside)
-    return f"<tr><th scope=row>{_text(row.name)}</th>{ours}{papers}</tr>"
+    gaps = report_text.gaps(row)
+    why = f"<small class=gap>{_text(gaps)}</small>" if gaps else ""
+    return f"<tr><th scope=row>{_text(row.name)}{why}</th>{ours}{papers}</tr>"
 
 
 def _cell(cell: Cell | MissingCell, share: bool) -> str:
@@ -144,7 +146,7 @@ def _cell(cell: Cell | MissingCell, share: bool) -> str:
         )
     text += f"<small class=seeds>{_text(report_text.seeds(cell))}</small>"
     if cell.missing:
-        text += f"<small class=gap>{_text(report_text.gaps(cell))}</small>"
+        text += f"<small class=gap>{_text(report_text.lacking(cell))}</small>"
     return f"<td>{text}</td>"
 
 

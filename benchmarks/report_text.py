@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from .paper_figures import Certainty, PaperRow, PaperTable, certainties, paper_row
-from .report import Cell, Cost, ResultTable
+from .report import Cell, Cost, ResultTable, Row
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories of characters that show nothing, or change how others show."""
@@ -32,9 +32,16 @@ def seeds(cell: Cell) -> str:
     return ", ".join(f"seed {seed}: {value:.3f}" for seed, value in cell.values.items())
 
 
-def gaps(cell: Cell) -> str:
-    """Which seeds a cell lacks, and why; empty where it lacks none."""
-    return "; ".join(f"no seed {seed}: {reason}" for seed, reason in cell.missing.items())
+def lacking(cell: Cell) -> str:
+    """Which seeds a cell lacks; empty where it lacks none."""
+    return f"no seed {', '.join(map(str, cell.missing))}" if cell.missing else ""
+
+
+def gaps(row: Row) -> str:
+    """Which seeds the cells of a row lack, and why, each reason once; empty where they lack none."""
+    cells = [cell for cell in row.cells if isinstance(cell, Cell)]
+    found = (f"no seed {seed}: {reason}" for cell in cells for seed, reason in cell.missing.items())
+    return "; ".join(dict.fromkeys(found))
 
 
 def paper_metrics(table: ResultTable) -> dict[str, str]:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from tokengym.benchmarks.report import AttemptRecord, Finding, MissingCell, Report, ResultTable, Row, StepRecord
+from tokengym.benchmarks.report import AttemptRecord, Cell, Finding, MissingCell, Report, ResultTable, Row, StepRecord
 from tokengym.benchmarks.report_markdown import markdown
 from tokengym.benchmarks.report_pages import html, write_report
 from tokengym.benchmarks.report_svg import clean_svg
@@ -117,6 +117,16 @@ def test_our_figures_have_intervals_and_reasons_and_the_papers_are_marked(make_r
         assert "12,345 attempts, 678,901 tokens, 16 min 27 s" in page
         assert "sampling.temperature" in page or '"temperature": 0.7' in page
     assert "does not hold" in markdown(report)
+
+
+def test_a_reason_is_given_once_in_a_row(make_report) -> None:
+    lacking = Cell({0: 0.5}, 0.5, missing={1: "it failed"})
+    row = Row("EI", (lacking, lacking, Cell({0: 0.5}, 0.5)))
+    table = ResultTable("T", "", (row,), ("maj@1", "pass@8", "rerank@8"))
+    report = replace(make_report(0), tables=(table,))
+    for page in (" ".join(Page(html(report)).text.split()), markdown(report)):
+        assert page.count("no seed 1: it failed") == 1
+        assert page.count("no seed 1") == 3
 
 
 def test_sizes_and_gaps_of_rows_that_are_not_like_the_others(make_report) -> None:
