@@ -28,7 +28,7 @@ IntArray = NDArray[np.int64]
 
 
 class VLLM:
-    """vLLM with the weights of a model in this process, which it takes over again whenever they have changed.
+    """vLLM in this process, with the weights that a model has whenever a rollout begins.
 
     Attempts draw from random streams of their own, seeded by their keys. But vLLM's kernels do not compute a row in
     the same way in every batch, so an attempt can depend, in rare draws, on what shares the batch with it.

@@ -185,6 +185,13 @@ def test_a_share_of_the_memory_out_of_range(policy: CausalLMPolicy) -> None:
         VLLM(policy.model, 4, 64, memory=1.5)
 
 
+def test_more_slots_than_it_was_made_for(policy: CausalLMPolicy, env: Any) -> None:
+    vllm = object.__new__(VLLM)
+    vllm.num_slots = SLOTS - 1
+    with pytest.raises(ValueError, match="made for 3 attempts at the same time, and the environment has 4 slots"):
+        collect(policy.with_vllm(vllm), env, 1, seed=0)
+
+
 def test_labels_and_vllm_do_not_go_together() -> None:
     conditioned = object.__new__(ConditionedPolicy)
     with pytest.raises(ValueError, match="acts under labels"):
