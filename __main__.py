@@ -90,9 +90,6 @@ class TrainOptions(EnvChoice):
     threads: int | None = None
 
 
-_OF_AGENTS = ("resume", "num_envs", "seed", "device", "dtype", "lora_rank", "vllm_memory")
-
-
 @dataclasses.dataclass(frozen=True)
 class EvalOptions(EnvChoice):
     """What to evaluate, and how.
@@ -148,11 +145,12 @@ def train(arguments: Sequence[str]) -> None:
         from .benchmarks.tables import outcome_table
 
         _set_threads(options.threads)
+        passed_on = ("resume", "num_envs", "seed", "device", "dtype", "lora_rank", "vllm_memory")
         agent = kind(
             options.spec(),
             options.model,
             run=options.run,
-            **{name: getattr(options, name) for name in _OF_AGENTS},
+            **{name: getattr(options, name) for name in passed_on},
             **dataclasses.asdict(config),
         )
         try:
