@@ -141,8 +141,8 @@ def train(arguments: Sequence[str]) -> None:
     kind = AGENTS.get(arguments[0])
 
     def run(options: TrainOptions, config: Any) -> None:
+        from .agents.evaluation.tables import outcome_table
         from .agents.outcome_models import ORM
-        from .benchmarks.tables import outcome_table
 
         _set_threads(options.threads)
         passed_on = ("resume", "num_envs", "seed", "device", "dtype", "lora_rank", "vllm_memory")
@@ -173,8 +173,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     def run(options: EvalOptions) -> None:
         from .agents import evaluate as measure
         from .agents import load_policy
-        from .agents.base import make_rollout_env, make_vllm
-        from .benchmarks.tables import evaluation_table
+        from .agents.evaluation.tables import evaluation_table
+        from .agents.rollouts.slots import make_rollout_env, make_vllm
         from .models.outcome import OutcomeModel
 
         _set_threads(options.threads)
@@ -245,8 +245,12 @@ def doctor(arguments: Sequence[str]) -> None:
 
 def bench(arguments: Sequence[str]) -> None:
     """Measure this machine, or run an experiment: paper, parity, multiplication, ppo or rcrl (each has --help)."""
-    modules = {"env": "env_throughput", "rollout": "rollout_throughput", "memory": "rollout_memory"}
-    modules |= {"linear": "linear_theory", "grading": "grading_throughput", "orm": "orm_cost"}
+    modules = {"env": "speed.env_throughput", "rollout": "speed.rollout_throughput", "memory": "speed.rollout_memory"}
+    modules |= {
+        "linear": "studies.linear_theory",
+        "grading": "speed.grading_throughput",
+        "orm": "speed.orm_cost",
+    }
     experiments: dict[str, Callable[[Sequence[str]], None]] = {
         "paper": _paper,
         "parity": partial(_after_pretraining, "parity"),
@@ -280,7 +284,8 @@ def bench(arguments: Sequence[str]) -> None:
 
 
 def _after_pretraining(task: str, arguments: Sequence[str]) -> None:
-    from .benchmarks import after_pretraining, after_pretraining_plots
+    from .benchmarks.after_pretraining import grid as after_pretraining
+    from .benchmarks.after_pretraining import plots as after_pretraining_plots
 
     kinds = {
         "parity": after_pretraining.ParityExperiment,
@@ -296,7 +301,7 @@ def _after_pretraining(task: str, arguments: Sequence[str]) -> None:
 
 
 def _return_conditioning(arguments: Sequence[str]) -> None:
-    from .benchmarks import return_conditioning
+    from .benchmarks.studies import return_conditioning
 
     def run(experiment: return_conditioning.ReturnConditioning) -> None:
         _print(return_conditioning.table(return_conditioning.run(experiment, _print)))
@@ -306,7 +311,7 @@ def _return_conditioning(arguments: Sequence[str]) -> None:
 
 
 def _paper(arguments: Sequence[str]) -> None:
-    from .benchmarks import paper
+    from .benchmarks.paper import grid as paper
 
     def run(grid: paper.PaperGrid) -> None:
         paper.show(grid, _print)
@@ -315,7 +320,7 @@ def _paper(arguments: Sequence[str]) -> None:
 
 
 def _rewards_of_ppo(arguments: Sequence[str]) -> None:
-    from .benchmarks import ppo
+    from .benchmarks.studies import ppo_rewards as ppo
 
     def run(experiment: ppo.PPOExperiment) -> None:
         _print(ppo.table(ppo.run(experiment, _print)))
@@ -326,7 +331,7 @@ def _rewards_of_ppo(arguments: Sequence[str]) -> None:
 
 def demo(arguments: Sequence[str]) -> None:
     """Watch expert iteration teach the built-in model, in five minutes on two cores."""
-    from .benchmarks.demo import demo as run
+    from .benchmarks.studies.demo import demo as run
 
     def show(run_folder: Path | None = None, seed: int = 0) -> None:
         """Runs the demo.

@@ -13,17 +13,18 @@ from ..lazy import lazy_names
 if TYPE_CHECKING:
     from .backtranslation import Backtranslation
     from .base import AGENTS, Agent, make_agent
-    from .conditioned_policy import ConditionedPolicy, load_policy
-    from .evaluation import Evaluation, evaluate
+    from .evaluation.evaluate import Evaluation, evaluate
     from .expert_iteration import RFT, ExpertIteration, STaR
     from .grpo import GRPO
     from .outcome_models import ORM, SORM
-    from .policy import CausalLMPolicy
     from .ppo import PPO
     from .pretrain import Pretrain
     from .rcrl import RCRL
     from .reinforce import Reinforce
-    from .rollouts import Attempt, collect
+    from .rollouts.attempts import Attempt
+    from .rollouts.collect import collect
+    from .rollouts.conditioned_policy import ConditionedPolicy, load_policy
+    from .rollouts.policy import CausalLMPolicy
     from .sft import SFT
 
 __all__ = [
@@ -56,17 +57,18 @@ __getattr__, __dir__ = lazy_names(
     {
         "backtranslation": ("Backtranslation",),
         "base": ("AGENTS", "Agent", "make_agent"),
-        "conditioned_policy": ("ConditionedPolicy", "load_policy"),
-        "evaluation": ("Evaluation", "evaluate"),
+        "rollouts.conditioned_policy": ("ConditionedPolicy", "load_policy"),
+        "evaluation.evaluate": ("Evaluation", "evaluate"),
         "expert_iteration": ("RFT", "ExpertIteration", "STaR"),
         "grpo": ("GRPO",),
         "outcome_models": ("ORM", "SORM"),
-        "policy": ("CausalLMPolicy",),
+        "rollouts.policy": ("CausalLMPolicy",),
         "ppo": ("PPO",),
         "pretrain": ("Pretrain",),
         "rcrl": ("RCRL",),
         "reinforce": ("Reinforce",),
-        "rollouts": ("Attempt", "collect"),
+        "rollouts.attempts": ("Attempt",),
+        "rollouts.collect": ("collect",),
         "sft": ("SFT",),
     },
 )

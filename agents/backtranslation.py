@@ -14,16 +14,16 @@ import numpy as np
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from ..envs.problems import Problem, ProblemList, ProblemSource
+from ..envs.problems.base import Problem, ProblemList, ProblemSource
 from ..envs.token_vector_env import TokenVectorEnv
-from ..models.sampling import SamplingConfig
-from ..rewards.grading import Verdict
+from ..files import write_text
+from ..models.engine.sampling import SamplingConfig
+from ..rewards.grading.numbers import Verdict
 from .base import AGENTS, Agent, Callback
-from .learner import FineTuneConfig
-from .policy import CausalLMPolicy
-from .rollouts import Attempt
-from .runs import write_text
+from .rollouts.attempts import Attempt
+from .rollouts.policy import CausalLMPolicy
 from .sft import SFT
+from .training.learner import FineTuneConfig
 
 MARKER = "####"
 LIKE, ASK = "Like these:\n{question}\n\nSolution:\n", "Solution:\n{question}\n\nQuestion:\n"
@@ -102,7 +102,7 @@ class Backtranslation(Agent):
             "problems/kept": float(len(self.problems)),
         }
         if self.run is not None:
-            self.run.rewind(self.attempts - 1)  # what an earlier process logged of the same
+            self.run.rewind(self.num_attempts - 1)  # what an earlier process logged of the same
         self.log(metrics, callback)
         if not self.problems:
             raise ValueError(
@@ -181,7 +181,7 @@ class Backtranslation(Agent):
             **{item.name: getattr(config, item.name) for item in fields(FineTuneConfig)},
         )
         agent.learn(progress_bar=progress_bar)
-        attempts = self._sampled(name, agent.policy, asked, len(seeds), 1, seed, progress_bar)
+        attempts = self._collect_stage(name, agent.policy, asked, len(seeds), 1, seed, progress_bar)
         return [asked.decode(attempt.completion).strip() if attempt.terminated else "" for attempt in attempts]
 
     def _slots(self, prompt: str, problems: list[Problem], max_new_tokens: int) -> TokenVectorEnv:
@@ -202,13 +202,13 @@ class Backtranslation(Agent):
         """How many of the student's attempts at each problem reach the proposed answer."""
         env, count = self.make_env(), self.config.attempts
         env.problems, env.num_problems = _Graded(new, env.problems), None
-        attempts = self._sampled("student", self.policy, env, len(new), count, _STUDENT_SEED, progress_bar)
+        attempts = self._collect_stage("student", self.policy, env, len(new), count, _STUDENT_SEED, progress_bar)
         successes = dict.fromkeys((problem.id for problem in new), 0)
         for attempt in attempts:
             successes[attempt.problem.id] += attempt.is_success
         return successes
 
-    def _sampled(
+    def _collect_stage(
         self,
         name: str,
         policy: CausalLMPolicy,
@@ -219,7 +219,7 @@ class Backtranslation(Agent):
         progress_bar: bool,
     ) -> list[Attempt]:
         """All ranks' attempts, in order."""
-        attempts = self.sample(
+        attempts = self.collect_attempts(
             policy.with_sampling(temperature=self.config.temperature),
             env,
             problems,
@@ -232,8 +232,8 @@ class Backtranslation(Agent):
         if self.accelerator.num_processes > 1:
             attempts = gather_object(attempts)
         for attempt in attempts:
-            self.attempts += 1
-            self.tokens += len(attempt.completion)
+            self.num_attempts += 1
+            self.num_tokens += len(attempt.completion)
         return attempts
 
 

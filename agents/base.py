@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..envs.curriculum import Sequential
-from ..envs.registration import make_vec_env
 from ..envs.token_vector_env import TokenVectorEnv
+from ..files import new_folder, write_json
+from ..models.engine.vllm_decoder import VLLM
 from ..models.loading import load, no_progress_bars
-from ..models.tokenizers import load_tokenizer
-from ..models.vllm_decoding import VLLM
 from ..registry import Registry, unknown_name
-from .learner import Example
-from .policy import CausalLMPolicy, PolicyState
-from .rollouts import Attempt, collect_into
-from .runs import RunFolder, new_folder, write_json
+from .rollouts.attempts import Attempt
+from .rollouts.collect import collect_into
+from .rollouts.policy import CausalLMPolicy, PolicyState
+from .rollouts.slots import make_rollout_env, make_vllm
+from .training.learner import Example
+from .training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -99,9 +100,9 @@ class Agent(ABC):
         if vllm_memory is not None:
             half = {"dtype": "bfloat16"} if getattr(self.config, "bf16", False) else {}
             self._vllm = make_vllm(self.policy, self.env, vllm_memory, **half)
-        self.attempts = 0
+        self.num_attempts = 0
         """Attempts sampled for learning so far: the cost that all algorithms count."""
-        self.tokens = 0
+        self.num_tokens = 0
         """Tokens sampled for learning so far."""
         self.run_path = None if run is None else Path(run)
         self.run: RunFolder | None = None
@@ -213,7 +214,7 @@ class Agent(ABC):
             raise ValueError("this environment's problems never end: set `problems`, how many to sample attempts at")
         return min(counts)
 
-    def sample(
+    def collect_attempts(
         self,
         policy: CausalLMPolicy,
         env: TokenVectorEnv,
@@ -279,7 +280,7 @@ class Agent(ABC):
     def log(self, metrics: Mapping[str, float], callback: Callback | None, step: int | None = None) -> bool:
         """Records metrics, by default at the attempts sampled so far; whether learning goes on."""
         if self.run is not None:
-            self.run.log(self.attempts if step is None else step, metrics)
+            self.run.log(self.num_attempts if step is None else step, metrics)
         return callback is None or callback(self, dict(metrics)) is not False
 
     def progress(self, total: int, description: str, shown: bool) -> "tqdm[Any]":
@@ -313,57 +314,6 @@ _BUILT_INS = (
 
 AGENTS: Registry[type[Agent]] = Registry("agent", (f"{__package__}.{name}" for name in _BUILT_INS))
 """Agents by name; third parties join through the entry-point group `tokengym.agents`."""
-
-
-def make_rollout_env(
-    env: EnvSpec | TokenVectorEnv, policy: CausalLMPolicy, num_envs: int, **settings: Any
-) -> TokenVectorEnv:
-    """Slots for rollouts of a policy: with its tokenizer, its model's end-of-sequence tokens, and no autoreset.
-
-    Args:
-        env: what to make the slots of; settings of a spec go before those that the policy implies, but for the
-            number of slots and how they are reset.
-        policy: what will act there.
-        num_envs: number of slots.
-        settings: arguments of the environment, before all others.
-
-    Raises:
-        ValueError: the environment's tokenizer is not the policy's, or there are settings for a ready environment.
-    """
-    if isinstance(env, EnvSpec):
-        own = {name: value for name, value in env.kwargs.items() if name not in _SLOTS}
-        tokenizer = own.pop("tokenizer", policy.tokenizer)
-        _check_tokenizer(load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer, policy)
-        ends = policy.model.generation_config.eos_token_id if policy.model.generation_config is not None else None
-        implied = {
-            "autoreset_mode": "Disabled",
-            "copy": False,
-            "tokenizer": policy.tokenizer,
-            "eos_token_ids": [] if ends is None else [ends] if isinstance(ends, int) else ends,
-        }
-        spec = copy.deepcopy(env)
-        spec.kwargs = {}
-        return make_vec_env(spec, num_envs, **{**implied, **own, **settings})
-    slots = make_vec_env(env, num_envs, **settings)
-    _check_tokenizer(slots.tokenizer, policy)
-    return slots
-
-
-def make_vllm(policy: CausalLMPolicy, env: TokenVectorEnv, memory: float, **arguments: Any) -> VLLM:
-    """A vLLM for rollouts of a policy in an environment; `policy.with_vllm` takes it. See `VLLM` for the rest."""
-    return VLLM(policy.model, env.num_envs, env.max_prompt_tokens + env.max_new_tokens, memory=memory, **arguments)
-
-
-# Settings of a vector of slots that say nothing about what is in them.
-_SLOTS = ("num_envs", "vectorization_mode", "autoreset_mode", "copy")
-
-
-def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", policy: CausalLMPolicy) -> None:
-    if tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-        raise ValueError(
-            f"the environment's tokenizer {tokenizer.name_or_path!r} is not that of the model "
-            f"{policy.model.name_or_path!r}: leave `tokenizer` out, and the environment gets the model's"
-        )
 
 
 def make_agent(name: str, env: Environment, model: str | Path | None = None, **config: Any) -> Agent:

@@ -18,15 +18,16 @@ from torch import Tensor
 
 from ..envs.curriculum import Curriculum, Sequential, Uniform
 from ..envs.token_vector_env import TokenVectorEnv
+from ..files import new_folder, remove_folder, write_json
+from ..models.engine.sampling import SamplingConfig
 from ..models.outcome import OutcomeModel
-from ..models.sampling import SamplingConfig
-from ..rewards.solutions import equation_sequence, exact_text
+from ..rewards.grading.solutions import equation_sequence, exact_text
 from .base import AGENTS, Agent, Callback
-from .evaluation import score_attempts, validate
-from .fine_tuning import fine_tune, restore, snapshot
-from .learner import Example, FineTuneConfig
-from .rollouts import Attempt, RolloutStatistics, collect_into
-from .runs import new_folder, remove_folder, write_json
+from .evaluation.evaluate import score_attempts, validate
+from .rollouts.attempts import Attempt, RolloutStatistics
+from .rollouts.collect import collect_into
+from .training.fine_tuning import fine_tune, restore, snapshot
+from .training.learner import Example, FineTuneConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -156,16 +157,16 @@ class ExpertIteration(Agent):
         best: _Round | None = None
         try:
             for number in range(config.rounds + 1):
-                if number and total_episodes is not None and self.attempts + episodes > total_episodes:
+                if number and total_episodes is not None and self.num_attempts + episodes > total_episodes:
                     break
                 metrics: dict[str, float] = {}
                 if number:
-                    kept = self._explore(number, episodes, metrics, progress_bar)
+                    kept = self._collect_round(number, episodes, metrics, progress_bar)
                     dataset = {**kept, **dataset} if config.accumulate else kept
                 current = self._finished(number)
                 if current is None:
                     if self.run is not None:
-                        self.run.rewind(self.attempts - 1)  # what a killed process logged of this round
+                        self.run.rewind(self.num_attempts - 1)  # what a killed process logged of this round
                     if number or dataset:
                         if config.restart == "base":
                             restore(self.model, base)
@@ -213,7 +214,7 @@ class ExpertIteration(Agent):
 
     # ----------------------------------------------------------------------------------------------------- exploration
 
-    def _explore(self, number: int, episodes: int, metrics: dict[str, float], progress_bar: bool) -> Dataset:
+    def _collect_round(self, number: int, episodes: int, metrics: dict[str, float], progress_bar: bool) -> Dataset:
         """Samples K attempts at every problem; returns R_i, the distinct ones that are good enough."""
         started = time.perf_counter()
         shots = self.config.shots if number == 1 else 0
@@ -240,8 +241,8 @@ class ExpertIteration(Agent):
                 count += their_count
                 for key, example in their_kept.items():  # in the order in which one process would have kept them
                     kept.setdefault(key, example)
-        self.attempts += statistics.attempts
-        self.tokens += statistics.tokens
+        self.num_attempts += statistics.attempts
+        self.num_tokens += statistics.tokens
         metrics |= statistics.metrics(time.perf_counter() - started)
         metrics["rollout/skipped_prompts"] = env.num_skipped
         metrics["rollout/kept"] = count

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .base import AGENTS
-from .estimators import group_advantages
-from .learner import Example, Learner, Loss, MicroBatch
-from .losses import clipped, clipped_surrogate, k3_divergence, masked_aggregate
-from .policy_gradient import PolicyGradientAgent, PolicyGradientConfig
-from .proximal import Reference, TokenValues, evaluate_as_trained, shuffled
-from .rollouts import Attempt
+from .on_policy import PolicyGradientAgent, PolicyGradientConfig
+from .rollouts.attempts import Attempt
+from .training.advantages import group_advantages
+from .training.learner import Example, Learner, Loss, MicroBatch
+from .training.losses import clipped, clipped_surrogate, k3_divergence, masked_aggregate
+from .training.reference import Reference, TokenValues, evaluate_as_trained, shuffled
 
 
 @dataclass(frozen=True)

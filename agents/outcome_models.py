@@ -22,15 +22,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..envs.token_vector_env import TokenVectorEnv
+from ..files import write_json
+from ..models.engine.sampling import SamplingConfig
 from ..models.loading import load
 from ..models.outcome import OutcomeModel, is_outcome_model
-from ..models.sampling import SamplingConfig
 from .base import AGENTS, Agent, Callback
-from .classification import Bin, accuracy, auc, calibration, expected_calibration_error
-from .fine_tuning import run_epochs, updates
-from .learner import Example, FineTuneConfig, Learner, Loss, MicroBatch, OptimizerConfig
-from .losses import masked_aggregate
-from .outcome_labels import (
+from .evaluation.classification import Bin, accuracy, auc, calibration, expected_calibration_error
+from .rollouts.attempts import Attempt, AttemptFile, RolloutStatistics
+from .rollouts.continuations import label_prefixes
+from .training.fine_tuning import run_epochs, updates
+from .training.learner import Example, FineTuneConfig, Learner, Loss, MicroBatch, OptimizerConfig
+from .training.losses import masked_aggregate
+from .training.outcome_labels import (
     Labelled,
     balanced_lengths,
     balanced_problems,
@@ -39,9 +42,6 @@ from .outcome_labels import (
     outcome_labels,
     spread,
 )
-from .prefix_labels import label_prefixes
-from .rollouts import Attempt, AttemptFile, RolloutStatistics
-from .runs import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -238,14 +238,14 @@ class ORM(Agent):
         started, config = time.perf_counter(), self.config
         metrics: dict[str, float] = {}
         attempts = self._training_attempts(progress_bar, metrics)
-        labelled = self._gathered(self._label("train", self.env, attempts, progress_bar))
+        labelled = self._gather_labels(self._label("train", self.env, attempts, progress_bar))
         metrics |= {f"labels/{name}": value for name, value in label_statistics(labelled).items()}
         if config.balance:
             labelled = self._balanced(labelled)
         validation = self.make_validation_env()
         count = min(config.validation_problems, validation.size or config.validation_problems)
-        held_out = self._sampled("validation", validation, count, progress_bar)
-        held_out = self._gathered(self._label("validation", validation, held_out, progress_bar))
+        held_out = self._collect_split("validation", validation, count, progress_bar)
+        held_out = self._gather_labels(self._label("validation", validation, held_out, progress_bar))
         metrics["time/label_seconds"] = time.perf_counter() - started
 
         started = time.perf_counter()
@@ -283,7 +283,7 @@ class ORM(Agent):
         if self.config.pool is not None:
             return self._share(self._pooled())
         problems, started = self.count_problems(self.config.problems), time.perf_counter()
-        attempts = self._sampled("train", self.env, problems, progress_bar)
+        attempts = self._collect_split("train", self.env, problems, progress_bar)
         statistics = RolloutStatistics()
         for attempt in attempts:
             statistics.add(attempt)
@@ -292,13 +292,13 @@ class ORM(Agent):
             statistics = RolloutStatistics()
             for part in parts:
                 statistics.merge(part)
-        self.attempts, self.tokens = statistics.attempts, statistics.tokens
+        self.num_attempts, self.num_tokens = statistics.attempts, statistics.tokens
         metrics |= statistics.metrics(time.perf_counter() - started)
         return attempts
 
-    def _sampled(self, name: str, env: TokenVectorEnv, problems: int, progress_bar: bool) -> list[Attempt]:
+    def _collect_split(self, name: str, env: TokenVectorEnv, problems: int, progress_bar: bool) -> list[Attempt]:
         """K attempts at each of the first problems, this rank's share, kept in the `<name>` folder of the run."""
-        return self.sample(
+        return self.collect_attempts(
             self.policy.with_sampling(temperature=self.config.temperature),
             env,
             problems,
@@ -346,7 +346,7 @@ class ORM(Agent):
         chosen = list(groups.values())[len(groups) * rank // ranks : len(groups) * (rank + 1) // ranks]
         return list(itertools.chain.from_iterable(chosen))
 
-    def _gathered(self, labelled: list[Labelled]) -> list[Labelled]:
+    def _gather_labels(self, labelled: list[Labelled]) -> list[Labelled]:
         """The labelled attempts of all ranks, in their order."""
         return gather_object(labelled) if self.accelerator.num_processes > 1 else labelled
 

@@ -14,12 +14,12 @@ from ..models.critics import CRITICS, ActorCritic, make_critic
 from ..models.forward import token_logprobs_and_entropy
 from ..models.layers import train_top_layers
 from .base import AGENTS
-from .estimators import adapted_kl_coef, explained_variance, generalized_advantages, whiten
-from .learner import PAPER_LEARNING_RATE, Example, Learner, Loss, MicroBatch
-from .losses import clipped, clipped_surrogate, k1_divergence, k3_divergence, masked_aggregate, value_error
-from .policy_gradient import PolicyGradientAgent, PolicyGradientConfig
-from .proximal import Reference, TokenValues, evaluate_as_trained, shuffled
-from .rollouts import Attempt
+from .on_policy import PolicyGradientAgent, PolicyGradientConfig
+from .rollouts.attempts import Attempt
+from .training.advantages import adapted_kl_coef, explained_variance, generalized_advantages, whiten
+from .training.learner import PAPER_LEARNING_RATE, Example, Learner, Loss, MicroBatch
+from .training.losses import clipped, clipped_surrogate, k1_divergence, k3_divergence, masked_aggregate, value_error
+from .training.reference import Reference, TokenValues, evaluate_as_trained, shuffled
 
 # Of reinforcement learning over that of supervised fine-tuning: 1e-6 over 2e-5 in the paper.
 RATE_RATIO = 0.05

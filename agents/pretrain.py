@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from ..envs.registration import make_vec_env
-from ..models.scratch import ARCHITECTURES, new_model
+from ..models.new_model import ARCHITECTURES, new_model
 from .base import AGENTS, Agent, Callback
-from .checkpoints import load_checkpoint, save_checkpoint
-from .evaluation import validate
-from .fine_tuning import nll
-from .learner import Example, Learner, OptimizerConfig
+from .evaluation.evaluate import validate
+from .training.checkpoints import load_checkpoint, save_checkpoint
+from .training.fine_tuning import nll
+from .training.learner import Example, Learner, OptimizerConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

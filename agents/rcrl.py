@@ -14,25 +14,22 @@ from typing import Literal, Self
 
 import numpy as np
 from accelerate.utils import gather_object
-from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models.labels import BAD, GOOD, Labels, add_labels
+from ..arrays import FloatArray, IntArray
+from ..models.condition_tokens import BAD, GOOD, Labels, add_labels
 from ..models.loading import load, with_lora
 from ..models.outcome import OutcomeModel
-from ..rewards.base import newline_tokens, step_ends
+from ..rewards.steps import newline_tokens, step_ends
 from .base import AGENTS, Agent, Callback
-from .conditioned_policy import ConditionedPolicy
-from .evaluation import validate
-from .fine_tuning import fine_tune
-from .learner import Example, FineTuneConfig
-from .policy import CausalLMPolicy
-from .prefix_labels import label_prefixes
-from .return_labels import Judged, balanced, labelled, quantile_edges
-from .rollouts import Attempt, AttemptFile, RolloutStatistics
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
+from .evaluation.evaluate import validate
+from .rollouts.attempts import Attempt, AttemptFile, RolloutStatistics
+from .rollouts.conditioned_policy import ConditionedPolicy
+from .rollouts.continuations import label_prefixes
+from .rollouts.policy import CausalLMPolicy
+from .training.fine_tuning import fine_tune
+from .training.learner import Example, FineTuneConfig
+from .training.return_labels import Judged, balanced, labelled, quantile_edges
 
 # Continuations draw other numbers than the attempts that they continue.
 _LABEL_SEED = 500_009
@@ -171,7 +168,7 @@ class RCRL(Agent):
         if config.validation_problems:
             metrics |= validate(self, self.make_validation_env(), config.validation_problems)
         if self.run is not None:
-            self.run.rewind(self.attempts - 1)  # what a process logged that was killed before it had saved the model
+            self.run.rewind(self.num_attempts - 1)  # logged by a process killed before it saved the model
         self.log(metrics, callback)
         self.keep_model()
         return self
@@ -188,15 +185,15 @@ class RCRL(Agent):
     def _sample(self, budget: int | None, metrics: dict[str, float], progress_bar: bool) -> list[Attempt]:
         """The pool's attempts, in order."""
         started, statistics = time.perf_counter(), RolloutStatistics()
-        attempts = self._given() if self.config.pool is not None else self._gathered(budget, progress_bar)
+        attempts = self._collect_pool() if self.config.pool is not None else self._collect_new(budget, progress_bar)
         for attempt in attempts:
             statistics.add(attempt)
-        self.attempts += statistics.attempts
-        self.tokens += statistics.tokens
+        self.num_attempts += statistics.attempts
+        self.num_tokens += statistics.tokens
         metrics |= statistics.metrics(time.perf_counter() - started)
         return attempts
 
-    def _given(self) -> list[Attempt]:
+    def _collect_pool(self) -> list[Attempt]:
         """The attempts of an earlier run's pool."""
         folder = Path(self.config.pool or "")
         files = sorted(folder.glob("attempts-*.jsonl"), key=lambda path: int(path.stem.removeprefix("attempts-")))
@@ -205,7 +202,7 @@ class RCRL(Agent):
             raise ValueError(f"{folder} holds no attempts: give the `pool` folder of a run of this agent")
         return attempts
 
-    def _gathered(self, budget: int | None, progress_bar: bool) -> list[Attempt]:
+    def _collect_new(self, budget: int | None, progress_bar: bool) -> list[Attempt]:
         """Newly sampled attempts, of all ranks."""
         config = self.config
         problems = self.count_problems(config.problems)
@@ -215,7 +212,7 @@ class RCRL(Agent):
                 f"the pool takes {problems} problems x {config.samples_per_problem} = {episodes} attempts, more than "
                 f"total_episodes={budget}: raise it, or lower problems or samples_per_problem"
             )
-        ours = self.sample(
+        ours = self.collect_attempts(
             self.policy.with_sampling(temperature=config.temperature),
             self.env,
             problems,
@@ -292,7 +289,7 @@ class RCRL(Agent):
         if self.accelerator.num_processes > 1:
             rollouts = sum(gather_object([rollouts]))
         metrics["labels/rollouts"] = rollouts
-        self.attempts += rollouts
+        self.num_attempts += rollouts
         return [count / samples for count in counts]
 
     def _scores(self, attempts: Sequence[Attempt], ends: Sequence[IntArray]) -> list[FloatArray]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .base import AGENTS
-from .estimators import leave_one_out, mean_baseline
-from .learner import Example, Learner, MicroBatch
-from .losses import masked_aggregate, policy_gradient
-from .policy_gradient import PolicyGradientAgent, PolicyGradientConfig
-from .rollouts import Attempt
+from .on_policy import PolicyGradientAgent, PolicyGradientConfig
+from .rollouts.attempts import Attempt
+from .training.advantages import leave_one_out, mean_baseline
+from .training.learner import Example, Learner, MicroBatch
+from .training.losses import masked_aggregate, policy_gradient
 
 BASELINES = {"none": lambda returns: returns, "mean": mean_baseline, "rloo": leave_one_out}
 

@@ -2,7 +2,7 @@
 
     from stable_baselines3 import PPO
     env = SB3VecEnv(gym.make_vec("tokengym/Arithmetic-v0", 8, autoreset_mode="SameStep"))
-    PPO(CausalLMPolicy, env, policy_kwargs={"model": "tokengym/tiny"}).learn(10_000)
+    PPO(SB3CausalLMPolicy, env, policy_kwargs={"model": "tokengym/tiny"}).learn(10_000)
 
 This is the slow, independent cross-check of our own agents, and the example for bringing other algorithms. SB3 knows no
 sequences, so every token costs a forward pass over all that come before it, when it is sampled and at every update.
@@ -23,7 +23,7 @@ from ..models.critics import ActorCritic, make_critic
 from ..models.loading import load
 
 
-class CausalLMPolicy(ActorCriticPolicy):
+class SB3CausalLMPolicy(ActorCriticPolicy):
     """A causal language model with a critic, as a policy of Stable-Baselines3's on-policy algorithms.
 
     Dropout stays off in updates, too: the policy that is updated is the one that acted.

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from .base import AGENTS, Agent, Callback
-from .evaluation import evaluate
-from .fine_tuning import fine_tune
-from .learner import FineTuneConfig
+from .evaluation.evaluate import evaluate
+from .training.fine_tuning import fine_tune
+from .training.learner import FineTuneConfig
 
 
 @dataclass(frozen=True)

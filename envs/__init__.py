@@ -6,7 +6,6 @@ from ..lazy import lazy_names
 from .registration import IDS, make_vec_env, register_envs
 
 if TYPE_CHECKING:
-    from .arithmetic import Arithmetic
     from .curriculum import (
         CURRICULA,
         Backtracking,
@@ -17,15 +16,16 @@ if TYPE_CHECKING:
         Uniform,
         make_curriculum,
     )
-    from .dataset import Dataset
     from .doctor import diagnose
-    from .gsm8k import GSM8K
-    from .math import MATH
-    from .multiplication import Multiplication
-    from .parity import Parity
-    from .problems import PROBLEMS, Problem, ProblemList, ProblemSource, make_problems
+    from .problems.arithmetic import Arithmetic
+    from .problems.base import PROBLEMS, Problem, ProblemList, ProblemSource, make_problems
+    from .problems.competition_math import MATH
+    from .problems.dataset import Dataset
+    from .problems.gsm8k import GSM8K
+    from .problems.multiplication import Multiplication
+    from .problems.parity import Parity
+    from .problems.svamp import SVAMP
     from .sb3 import SB3VecEnv
-    from .svamp import SVAMP
     from .token_env import TokenEnv
     from .token_vector_env import TokenVectorEnv, slot_info
 
@@ -63,7 +63,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "arithmetic": ("Arithmetic",),
+        "problems.arithmetic": ("Arithmetic",),
         "curriculum": (
             "CURRICULA",
             "Backtracking",
@@ -74,15 +74,15 @@ __getattr__, __dir__ = lazy_names(
             "Uniform",
             "make_curriculum",
         ),
-        "dataset": ("Dataset",),
+        "problems.dataset": ("Dataset",),
         "doctor": ("diagnose",),
-        "gsm8k": ("GSM8K",),
-        "math": ("MATH",),
-        "multiplication": ("Multiplication",),
-        "parity": ("Parity",),
-        "problems": ("PROBLEMS", "Problem", "ProblemList", "ProblemSource", "make_problems"),
+        "problems.gsm8k": ("GSM8K",),
+        "problems.competition_math": ("MATH",),
+        "problems.multiplication": ("Multiplication",),
+        "problems.parity": ("Parity",),
+        "problems.base": ("PROBLEMS", "Problem", "ProblemList", "ProblemSource", "make_problems"),
         "sb3": ("SB3VecEnv",),
-        "svamp": ("SVAMP",),
+        "problems.svamp": ("SVAMP",),
         "token_env": ("TokenEnv",),
         "token_vector_env": ("TokenVectorEnv", "slot_info"),
     },

@@ -8,9 +8,9 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from .expressions import evaluate
-from .problems import SPLITS, Problem, ProblemSource
-from .prompts import render_prompt
+from .problems.base import SPLITS, Problem, ProblemSource
+from .problems.expressions import evaluate
+from .problems.prompts import render_prompt
 from .registration import make_vec_env
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from gymnasium.envs.registration import EnvSpec
 from ..registry import unknown_name
 
 if TYPE_CHECKING:
-    from .problems import ProblemSource
+    from .problems.base import ProblemSource
     from .token_env import TokenEnv
     from .token_vector_env import TokenVectorEnv
 
@@ -104,7 +104,7 @@ def _divide(
     problems: "str | ProblemSource", settings: Mapping[str, Any], excluded: tuple[str, ...]
 ) -> "tuple[ProblemSource, dict[str, Any]]":
     """The problem source made of its part of `settings`, and the environment's part."""
-    from .problems import PROBLEMS, ProblemSource, make_problems
+    from .problems.base import PROBLEMS, ProblemSource, make_problems
     from .token_vector_env import TokenVectorEnv
 
     of_env = _keywords(TokenVectorEnv) - {"problems", *excluded}

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
-from .problems import ProblemSource
+from .problems.base import ProblemSource
 from .token_vector_env import Observation, TokenVectorEnv, slot_info
 
 

@@ -15,18 +15,16 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
+from ..arrays import BoolArray, FloatArray, IntArray
 from ..rewards import Reward, Verdict, make_reward
 from ..rewards.base import TERMINATED, TRUNCATED
 from .curriculum import Curriculum, make_curriculum
-from .problems import Problem, ProblemSource
-from .prompts import CHAT, render_prompt, resolve_template
+from .problems.base import Problem, ProblemSource
+from .problems.prompts import CHAT, render_prompt, resolve_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.float64]
 Observation = dict[str, NDArray[Any]]
 Infos = dict[str, Any]
 Step = tuple[Observation, FloatArray, BoolArray, BoolArray, Infos]
@@ -221,7 +219,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         starts = [self._draw() if name is None else self._find(name) for name in problem_ids]
         for i, (problem, _) in enumerate(starts):
             if problem_ids[i] is None and prefixes[i] is None:
-                encoded_prefixes[i] = self._given(problem)
+                encoded_prefixes[i] = self._solution_prefix(problem)
         if self._reset_needed:
             self._terminations[:] = True
             self._reset_needed = False
@@ -430,7 +428,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             raise ValueError(f"a prefix must not hold an end-of-sequence token, got {tokens.tolist()}")
         return tokens
 
-    def _given(self, problem: Problem) -> IntArray:
+    def _solution_prefix(self, problem: Problem) -> IntArray:
         """What the curriculum gives of a solution; nothing, where that would leave no token to add."""
         tokens = self._encode(self.curriculum.prefix(problem))
         return tokens if len(tokens) < self.max_new_tokens else tokens[:0]
@@ -438,7 +436,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def _begin_next(self, infos: Infos, slots: IntArray) -> Infos:
         """Begins the curriculum's next attempts in the slots."""
         starts = [self._draw() for _ in slots]
-        return self._begin(infos, slots, starts, [self._given(problem) for problem, _ in starts])
+        return self._begin(infos, slots, starts, [self._solution_prefix(problem) for problem, _ in starts])
 
     def _begin(
         self,
@@ -470,7 +468,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self._reward_log[slots] = 0
         problems = [problem for problem, _ in starts]
         self.reward.begin(slots, problems, prefix_lengths)
-        return self._tell(
+        return self._add_infos(
             infos,
             slots,
             {
@@ -526,11 +524,15 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self._truncations |= truncated
             for slot in ending.tolist():
                 self.curriculum.ended(self.problem(slot), cast(Verdict, verdicts[slot]).correct)
-            told = self._tell({}, ending, self._outcomes(ending, [cast(Verdict, verdicts[slot]) for slot in ending]))
+            final_infos = self._add_infos(
+                {}, ending, self._outcomes(ending, [cast(Verdict, verdicts[slot]) for slot in ending])
+            )
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
-                infos = self._tell(infos, ending, {"final_obs": self._final_observations(ending), "final_info": told})
+                infos = self._add_infos(
+                    infos, ending, {"final_obs": self._final_observations(ending), "final_info": final_infos}
+                )
             else:
-                infos = told
+                infos = final_infos
         if beginning is not None and len(beginning):
             infos = self._begin_next(infos, beginning)
         terminations, truncations = self._terminations.copy(), self._truncations.copy()
@@ -606,13 +608,13 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             outcomes["reward_components"] = {name: paid[slots] for name, paid in components.items()}
         return outcomes
 
-    def _tell(self, infos: Infos, slots: IntArray, values: Mapping[str, Any]) -> Infos:
+    def _add_infos(self, infos: Infos, slots: IntArray, values: Mapping[str, Any]) -> Infos:
         """Adds to `infos` the values of some slots, in the layout of `VectorEnv._add_info`, all slots at once."""
         for key, value in values.items():
             if key == "final_info":
                 array = value  # laid out already
             elif isinstance(value, dict):
-                array = self._tell(infos.get(key, {}), slots, value)
+                array = self._add_infos(infos.get(key, {}), slots, value)
             else:
                 array = infos.get(key)
                 if array is None:

@@ -23,17 +23,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..arrays import FloatArray, IntArray
 from ..registry import unknown_name
+from .engine.scorer import SlotScorer
 from .forward import micro_batches, selected_logits, sigmoid
 from .loading import check_vocabulary, no_progress_bars
-from .scoring import SlotScorer
 from .tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 KINDS = ("orm", "sorm")
 """What the labels were: the attempt's own outcome, or whether any continuation of the prefix was correct."""

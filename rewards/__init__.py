@@ -10,17 +10,17 @@ from .base import (
     RUNNING,
     TERMINATED,
     TRUNCATED,
-    Attempt,
     AttemptReward,
     AttemptView,
+    FinishedAttempt,
     ProblemLike,
     Reward,
     Step,
     StepReward,
 )
 from .dense import DenseReward
-from .free_form import grade_free_form
-from .grading import Verdict, grade, normalize_number
+from .grading.latex import grade_free_form
+from .grading.numbers import Verdict, grade, normalize_number
 from .outcome import OutcomeReward
 from .sparse import SparseReward
 from .sum import SumReward
@@ -33,10 +33,10 @@ __all__ = [
     "RUNNING",
     "TERMINATED",
     "TRUNCATED",
-    "Attempt",
     "AttemptReward",
     "AttemptView",
     "DenseReward",
+    "FinishedAttempt",
     "OutcomeReward",
     "ProblemLike",
     "Reward",

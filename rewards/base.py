@@ -5,20 +5,18 @@ pays once, when an attempt ends; `StepReward` pays at the end of each step, a st
 environment grades each finished attempt once and hands the verdict over: rewards pay, they do not grade.
 """
 
-import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from transformers import PreTrainedTokenizerBase
 
-from .grading import Verdict
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
+from ..arrays import FloatArray, IntArray
+from .grading.numbers import Verdict
+from .steps import Line, decode, newline_tokens
 
 RUNNING, TERMINATED, TRUNCATED = 0, 1, 2
 """How an attempt stands after its newest token: going on, ended by end-of-sequence, or cut off by the token budget."""
@@ -102,11 +100,11 @@ class Reward(ABC):
 
     def decode(self, tokens: IntArray) -> str:
         """The text of `tokens` [T], special tokens left out."""
-        return _decode(self.view.tokenizer, tokens)
+        return decode(self.view.tokenizer, tokens)
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class FinishedAttempt:
     """A finished attempt."""
 
     slot: int
@@ -127,7 +125,7 @@ class AttemptReward(Reward):
         self._problems.update(zip(slots.tolist(), problems, strict=True))
 
     @abstractmethod
-    def attempt_reward(self, attempt: Attempt) -> float:
+    def attempt_reward(self, attempt: FinishedAttempt) -> float:
         """What a finished attempt is worth. A truncated one has the verdict `truncated`."""
 
     def score(self, lengths: IntArray, ended: IntArray, verdicts: Sequence[Verdict | None]) -> FloatArray:
@@ -135,7 +133,7 @@ class AttemptReward(Reward):
         if not np.count_nonzero(ended):
             return rewards
         for slot in np.flatnonzero((ended != RUNNING) & (lengths > 0)).tolist():
-            attempt = Attempt(slot, self._problems[slot], self.view.completion(slot), _verdict(verdicts, slot))
+            attempt = FinishedAttempt(slot, self._problems[slot], self.view.completion(slot), _verdict(verdicts, slot))
             rewards[slot, lengths[slot] - 1] = _finite(self.attempt_reward(attempt), (), self)
         return rewards
 
@@ -157,27 +155,12 @@ class Step:
 
 
 @dataclass(slots=True)
-class _Line:
-    """Where a completion's unfinished line starts."""
-
-    start: int = 0
-    carried: str = ""  # text after the newline inside the token that ended the last line
-
-    def finish(self, tokens: NDArray[np.integer], decode: Callable[[Any], str]) -> str:
-        """The text of the line that ends with the last of `tokens`, a completion so far; "" if it is blank."""
-        text = self.carried + decode(tokens[self.start :])
-        line, newline, rest = text.rpartition("\n")
-        self.start, self.carried = len(tokens), rest if newline else ""
-        return (line if newline else text).strip()
-
-
-@dataclass(slots=True)
 class _Progress:
     """Where a slot's attempt stands: its finished steps, and its unfinished line."""
 
     problem: ProblemLike
     steps: list[str] = field(default_factory=list)
-    line: _Line = field(default_factory=_Line)
+    line: Line = field(default_factory=Line)
 
 
 class StepReward(Reward):
@@ -243,39 +226,6 @@ class StepReward(Reward):
         if steps:
             rewards[[step.slot for step in steps], columns] = _finite(self.step_rewards(steps), (len(steps),), self)
         return rewards
-
-
-def step_ends(
-    completions: Sequence[NDArray[np.integer]], terminated: Sequence[bool], tokenizer: PreTrainedTokenizerBase
-) -> list[IntArray]:
-    """The last token of each step of finished attempts, by the rules of `StepReward`: indices [S] into each completion.
-
-    Args:
-        completions: of C attempts, [T] each.
-        terminated: whether each ended by itself; the line that a token budget cuts off is no step.
-        tokenizer: theirs.
-    """
-    decode = functools.partial(_decode, tokenizer)
-    newline = newline_tokens(tokenizer)
-    found: list[IntArray] = []
-    for completion, ended in zip(completions, terminated, strict=True):
-        boundary = newline[completion]
-        boundary[len(completion) - 1 :] |= ended
-        line = _Line()
-        ends = [end for end in np.flatnonzero(boundary).tolist() if line.finish(completion[: end + 1], decode)]
-        found.append(np.array(ends, np.int64))
-    return found
-
-
-def newline_tokens(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.bool_]:
-    """Which token ids [V] have a newline in their text."""
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return np.fromiter(("\n" in text for text in texts), dtype=np.bool_, count=len(tokenizer))
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, tokens: NDArray[np.integer]) -> str:
-    text = tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
-    return text if isinstance(text, str) else "".join(text)
 
 
 def no_rewards(lengths: IntArray) -> FloatArray:

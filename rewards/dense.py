@@ -23,9 +23,10 @@ from typing import Literal
 
 from numpy.typing import ArrayLike
 
+from ..arrays import IntArray
 from ..registry import unknown_name
-from . import solutions
-from .base import AttemptView, IntArray, ProblemLike, Step, StepReward
+from .base import AttemptView, ProblemLike, Step, StepReward
+from .grading import solutions
 
 Match = Literal["result", "equation", "exact_text"]
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..arrays import FloatArray, IntArray
 from ..registry import unknown_name
-from .base import TERMINATED, AttemptView, FloatArray, IntArray, ProblemLike, Step, StepReward, no_rewards
-from .grading import Verdict
+from .base import TERMINATED, AttemptView, ProblemLike, Step, StepReward, no_rewards
+from .grading.numbers import Verdict
 
 if TYPE_CHECKING:
     from ..models import OutcomeModel

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from .base import AttemptView, FloatArray, IntArray, ProblemLike, Reward
-from .grading import Verdict
+from ..arrays import FloatArray, IntArray
+from .base import AttemptView, ProblemLike, Reward
+from .grading.numbers import Verdict
 
 
 class SumReward(Reward):

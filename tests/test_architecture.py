@@ -38,7 +38,11 @@ def test_imports_go_down_the_list_only(path: Path) -> None:
 
 def test_the_check_sees_an_import_against_the_direction(tmp_path: Path) -> None:
     bad = ROOT / "models" / "never_written.py"
-    spellings = ("from ..envs import TokenEnv", "from tokengym.agents import base", "import tokengym.benchmarks.demo")
+    spellings = (
+        "from ..envs import TokenEnv",
+        "from tokengym.agents import base",
+        "import tokengym.benchmarks.studies.demo",
+    )
 
     class Fake(type(bad)):
         def read_text(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -74,7 +74,7 @@ def test_what_the_student_solves_sometimes_is_kept_and_can_be_learnt_from(propos
     kept, out = metrics["problems/kept"], metrics["problems/never_solved"] + metrics["problems/always_solved"]
     assert kept + out == 8
     assert 0 < kept == len(agent.problems)
-    assert agent.attempts == 8 * 4
+    assert agent.num_attempts == 8 * 4
     rows = [json.loads(line) for line in (tmp_path / "run" / "problems.jsonl").read_text().splitlines()]
     by_question = {problem.question: problem for problem in proposals}
     for row in rows:

@@ -12,7 +12,7 @@ import torch
 
 from tokengym import registry
 from tokengym.agents import AGENTS, RFT, SFT, Agent, ExpertIteration, STaR, make_agent
-from tokengym.agents.rollouts import collect
+from tokengym.agents.rollouts.collect import collect
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.registry import UnknownNameError
 

@@ -15,9 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokengym.agents import RFT, ExpertIteration, STaR, expert_iteration, learner, rollouts
-from tokengym.agents.policy import CausalLMPolicy
-from tokengym.agents.rollouts import Attempt, AttemptFile, collect
+from tokengym.agents import RFT, ExpertIteration, STaR, expert_iteration
+from tokengym.agents.rollouts import collect as rollouts
+from tokengym.agents.rollouts.attempts import Attempt, AttemptFile
+from tokengym.agents.rollouts.collect import collect
+from tokengym.agents.rollouts.policy import CausalLMPolicy
+from tokengym.agents.training import learner
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load_tokenizer
 from tokengym.models.outcome import OutcomeModel
@@ -318,13 +321,13 @@ def test_each_problem_is_attempted_exactly_k_times_at_the_temperature(make_agent
         counts = Counter(attempt.problem.id for attempt in record.read(agent.env))
         assert counts == {f"train-{question}": 12 for question in ["a", "b", "ab", "ba"]}
     assert temperatures == [0.9, 0.9]
-    assert agent.attempts == 96
+    assert agent.num_attempts == 96
     lengths = [
         len(attempt.completion)
         for number in (1, 2)
         for attempt in AttemptFile(tmp_path / "run" / f"round-{number}" / "attempts-0.jsonl").read(agent.env)
     ]
-    assert agent.tokens == sum(lengths)
+    assert agent.num_tokens == sum(lengths)
     # Rounds draw from streams of their own, also where the policy is the same.
     assert len(set(map(tuple, np.split(np.array(lengths), 2)))) == 2
 
@@ -485,7 +488,7 @@ def test_learning_stops_when_validation_does_not_improve_and_keeps_the_best_roun
 
 def test_the_budget_of_attempts_is_kept(make_agent, trainings) -> None:
     agent = make_agent().learn(total_episodes=2 * 72 + 71)
-    assert agent.attempts == 144
+    assert agent.num_attempts == 144
     assert len(trainings) == 3
     with pytest.raises(ValueError, match=r"6 problems x 12 = 72 attempts.*total_episodes=71"):
         make_agent().learn(total_episodes=71)
@@ -567,7 +570,7 @@ def test_killed_and_resumed_equals_never_killed(make_agent, whole, tmp_path, mon
     assert metrics_of(run) == whole[0]
     assert same(weights(agent.model), whole[1])
     assert same(saved(run), whole[1])
-    assert agent.attempts == 3 * 72
+    assert agent.num_attempts == 3 * 72
 
 
 def test_killed_twice_and_a_finished_run_resumed_is_left_as_it_is(make_agent, whole, tmp_path, monkeypatch) -> None:

@@ -21,8 +21,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from tokengym.__main__ import main
-from tokengym.agents import ORM, SORM, learner, outcome_models, prefix_labels, rollouts
-from tokengym.agents.outcome_labels import (
+from tokengym.agents import ORM, SORM, outcome_models
+from tokengym.agents.evaluation.tables import outcome_table
+from tokengym.agents.outcome_models import OutcomeReport, bce
+from tokengym.agents.rollouts import collect as rollouts
+from tokengym.agents.rollouts import continuations as prefix_labels
+from tokengym.agents.rollouts.attempts import Attempt, AttemptFile
+from tokengym.agents.rollouts.policy import CausalLMPolicy
+from tokengym.agents.training import learner
+from tokengym.agents.training.outcome_labels import (
     Labelled,
     balanced_lengths,
     balanced_problems,
@@ -30,10 +37,6 @@ from tokengym.agents.outcome_labels import (
     outcome_labels,
     spread,
 )
-from tokengym.agents.outcome_models import OutcomeReport, bce
-from tokengym.agents.policy import CausalLMPolicy
-from tokengym.agents.rollouts import Attempt, AttemptFile
-from tokengym.benchmarks.tables import outcome_table
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load, load_tokenizer
 from tokengym.models.outcome import OutcomeModel
@@ -307,7 +310,7 @@ def test_the_report_is_on_held_out_problems_alone_and_counts_by_the_record(make_
     last = metrics_of(tmp_path / "run")[-1]
     assert last["eval/auc"] == report.auc
     assert last["rollout/success_rate"] == np.mean([r["is_success"] for r in train])
-    assert agent.attempts == 48
+    assert agent.num_attempts == 48
     loaded = OutcomeModel.load(tmp_path / "run" / "model", LINES, "cpu")
     assert loaded.kind == "orm"
     assert same(weights(loaded), weights(agent.outcome_model))

@@ -21,12 +21,13 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.logger import configure
 
 from tokengym.agents import ppo
-from tokengym.agents.learner import Example, Learner
-from tokengym.agents.losses import clipped_surrogate, value_error
 from tokengym.agents.ppo import PPO
-from tokengym.agents.proximal import shuffled
-from tokengym.agents.rollouts import Attempt, collect
+from tokengym.agents.rollouts.attempts import Attempt
+from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.sb3 import CausalLMPolicy
+from tokengym.agents.training.learner import Example, Learner
+from tokengym.agents.training.losses import clipped_surrogate, value_error
+from tokengym.agents.training.reference import shuffled
 from tokengym.envs import Problem, ProblemList, SB3VecEnv, TokenVectorEnv
 from tokengym.envs.curriculum import Uniform
 from tokengym.models import OutcomeModel, load, load_tokenizer
@@ -355,7 +356,7 @@ def test_nan_wherever_there_is_no_action_leaves_gradients_bit_equal(make, monkey
         batch.input_ids[padding] = torch.randint(0, len(LETTERS), (int(padding.sum()),))
         return batch
 
-    from tokengym.agents import learner as learner_module
+    from tokengym.agents.training import learner as learner_module
 
     real_collate = learner_module.collate
     monkeypatch.setattr(learner_module, "collate", collate)
@@ -555,7 +556,7 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_learning(make, tmp_path, 
         seen.append(weights(agent))
         return {"eval/maj@1": script[len(seen) - 1]}
 
-    monkeypatch.setattr("tokengym.agents.policy_gradient.validate", validate)
+    monkeypatch.setattr("tokengym.agents.on_policy.validate", validate)
     settings = {"iterations": 8, "validation_problems": 5, "validation_iterations": 1, "patience": 3}
     agent = make(run=tmp_path / "run", **settings).learn()
     assert len(seen) == 5

@@ -9,7 +9,7 @@ import torch
 
 import tokengym  # noqa: F401 - registers the environments
 from tokengym.agents import GRPO, Pretrain
-from tokengym.agents.learner import Learner
+from tokengym.agents.training.learner import Learner
 from tokengym.models import load
 from tokengym.registry import UnknownNameError
 

@@ -16,17 +16,18 @@ from safetensors.torch import load_file
 
 from tokengym.agents import rcrl
 from tokengym.agents.base import Agent
-from tokengym.agents.conditioned_policy import ConditionedPolicy, load_policy
-from tokengym.agents.evaluation import evaluate
+from tokengym.agents.evaluation.evaluate import evaluate
 from tokengym.agents.rcrl import RCRL
-from tokengym.agents.return_labels import labels_of
-from tokengym.agents.rollouts import Attempt, AttemptFile, collect
+from tokengym.agents.rollouts.attempts import Attempt, AttemptFile
+from tokengym.agents.rollouts.collect import collect
+from tokengym.agents.rollouts.conditioned_policy import ConditionedPolicy, load_policy
+from tokengym.agents.training.return_labels import labels_of
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load_tokenizer
-from tokengym.models.labels import add_labels, with_labels
+from tokengym.models.condition_tokens import add_labels, with_labels
 from tokengym.models.outcome import OutcomeModel
 from tokengym.rewards import AttemptReward, Verdict
-from tokengym.rewards.base import step_ends
+from tokengym.rewards.steps import step_ends
 
 LINES = load_tokenizer("chars:ab?\n")
 SIZE, EOS = len(LINES), LINES.eos_token_id
@@ -215,7 +216,7 @@ def test_steps_are_labelled_by_the_share_of_continuations_that_succeed(make, tmp
             sequence.append(tokens[at])
         expected.append((attempt.prompt.tolist(), sequence))
     assert [(example.prompt.tolist(), example.completion.tolist()) for example in seen] == expected
-    assert agent.attempts == len(attempts) + 3 * len(counts)
+    assert agent.num_attempts == len(attempts) + 3 * len(counts)
 
 
 @pytest.mark.parametrize("granularity", ["step", "attempt"])
@@ -249,7 +250,7 @@ def test_labels_by_an_outcome_model(make, make_model, tmp_path, monkeypatch, kin
     wrong = {"orm": "sorm", "sorm": "orm"}[kind]
     with pytest.raises(ValueError, match=f"is an {kind}: set label_source='{kind}'"):
         make(label_source=wrong, outcome_model=str(tmp_path / "judge")).learn()
-    assert agent.attempts == 40
+    assert agent.num_attempts == 40
 
 
 # ---------------------------------------------------------------------------------------------------- going on
@@ -303,7 +304,7 @@ def test_killed_and_resumed_equals_never_stopped(make, tmp_path, stage: str, cou
 def test_another_run_takes_the_pool_with_its_labels(make, tmp_path, monkeypatch) -> None:
     first = make(run=tmp_path / "first").learn()
     monkeypatch.setattr(rcrl.RCRL, "sample", None)
-    monkeypatch.setattr("tokengym.agents.prefix_labels.continue_from", lambda *a, start, **k: iter(()))
+    monkeypatch.setattr("tokengym.agents.rollouts.continuations.continue_from", lambda *a, start, **k: iter(()))
     pool = str(tmp_path / "first" / "pool")
     second = make(pool=pool).learn()
     assert same(weights(first), weights(second))
@@ -359,7 +360,7 @@ TWO_RANKS = """
         counts = {key: torch.tensor(float(value)) for key, value in told[0].items()
                   if not key.startswith("time/") and "padding" not in key}
         tensors = {key: p.detach().clone() for key, p in agent.model.named_parameters()}
-        save_file(tensors | counts | {"attempts": torch.tensor(agent.attempts)}, sys.argv[1])
+        save_file(tensors | counts | {"attempts": torch.tensor(agent.num_attempts)}, sys.argv[1])
     agent.accelerator.end_training()
 """
 
@@ -394,7 +395,7 @@ def test_attempts_without_a_step_boundary(make, tmp_path, monkeypatch) -> None:
         return not (text.strip() and (attempt.terminated or "\n" in text.lstrip()))
 
     assert metrics[0]["labels/attempts_without_steps"] == sum(map(bare, attempts)) > 0
-    monkeypatch.setattr(RCRL, "_given", lambda self: [attempt for attempt in attempts if bare(attempt)])
+    monkeypatch.setattr(RCRL, "_collect_pool", lambda self: [attempt for attempt in attempts if bare(attempt)])
     with pytest.raises(ValueError, match=r'none of the .* attempts has a step boundary, .* granularity="attempt"'):
         make(pool=str(tmp_path), positive_ratio=None).learn()
 

@@ -9,7 +9,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from tokengym.agents import make_agent
-from tokengym.agents.sb3 import CausalLMPolicy
+from tokengym.agents.sb3 import SB3CausalLMPolicy
 from tokengym.envs import SB3VecEnv
 from tokengym.rewards import AttemptReward
 
@@ -42,7 +42,9 @@ def envs(tokenizer) -> SB3VecEnv:
 def test_sb3_trains_saves_and_loads_a_language_model(tokenizer, folder, tmp_path, critic: str) -> None:
     envs = make(tokenizer, reward=Longer())
     settings = {"model": str(folder), "critic": critic, "critic_layers": 1, "temperature": 0.9}
-    sb3 = PPO(CausalLMPolicy, envs, n_steps=8, batch_size=16, n_epochs=2, policy_kwargs=settings, seed=0, device="cpu")
+    sb3 = PPO(
+        SB3CausalLMPolicy, envs, n_steps=8, batch_size=16, n_epochs=2, policy_kwargs=settings, seed=0, device="cpu"
+    )
     before = {name: p.detach().clone() for name, p in sb3.policy.named_parameters()}
     sb3.learn(64)
     changed = {name for name, p in sb3.policy.named_parameters() if not torch.equal(p, before[name])}
@@ -57,12 +59,12 @@ def test_sb3_trains_saves_and_loads_a_language_model(tokenizer, folder, tmp_path
         loaded.predict(observation, deterministic=True)[0], sb3.predict(observation, deterministic=True)[0]
     )
     sb3.policy.save(str(tmp_path / "policy"))
-    policy = CausalLMPolicy.load(str(tmp_path / "policy"), "cpu")
+    policy = SB3CausalLMPolicy.load(str(tmp_path / "policy"), "cpu")
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), sb3.policy.parameters(), strict=True))
 
 
 def test_distributions_are_those_of_the_model_at_the_temperature(envs, folder, make_model) -> None:
-    policy = CausalLMPolicy(
+    policy = SB3CausalLMPolicy(
         envs.observation_space, envs.action_space, lambda _: 1e-3, model=str(folder), temperature=0.7
     )
     observation = {key: torch.from_numpy(array) for key, array in envs.reset().items()}
@@ -80,9 +82,9 @@ def test_distributions_are_those_of_the_model_at_the_temperature(envs, folder, m
 
 def test_other_spaces_than_those_of_a_token_environment_are_refused() -> None:
     with pytest.raises(ValueError, match="needs the spaces of a token environment, not Box"):
-        PPO(CausalLMPolicy, "CartPole-v1", policy_kwargs={"model": "tokengym/tiny"})
+        PPO(SB3CausalLMPolicy, "CartPole-v1", policy_kwargs={"model": "tokengym/tiny"})
     with pytest.raises(ValueError, match="needs the spaces of a token environment"):
-        CausalLMPolicy(spaces.Dict({"input_ids": spaces.Discrete(2)}), spaces.Discrete(2), lambda _: 1e-3)
+        SB3CausalLMPolicy(spaces.Dict({"input_ids": spaces.Discrete(2)}), spaces.Discrete(2), lambda _: 1e-3)
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])

@@ -12,14 +12,15 @@ import pytest
 from rich.console import Console
 
 import tokengym  # noqa: F401 - registers the environments
-from tokengym.agents.evaluation import evaluate
-from tokengym.agents.policy import CausalLMPolicy
-from tokengym.agents.rollouts import RolloutStatistics, collect
-from tokengym.benchmarks.tables import evaluation_table
+from tokengym.agents.evaluation.evaluate import evaluate
+from tokengym.agents.evaluation.tables import evaluation_table
+from tokengym.agents.rollouts.attempts import RolloutStatistics
+from tokengym.agents.rollouts.collect import collect
+from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.envs import TokenVectorEnv
 from tokengym.models import load_tokenizer
 from tokengym.rewards import grade_free_form
-from tokengym.rewards.free_form import Worker
+from tokengym.rewards.grading.latex import Worker
 
 TOKENIZER: Any = load_tokenizer("tokengym/tiny")
 # What the policy writes at the problem that asks for it; the answer is 1/2.
@@ -80,7 +81,9 @@ def worker():
 def env(tmp_path, monkeypatch, worker) -> TokenVectorEnv:
     rows = [{"problem": f"Write <{name}>.", "solution": r"\boxed{\frac{1}{2}}"} for name in SCRIPT]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr("tokengym.envs.math.grade_free_form", partial(grade_free_form, worker=worker))
+    monkeypatch.setattr(
+        "tokengym.envs.problems.competition_math.grade_free_form", partial(grade_free_form, worker=worker)
+    )
     env = gym.make_vec(
         "tokengym/MATH-v0",
         4,

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from tokengym.benchmarks.report import (
+from tokengym.benchmarks.reports.content import (
     AttemptRecord,
     Cost,
     Figure,
@@ -19,7 +19,7 @@ from tokengym.benchmarks.report import (
     StepRecord,
     cell_over_seeds,
 )
-from tokengym.benchmarks.report_svg import to_svg
+from tokengym.benchmarks.reports.svg import to_svg
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from tokengym.envs.arithmetic import Arithmetic
-from tokengym.envs.dataset import Dataset
 from tokengym.envs.doctor import check_annotation, diagnose
-from tokengym.envs.problems import SPLITS, Problem, ProblemList
+from tokengym.envs.problems.arithmetic import Arithmetic
+from tokengym.envs.problems.base import SPLITS, Problem, ProblemList
+from tokengym.envs.problems.dataset import Dataset
 from tokengym.rewards import grade
 
 

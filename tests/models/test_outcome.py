@@ -7,8 +7,8 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from tokengym.models import load, load_tokenizer
 from tokengym.models.forward import sigmoid
+from tokengym.models.new_model import ARCHITECTURES, new_model
 from tokengym.models.outcome import OutcomeModel
-from tokengym.models.scratch import ARCHITECTURES, new_model
 from tokengym.registry import UnknownNameError
 
 TOKENIZER = load_tokenizer("chars:0123456789+=\n")

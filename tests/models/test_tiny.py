@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokengym.envs.arithmetic import Arithmetic
+from tokengym.envs.problems.arithmetic import Arithmetic
 from tokengym.models import load, load_tokenizer
 from tokengym.models.tokenizers import TINY_FOLDER
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from tokengym.arrays import FloatArray, IntArray
 from tokengym.rewards import (
     REWARDS,
     RUNNING,
@@ -26,7 +27,7 @@ from tokengym.rewards import (
     Verdict,
     make_reward,
 )
-from tokengym.rewards.base import FloatArray, IntArray, newline_tokens, step_ends
+from tokengym.rewards.steps import newline_tokens, step_ends
 
 TEXTS = ["<eos>", "\n", "a", "b c", " ", "a\n", "\n\n", "b\na", "7"]
 EOS, NEWLINE, A, B_C, SPACE, A_NEWLINE, TWO_NEWLINES, NEWLINE_WITHIN, SEVEN = range(len(TEXTS))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokengym.envs import MATH, Problem, ProblemList, TokenVectorEnv
-from tokengym.envs.problems import ProblemSource
+from tokengym.envs.problems.base import ProblemSource
 from tokengym.models import load_tokenizer
 
 TOKENIZER: Any = load_tokenizer("tokengym/tiny")

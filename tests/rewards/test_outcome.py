@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import OutcomeModel, load_tokenizer
-from tokengym.models.scratch import ARCHITECTURES, new_model
+from tokengym.models.new_model import ARCHITECTURES, new_model
 from tokengym.registry import UnknownNameError
 from tokengym.rewards import OutcomeReward, make_reward
 

@@ -11,14 +11,14 @@ from gymnasium.envs.registration import EnvSpec
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load_tokenizer
 from tokengym.registry import UnknownNameError
-from tokengym.rewards import Attempt, AttemptReward, SparseReward, SumReward, make_reward
+from tokengym.rewards import AttemptReward, FinishedAttempt, SparseReward, SumReward, make_reward
 
 TOKENIZER = load_tokenizer("chars:0123456789+=#\n ")
 EOS = TOKENIZER.eos_token_id
 
 
 class Length(AttemptReward):
-    def attempt_reward(self, attempt: Attempt) -> float:
+    def attempt_reward(self, attempt: FinishedAttempt) -> float:
         return len(attempt.tokens)
 
 

@@ -1,0 +1,1 @@
+"""How policies and outcome models are measured."""

@@ -1,0 +1,240 @@
+"""Evaluation: maj@1 by greedy decoding; maj@n, rerank@n, pass@k and diversity from one pool of n samples [paper]."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ...arrays import FloatArray
+from ...envs.curriculum import Sequential
+from ...envs.token_vector_env import TokenVectorEnv
+from ...models.outcome import OutcomeModel
+from ...rewards.grading.solutions import equation_sequence
+from ..rollouts.attempts import Attempt
+from ..rollouts.collect import collect
+from ..rollouts.policy import CausalLMPolicy
+
+
+class Interval(NamedTuple):
+    """A mean over problems with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class HasPolicy(Protocol):
+    """An agent, as the evaluation sees it."""
+
+    @property
+    def policy(self) -> CausalLMPolicy: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured, and on what.
+
+    Attributes:
+        metrics: `maj@1`, `maj@n`, `rerank@n` with a reranker, `pass@k` and `diversity` (distinct correct equation
+            sequences per problem).
+        verdicts: how the sampled attempts were graded (the greedy ones when n is 0).
+        median_response_length: tokens before the end of a greedy response, the median; where learning to reason makes
+            responses longer, this shows it [paper: Tsilivis et al. 2025].
+        problems, n, temperature, seed: the protocol.
+        episodes, tokens: what it cost, greedy pass included.
+        seconds: wall time.
+    """
+
+    metrics: dict[str, Interval]
+    verdicts: dict[str, int]
+    median_response_length: float
+    problems: int
+    n: int
+    temperature: float
+    seed: int
+    episodes: int
+    tokens: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; each metric as [value, low, high]."""
+        return asdict(self) | {"metrics": {name: list(interval) for name, interval in self.metrics.items()}}
+
+
+def pass_at_k(successes: int, n: int, k: int) -> float:
+    """Unbiased estimate of the chance that one of k samples succeeds: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021).
+
+    Args:
+        successes: c, how many of the samples succeeded.
+        n: samples in the pool.
+        k: at most n.
+
+    Raises:
+        ValueError: unless 1 <= k <= n and 0 <= c <= n.
+    """
+    if not (1 <= k <= n and 0 <= successes <= n):
+        raise ValueError(f"need 1 <= k <= n and 0 <= c <= n, got k={k}, n={n}, c={successes}")
+    return 1.0 - math.comb(n - successes, k) / math.comb(n, k)
+
+
+def majority_vote(answers: Sequence[str | None]) -> str | None:
+    """The most frequent answer, in the normal form of verdicts; the first seen wins a tie; `None` has no vote."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    return votes.most_common(1)[0][0] if votes else None
+
+
+def majority_is_correct(attempts: Sequence[Attempt]) -> bool:
+    """Whether the majority's answer, over attempts at one problem, is the right one."""
+    winner = majority_vote([attempt.answer for attempt in attempts])
+    return any(attempt.is_success and attempt.answer == winner for attempt in attempts)
+
+
+def best_scored(answers: Sequence[str | None], scores: Sequence[float] | FloatArray) -> int | None:
+    """Which attempt scores highest among those with an answer; the first seen wins a tie; `None` if none has one."""
+    candidates = [i for i, answer in enumerate(answers) if answer is not None]
+    return max(candidates, key=lambda i: scores[i], default=None)
+
+
+def best_is_correct(attempts: Sequence[Attempt], scores: Sequence[float] | FloatArray) -> bool:
+    """Whether the answer that scores highest, over attempts at one problem, is the right one."""
+    best = best_scored([attempt.answer for attempt in attempts], scores)
+    return best is not None and attempts[best].is_success
+
+
+def score_attempts(model: OutcomeModel, attempts: Sequence[Attempt]) -> FloatArray:
+    """p(correct) of whole attempts, `[A]`."""
+    positions = [np.array([len(attempt.prompt) + len(attempt.completion) - 1]) for attempt in attempts]
+    return np.concatenate([np.empty(0), *model.score([attempt.tokens for attempt in attempts], positions)])
+
+
+def bootstrap(values: Iterable[float], *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean of per-problem values with its percentile bootstrap interval over problems.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    array = np.fromiter(values, np.float64)
+    if not len(array):
+        raise ValueError("no problems to average over")
+    rng = np.random.default_rng(seed)
+    means = array[rng.integers(len(array), size=(resamples, len(array)))].mean(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(array.mean()), float(low), float(high))
+
+
+def evaluate(
+    policy: CausalLMPolicy | HasPolicy,
+    env: TokenVectorEnv,
+    *,
+    problems: int,
+    n: int = 0,
+    temperature: float = 0.7,
+    seed: int = 0,
+    reranker: OutcomeModel | None = None,
+    on_step: Callable[[int], object] | None = None,
+    on_problem: Callable[[list[Attempt]], object] | None = None,
+) -> Evaluation:
+    """Measures a policy on the first `problems` problems of the environment's split.
+
+    Args:
+        policy: a policy, or an agent that has one.
+        env: a token environment with `autoreset_mode` DISABLED; its curriculum is put back afterwards.
+        problems: how many; fewer when the split is smaller.
+        n: samples per problem in the pool; 0 for the greedy pass alone.
+        temperature: of the pool; 0.7 [paper].
+        seed: of the pool's random streams.
+        reranker: outcome model that scores the pool for `rerank@n`: each problem's answer is that of the attempt with
+            the highest score [paper].
+        on_step: called with the number of attempts that ended, as they end.
+        on_problem: called with the attempts of the pool at each problem, in order, at the end.
+
+    Raises:
+        ValueError: `problems` below 1 or `n` below 0, or a reranker and fewer than two samples to choose from.
+    """
+    if reranker is not None and n < 2:
+        raise ValueError(f"reranking chooses among n samples: n must be at least 2, got {n}")
+    if problems < 1 or n < 0:
+        raise ValueError(f"need problems >= 1 and n >= 0, got {problems} and {n}")
+    policy = policy if isinstance(policy, CausalLMPolicy) else policy.policy
+    problems = min(problems, env.size) if env.size is not None else problems
+    started = time.perf_counter()
+    greedy = _pool(policy.with_sampling(temperature=0.0), env, problems, 1, seed, on_step)
+    metrics = {"maj@1": bootstrap(group[0].is_success for group in greedy)}
+    pool = greedy
+    if n:
+        pool = _pool(policy.with_sampling(temperature=temperature), env, problems, n, seed, on_step)
+        successes = [sum(attempt.is_success for attempt in group) for group in pool]
+        if n > 1:
+            metrics[f"maj@{n}"] = bootstrap(majority_is_correct(group) for group in pool)
+        if reranker is not None:
+            metrics[f"rerank@{n}"] = bootstrap(
+                best_is_correct(group, score_attempts(reranker, group)) for group in pool
+            )
+        for k in _powers(n):
+            metrics[f"pass@{k}"] = bootstrap(pass_at_k(c, n, k) for c in successes)
+        metrics["diversity"] = bootstrap(len(distinct_solutions(group, env)) for group in pool)
+    if on_problem is not None:
+        for group in pool:
+            on_problem(group)
+    attempts = [attempt for group in (greedy + pool if n else greedy) for attempt in group]
+    return Evaluation(
+        metrics=metrics,
+        verdicts=dict(Counter(attempt.verdict for group in pool for attempt in group).most_common()),
+        median_response_length=median_response_length(group[0] for group in greedy),
+        problems=problems,
+        n=n,
+        temperature=temperature,
+        seed=seed,
+        episodes=len(attempts),
+        tokens=sum(len(attempt.completion) for attempt in attempts),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def median_response_length(attempts: Iterable[Attempt]) -> float:
+    """Median number of tokens before the end of a response: an end-of-sequence token is left out."""
+    return float(np.median([len(attempt.completion) - attempt.terminated for attempt in attempts]))
+
+
+def validate(policy: CausalLMPolicy | HasPolicy, env: TokenVectorEnv, problems: int) -> dict[str, float]:
+    """What learning is watched by: success of greedy decoding and of one sample at temperature 1, and greedy length."""
+    result = evaluate(policy, env, problems=problems, n=1, temperature=1.0)
+    return {
+        "eval/maj@1": result.metrics["maj@1"].value,
+        "eval/pass@1": result.metrics["pass@1"].value,
+        "eval/median_response_length": result.median_response_length,
+    }
+
+
+def distinct_solutions(attempts: Iterable[Attempt], env: TokenVectorEnv) -> set[str]:
+    """The equation sequences of the correct attempts."""
+    return {equation_sequence(env.decode(attempt.completion)) for attempt in attempts if attempt.is_success}
+
+
+def _powers(n: int) -> list[int]:
+    """1, 2, 4, ... and n itself."""
+    return sorted({2**i for i in range(n.bit_length())} | {n})
+
+
+def _pool(
+    policy: CausalLMPolicy,
+    env: TokenVectorEnv,
+    problems: int,
+    n: int,
+    seed: int,
+    on_step: Callable[[int], object] | None,
+) -> list[list[Attempt]]:
+    """N attempts at each of the first problems, grouped by problem."""
+    curriculum, env.curriculum = env.curriculum, Sequential(repeats=n)
+    try:
+        attempts = list(collect(policy, env, problems * n, seed=seed, on_step=on_step))
+    finally:
+        env.curriculum = curriculum
+    return [attempts[i : i + n] for i in range(0, len(attempts), n)]

@@ -1,0 +1,84 @@
+"""Tables of results: ours with intervals and cost, the paper's beside them and marked as another scale."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from ...benchmarks.paper.published import paper_table
+from ..outcome_models import OutcomeReport
+from .evaluate import Evaluation
+
+
+def evaluation_table(results: Mapping[str, Evaluation], data: str) -> Group:
+    """One column per evaluated policy, one row per metric, then the protocol, then the paper's figures.
+
+    Args:
+        results: evaluations by the policy's name, all under the same protocol.
+        data: what they were evaluated on.
+    """
+    table = Table("", *results, title=f"{data}, with 95 % bootstrap intervals over problems")
+    first = next(iter(results.values()))
+    for metric in first.metrics:
+        table.add_row(metric, *(str(result.metrics[metric]) for result in results.values()))
+    table.add_section()
+    table.add_row("attempts (tokens)", *(f"{result.episodes:,} ({result.tokens:,})" for result in results.values()))
+    table.add_row("verdicts", *(_shares(result.verdicts) for result in results.values()))
+    protocol = f"{first.problems} problems, maj@1 greedy, pool of n={first.n} at temperature {first.temperature}"
+    return Group(table, Text(f"{protocol}, seed {first.seed}\n"), _paper())
+
+
+def _paper() -> Table:
+    """The paper's own figures for supervised fine-tuning and expert iteration."""
+    paper = paper_table("table_1")
+    metrics = ("maj@1", "maj@96", "pass@96")
+    caption = f"{paper.source}, {paper.title}"
+    table = Table("", *metrics, title=f"another scale: {paper.data} in the paper", caption=caption)
+    for size in ("7B", "13B"):
+        for row in (paper.rows["sft"], paper.rows["ei"]):
+            values = [paper.values(row, metric)[size] for metric in metrics]
+            table.add_row(f"{paper.models} {size}, {row.name}", *("–" if v is None else f"{v:.2f}" for v in values))
+    return table
+
+
+def outcome_table(reports: Mapping[str, OutcomeReport]) -> Group:
+    """How well outcome models judge held-out attempts: a column each, then how far their scores are probabilities.
+
+    Args:
+        reports: by the model's name, all on the same attempts.
+    """
+    first = next(iter(reports.values()))
+    table = Table("", *reports, title="held-out problems")
+    for title, name in _OUTCOME_ROWS.items():
+        table.add_row(title, *(_share(getattr(report, name)) for report in reports.values()))
+    bins = Table("score", *(f"{name}: {what}" for name in reports for what in ("attempts", "mean score", "correct")))
+    for i, part in enumerate(first.calibration):
+        found = [report.calibration[i] for report in reports.values()]
+        cells = [cell for item in found for cell in (f"{item.size:,}", _share(item.mean_score), _share(item.positives))]
+        bins.add_row(f"{part.low:.1f} to {part.high:.1f}", *cells)
+    counts = f"{first.attempts:,} attempts, {first.correct:.1%} correct; {first.steps:,} steps before their ends"
+    if first.steps:
+        counts += f", {first.positive_steps:.1%} labelled positive"
+    return Group(table, Text(counts + "\n"), bins)
+
+
+_OUTCOME_ROWS = {
+    "AUC of attempts": "auc",
+    "accuracy on attempts": "attempt_accuracy",
+    "accuracy on steps": "step_accuracy",
+    "AUC of steps": "step_auc",
+    "expected calibration error": "calibration_error",
+}
+
+
+def _share(value: float | None) -> str:
+    """Nothing where there is nothing to take a share of."""
+    return "" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _shares(verdicts: Mapping[str, Any]) -> str:
+    total = sum(verdicts.values())
+    return ", ".join(f"{name} {count / total:.0%}" for name, count in verdicts.items())

@@ -1,0 +1,1 @@
+"""How attempts are collected: policies, the rollout loop, continuations of prefixes."""

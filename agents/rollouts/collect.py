@@ -1,0 +1,269 @@
+"""Rollouts: attempts at problems, collected by stepping a token environment.
+
+The environment's slots are the decoder's cache slots, so stepping the vector environment is continuous batching: a slot
+that ends is handed the next problem or leaves the batch.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from ...arrays import IntArray
+from ...envs.token_vector_env import TokenVectorEnv
+from ...models.engine.decoder import COMPACT_BELOW
+from ...models.engine.sampling import SamplingConfig, stream_key
+from .attempts import Attempt, AttemptFile
+from .policy import CausalLMPolicy
+
+
+def collect(
+    policy: CausalLMPolicy,
+    env: TokenVectorEnv,
+    episodes: int,
+    *,
+    seed: int,
+    start: int = 0,
+    on_step: Callable[[int], object] | None = None,
+) -> "Rollout":
+    """Collects attempts in the order in which the environment's curriculum begins them.
+
+    What attempt number i holds depends on the model, the curriculum and `seed`, not on the number of slots and not on
+    `start`: a collection that was cut short goes on with `start` set to the attempts that are there already.
+
+    Args:
+        policy: draws the actions.
+        env: a token environment with `autoreset_mode` DISABLED.
+        episodes: number of the last attempt to collect, plus one.
+        seed: of the curriculum and of the attempts' random streams.
+        start: number of the first attempt to collect.
+        on_step: called with the number of attempts that ended, after each environment step in which some did.
+
+    Returns:
+        An iterator over attempts `start` to `episodes - 1`.
+
+    Raises:
+        ValueError: when the environment resets finished slots by itself.
+    """
+    env.seek(seed, start)
+
+    def begin(mask: NDArray[np.bool_], numbers: range) -> IntArray:
+        return env.reset(options={"reset_mask": mask})[1]["attempt"][mask]
+
+    return Rollout(policy, env, range(start, episodes), seed, begin, on_step)
+
+
+def collect_into(
+    path: Path | None,
+    policy: CausalLMPolicy,
+    env: TokenVectorEnv,
+    episodes: int,
+    *,
+    seed: int,
+    start: int = 0,
+    on_step: Callable[[int], object] | None = None,
+) -> Iterator[Attempt]:
+    """What `collect` collects, written to an `AttemptFile` as it comes; attempts already there are not sampled again.
+
+    Args:
+        path: the file; `None` writes nothing.
+        policy: as in `collect`, like all that follow.
+        env: with `autoreset_mode` DISABLED.
+        episodes: number of the last attempt, plus one.
+        seed: of curriculum and random streams.
+        start: number of the first attempt.
+        on_step: called with the number of attempts that were read or that ended.
+    """
+    if path is None:
+        yield from collect(policy, env, episodes, seed=seed, start=start, on_step=on_step)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = AttemptFile(path)
+    for attempt in record.read(env):
+        if on_step is not None:
+            on_step(1)
+        yield attempt
+    with record:
+        for attempt in collect(policy, env, episodes, seed=seed, start=start + record.count, on_step=on_step):
+            record.write(attempt)
+            yield attempt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """Where an attempt begins that is given its first steps.
+
+    Attributes:
+        problem_id: which problem.
+        prefix: `[P]` tokens that its completion starts with; they may be none.
+    """
+
+    problem_id: str
+    prefix: NDArray[np.integer]
+
+
+def continue_from(
+    policy: CausalLMPolicy,
+    env: TokenVectorEnv,
+    starts: Sequence[Start],
+    *,
+    seed: int,
+    start: int = 0,
+    on_step: Callable[[int], object] | None = None,
+) -> "Rollout":
+    """Collects an attempt from each of `starts`, in their order; `Attempt.prompt` holds the prompt and the prefix.
+
+    Tokens that neighbouring starts share are computed once, so the prefixes of one attempt belong side by side.
+
+    Args:
+        policy: draws the actions.
+        env: a token environment with `autoreset_mode` DISABLED.
+        starts: problems, and what their completions start with.
+        seed: of the attempts' random streams; those of one problem differ by their order in `starts`.
+        start: number of the first of `starts` to collect an attempt from.
+        on_step: called with the number of attempts that ended, after each environment step in which some did.
+
+    Raises:
+        ValueError: when the environment resets finished slots by itself, knows no such problem, or a prefix leaves no
+            token of its budget.
+    """
+    env.seek(seed, 0)
+    seen: Counter[str] = Counter()
+    indices = np.zeros(len(starts), np.int64)
+    for number, item in enumerate(starts):
+        indices[number] = seen[item.problem_id]
+        seen[item.problem_id] += 1
+
+    def begin(mask: NDArray[np.bool_], numbers: range) -> IntArray:
+        chosen = [starts[number] for number in numbers]
+        problem_ids, prefixes = [item.problem_id for item in chosen], [item.prefix for item in chosen]
+        env.reset(options={"reset_mask": mask, "problem_id": problem_ids, "prefix": prefixes})
+        return indices[numbers.start : numbers.stop]
+
+    return Rollout(policy, env, range(start, len(starts)), seed, begin, on_step)
+
+
+class Rollout:
+    """An iterator over attempts, in order, that samples as it goes; made by `collect` and `continue_from`.
+
+    Args:
+        policy: draws the actions.
+        env: a token environment with `autoreset_mode` DISABLED.
+        numbers: of the attempts.
+        seed: of the attempts' random streams.
+        begin: resets the slots of a mask `[N]` to the attempts of some numbers, in order; returns how often the problem
+            of each had been attempted before.
+        on_step: called with the number of attempts that ended, after each environment step in which some did.
+    """
+
+    def __init__(
+        self,
+        policy: CausalLMPolicy,
+        env: TokenVectorEnv,
+        numbers: range,
+        seed: int,
+        begin: Callable[[NDArray[np.bool_], range], IntArray],
+        on_step: Callable[[int], object] | None,
+    ) -> None:
+        if env.metadata["autoreset_mode"] != AutoresetMode.DISABLED:
+            raise ValueError("rollouts retire and refill slots themselves: make the env with autoreset_mode='Disabled'")
+        self._decoder = policy.rollout_decoder(env)
+        self._attempts = self._sample(policy.sampling, env, numbers, seed, begin, on_step)
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Prompt tokens computed so far; those that another slot had computed already do not count."""
+        return self._decoder.prefill_tokens
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Attempt:
+        return next(self._attempts)
+
+    def _sample(
+        self,
+        sampling: SamplingConfig,
+        env: TokenVectorEnv,
+        numbers: range,
+        seed: int,
+        begin: Callable[[NDArray[np.bool_], range], IntArray],
+        on_step: Callable[[int], object] | None,
+    ) -> Iterator[Attempt]:
+        decoder = self._decoder
+        drawn_tokens = np.zeros((env.num_envs, env.max_new_tokens), np.int32)
+        drawn_logprobs = np.zeros((env.num_envs, env.max_new_tokens), np.float32)
+        rewards = np.zeros((env.num_envs, env.max_new_tokens), np.float32)
+        drawn = np.zeros(env.num_envs, np.int64)
+        number = np.full(env.num_envs, -1)  # of the attempt in each slot; -1 where none goes on
+        index = np.zeros(env.num_envs, np.int64)
+        prompts: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * env.num_envs
+        actions = np.zeros(env.num_envs, np.int64)
+        finished: dict[int, Attempt] = {}
+        begun = due = numbers.start
+        idle = np.arange(env.num_envs)
+
+        while due < numbers.stop:
+            if len(idle) and len(idle) >= (1 - COMPACT_BELOW) * len(decoder.slots):
+                slots, retired = np.split(np.sort(idle), [min(len(idle), numbers.stop - begun)])
+                decoder.retire(retired[np.isin(retired, decoder.slots)])
+                if len(slots):
+                    mask = np.zeros(env.num_envs, bool)
+                    mask[slots] = True
+                    following = range(begun, begun + len(slots))
+                    index[slots] = begin(mask, following)
+                    number[slots] = following
+                    begun = following.stop
+                    drawn[slots] = 0
+                    keys = np.array([stream_key(seed, env.problem(slot).id, int(index[slot])) for slot in slots])
+                    shared = {prompts[slot].tobytes(): prompts[slot] for slot in decoder.slots}
+                    for slot in slots:
+                        prompt = np.concatenate([env.prompt(slot), env.completion(slot)])
+                        prompts[slot] = shared.setdefault(prompt.tobytes(), prompt)
+                    decoder.begin(slots, [prompts[slot] for slot in slots], keys)
+                idle = np.empty(0, np.int64)
+            tokens, logprobs = decoder.step(sampling)
+            slots = decoder.slots
+            actions[slots] = tokens
+            _, step_rewards, terminations, truncations, infos = env.step(actions)
+            at = np.minimum(drawn[slots], env.max_new_tokens - 1)
+            drawn_tokens[slots, at] = tokens
+            drawn_logprobs[slots, at] = logprobs
+            rewards[slots, at] = step_rewards[slots]
+            drawn[slots] += 1
+            ended = slots[(terminations | truncations)[slots] & (number[slots] >= 0)]
+            for slot in ended:
+                count = drawn[slot]
+                finished[int(number[slot])] = Attempt(
+                    problem=env.problem(slot),
+                    index=int(index[slot]),
+                    prompt=prompts[slot],
+                    completion=drawn_tokens[slot, :count].copy(),
+                    logprobs=drawn_logprobs[slot, :count].copy(),
+                    rewards=rewards[slot, :count].copy(),
+                    is_success=bool(infos["is_success"][slot]),
+                    verdict=infos["verdict"][slot],
+                    answer=infos["answer"][slot],
+                    terminated=bool(terminations[slot]),
+                    reward_components=_components(infos, slot),
+                )
+            if len(ended):
+                number[ended] = -1
+                decoder.finish(ended)
+                idle = np.concatenate([idle, ended])
+                if on_step is not None:
+                    on_step(len(ended))
+            while due in finished:
+                yield finished.pop(due)
+                due += 1
+
+
+def _components(infos: Mapping[str, Any], slot: int) -> dict[str, float]:
+    """What each part of the reward has paid an attempt that ended, if the reward has parts."""
+    parts = infos.get("reward_components", {})
+    return {name: float(paid[slot]) for name, paid in parts.items() if not name.startswith("_")}

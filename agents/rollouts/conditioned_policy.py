@@ -1,0 +1,112 @@
+"""A policy that is asked for a return: a label stands before each step, for the model alone to see."""
+
+import functools
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...models.condition_tokens import OWN, Labels
+from ...models.engine.conditioned_decoder import ConditionedDecoder
+from ...models.engine.decoder import SlotDecoder
+from ...models.engine.sampling import SamplingConfig
+from ...models.engine.vllm_decoder import VLLM
+from ...models.loading import load
+from ...rewards.steps import newline_tokens
+from .policy import CausalLMPolicy
+
+
+class ConditionedPolicy(CausalLMPolicy):
+    """Acts under a label, by default the best one (Havrilla et al. 2024).
+
+    The labels are this policy's business and not the environment's: the decoder of its slots puts them between the
+    tokens of an attempt. So actions, attempts and rewards are those of any other policy; there is no action that does
+    nothing and still spends the budget of tokens; and no text of a problem can be read as a label.
+
+    A step begins with an attempt and behind each token with a newline in it. Steps that a reset's prefix holds have no
+    labels, and `predict` needs the state of its last call to know where a step began.
+
+    Args:
+        model: a language model that was trained with labels.
+        tokenizer: its tokenizer without labels, which must be the environment's.
+        labels: the model's.
+        condition: one of them, by default the best; "own" lets the model draw the labels itself.
+        sampling: how actions are drawn unless the caller asks for deterministic ones.
+        seed: of the random streams of `predict`.
+
+    Raises:
+        UnknownNameError: the model has no such label.
+        ValueError: the model has no embeddings for the labels, or was not trained to draw them itself.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Labels,
+        condition: str | None = None,
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008  # frozen
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, tokenizer, sampling, seed)
+        rows = len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
+        if labels.first < len(tokenizer) or labels.stop > rows:
+            raise ValueError(
+                f"the model has no embeddings for the labels {', '.join(labels.tokens)} behind its tokenizer's "
+                f"{len(tokenizer)} tokens: `tokengym train rcrl` trains a model that has"
+            )
+        if condition == OWN and not labels.learnt:
+            raise ValueError("the model was not trained to draw labels itself (train_labels): condition it on one")
+        self.labels = labels
+        self.condition = labels.best if condition is None else condition
+        self._label = None if self.condition == OWN else labels.id(self.condition)
+
+    def with_condition(self, condition: str | None) -> "ConditionedPolicy":
+        """The same model under another label."""
+        return ConditionedPolicy(self.model, self.tokenizer, self.labels, condition, self.sampling, self.seed)
+
+    def with_vllm(self, vllm: VLLM | None) -> Self:
+        """Raises `ValueError` for a vLLM, which cannot be told a label in the middle of an attempt."""
+        if vllm is not None:
+            raise ValueError("a policy that acts under labels is sampled by the built-in decoder: leave vLLM out")
+        return self
+
+    def decoder(self, num_slots: int) -> SlotDecoder:
+        """A fresh key-value cache for `num_slots` slots; the model is put in evaluation mode (no dropout)."""
+        self.model.eval()
+        ends_step = _newlines(self.tokenizer)
+        return ConditionedDecoder(self.model, num_slots, len(self.tokenizer), self.labels, self._label, ends_step)
+
+
+@functools.lru_cache(maxsize=8)
+def _newlines(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.bool_]:
+    return newline_tokens(tokenizer)
+
+
+def load_policy(
+    name_or_path: str | Path, condition: str | None = None, *, device: str | None = None, dtype: str = "float32"
+) -> CausalLMPolicy:
+    """The policy of a saved model: under the best label, or under `condition`, if it was trained with labels.
+
+    Args:
+        name_or_path: what `models.load` takes.
+        condition: a label, or "own" for those that the model draws itself.
+        device: where to put the model.
+        dtype: of its weights.
+
+    Raises:
+        ValueError: a condition for a model without labels.
+        UnknownNameError: the model has no such label.
+    """
+    labels = Labels.load(name_or_path)
+    if labels is None and condition is not None:
+        raise ValueError(
+            f"{str(name_or_path)!r} has no label tokens and cannot be conditioned on {condition!r}: train such a model "
+            "with `tokengym train rcrl`, or leave the condition out"
+        )
+    model, tokenizer = load(name_or_path, device=device, dtype=dtype)
+    if labels is None:
+        return CausalLMPolicy(model, tokenizer)
+    return ConditionedPolicy(model, tokenizer, labels, condition)

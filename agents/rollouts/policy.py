@@ -1,0 +1,124 @@
+"""A causal language model as a policy over token environments."""
+
+import copy
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...arrays import IntArray
+from ...envs.token_vector_env import TokenVectorEnv
+from ...models.engine.decoder import SlotDecoder
+from ...models.engine.sampling import GREEDY, SamplingConfig, stream_key
+from ...models.engine.vllm_decoder import VLLM, VLLMDecoder
+
+
+class CausalLMPolicy:
+    """Acts by sampling next tokens from a causal language model.
+
+    Args:
+        model: the language model; `predict` and rollouts leave its weights alone.
+        tokenizer: its tokenizer, which must be the environment's.
+        sampling: how actions are drawn unless the caller asks for deterministic ones.
+        seed: of the random streams of `predict`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008  # frozen
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.sampling = sampling
+        self.seed = seed
+        self._vllm: VLLM | None = None
+
+    def with_sampling(self, **changes: Any) -> Self:
+        """The same model with other sampling settings."""
+        policy = copy.copy(self)
+        policy.sampling = replace(self.sampling, **changes)
+        return policy
+
+    def decoder(self, num_slots: int) -> SlotDecoder:
+        """A fresh key-value cache for `num_slots` slots; the model is put in evaluation mode (no dropout)."""
+        self.model.eval()
+        return SlotDecoder(self.model, num_slots, len(self.tokenizer))
+
+    def with_vllm(self, vllm: VLLM | None) -> Self:
+        """The same model with vLLM to sample its rollouts, or without."""
+        policy = copy.copy(self)
+        policy._vllm = vllm
+        return policy
+
+    def rollout_decoder(self, env: TokenVectorEnv) -> SlotDecoder | VLLMDecoder:
+        """What rollouts in an environment sample with: vLLM if the policy has it, else what `decoder` gives."""
+        if self._vllm is None:
+            return self.decoder(env.num_envs)
+        return self._vllm.decoder(self.model, env.num_envs, len(self.tokenizer), env.eos_token_ids, env.max_new_tokens)
+
+    def predict(
+        self,
+        observation: dict[str, NDArray[Any]],
+        state: "PolicyState | None" = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, "PolicyState"]:
+        """Actions for observations, in the manner of Stable-Baselines3's recurrent policies.
+
+        Args:
+            observation: `input_ids` and `attention_mask`, `[N, L]` of a vector environment or `[L]` of a single one.
+            state: what the last call returned; holds the key-value cache. `None` starts anew.
+            episode_start: `[N]`, true where an episode began with this observation.
+            deterministic: take the most likely token.
+
+        Returns:
+            Actions, `[N]` int64 or one integer for an unbatched observation, and the state for the next call.
+        """
+        ids = np.atleast_2d(observation["input_ids"])
+        lengths = np.atleast_2d(observation["attention_mask"]).sum(1).astype(np.int64)
+        if state is None:
+            state = PolicyState(self.decoder(len(ids)), ids.shape[1])
+        actions = state.advance(ids, lengths, episode_start, self.seed, GREEDY if deterministic else self.sampling)
+        return (actions if observation["input_ids"].ndim == 2 else int(actions[0])), state
+
+
+class PolicyState:
+    """The decoder behind `CausalLMPolicy.predict`, and the sequences of at most `width` tokens that its cache holds."""
+
+    def __init__(self, decoder: SlotDecoder, width: int) -> None:
+        self.decoder = decoder
+        self.begun = 0
+        self.ids = np.zeros((decoder.num_slots, width), np.int64)  # as last seen
+        self.lengths = np.full(decoder.num_slots, -2)  # tokens of each slot; at first no slot can have grown by one
+
+    def advance(
+        self,
+        ids: IntArray,
+        lengths: IntArray,
+        episode_start: NDArray[np.bool_] | None,
+        seed: int,
+        sampling: SamplingConfig,
+    ) -> IntArray:
+        """One action per slot: continues the slots that grew by one token, begins the others."""
+        # A new prompt may happen to be one token longer than what it follows: only the tokens tell.
+        before = np.arange(ids.shape[1]) < self.lengths[:, None]
+        fresh = (lengths != self.lengths + 1) | ((ids != self.ids) & before).any(1)
+        if episode_start is not None:
+            fresh |= np.asarray(episode_start, bool)
+        if fresh.any():
+            slots = np.flatnonzero(fresh)
+            keys = np.array([stream_key(seed, "predict", self.begun + i) for i in range(len(slots))])
+            self.begun += len(slots)
+            self.decoder.begin(slots, [ids[slot, : lengths[slot]] for slot in slots], keys)
+        self.ids[:], self.lengths = ids, lengths
+        order = self.decoder.slots
+        # The environment has the last word on what was done.
+        self.decoder.replace_pending(ids[order, lengths[order] - 1])
+        actions = np.empty(len(ids), np.int64)
+        actions[order] = self.decoder.step(sampling)[0]
+        return actions

@@ -1,0 +1,66 @@
+"""Environment slots and vLLM engines for a policy's rollouts."""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from gymnasium.envs.registration import EnvSpec
+
+from ...envs.registration import make_vec_env
+from ...envs.token_vector_env import TokenVectorEnv
+from ...models.engine.vllm_decoder import VLLM
+from ...models.tokenizers import load_tokenizer
+from .policy import CausalLMPolicy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def make_rollout_env(
+    env: EnvSpec | TokenVectorEnv, policy: CausalLMPolicy, num_envs: int, **settings: Any
+) -> TokenVectorEnv:
+    """Slots for rollouts of a policy: with its tokenizer, its model's end-of-sequence tokens, and no autoreset.
+
+    Args:
+        env: what to make the slots of; settings of a spec go before those that the policy implies, but for the
+            number of slots and how they are reset.
+        policy: what will act there.
+        num_envs: number of slots.
+        settings: arguments of the environment, before all others.
+
+    Raises:
+        ValueError: the environment's tokenizer is not the policy's, or there are settings for a ready environment.
+    """
+    if isinstance(env, EnvSpec):
+        own = {name: value for name, value in env.kwargs.items() if name not in _SLOTS}
+        tokenizer = own.pop("tokenizer", policy.tokenizer)
+        _check_tokenizer(load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer, policy)
+        ends = policy.model.generation_config.eos_token_id if policy.model.generation_config is not None else None
+        implied = {
+            "autoreset_mode": "Disabled",
+            "copy": False,
+            "tokenizer": policy.tokenizer,
+            "eos_token_ids": [] if ends is None else [ends] if isinstance(ends, int) else ends,
+        }
+        spec = copy.deepcopy(env)
+        spec.kwargs = {}
+        return make_vec_env(spec, num_envs, **{**implied, **own, **settings})
+    slots = make_vec_env(env, num_envs, **settings)
+    _check_tokenizer(slots.tokenizer, policy)
+    return slots
+
+
+def make_vllm(policy: CausalLMPolicy, env: TokenVectorEnv, memory: float, **arguments: Any) -> VLLM:
+    """A vLLM for rollouts of a policy in an environment; `policy.with_vllm` takes it. See `VLLM` for the rest."""
+    return VLLM(policy.model, env.num_envs, env.max_prompt_tokens + env.max_new_tokens, memory=memory, **arguments)
+
+
+# Settings of a vector of slots that say nothing about what is in them.
+_SLOTS = ("num_envs", "vectorization_mode", "autoreset_mode", "copy")
+
+
+def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", policy: CausalLMPolicy) -> None:
+    if tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise ValueError(
+            f"the environment's tokenizer {tokenizer.name_or_path!r} is not that of the model "
+            f"{policy.model.name_or_path!r}: leave `tokenizer` out, and the environment gets the model's"
+        )

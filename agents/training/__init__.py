@@ -1,0 +1,1 @@
+"""How weights are trained: losses, advantages, the optimizer loop, checkpoints and run folders."""

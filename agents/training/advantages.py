@@ -1,0 +1,122 @@
+"""Estimators of how much better an attempt or a token was than could be expected: pure functions on arrays."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...arrays import FloatArray
+
+# What the public implementations of GRPO add to the standard deviation (TRL).
+STD_EPSILON = 1e-4
+
+# What Stable-Baselines3 adds to it.
+WHITEN_EPSILON = 1e-8
+
+
+def mean_baseline(returns: FloatArray) -> FloatArray:
+    """Returns minus the mean over the whole batch.
+
+    The baseline holds each attempt's own return, so with B attempts the expected gradient is (B-1)/B of the true one.
+
+    Args:
+        returns: of any shape.
+    """
+    return returns - returns.mean()
+
+
+def leave_one_out(returns: FloatArray) -> FloatArray:
+    """Returns minus the mean return of the *other* attempts at the same problem (RLOO, Kool et al. 2019): unbiased.
+
+    Args:
+        returns: `[N, K]`, K attempts at each of N problems.
+
+    Raises:
+        ValueError: K is below 2.
+    """
+    size = _group_size(returns)
+    return group_advantages(returns, scale_by_std=False) * (size / (size - 1))
+
+
+def group_advantages(returns: FloatArray, scale_by_std: bool) -> FloatArray:
+    """Returns minus their group's mean, over its standard deviation if wanted (GRPO, Shao et al. 2024).
+
+    Without the division the expected gradient is (K-1)/K of the true one; with it, problems of middling difficulty,
+    where returns vary most, weigh less. A group of equal returns has advantages of exactly 0.
+
+    Args:
+        returns: `[N, K]`, K attempts at each of N problems.
+        scale_by_std: divide by the standard deviation (of a sample: K-1 in the denominator) plus 1e-4.
+
+    Raises:
+        ValueError: K is below 2.
+    """
+    _group_size(returns)
+    advantages = returns - returns.mean(1, keepdims=True)
+    if scale_by_std:
+        advantages /= returns.std(1, ddof=1, keepdims=True) + STD_EPSILON
+    return np.where(uniform_groups(returns)[:, None], 0.0, advantages)
+
+
+def uniform_groups(returns: FloatArray) -> NDArray[np.bool_]:
+    """Which groups `[N]` of returns `[N, K]` are all equal, and so have nothing to tell a group method."""
+    return returns.min(1) == returns.max(1)
+
+
+def generalized_advantages(
+    rewards: FloatArray, values: FloatArray, mask: NDArray[np.bool_], gamma: float, gae_lambda: float
+) -> FloatArray:
+    """A_t = delta_t + gamma lambda A_{t+1} with delta_t = r_t + gamma V_{t+1} - V_t (GAE, Schulman et al. 2016).
+
+    Behind an attempt's last token nothing is expected, whether it ended by itself or by its token budget: V = A = 0.
+
+    Args:
+        rewards: `[B, T]` of each token.
+        values: `[B, T]` expected before each token.
+        mask: `[B, T]` bool, true at each attempt's tokens, which come first in its row; the rest may hold anything.
+        gamma: discount.
+        gae_lambda: 1 for the return minus the value, 0 for the error of one step.
+
+    Returns:
+        `[B, T]`, 0 outside the mask.
+    """
+    rewards, values = np.where(mask, rewards, 0.0), np.where(mask, values, 0.0)
+    advantages = np.zeros_like(rewards)
+    following, value = np.zeros(len(rewards)), np.zeros(len(rewards))
+    for t in range(rewards.shape[1] - 1, -1, -1):
+        following = rewards[:, t] + gamma * value - values[:, t] + gamma * gae_lambda * following
+        value = values[:, t]
+        advantages[:, t] = following
+    return advantages
+
+
+def whiten(values: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
+    """Values `[B, T]` with mean 0 and variance 1 over the mask, and 0 outside; one value alone is left as it is."""
+    chosen = values[mask]
+    if len(chosen) < 2:
+        return np.where(mask, values, 0.0)
+    return np.where(mask, (values - chosen.mean()) / (chosen.std(ddof=1) + WHITEN_EPSILON), 0.0)
+
+
+def explained_variance(values: FloatArray, returns: FloatArray) -> float:
+    """1 - Var(returns - values) / Var(returns), of values `[A]` and returns `[A]`; NaN where returns do not vary."""
+    variance = returns.var()
+    return float(1 - (returns - values).var() / variance) if variance else float("nan")
+
+
+def adapted_kl_coef(coef: float, divergence: float, target: float, attempts: int, horizon: int) -> float:
+    """The next weight of a KL penalty that aims at a divergence (Ziegler et al. 2019).
+
+    Args:
+        coef: the weight so far.
+        divergence: KL to the initial policy of the newest attempts, in nats per attempt.
+        target: what it should be.
+        attempts: how many there were.
+        horizon: attempts over which the weight may change by a factor of about e^0.2.
+    """
+    error = min(max(divergence / target - 1, -0.2), 0.2)
+    return coef * (1 + error * attempts / horizon)
+
+
+def _group_size(returns: FloatArray) -> int:
+    if returns.ndim != 2 or returns.shape[1] < 2:
+        raise ValueError(f"attempts are compared within groups of at least 2 at one problem, got shape {returns.shape}")
+    return returns.shape[1]

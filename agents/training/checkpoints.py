@@ -1,0 +1,61 @@
+"""Checkpoints of training in progress: a learner's state and JSON values, the newest kept, written all at once."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...files import new_folder, remove_folder, write_json
+from .learner import Learner
+
+
+def save_checkpoint(
+    learner: Learner,
+    folder: Path,
+    state: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes `step-<updates>` into `folder` and removes the older ones; only the main process should.
+
+    Args:
+        learner: whose weights and optimiser state to write.
+        folder: where; made if it is not there.
+        state: JSON values to keep with them.
+        tensors: and tensors.
+    """
+    with new_folder(folder / f"step-{learner.steps}") as checkpoint:
+        learner.save(checkpoint)
+        if tensors:
+            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, checkpoint / _TENSORS)
+        write_json(checkpoint / "state.json", {"steps": learner.steps, **(state or {})})
+    for older in _saved(folder)[:-1]:
+        remove_folder(older)
+    for leftover in folder.glob(".step-*.old"):  # of a process that was killed while it removed one
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def load_checkpoint(learner: Learner, folder: Path | None) -> dict[str, Any]:
+    """Restores the newest checkpoint in `folder`; its JSON values, none where there is no checkpoint."""
+    saved = _saved(folder) if folder is not None else []
+    if not saved:
+        return {}
+    state = json.loads((saved[-1] / "state.json").read_text())
+    learner.load(saved[-1], state["steps"])
+    return state
+
+
+def load_tensors(folder: Path | None) -> dict[str, Tensor]:
+    """The tensors that were kept with the newest checkpoint in `folder`; none where there are none."""
+    saved = _saved(folder) if folder is not None else []
+    return load_file(saved[-1] / _TENSORS) if saved and (saved[-1] / _TENSORS).exists() else {}
+
+
+_TENSORS = "tensors.safetensors"
+
+
+def _saved(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))

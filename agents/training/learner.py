@@ -1,0 +1,381 @@
+"""The training loop that all agents share: micro-batches, global denominators, schedule, optimiser state."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...models.critics import ActorCritic
+from ...models.forward import action_logits, micro_batches, token_logprobs
+
+# Decayed by cosine to 2e-7, with warm-up (Havrilla et al. 2024).
+PAPER_LEARNING_RATE = 2e-5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """A sequence to train on: loss falls on the completion's tokens alone.
+
+    Attributes:
+        prompt: `[P]` tokens, at least one.
+        completion: `[T]` tokens, the end-of-sequence token included.
+    """
+
+    prompt: NDArray[np.integer]
+    completion: NDArray[np.integer]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimiser and batching.
+
+    Attributes:
+        learning_rate: peak rate; `None` takes the model's own `recommended_learning_rate`, else 2e-5 [paper].
+        min_learning_rate_ratio: final over peak rate of the cosine schedule; 2e-7 / 2e-5 [paper].
+        warmup_ratio: share of steps with linear warm-up; 0.03 [choice, the RFT paper's public script].
+        betas: AdamW's; [choice].
+        weight_decay: AdamW's; 0 [choice, the RFT paper's public script].
+        max_grad_norm: gradients are clipped to this norm; [choice].
+        micro_batch_tokens: tokens, padding included, of one forward pass; bounds memory and never changes the result.
+        bf16: autocast the training forward pass to bfloat16.
+    """
+
+    learning_rate: float | None = None
+    min_learning_rate_ratio: float = 0.01
+    warmup_ratio: float = 0.03
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    micro_batch_tokens: int = 16_384
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))  # JSON makes lists of them
+        if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be a finite number >= 0, got {self.learning_rate}")
+        for name in ("min_learning_rate_ratio", "warmup_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm must be above 0, got {self.max_grad_norm}")
+        if self.micro_batch_tokens < 1:
+            raise ValueError(f"micro_batch_tokens must be at least 1, got {self.micro_batch_tokens}")
+
+
+@dataclass(frozen=True)
+class FineTuneConfig(OptimizerConfig):
+    """Supervised fine-tuning as in the paper: AdamW, cosine schedule with warm-up.
+
+    Attributes:
+        epochs: passes over the data; 4 [paper].
+        batch_size: sequences per optimiser step; 128 [paper].
+        save_steps: optimiser steps between checkpoints, in runs that have a folder; [choice].
+    """
+
+    epochs: int = 4
+    batch_size: int = 128
+    save_steps: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "batch_size", "save_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def cosine(step: int, total: int, warmup_ratio: float, floor: float) -> float:
+    """Share of the peak learning rate in update `step` of `total`, counted from 0.
+
+    It climbs in a line to 1 over the warm-up, whose first update counts already, and falls by half a cosine towards
+    `floor`. (Schedules that begin at 0 waste an update, which is the only one when the data fit one batch.)
+    """
+    warmup = math.ceil(warmup_ratio * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    return floor + (1 - floor) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """Right-padded sequences, `[B, T]` each: tokens, where they are, and which position predicts an action."""
+
+    rows: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    action_mask: Tensor
+
+    @property
+    def actions(self) -> Tensor:
+        """`[B, T]`: the next token of each position; meaningful under `action_mask`."""
+        return self.input_ids.roll(-1, dims=1)
+
+    def spread(self, values: Sequence[NDArray[np.floating]]) -> Tensor:
+        """Values of actions, `[T]` of each sequence of the whole batch, as `[B, T]`; 0 outside `action_mask`."""
+        ours = torch.from_numpy(np.concatenate([values[row] for row in self.rows.tolist()])).to(self.input_ids.device)
+        return torch.zeros_like(self.input_ids, dtype=ours.dtype).masked_scatter(self.action_mask, ours)
+
+
+def collate(examples: Sequence[Example], rows: NDArray[np.int64], device: torch.device) -> MicroBatch:
+    """Pads the examples in `rows` on the right."""
+    width = max(len(examples[row]) for row in rows)
+    ids = np.zeros((len(rows), width), np.int64)
+    attention = np.zeros((len(rows), width), np.int64)
+    actions = np.zeros((len(rows), width), bool)
+    for i, row in enumerate(rows):
+        prompt, completion = examples[row].prompt, examples[row].completion
+        total = len(prompt) + len(completion)
+        ids[i, : len(prompt)] = prompt
+        ids[i, len(prompt) : total] = completion
+        attention[i, :total] = 1
+        actions[i, len(prompt) - 1 : total - 1] = True
+    move = lambda array: torch.from_numpy(array).to(device, non_blocking=True)  # noqa: E731
+    return MicroBatch(move(rows), move(ids), move(attention), move(actions))
+
+
+def action_logprobs(
+    model: torch.nn.Module, base: PreTrainedModel, batch: MicroBatch, vocab_size: int, temperature: float = 1.0
+) -> Tensor:
+    """Log-probabilities `[B, T]`, float32, of the batch's actions at a temperature; 0 outside `action_mask`."""
+    logits = action_logits(model, base, batch.input_ids, batch.attention_mask, batch.action_mask)
+    values = token_logprobs(logits[:, :vocab_size], batch.actions[batch.action_mask], temperature)
+    return torch.zeros_like(batch.input_ids, dtype=values.dtype).masked_scatter(batch.action_mask, values)
+
+
+Loss = Callable[[MicroBatch, Any], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
+"""From a micro-batch and what `Learner.forward` made of it to a scalar, and further scalars by name."""
+
+Forward = Callable[[MicroBatch, float], Tensor | tuple[Tensor, ...]]
+"""From a micro-batch and a temperature to values `[B, T]` of its actions, or to several such."""
+
+
+class NonFiniteError(ValueError):
+    """A reward, a loss or a gradient is infinite or not a number."""
+
+
+class Learner:
+    """Optimises a language model: one `update` is one optimiser step on one batch, however large.
+
+    Args:
+        model: the model to train, in place, alone or with a critic; with LoRA only its adapter has gradients.
+        config: optimiser and batching.
+        total_steps: length of the learning-rate schedule.
+        accelerator: device and data parallelism; every rank passes the same batches and each computes its share.
+        vocab_size: the tokenizer's; logits beyond it are nobody's action and take no probability.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | ActorCritic,
+        config: OptimizerConfig,
+        total_steps: int,
+        accelerator: Accelerator,
+        vocab_size: int,
+    ) -> None:
+        rate = config.learning_rate
+        if rate is None:
+            rate = getattr(model.config, "recommended_learning_rate", PAPER_LEARNING_RATE)
+        self.learning_rate, self.total_steps = rate, total_steps
+        self.base, self.config, self.accelerator, self.vocab_size = model, config, accelerator, vocab_size
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self.model: nn.Module = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
+        self.steps = 0
+
+    def forward(self, batch: MicroBatch, temperature: float) -> Any:
+        """What losses are computed from: log-probabilities `[B, T]` of the actions. For learners of other things, too.
+
+        It must call `self.model`, which is the model or its wrapper for data parallel training.
+        """
+        base = cast(PreTrainedModel, self.base)
+        return action_logprobs(self.model, base, batch, self.vocab_size, temperature)
+
+    def update(
+        self,
+        examples: Sequence[Example],
+        loss: Loss,
+        seed: int,
+        temperature: float = 1.0,
+        accept: Callable[[Mapping[str, float]], bool] | None = None,
+    ) -> dict[str, float]:
+        """One optimiser step.
+
+        Args:
+            examples: the whole batch, the same on every rank.
+            loss: from a micro-batch and what `forward` returns for it, the log-probabilities `[B, T]` of its actions,
+                to a scalar; micro-batches' losses are added up, so it divides by the whole batch's denominator itself
+                (`masked_aggregate`). It may return further scalars by name with it, which are added up likewise; of
+                those whose names end in "_max" or "_min" the extreme is taken instead.
+            seed: of dropout, if the model has any.
+            temperature: that the actions' log-probabilities are taken at.
+            accept: looks at what will be returned, before the step; if it returns False, the step is not taken.
+
+        Returns:
+            `loss`, `grad_norm`, `learning_rate`, `padding`, the share of positions that held no token, and the further
+            scalars of `loss`.
+
+        Raises:
+            ValueError: a sequence is longer than the model's positions.
+            NonFiniteError: loss or gradient is infinite or not a number; the weights are left as they were.
+        """
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        groups = self._groups(examples)
+        # Ranks synchronise in their last backward pass, so all must run the same number: idle ones repeat at weight 0.
+        rounds = -(-len(groups) // ranks)
+        totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.base.device)}
+        tokens = padding = 0
+        with torch.random.fork_rng(devices=[self.base.device] if self.base.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for i in range(rounds):
+                turn = i * ranks + rank
+                batch = collate(examples, groups[turn % len(groups)], self.base.device)
+                quiet = self.accelerator.no_sync(self.model) if i < rounds - 1 and ranks > 1 else nullcontext()
+                with quiet, torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16):
+                    value = loss(batch, self.forward(batch, temperature))
+                    value, further = value if isinstance(value, tuple) else (value, {})
+                    value = value * (turn < len(groups))
+                    # Data parallelism averages gradients over ranks; ours are shares of one sum.
+                    (value * ranks).backward()
+                if turn < len(groups):
+                    for name, scalar in {"loss": value, **further}.items():
+                        totals[name] = (
+                            _combined(name)(totals[name], scalar.detach()) if name in totals else scalar.detach()
+                        )
+                tokens += int(batch.attention_mask.sum())
+                padding += batch.attention_mask.numel()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        share = cosine(self.steps, self.total_steps, self.config.warmup_ratio, self.config.min_learning_rate_ratio)
+        rate = self.learning_rate * share
+        if ranks > 1:
+            totals = _over_ranks(totals)
+        metrics = {name: value.item() for name, value in totals.items()} | {
+            "grad_norm": norm.item(),
+            "learning_rate": rate,
+            "padding": 1 - tokens / padding,
+        }
+        broken = [f"{name} {metrics[name]}" for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
+        if not broken and (accept is None or accept(metrics)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.steps += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        if broken:
+            raise NonFiniteError(
+                f"update {self.steps + 1} has {' and '.join(broken)} and was not made: look for a bad reward, or too "
+                f"high a learning rate ({rate:g})"
+            )
+        return metrics
+
+    def logprobs(
+        self, examples: Sequence[Example], temperature: float = 1.0, model: PreTrainedModel | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Log-probabilities `[T]` of each completion's tokens: `evaluate` for learners of policies alone.
+
+        Args:
+            examples: whose completions.
+            temperature: that the log-probabilities are taken at.
+            model: another model than the one that is trained, for instance a frozen reference.
+        """
+        other: Forward | None = None
+        if model is not None:
+            other = lambda batch, temperature: action_logprobs(model, model, batch, self.vocab_size, temperature)  # noqa: E731
+        return self.evaluate(examples, temperature, other)[0]
+
+    @torch.no_grad()
+    def evaluate(
+        self, examples: Sequence[Example], temperature: float = 1.0, forward: Forward | None = None
+    ) -> tuple[list[NDArray[np.float32]], ...]:
+        """What `forward` makes of each completion's tokens, by the very forward pass of an `update` on `examples`.
+
+        An update on the same examples in the same order cuts them into the same micro-batches, so these equal what its
+        loss would be given.
+
+        Args:
+            examples: whose completions.
+            temperature: that log-probabilities are taken at.
+            forward: gives values `[B, T]` of actions, or a tuple of such; by default the learner's own.
+
+        Returns:
+            For each output of `forward`, its values `[T]` for each example.
+        """
+        forward = self.forward if forward is None else forward
+        values: dict[int, tuple[NDArray[np.float32], ...]] = {}
+        groups = self._groups(examples)
+        wrapped, self.model = self.model, self.base  # ranks take part unequally often, and the wrapper would wait
+        try:
+            for rows in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
+                batch = collate(examples, rows, self.base.device)
+                with torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16):
+                    found = forward(batch, temperature)
+                found = found if isinstance(found, tuple) else (found,)
+                ends = np.cumsum([len(examples[row].completion) for row in rows])[:-1]
+                parts = [np.split(output[batch.action_mask].float().cpu().numpy(), ends) for output in found]
+                values |= zip(rows.tolist(), zip(*parts, strict=True), strict=True)
+        finally:
+            self.model = wrapped
+        if self.accelerator.num_processes > 1:
+            values = {row: arrays for part in gather_object([values]) for row, arrays in part.items()}
+        return tuple(list(arrays) for arrays in zip(*(values[row] for row in range(len(examples))), strict=True))
+
+    def _groups(self, examples: Sequence[Example]) -> list[NDArray[np.int64]]:
+        lengths = [len(example) for example in examples]
+        limit = getattr(self.base.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        if max(lengths) > limit:
+            raise ValueError(f"a sequence of {max(lengths)} tokens is longer than the model's {limit} positions")
+        return micro_batches(lengths, self.config.micro_batch_tokens)
+
+    def save(self, folder: Path) -> None:
+        """Writes trainable weights and optimiser state as safetensors."""
+        names = {id(parameter): name for name, parameter in self.base.named_parameters()}
+        tensors: dict[str, Tensor] = {}
+        for parameter in self.parameters:
+            name = names[id(parameter)]
+            tensors[f"weight/{name}"] = parameter.detach()
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"{key}/{name}"] = value.detach() if value.dim() else value.detach().reshape(1)
+        save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, folder / "learner.safetensors")
+
+    def load(self, folder: Path, steps: int) -> None:
+        """Restores what `save` wrote after `steps` updates."""
+        tensors = load_file(folder / "learner.safetensors")
+        for name, parameter in self.base.named_parameters():
+            if f"weight/{name}" not in tensors:
+                continue
+            with torch.no_grad():
+                parameter.copy_(tensors[f"weight/{name}"])
+            self.optimizer.state[parameter] = {
+                "step": tensors[f"step/{name}"].reshape(()).to(parameter.device),
+                "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
+            }
+        self.steps = steps
+
+
+def _combined(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """How a scalar's shares become one."""
+    return torch.maximum if name.endswith("_max") else torch.minimum if name.endswith("_min") else torch.add
+
+
+def _over_ranks(totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars of all ranks; a rank that had nothing to do may lack some."""
+    combined: dict[str, Tensor] = {}
+    for part in gather_object([{name: value.cpu() for name, value in totals.items()}]):
+        for name, value in part.items():
+            combined[name] = _combined(name)(combined[name], value) if name in combined else value
+    return combined

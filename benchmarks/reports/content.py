@@ -1,0 +1,349 @@
+"""What a report says: typed values, to JSON and back. `html.write_report` makes pages of them.
+
+Our figures and the paper's never share a field: a row of a table refers to the paper's row that it stands beside.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from ..paper.published import paper_row
+
+LEVEL = 0.95
+"""Of intervals over seeds [choice]."""
+Outcome = Literal["holds", "does not hold", "undecided"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one system.
+
+    Attributes:
+        values: by seed.
+        mean: of the values.
+        low: of the mean's interval; `None` where there is none, as after a single seed.
+        high: likewise.
+        missing: seeds without a value, each with the reason.
+    """
+
+    values: Mapping[int, float]
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    missing: Mapping[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ends = [self.low, self.high]
+        if (self.low is None) != (self.high is None):
+            raise ValueError(f"an interval has two ends, got {ends}")
+        if not all(value is None or math.isfinite(value) for value in [self.mean, *ends, *self.values.values()]):
+            raise ValueError(f"a cell's values must be finite, got mean {self.mean}, interval {ends}, {self.values}")
+        if self.low is not None and self.high is not None and not self.low <= self.mean <= self.high:
+            raise ValueError(f"the mean {self.mean} is outside of its interval {ends}")
+
+
+@dataclass(frozen=True)
+class MissingCell:
+    """A metric that no seed has a value of, and why."""
+
+    reason: str
+
+
+def cell_over_seeds(
+    values: Mapping[int, float],
+    missing: Mapping[int, str] | None = None,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Cell | MissingCell:
+    """The mean over seeds with Student's t interval at 95 %, which takes runs for independent and nothing else.
+
+    With three seeds the interval is 4.3 standard errors wide to each side, which is what three runs can tell. One
+    seed gives no interval.
+
+    Args:
+        values: by seed.
+        missing: seeds without a value, each with the reason; without any value at all the first is the cell's.
+        bounds: of what the metric can be; the interval ends there at the latest. Shares, unless given.
+
+    Raises:
+        ValueError: there is neither a value nor a reason, or a value is not finite or out of bounds.
+    """
+    missing = dict(missing or {})
+    if not values:
+        if not missing:
+            raise ValueError("a cell without a value needs the reason")
+        return MissingCell(next(iter(missing.values())))
+    array = np.fromiter(values.values(), np.float64)
+    low, high = bounds
+    if not all(low <= value <= high for value in array):  # not a number is not
+        raise ValueError(f"values must be between {low} and {high}, got {dict(values)}")
+    mean = min(max(float(array.mean()), low), high)  # whatever the rounding
+    if len(array) == 1:
+        return Cell(dict(values), mean, missing=missing)
+    half = student_quantile(len(array) - 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
+    return Cell(dict(values), mean, max(mean - half, low), min(mean + half, high), missing)
+
+
+@cache
+def student_quantile(degrees: int, level: float = LEVEL) -> float:
+    """The t within which a share `level` of Student's distribution lies, to five digits.
+
+    With t = sqrt(degrees) tan(a) its density is proportional to cos(a)^(degrees - 1).
+    """
+    angles = np.linspace(0, np.pi / 2, 100_001)
+    density = np.cos(angles) ** (degrees - 1)
+    share = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(degrees) * math.tan(float(np.interp(level, share / share[-1], angles)))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system in a table.
+
+    Attributes:
+        name: of the system.
+        cells: one for each of the table's metrics.
+        paper: the row of `paper.json` it stands beside, as "table_1/ei"; `None` where there is none.
+    """
+
+    name: str
+    cells: tuple[Cell | MissingCell, ...]
+    paper: str | None = None
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """Systems by metrics.
+
+    Attributes:
+        title: of the table.
+        caption: what was measured on what.
+        rows: the systems.
+        metrics: the columns, such as "maj@8".
+        interval: what a cell's interval is.
+    """
+
+    title: str
+    caption: str
+    rows: tuple[Row, ...]
+    metrics: tuple[str, ...] = ("maj@1", "maj@n", "rerank@n", "pass@n")
+    interval: str = "Mean over seeds, with its 95 % interval by Student's t"
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row.cells) != len(self.metrics):
+                raise ValueError(
+                    f"table {self.title!r}: row {row.name!r} has {len(row.cells)} cells for the {len(self.metrics)} "
+                    f"metrics {', '.join(self.metrics)}"
+                )
+            if row.paper is not None:
+                paper_row(row.paper)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot.
+
+    Attributes:
+        name: of its file: small letters, digits, - and _.
+        title: of the figure.
+        caption: what it shows; also read out where the picture can't be seen.
+        svg: the picture.
+    """
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
+            raise ValueError(f"a figure's name is of small letters, digits, - and _, got {self.name!r}")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim of the paper, and what became of it here.
+
+    Attributes:
+        text: the claim.
+        verdict: what the evidence says.
+        evidence: the figures that say so.
+        certainty: how sure that is, in words.
+    """
+
+    text: str
+    verdict: Outcome
+    evidence: str
+    certainty: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run took: sampled attempts, their tokens, wall time in seconds."""
+
+    attempts: int
+    tokens: int
+    seconds: float
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.attempts + other.attempts, self.tokens + other.tokens, self.seconds + other.seconds)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One configuration that was run.
+
+    Attributes:
+        name: of the configuration.
+        seeds: it was run with.
+        settings: all of them, JSON values.
+        cost: of all its seeds.
+        versions: of packages, where they are not the report's.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Any]
+    cost: Cost
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step of an attempt: its text, the reward it was paid, and its score by an outcome model, p(correct), if any."""
+
+    text: str
+    reward: float
+    score: float | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.reward):
+            raise ValueError(f"a step's reward must be finite, got {self.reward}")
+        if self.score is not None and not 0 <= self.score <= 1:
+            raise ValueError(f"a step's score is a probability, got {self.score}")
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One attempt at one problem, to be looked at.
+
+    Attributes:
+        system: whose attempt it is.
+        problem_id: of the problem.
+        question: its text.
+        reference: its right answer.
+        verdict: how the attempt was graded, in one word: "correct", "wrong", ...
+        answer: the attempt's final answer, if it gave one.
+        steps: its lines.
+    """
+
+    system: str
+    problem_id: str
+    question: str
+    reference: str
+    verdict: str
+    answer: str | None
+    steps: tuple[StepRecord, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a benchmark has to say.
+
+    Attributes:
+        title: of the report.
+        command: that makes it again.
+        scale: in words: models, problems, samples.
+        versions: of packages.
+        device: what it ran on.
+        started: when, as ISO 8601.
+        seconds: wall time of it all.
+        tables, figures, findings, runs, attempts: the contents.
+    """
+
+    title: str
+    command: str
+    scale: str
+    versions: Mapping[str, str]
+    device: str
+    started: str
+    seconds: float
+    tables: tuple[ResultTable, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    runs: tuple[RunRecord, ...] = ()
+    attempts: tuple[AttemptRecord, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [figure.name for figure in self.figures]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two figures are named {twice[0]!r}")
+
+    @property
+    def cost(self) -> Cost:
+        """Of all runs."""
+        return sum((run.cost for run in self.runs), Cost(0, 0, 0.0))
+
+    def to_json(self) -> str:
+        """As JSON text."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """A report from JSON text.
+
+        Raises:
+            ValueError: it is not one; names the place.
+        """
+        return decode(cls, json.loads(text), "report")
+
+
+def decode(kind: Any, value: Any, where: str) -> Any:
+    """A value of `kind`, a dataclass or what its fields may be, from JSON values.
+
+    Raises:
+        ValueError: it is not one; names the place, which begins with `where`.
+    """
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _decode_dataclass(kind, value, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in arguments:
+            return None
+        choices = [choice for choice in arguments if choice is not NoneType]
+        return decode(next((choice for choice in choices if _has_its_fields(choice, value)), choices[0]), value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping and isinstance(value, dict):
+        key, item = arguments
+        return {key(name): decode(item, inner, f"{where}[{name!r}]") for name, inner in value.items()}
+    if kind is Any or (origin is Literal and value in arguments):
+        return value
+    if kind in (str, int, float) and isinstance(value, (float, int) if kind is float else kind):
+        return value
+    raise ValueError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r:.80}")
+
+
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected a {kind.__name__}, got {value!r:.80}")
+    kinds = get_type_hints(kind)
+    for name in value:
+        if name not in kinds:
+            raise ValueError(f"{where}: a {kind.__name__} has no {name!r}")
+    try:
+        return kind(**{name: decode(kinds[name], inner, f"{where}.{name}") for name, inner in value.items()})
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _has_its_fields(kind: Any, value: Any) -> bool:
+    return is_dataclass(kind) and isinstance(value, dict) and set(value) <= {item.name for item in fields(kind)}

@@ -1,0 +1,114 @@
+"""How a report spells things, on every kind of page: text of models, figures with intervals, times and costs."""
+
+import unicodedata
+from collections.abc import Iterable
+
+from ..paper.published import Certainty, PaperRow, PaperTable, certainties, paper_row
+from .content import Cell, Cost, ResultTable, Row
+
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories of characters that show nothing, or change how others show."""
+
+
+def visible(text: str) -> str:
+    """Text with the number of each character that shows nothing or reorders others, as `⟨U+202E⟩`.
+
+    Newlines and tabs are kept.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _HIDDEN else f"⟨U+{ord(c):04X}⟩" for c in text)
+
+
+def interval(cell: Cell) -> str:
+    """A cell's interval, or why it has none."""
+    if cell.low is not None:
+        return f"[{cell.low:.3f}, {cell.high:.3f}]"
+    return "one seed" if len(cell.values) == 1 else "no interval"
+
+
+def seeds(cell: Cell) -> str:
+    """A cell's values by seed."""
+    return ", ".join(f"seed {seed}: {value:.3f}" for seed, value in cell.values.items())
+
+
+def lacking(cell: Cell) -> str:
+    """Which seeds a cell lacks; empty where it lacks none."""
+    return f"no seed {', '.join(map(str, cell.missing))}" if cell.missing else ""
+
+
+def gaps(row: Row) -> str:
+    """Which seeds the cells of a row lack, and why, each reason once; empty where they lack none."""
+    cells = [cell for cell in row.cells if isinstance(cell, Cell)]
+    found = (f"no seed {seed}: {reason}" for cell in cells for seed, reason in cell.missing.items())
+    return "; ".join(dict.fromkeys(found))
+
+
+def paper_metrics(table: ResultTable) -> dict[str, str]:
+    """Our metrics that the paper's rows beside a table have too, each with the paper's own name for it."""
+    papers = _unique(paper_row(row.paper)[0] for row in table.rows if row.paper is not None)
+    names = {metric: [name for paper in papers if (name := paper.metric(metric))] for metric in table.metrics}
+    return {metric: " or ".join(dict.fromkeys(found)) for metric, found in names.items() if found}
+
+
+def paper_value(reference: str | None, metric: str) -> str:
+    """The paper's figures for one of our cells, by size of the model; a dash where it has none."""
+    if reference is None:
+        return "–"
+    table, row = paper_row(reference)
+    values = table.values(row, metric)
+    if all(value is None for value in values.values()):
+        return "–"
+    usual = tuple(row.values) == USUAL_SIZES
+    return " / ".join(
+        ("–" if value is None else f"{value:.2f}") + ("" if usual else f" ({size})") for size, value in values.items()
+    )
+
+
+USUAL_SIZES = ("7B", "13B")
+"""Of the paper's models; where a row has others its values say so."""
+
+
+def paper_notes(table: ResultTable) -> list[str]:
+    """Where the paper's figures beside a table are from, how sure they are, and what to know before comparing."""
+    found = {row.paper: paper_row(row.paper) for row in table.rows if row.paper is not None}
+    notes: list[str] = []
+    for source in _unique(paper for paper, _ in found.values()):
+        rows = [row for paper, row in found.values() if paper is source]
+        notes += [f"{source.source}, {source.title}; {source.models} {' / '.join(USUAL_SIZES)}.", *source.notes]
+        notes += _certainties(source, rows)
+        notes += [f"{row.name}: {note}" for row in rows for note in row.notes]
+    return notes
+
+
+def _certainties(source: PaperTable, rows: Iterable[PaperRow]) -> list[str]:
+    by_certainty: dict[Certainty, list[str]] = {}
+    for row in rows:
+        by_certainty.setdefault(row.certainty, []).append(row.name)
+    meaning = certainties()
+    number = source.title.partition(":")[0]
+    if len(by_certainty) == 1:
+        (certainty,) = by_certainty
+        return [f"Certainty of {number}'s figures: {certainty}, that is, {meaning[certainty]}."]
+    return [
+        f"Certainty of {number}'s figures for {', '.join(names)}: {certainty}, that is, {meaning[certainty]}."
+        for certainty, names in by_certainty.items()
+    ]
+
+
+def _unique(tables: Iterable[PaperTable]) -> list[PaperTable]:
+    return list({table.title: table for table in tables}.values())
+
+
+def duration(seconds: float) -> str:
+    """Wall time in the two largest units that it has."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
+
+
+def cost(spent: Cost) -> str:
+    """Attempts, tokens and time."""
+    return f"{spent.attempts:,} attempts, {spent.tokens:,} tokens, {duration(spent.seconds)}"

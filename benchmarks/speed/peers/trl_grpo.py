@@ -1,0 +1,237 @@
+"""GRPO against TRL 1.16.0's GRPOTrainer: samples per CPU second of whole steps, sampling and update.
+
+Both sides train the same model on the same prompts with the same reward, loss (GRPO's, averaged over each attempt's
+tokens; no KL penalty; advantages over the group's standard deviation), optimiser (AdamW, gradient norm 1) and number of
+samples per step, in float32 on one thread; TRL without gradient checkpointing, which would only slow it down. The model
+has random weights and T/4 tokens, so an attempt ends at every token with a probability near 4/T: lengths are geometric
+and cut off at T, as in `rollout_throughput`, and the learning rate is so small that this stays so. The reward, the
+share of some letters, is hardly ever equal within a group: no attempt goes untrained.
+
+TRL needs an environment of its own:
+
+    python -m venv trl && trl/bin/pip install torch==2.13.0 trl==1.16.0 transformers==5.23.0 accelerate==1.15.0
+    python -m tokengym.benchmarks.speed.peers.trl_grpo --trl-python trl/bin/python --output trl.json
+
+The sides run in turns, each run a process of its own. This file is what both run, one as a module and one by its path,
+so it imports the package only where its own side begins.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PROBLEMS, SAMPLES, PROMPT = 8, 8, 16
+GOALS = {64: 1.4, 192: 2.0}
+"""Samples per second over TRL's, at least, by the most new tokens."""
+LEARNING_RATE = 1e-6
+MICRO_BATCH_TOKENS = 2048
+"""Of ours; TRL's update takes all samples at once, its default."""
+CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def run(
+    trl_python: str, lengths: Sequence[int] = (64, 192), steps: int = 8, warmup: int = 2, repeats: int = 3
+) -> dict[str, Any]:
+    """Measures both sides in turns.
+
+    Args:
+        trl_python: the interpreter of an environment with TRL.
+        lengths: most new tokens of an attempt.
+        steps: that are timed in each run.
+        warmup: steps before those.
+        repeats: runs of each side.
+
+    Returns:
+        JSON values: versions, and for each length both sides' runs in samples per CPU second, mean lengths, the medians
+        and their ratio.
+    """
+    sides = {
+        "trl": [trl_python, __file__],
+        "tokengym": [sys.executable, "-m", "tokengym.benchmarks.speed.peers.trl_grpo"],
+    }
+    results: dict[str, Any] = {"steps": steps, "warmup": warmup, "samples_per_step": PROBLEMS * SAMPLES}
+    with tempfile.TemporaryDirectory() as folder:
+        for length in lengths:
+            _make_model(folder, length)
+            runs: dict[str, list[dict[str, Any]]] = {"trl": [], "tokengym": []}
+            for seed in range(repeats):
+                for side, program in sides.items():
+                    command = [*program, side, *map(str, (folder, length, steps, warmup, seed))]
+                    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+                    done = subprocess.run(command, env=environment, capture_output=True, text=True)  # noqa: S603
+                    if done.returncode:
+                        raise ValueError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+                    runs[side].append(json.loads(done.stdout.splitlines()[-1]))
+            rates = {side: sorted(run["rate"] for run in found)[repeats // 2] for side, found in runs.items()}
+            results[str(length)] = {**rates, "speedup": rates["tokengym"] / rates["trl"], "runs": runs}
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """What `run` returned, laid out as text."""
+    lines = [f"{'new tokens':<12}{'TRL/s':>8}{'ours/s':>8}{'ratio':>7}{'goal':>6}{'mean length':>20}"]
+    for length, goal in GOALS.items():
+        if (found := results.get(str(length))) is not None:
+            means = (f"{sum(run['mean_length'] for run in runs) / len(runs):.1f}" for runs in found["runs"].values())
+            lines.append(
+                f"{length:<12}{found['trl']:>8.1f}{found['tokengym']:>8.1f}{found['speedup']:>7.2f}{goal:>6}"
+                f"{' and '.join(means):>20}"
+            )
+    return "\n".join(lines)
+
+
+def _make_model(folder: str, length: int) -> None:
+    from ....models import load_tokenizer
+    from ....models.new_model import new_model
+
+    tokenizer = load_tokenizer("chars:" + CHARACTERS[: length // 4 - 2])
+    model = new_model(tokenizer, "llama", depth=2, width=128, heads=4, positions=PROMPT + length, seed=0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _prompts(count: int, seed: int) -> list[str]:
+    import random
+
+    rng = random.Random(seed)
+    return ["".join(rng.choices(CHARACTERS[:10], k=PROMPT)) for _ in range(count)]
+
+
+def _reward(completion: str) -> float:
+    return sum(character in "02468ace" for character in completion) / max(len(completion), 1)
+
+
+def _tokengym(folder: str, length: int, steps: int, warmup: int, seed: int) -> dict[str, Any]:
+    import torch
+
+    from ....agents import GRPO
+    from ....envs import Problem, ProblemList, TokenVectorEnv
+    from ....models import load_tokenizer
+    from ....rewards.base import AttemptReward, FinishedAttempt
+
+    torch.set_num_threads(1)
+    times: list[float] = []
+    lengths: list[float] = []
+
+    class Letters(AttemptReward):
+        def attempt_reward(self, attempt: FinishedAttempt) -> float:
+            return _reward(self.decode(attempt.tokens))
+
+    def clock(_: object, metrics: dict[str, float]) -> None:
+        times.append(time.process_time())
+        lengths.append(metrics["rollout/mean_length"] * PROBLEMS * SAMPLES)
+
+    prompts = _prompts(PROBLEMS * (warmup + steps), seed)
+    env = TokenVectorEnv(
+        ProblemList([Problem(str(number), prompt, "0") for number, prompt in enumerate(prompts)]),
+        PROBLEMS * SAMPLES,
+        tokenizer=load_tokenizer(folder),
+        reward=Letters(),
+        prompt="{question}",
+        max_prompt_tokens=PROMPT,
+        max_new_tokens=length,
+        autoreset_mode="Disabled",
+        copy=False,
+    )
+    GRPO(
+        env,
+        folder,
+        device="cpu",
+        seed=seed,
+        iterations=warmup + steps,
+        problems_per_iteration=PROBLEMS,
+        samples_per_problem=SAMPLES,
+        learning_rate=LEARNING_RATE,
+        micro_batch_tokens=MICRO_BATCH_TOKENS,
+        validation_problems=0,
+    ).learn(callback=clock)
+    return _summary(times, lengths, warmup, torch=torch.__version__)
+
+
+def _trl(folder: str, length: int, steps: int, warmup: int, seed: int) -> dict[str, Any]:
+    import torch
+    import transformers
+    import trl  # pyright: ignore[reportMissingImports]
+    from datasets import Dataset
+
+    torch.set_num_threads(1)
+    times: list[float] = []
+    lengths: list[float] = []
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            times.append(time.process_time())
+
+    def reward(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        lengths.append(sum(map(len, completion_ids)))
+        return [_reward(completion) for completion in completions]
+
+    with tempfile.TemporaryDirectory() as output:
+        config = trl.GRPOConfig(
+            output_dir=output,
+            max_steps=warmup + steps,
+            per_device_train_batch_size=PROBLEMS * SAMPLES,
+            num_generations=SAMPLES,
+            max_completion_length=length,
+            temperature=1.0,
+            top_k=0,
+            beta=0.0,
+            loss_type="grpo",
+            scale_rewards="group",
+            learning_rate=LEARNING_RATE,
+            max_grad_norm=1.0,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            logging_strategy="no",
+            save_strategy="no",
+            disable_tqdm=True,
+            seed=seed,
+        )
+        trainer = trl.GRPOTrainer(
+            folder,
+            reward,
+            args=config,
+            train_dataset=Dataset.from_dict({"prompt": _prompts(PROBLEMS * (warmup + steps), seed)}),
+            processing_class=transformers.AutoTokenizer.from_pretrained(folder),
+            callbacks=[Clock()],
+        )
+        trainer.train()
+    versions = {"torch": torch.__version__, "trl": trl.__version__, "transformers": transformers.__version__}
+    return _summary(times, lengths, warmup, **versions)
+
+
+def _summary(times: Sequence[float], lengths: Sequence[float], warmup: int, **versions: str) -> dict[str, Any]:
+    """Samples per CPU second of the steps after the warm-up, and the mean length of their attempts."""
+    steps, samples = len(times) - warmup, PROBLEMS * SAMPLES
+    rate = steps * samples / (times[-1] - times[warmup - 1])
+    return {"rate": rate, "mean_length": sum(lengths[warmup:]) / (steps * samples), **versions}
+
+
+def main() -> None:
+    """The command line of the comparison."""
+    parser = argparse.ArgumentParser(description="GRPO against TRL's, in turns")
+    parser.add_argument("--trl-python", required=True, help="interpreter of an environment with TRL")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    results = run(options.trl_python, repeats=options.repeats)
+    sys.stdout.write(table(results) + "\n")
+    if options.output is not None:
+        options.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] in (["trl"], ["tokengym"]):
+        side = _trl if sys.argv[1] == "trl" else _tokengym
+        sys.stdout.write(json.dumps(side(sys.argv[2], *map(int, sys.argv[3:]))) + "\n")
+    else:
+        main()

@@ -1,0 +1,177 @@
+"""Problems and where they come from: the first stage of the way of data, before any tokenizer."""
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+from ...registry import Registry, unknown_name
+from ...rewards.grading.numbers import Verdict, grade
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with its gold answer.
+
+    Attributes:
+        id: name that the problem's source finds it by, stable between runs and machines.
+        question: the question as text, without any prompt around it.
+        answer: the gold answer alone ("72").
+        solution: full worked solution with its answer ("#### 72" on its last line, or a box as in MATH); `None` where
+            the data has none.
+    """
+
+    id: str
+    question: str
+    answer: str
+    solution: str | None = None
+
+
+def check_split(split: str) -> str:
+    """`split` itself when it is one of `SPLITS`; raises `UnknownNameError` otherwise."""
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    return split
+
+
+class ProblemSource(ABC):
+    """An indexed set of problems, finite or endless; a pure function of its arguments, the split and the index.
+
+    A source pickles, holds no random state, and leaves the network alone until its first problem is asked for.
+    """
+
+    split: str
+
+    @property
+    @abstractmethod
+    def size(self) -> int | None:
+        """Number of problems; `None` for an endless source, whose indices range over [0, 2**63)."""
+
+    @abstractmethod
+    def __getitem__(self, index: SupportsIndex) -> Problem:
+        """The problem at `index`, whatever was asked for before; raises `IndexError` outside the range."""
+
+    @abstractmethod
+    def find(self, problem_id: str) -> Problem:
+        """The problem named `problem_id`; raises `ValueError` when this source has no such problem."""
+
+    def grade(self, completion: str, problem: Problem) -> Verdict:
+        """What a finished attempt at `problem` is worth; `completion` is the text after the prompt."""
+        return grade(completion, problem.answer)
+
+    @property
+    def env_settings(self) -> Mapping[str, Any]:
+        """Arguments of the environment that suit these problems; the registered ids use them where none are given."""
+        return {}
+
+
+class FiniteSource(ProblemSource):
+    """Base of sources that hold all their problems in memory, loaded when the first is asked for.
+
+    Raises (at that first use):
+        ValueError: there is no problem, or two share an id.
+    """
+
+    @abstractmethod
+    def load(self) -> Sequence[Problem]:
+        """Reads the problems, in order; called once."""
+
+    @cached_property
+    def problems(self) -> tuple[Problem, ...]:
+        """All problems in order."""
+        problems = tuple(self.load())
+        if not problems:
+            raise ValueError(f"{self} has no problems")
+        return problems
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        positions: dict[str, int] = {}
+        for position, problem in enumerate(self.problems):
+            if positions.setdefault(problem.id, position) != position:
+                raise ValueError(f"{self}: the id {problem.id!r} names two problems")
+        return positions
+
+    @property
+    def size(self) -> int:
+        return len(self.problems)
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    def __getitem__(self, index: SupportsIndex) -> Problem:
+        position = operator.index(index)
+        if not 0 <= position < len(self.problems):
+            raise IndexError(f"{self}: index {position} is outside [0, {len(self.problems)})")
+        return self.problems[position]
+
+    def find(self, problem_id: str) -> Problem:
+        if problem_id not in self._positions:
+            raise ValueError(f"{self} has no problem {problem_id!r}; its ids look like {self.problems[0].id!r}")
+        return self.problems[self._positions[problem_id]]
+
+
+class PublishedSource(FiniteSource):
+    """Base of published data sets, which are on the hub and may be at hand as local files.
+
+    Args:
+        split: "train", "validation" or "test".
+        data: folder or file with the data, read on construction without any network; by default the hub is asked when
+            the first problem is.
+
+    Raises:
+        UnknownNameError: no such split.
+    """
+
+    def __init__(self, split: str = "train", data: str | Path | None = None) -> None:
+        self.split = check_split(split)
+        self.data = data
+        if data is not None:
+            self.problems  # noqa: B018 - local files fail on construction
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(split={self.split!r}, data={self.data!r})"
+
+
+class ProblemList(FiniteSource):
+    """A source over problems at hand.
+
+    Args:
+        problems: the problems, each id once.
+        split: name of the split that they are.
+    """
+
+    def __init__(self, problems: Sequence[Problem], split: str = "train") -> None:
+        self.split = check_split(split)
+        self._given = tuple(problems)
+
+    def load(self) -> Sequence[Problem]:
+        return self._given
+
+    def __repr__(self) -> str:
+        return f"ProblemList({len(self._given)} problems, split={self.split!r})"
+
+
+_BUILT_INS = ("arithmetic", "competition_math", "dataset", "gsm8k", "multiplication", "parity", "svamp")
+
+PROBLEMS: Registry[Callable[..., ProblemSource]] = Registry("problem", (f"{__package__}.{name}" for name in _BUILT_INS))
+"""Problem sources by name; third parties join through the entry-point group `tokengym.problems`."""
+
+
+def make_problems(source: str | ProblemSource, **arguments: Any) -> ProblemSource:
+    """The problem source registered under a name, constructed with `arguments`; a source is handed through as it is.
+
+    Raises:
+        UnknownNameError: nothing is registered under that name.
+        ValueError: arguments came with a source that is already made.
+    """
+    if isinstance(source, str):
+        return PROBLEMS.get(source)(**arguments)
+    if arguments:
+        raise ValueError(f"{source!r} is already made: give it {', '.join(sorted(arguments))} where you make it")
+    return source

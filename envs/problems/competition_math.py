@@ -1,0 +1,108 @@
+r"""MATH: 12,500 competition problems (Hendrycks et al., 2021), with answers in LaTeX."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...rewards.grading.latex import boxed, grade_free_form
+from ...rewards.grading.numbers import MAX_LENGTH, Verdict
+from .base import PROBLEMS, Problem, PublishedSource
+from .tables import Row, carve, file_of, read_file, read_folder, read_hub
+
+HUB_NAME = "EleutherAI/hendrycks_math"
+SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+VALIDATION_FRACTION = 1 / 15
+"""500 of the 7,500 published train problems [choice]."""
+
+
+@PROBLEMS.register("math")
+class MATH(PublishedSource):
+    r"""MATH with its own solutions; the answer is what the last `\boxed{}` of a solution holds.
+
+    Attempts show their answer in `\boxed{}` too. Numbers are graded exactly, other answers by math-verify, as in
+    `rewards.grading.latex`.
+
+    The published splits have 7,500 train and 5,000 test problems and no validation split: a fixed hash of the train
+    questions makes one in fifteen of them "validation". Ids name the published split and the row in it, from 0, on the
+    hub after the subject: "math-test-17", "math-train-algebra-17". In the published folders the number is the file's.
+
+    Prompt and completion share the 1,024 positions of the embedded model, and prompts that do not fit are passed over
+    [choice]. A published train row has 600 characters of solution and 200 of problem on average, in the embedded
+    tokenizer at about 1.5 a token, and problems with drawings have thousands. Give models with more positions more.
+
+    Args:
+        split: "train", "validation" or "test".
+        data: folder with the published folders train and test (`train/algebra/1.json`), or with files of these names
+            (.jsonl, .json, .csv or .parquet), or one such file, with fields `problem` and `solution`; others are not
+            read. Read on construction, without any network. By default `EleutherAI/hendrycks_math` on the hub, when the
+            first problem is asked for.
+
+    Raises:
+        UnknownNameError: no such split.
+        FileNotFoundError: `data` or its file for this split does not exist.
+        ValueError: a row is malformed or its solution has no boxed answer, which the message names, or the file is that
+            of another split.
+        OSError: the hub has to be asked and cannot be reached (at first use).
+    """
+
+    @property
+    def env_settings(self) -> Mapping[str, Any]:
+        return {"max_prompt_tokens": 384, "max_new_tokens": 640, "on_long_prompt": "skip"}
+
+    def load(self) -> Sequence[Problem]:
+        published = "test" if self.split == "test" else "train"
+        problems = [_problem(prefix, row) for prefix, rows in self._tables(published) for row in rows]
+        if self.split == "test":
+            return problems
+        held_out = round(VALIDATION_FRACTION * len(problems))
+        splits = carve([problem.question for problem in problems], held_out, 0)
+        kept = [problem for problem, split in zip(problems, splits, strict=True) if split == self.split]
+        if not kept:
+            raise ValueError(f"{self.data} has {len(problems)} train rows: too few to hold some out for validation")
+        return kept
+
+    def grade(self, completion: str, problem: Problem) -> Verdict:
+        return grade_free_form(completion, problem.answer)
+
+    def _tables(self, published: str) -> list[tuple[str, list[Row]]]:
+        """The rows of a published split, with what their ids begin with."""
+        if self.data is None:
+            return [(f"math-{published}-{name}", read_hub(HUB_NAME, name, published)) for name in SUBJECTS]
+        path = Path(self.data)
+        if path.is_dir():
+            subjects = [folder for name in SUBJECTS if (folder := path / published / name).is_dir()]
+            if subjects:
+                return [(f"math-{published}-{folder.name}", read_folder(folder)) for folder in subjects]
+            file = file_of(path, published)
+            if file is None:
+                raise FileNotFoundError(
+                    f"{path} has neither folders {published}/algebra and so on nor a file {published}.jsonl (or .json, "
+                    ".csv, .parquet)"
+                )
+            path = file
+        elif path.exists() and ("test" in path.stem) != (published == "test"):
+            raise ValueError(
+                f"{path} has no {self.split} problems: the name of the file with the test rows holds 'test', and the "
+                "train and validation rows are in another; give the folder with both"
+            )
+        return [(f"math-{published}", read_file(path))]
+
+
+def _problem(prefix: str, row: Row) -> Problem:
+    question, solution = row.text("problem"), row.text("solution")
+    answers = boxed(solution)
+    if not answers or not answers[-1]:
+        raise ValueError(rf"{row.place}: field 'solution' has no answer in a \boxed{{}} with balanced braces")
+    if len(answers[-1]) > MAX_LENGTH:
+        raise ValueError(
+            f"{row.place}: the boxed answer has {len(answers[-1])} characters, over the grader's {MAX_LENGTH}"
+        )
+    return Problem(f"{prefix}-{row.index}", question, answers[-1], solution)

@@ -1,0 +1,229 @@
+"""What a model that runs on an environment's slots keeps: a key-value cache with a row for each.
+
+The cache is a layer around the unmodified Hugging Face forward. Every row has its own length, so there is no left
+padding; what a row shares with another resident one (a prompt that many attempts start from, a few-shot header, the
+prefix of a solution) is copied, not computed.
+"""
+
+# pyright: reportIncompatibleVariableOverride=false
+# transformers declares a layer's tensors as optional; here they are there from the first update on.
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from ...arrays import IntArray
+
+# A prefix shared by all new prompts is computed once, before the others, from this many tokens on.
+_SHARED_HEADER = 16
+_GROW = 64
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, `[rows, heads, capacity, head_dim]`, written at each row's own positions."""
+
+    is_sliding = False
+
+    def __init__(self, cache: "SlotCache") -> None:
+        super().__init__()
+        self.cache = cache
+        self.keys: Tensor
+        self.values: Tensor
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        shape = (self.cache.num_slots, key_states.shape[1], self.cache.capacity)
+        # Masked columns still enter scores and weighted sums: memory that was never written must not hold NaN.
+        self.keys = key_states.new_zeros((*shape, key_states.shape[-1]))
+        self.values = value_states.new_zeros((*shape, value_states.shape[-1]))
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        cache = self.cache
+        self.keys[cache.index] = key_states.transpose(1, 2)
+        self.values[cache.index] = value_states.transpose(1, 2)
+        return self.keys[cache.rows, :, : cache.length], self.values[cache.rows, :, : cache.length]
+
+    def move(self, target: Tensor, source: Tensor, length: int) -> None:
+        if self.is_initialized:
+            self.keys[target, :, :length] = self.keys[source, :, :length]
+            self.values[target, :, :length] = self.values[source, :, :length]
+
+    def grow(self, capacity: int) -> None:
+        if self.is_initialized:
+            missing = capacity - self.keys.shape[2]
+            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, missing))
+            self.values = torch.nn.functional.pad(self.values, (0, 0, 0, missing))
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.length, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.length
+
+    def get_max_length(self) -> int:
+        return self.cache.capacity
+
+
+class SlotCache(Cache):
+    """A key-value cache with rows of different lengths; `place` says where the next forward pass writes and reads."""
+
+    def __init__(self, num_layers: int, num_slots: int, capacity: int) -> None:
+        self.num_slots, self.capacity = num_slots, capacity
+        self.rows: slice | Tensor = slice(0)
+        self.index: tuple[Tensor, slice, Tensor]
+        self.length = 0
+        super().__init__(layers=[_SlotLayer(self) for _ in range(num_layers)])
+
+    def place(self, rows: slice | Tensor, row_index: Tensor, positions: Tensor, length: int) -> None:
+        """Directs the next forward pass.
+
+        Args:
+            rows: the rows that take part, as the cache reads them.
+            row_index: the same rows as an index `[R]`.
+            positions: `[R, Q]` where each new token goes.
+            length: columns that the pass reads; every position is below it.
+        """
+        if length > self.capacity:
+            self.capacity = -(-max(length, self.capacity * 3 // 2) // _GROW) * _GROW
+            for layer in self._slot_layers():
+                layer.grow(self.capacity)
+        self.rows, self.length = rows, length
+        self.index = (row_index[:, None], slice(None), positions)
+
+    def move(self, target: Tensor, source: Tensor, length: int) -> None:
+        """Copies the first `length` columns of the rows `source` to the rows `target`."""
+        for layer in self._slot_layers():
+            layer.move(target, source, length)
+
+    def _slot_layers(self) -> list[_SlotLayer]:
+        return self.layers  # pyright: ignore[reportReturnType]  # all are made in __init__
+
+
+class SlotModel:
+    """A causal transformer whose cache has a row for each slot: base of what decodes and of what scores.
+
+    Args:
+        model: any causal transformer of transformers with full attention.
+        num_slots: the most slots that can be live at once.
+        arguments: for every forward pass.
+    """
+
+    def __init__(self, model: PreTrainedModel, num_slots: int, **arguments: Any) -> None:
+        config = model.config.get_text_config()
+        self.model = model
+        self.num_slots = num_slots
+        self.cache = SlotCache(config.num_hidden_layers, num_slots, _GROW)
+        self.limit = int(getattr(config, "max_position_embeddings", 0) or 2**31)
+        self.device = model.device
+        self.prefill_tokens = 0
+        """Prompt tokens whose keys and values were computed; those copied from another row do not count."""
+        self._arguments = arguments
+        self._prefixes = np.full((num_slots, _GROW), -1, np.int64)  # the prefix that each row still holds, then -1
+        self._lengths = np.zeros(num_slots, np.int64)  # cached tokens of each row
+
+    @torch.inference_mode()
+    def _prefill(self, rows: IntArray, prefixes: list[IntArray]) -> None:
+        """Fills the cache of `rows`: computes each token once, and only where no resident row shares it."""
+        owner = _owners(prefixes)
+        first = np.unique(owner)
+        heads = [prefixes[i] for i in first]
+        header = min(_common(heads[0], other) for other in heads)
+        waves = [first[:1], first[1:]] if len(first) > 1 and header >= _SHARED_HEADER else [first]
+        for wave in waves:
+            self._compute(rows[wave], [prefixes[i] for i in wave])
+        copies = np.flatnonzero(owner != np.arange(len(rows)))
+        if len(copies):
+            length = max(len(prefixes[i]) for i in copies)
+            self.cache.move(self._tensor(rows[copies]), self._tensor(rows[owner[copies]]), length)
+        self._record_prefixes(rows, prefixes)
+
+    def _record_prefixes(self, rows: IntArray, prefixes: list[IntArray]) -> None:
+        """Writes down what the cache of `rows` now holds."""
+        missing = max(len(prefix) for prefix in prefixes) - self._prefixes.shape[1]
+        if missing > 0:
+            self._prefixes = np.pad(self._prefixes, ((0, 0), (0, missing)), constant_values=-1)
+        for row, prefix in zip(rows, prefixes, strict=True):
+            self._prefixes[row, : len(prefix)] = prefix
+            self._prefixes[row, len(prefix) :] = -1
+            self._lengths[row] = len(prefix)
+
+    def _compute(self, rows: IntArray, prefixes: list[IntArray]) -> None:
+        """Computes distinct prefixes, each from where the resident row that shares most of it ends."""
+        if not len(rows):
+            return
+        shared = [self._resident(prefix) for prefix in prefixes]
+        starts = np.array([length for _, length in shared])
+        if starts.max() > 0:
+            # One gather before any row is overwritten: a source may itself be about to begin anew.
+            sources = np.array([source for source, _ in shared])
+            self.cache.move(self._tensor(rows), self._tensor(sources), int(starts.max()))
+        self._record_prefixes(rows, prefixes)
+        width = max(len(prefix) - start for prefix, start in zip(prefixes, starts, strict=True))
+        if width == 0:
+            return
+        tokens = np.zeros((len(rows), width), np.int64)
+        for i, (prefix, start) in enumerate(zip(prefixes, starts, strict=True)):
+            tokens[i, : len(prefix) - start] = prefix[start:]
+            self.prefill_tokens += len(prefix) - int(start)
+        # Padding is written behind each prefix, where later tokens overwrite it before anything attends to it.
+        self._forward(self._tensor(rows), rows, tokens, starts[:, None] + np.arange(width))
+
+    def _resident(self, prefix: IntArray) -> tuple[int, int]:
+        """The row whose cached prefix shares most tokens with `prefix`, and how many."""
+        width = min(len(prefix), self._prefixes.shape[1])
+        if width == 0:
+            return 0, 0
+        differs = self._prefixes[:, :width] != prefix[:width]
+        shared = np.where(differs.any(1), differs.argmax(1), width)
+        row = int(shared.argmax())
+        return row, int(shared[row])
+
+    def _forward(self, rows: slice | Tensor, row_index: IntArray, tokens: IntArray, positions: IntArray) -> Any:
+        """What the model makes of `tokens` `[R, Q]`, which are written at `positions` `[R, Q]`."""
+        length = int(positions.max()) + 1
+        where = self._tensor(positions)
+        self.cache.place(rows, self._tensor(row_index), where, length)
+        columns = torch.arange(length, device=self.device)
+        visible = columns[None, None, :] <= where[:, :, None]
+        mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=self.device)
+        mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
+        return self.model(
+            input_ids=self._tensor(tokens),
+            attention_mask=mask[:, None],
+            position_ids=where.clamp(max=self.limit - 1) if length > self.limit else where,  # padding may lie beyond
+            past_key_values=self.cache,
+            use_cache=True,
+            **self._arguments,
+        )
+
+    def _check_length(self, longest: int) -> None:
+        if longest > self.limit:
+            raise ValueError(f"a sequence of {longest} tokens is longer than the model's {self.limit} positions")
+
+    def _tensor(self, array: IntArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+
+def _owners(prefixes: list[IntArray]) -> IntArray:
+    """For each prefix the number of one that begins with it, which is itself where no longer one does."""
+    texts = [prefix.tobytes() for prefix in prefixes]
+    owner = np.arange(len(prefixes))
+    # In this order all that begin with a prefix come right behind it, and of equal ones the first comes last.
+    order = sorted(owner, key=lambda i: (texts[i], -i))
+    for i, following in zip(order[-2::-1], order[:0:-1], strict=True):
+        if texts[following].startswith(texts[i]):
+            owner[i] = owner[following]
+    return owner
+
+
+def _common(a: IntArray, b: IntArray) -> int:
+    """Length of the longest common prefix."""
+    size = min(len(a), len(b))
+    different = np.flatnonzero(a[:size] != b[:size])
+    return int(different[0]) if len(different) else size

@@ -1,0 +1,112 @@
+"""Decoding: one forward pass per token over the live slots of an environment; slots that retire leave the batch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from ...arrays import IntArray
+from .cache import SlotModel
+from .sampling import SamplingConfig, sample
+
+# Below this share of live rows the batch is compacted: moving rows costs less than carrying them along.
+COMPACT_BELOW = 0.9
+
+
+class SlotDecoder(SlotModel):
+    """One forward pass per token over the live slots of a vector environment.
+
+    Every row of the batch has a pending token: the last one of its sequence, not yet in the cache. `step` runs the
+    model on the pending tokens and draws the next ones, which become pending. So a new slot caches all but its prompt's
+    last token, and no other pass is ever needed for it.
+
+    Args:
+        model: any causal language model of transformers with full attention.
+        num_slots: the most slots that can be live at once.
+        vocab_size: the tokenizer's; logits beyond it are nobody's action and are never drawn.
+    """
+
+    def __init__(self, model: PreTrainedModel, num_slots: int, vocab_size: int) -> None:
+        super().__init__(model, num_slots, logits_to_keep=1)
+        self.vocab_size = vocab_size
+        self.slots = np.empty(0, np.int64)
+        """The slot of each row of the batch."""
+        self._row = np.full(num_slots, -1)  # row of each slot in the batch
+        self._pending = np.zeros(num_slots, np.int64)
+        self._keys = np.zeros(num_slots, np.int64)
+        self._drawn = np.zeros(num_slots, np.int64)
+        self._growing = np.zeros(num_slots, np.int64)  # 1 for each row whose attempt goes on
+
+    def begin(self, slots: IntArray, sequences: Sequence[IntArray], keys: IntArray) -> None:
+        """Starts attempts in `slots`: those in the batch begin anew, the others join it.
+
+        Args:
+            slots: `[M]` slots.
+            sequences: the M token sequences to continue, of one token or more each.
+            keys: `[M]` int64 stream keys of `sampling.stream_key`.
+
+        Raises:
+            ValueError: when a sequence is empty, or longer than the model's positions.
+        """
+        if any(len(sequence) == 0 for sequence in sequences):
+            raise ValueError("an attempt needs at least one prompt token to decode from")
+        self._check_length(max(len(sequence) for sequence in sequences))
+        fresh = slots[self._row[slots] < 0]
+        self._row[fresh] = len(self.slots) + np.arange(len(fresh))
+        self.slots = np.concatenate([self.slots, fresh])
+        rows = self._row[slots]
+        self._prefill(rows, [sequence[:-1] for sequence in sequences])
+        self._pending[rows] = [sequence[-1] for sequence in sequences]
+        self._keys[rows] = keys
+        self._drawn[rows] = 0
+        self._growing[rows] = 1
+
+    def finish(self, slots: IntArray) -> None:
+        """Ends the attempts in `slots`: their rows grow no more, and wait to begin anew or to retire."""
+        self._growing[self._row[slots]] = 0
+
+    @torch.inference_mode()
+    def retire(self, slots: IntArray) -> None:
+        """Takes slots out of the batch; the last rows move into the gaps."""
+        gone = self._row[slots]
+        self._row[slots] = -1
+        live = len(self.slots) - len(gone)
+        keep = np.ones(len(self.slots), bool)
+        keep[gone] = False
+        target = np.sort(gone[gone < live])
+        source = np.flatnonzero(keep[live:]) + live
+        if len(target):
+            self.cache.move(self._tensor(target), self._tensor(source), int(self._lengths[source].max()))
+            for column in self._columns():
+                column[target] = column[source]
+            self._row[self.slots[target]] = target
+        self.slots = self.slots[:live]
+
+    @torch.inference_mode()
+    def step(self, config: SamplingConfig) -> tuple[IntArray, NDArray[np.float32]]:
+        """Draws the next token of every row in the batch.
+
+        Returns:
+            Tokens and log-probabilities (see `sampling.sample`), each `[R]` in the order of `slots`.
+        """
+        count = len(self.slots)
+        self._check_length(int(self._lengths[:count].max()) + 1)
+        output = self._forward(slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
+        logits = output.logits[:, -1, : self.vocab_size]
+        tokens, logprobs = sample(logits, self._tensor(self._keys[:count]), self._tensor(self._drawn[:count]), config)
+        drawn = tokens.cpu().numpy()
+        self._lengths[:count] += self._growing[:count]
+        self._drawn[:count] += 1
+        self._pending[:count] = drawn
+        return drawn, logprobs.cpu().numpy()
+
+    def replace_pending(self, tokens: IntArray) -> None:
+        """Makes `tokens` `[R]`, in the order of `slots`, the next inputs: what was done in place of what was drawn."""
+        self._pending[: len(self.slots)] = tokens
+
+    def _columns(self) -> tuple[IntArray, ...]:
+        """All that is kept per row."""
+        state = (self._lengths, self._pending, self._keys, self._drawn, self._growing)
+        return (*state, self._prefixes, self.slots)

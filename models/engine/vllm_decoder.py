@@ -1,0 +1,242 @@
+"""Decoding by vLLM, which samples large models on GPUs many times faster than a loop over transformers.
+
+vLLM's engine runs in this process, on the same device as the model that is being trained, and every attempt is a
+request of it. A step of the decoder hands the environment the next token of every attempt, so rollouts, per-step
+rewards and evaluation are those of the built-in decoder. Where vLLM has no memory for all attempts at once, it goes
+ahead with some of them, and what it has drawn waits for the environment.
+"""
+
+import copy
+import os
+import tempfile
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ...arrays import IntArray
+from .sampling import SamplingConfig
+
+if TYPE_CHECKING:
+    from vllm import LLMEngine  # pyright: ignore[reportMissingImports]  # an extra
+
+
+class VLLM:
+    """vLLM in this process, with the weights that a model has whenever a rollout begins.
+
+    Attempts draw from random streams of their own, seeded by their keys. But vLLM's kernels do not compute a row in
+    the same way in every batch, so an attempt can depend, in rare draws, on what shares the batch with it.
+
+    Args:
+        model: whose architecture to build; with adapters or without.
+        num_slots: the most attempts at the same time.
+        length: the most tokens of one, prompt included.
+        memory: share of the GPU's memory for vLLM, weights and cache, between 0 and 1; on a CPU of the machine's.
+        arguments: others of vLLM's `EngineArgs`, before those that are chosen here: `dtype`, by default the model's,
+            `enforce_eager`, ...
+
+    Raises:
+        ImportError: vLLM is not installed.
+        ValueError: `memory` is out of range.
+    """
+
+    def __init__(self, model: PreTrainedModel, num_slots: int, length: int, *, memory: float, **arguments: Any) -> None:
+        if not 0 < memory < 1:
+            raise ValueError(f"vLLM's share of the memory must be between 0 and 1, got {memory}")
+        try:
+            from vllm import EngineArgs, LLMEngine  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ImportError('vLLM is not installed: pip install "tokengym[vllm]"') from error
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over inside one process
+        ranks = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+        with tempfile.TemporaryDirectory() as folder:
+            # Architecture alone: the weights are handed over, wherever the model came from. Tied embeddings become two,
+            # for vLLM may have packed the second at first, and would not pack it again when the first is handed over.
+            config = copy.deepcopy(model.config)
+            config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
+            config.save_pretrained(folder)
+            chosen = {
+                "skip_tokenizer_init": True,
+                "load_format": "dummy",
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "max_model_len": length,
+                "max_num_seqs": num_slots,
+                "gpu_memory_utilization": memory,
+                "logprobs_mode": "processed_logprobs",  # of the distribution that is drawn from
+                "generation_config": "vllm",  # the model's own would change how tokens are drawn
+                # With several ranks each has an engine of its own, in the process group that is there already.
+                "distributed_executor_backend": "external_launcher" if ranks else "uni",
+                "disable_log_stats": True,
+            }
+            self._engine: LLMEngine = LLMEngine.from_engine_args(EngineArgs(model=folder, **{**chosen, **arguments}))
+        self.num_slots, self.length = num_slots, length
+        self._decoders = 0
+        self._decoder: VLLMDecoder | None = None
+
+    def decoder(
+        self,
+        model: PreTrainedModel,
+        num_slots: int,
+        vocab_size: int,
+        eos_token_ids: Collection[int],
+        max_new_tokens: int,
+    ) -> "VLLMDecoder":
+        """A decoder with the model's weights as they are now; ends what the last one had still under way.
+
+        Args:
+            model: of the architecture that this was made for.
+            num_slots: the most slots that can be live at once.
+            vocab_size: the tokenizer's; what the model has beyond it is never drawn.
+            eos_token_ids: tokens that end an attempt.
+            max_new_tokens: the most tokens of one, its prompt left out.
+
+        Raises:
+            ValueError: more slots than this was made for.
+        """
+        if num_slots > self.num_slots:
+            raise ValueError(
+                f"vLLM was made for {self.num_slots} attempts at the same time, and the environment has {num_slots} "
+                "slots: make both with the same num_envs"
+            )
+        if self._decoder is not None:
+            self._decoder.close()
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(model)})
+        self._engine.reset_prefix_cache()
+        self._decoders += 1
+        padded = model.config.get_text_config().vocab_size > vocab_size
+        limits = {
+            "max_tokens": max_new_tokens,
+            # Ahead of the environment vLLM has to know, too, when an attempt ends, or it would go on and on.
+            "stop_token_ids": sorted(eos_token_ids),
+            "allowed_token_ids": list(range(vocab_size)) if padded else None,
+        }
+        self._decoder = VLLMDecoder(self._engine, self.length, limits, self._decoders)
+        return self._decoder
+
+
+class VLLMDecoder:
+    """What `SlotDecoder` is, with an attempt's tokens from a request to vLLM.
+
+    Args:
+        engine: of vLLM.
+        length: the most tokens of a sequence.
+        limits: what vLLM's `SamplingParams` say of all attempts.
+        number: of the decoder, in the names of its requests.
+    """
+
+    def __init__(self, engine: "LLMEngine", length: int, limits: Mapping[str, Any], number: int) -> None:
+        self.slots = np.empty(0, np.int64)
+        """The live slots, in the order of what `step` returns."""
+        self.prefill_tokens = 0
+        """Prompt tokens that vLLM computed; those that it had in its cache do not count."""
+        self._engine = engine
+        self._length, self._limits, self._number = length, limits, number
+        self._begun = 0
+        self._new: dict[int, tuple[IntArray, int]] = {}  # sequence and key of slots whose request is yet to be made
+        self._requests: dict[int, str] = {}  # of the slots whose attempts go on
+        self._drawn: dict[str, deque[tuple[int, float]]] = {}  # by request: what vLLM is ahead of the environment
+        self._unseen: set[str] = set()  # requests that vLLM has drawn nothing for
+
+    def begin(self, slots: IntArray, sequences: Sequence[IntArray], keys: IntArray) -> None:
+        """Starts attempts in `slots`, see `SlotDecoder.begin`.
+
+        Raises:
+            ValueError: when a sequence is empty, or as long as sequences may be.
+        """
+        for slot, sequence, key in zip(slots.tolist(), sequences, keys.tolist(), strict=True):
+            if not 0 < len(sequence) < self._length:
+                raise ValueError(
+                    f"vLLM was made for sequences of {self._length} tokens, and has no room to go on behind one of "
+                    f"{len(sequence)}: a prompt needs one token or more, and room behind it"
+                )
+            self._new[slot] = sequence, key
+        self.slots = np.concatenate([self.slots, slots[~np.isin(slots, self.slots)]])
+
+    def finish(self, slots: IntArray) -> None:
+        """Ends the attempts in `slots`."""
+        ended = [self._requests.pop(slot) for slot in slots.tolist()]
+        self._engine.abort_request(ended)
+        for request in ended:
+            del self._drawn[request]
+
+    def close(self) -> None:
+        """Ends all attempts."""
+        self._engine.abort_request(list(self._requests.values()))
+        self._requests.clear()
+        self._drawn.clear()
+
+    def retire(self, slots: IntArray) -> None:
+        """Takes slots out of the batch."""
+        self.slots = self.slots[~np.isin(self.slots, slots)]
+
+    def step(self, config: SamplingConfig) -> tuple[IntArray, NDArray[np.float32]]:
+        """The next token of every live slot; of those that have finished, some token.
+
+        Returns:
+            Tokens and log-probabilities (see `sampling.sample`), each `[R]` in the order of `slots`.
+        """
+        for slot, (sequence, key) in self._new.items():
+            self._request(slot, sequence, key, config)
+        self._new.clear()
+        while not all(self._drawn.values()):
+            for output in self._engine.step():
+                self._take(output)
+        tokens = np.zeros(len(self.slots), np.int64)
+        logprobs = np.zeros(len(self.slots), np.float32)
+        for row, slot in enumerate(self.slots.tolist()):
+            if slot in self._requests:
+                tokens[row], logprobs[row] = self._drawn[self._requests[slot]].popleft()
+        return tokens, logprobs
+
+    def _request(self, slot: int, sequence: IntArray, key: int, config: SamplingConfig) -> None:
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+
+        name = f"{self._number}/{self._begun}"
+        self._begun += 1
+        self._requests[slot], self._drawn[name] = name, deque()
+        self._unseen.add(name)
+        params = SamplingParams(
+            temperature=config.temperature,
+            top_k=config.top_k or 0,
+            top_p=1.0 if config.top_p is None else config.top_p,
+            seed=key,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            **{**self._limits, "max_tokens": min(self._limits["max_tokens"], self._length - len(sequence))},
+        )
+        self._engine.add_request(name, {"prompt_token_ids": sequence.tolist()}, params)
+
+    def _take(self, output: Any) -> None:
+        """Keeps what vLLM drew for an attempt, unless that has ended meanwhile."""
+        if output.request_id in self._unseen:
+            self._unseen.discard(output.request_id)
+            self.prefill_tokens += len(output.prompt_token_ids) - output.num_cached_tokens
+        queue = self._drawn.get(output.request_id)
+        if queue is None:
+            return
+        completion = output.outputs[0]
+        for token, logprobs in zip(completion.token_ids, completion.logprobs, strict=True):
+            queue.append((token, logprobs[token].logprob))
+
+
+def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Weights by their names in the model as it was loaded, with what adapters add to them; the model stays as it is.
+
+    Merging in place and taking it back would leave rounding errors in the weights, update after update.
+    """
+    base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+    for name, parameter in base.named_parameters(remove_duplicate=False):  # tied ones by both names
+        if ".base_layer." in name:
+            owner, _, kind = name.partition(".base_layer.")
+            layer = cast(Any, base.get_submodule(owner))
+            share = layer.get_delta_weight(layer.active_adapters[0]) if kind == "weight" else 0
+            yield f"{owner}.{kind}", (parameter + share).detach()
+        elif ".lora_" not in name:
+            yield name, parameter.detach()

@@ -1,0 +1,76 @@
+"""Reading worked solutions: their steps, what each comes to, and the equations that they go through."""
+
+import re
+
+from .numbers import find_last_number, normalize_number
+
+# `<<48/2=24>>`, GSM8K's calculator annotations.
+_ANNOTATION = re.compile(r"<<([^<>\n]{1,200})>>")
+# `48 / 2 = 24` in plain text: at least one operator between numbers, then the result.
+_NUMBER = r"\$?\d[\d,]{0,30}(?:\.\d{1,30})?"
+_PLAIN = re.compile(rf"{_NUMBER}(?:\s?[-+*/x×÷]\s?{_NUMBER}){{1,20}}\s?=\s?-?{_NUMBER}")
+
+_OPERATORS = str.maketrans("x×÷", "**/")
+
+
+def equations(solution: str) -> list[str]:
+    """The equations of a solution in order: calculator annotations, else those in plain text.
+
+    They come without spaces, dollar signs and thousands commas, and with * and / for other signs of the same operation.
+    """
+    found = _ANNOTATION.findall(solution) or _PLAIN.findall(solution)
+    return [re.sub(r"[\s$,]", "", equation).translate(_OPERATORS) for equation in found]
+
+
+def equation_sequence(solution: str) -> str:
+    """What makes two solutions the same: their sequence of arithmetic operations (Havrilla et al. 2024).
+
+    A solution without any equation stands for itself, as its text with white space folded.
+    """
+    return "|".join(equations(solution)) or exact_text(solution)
+
+
+def steps(solution: str) -> list[str]:
+    """The steps of a solution, which are its lines (Havrilla et al. 2024), without the answer's line ("#### 72")."""
+    return [line.strip() for line in solution.split("\n") if line.strip() and "####" not in line]
+
+
+def equation(step: str) -> str | None:
+    """The last equation of a step, in the form that `equations` gives it; None where there is none."""
+    found = equations(step)
+    return found[-1] if found else None
+
+
+def result(step: str) -> str | None:
+    """What a step comes to: the right side of its last equation, or else its last number, in its normal form.
+
+    None where it is no number of the grader's grammar.
+    """
+    last = equation(step)
+    found = find_last_number(step) if last is None else [last.rpartition("=")[2]]
+    return normalize_number(found[0]) if found else None
+
+
+def uses_results(prefix: str, continuation: str) -> bool:
+    """Whether a continuation builds on its prefix (GLoRe, arXiv 2402.10963), as far as their equations tell.
+
+    Every result that an equation of the prefix came to, and that no later equation of the prefix goes on from, must be
+    a number on the left of one of the continuation's equations, or its last number, the answer. Signs do not matter:
+    the minus in front of an equation is not read as part of it.
+    """
+    loose: list[str] = []
+    for item in equations(prefix):
+        left, _, right = item.rpartition("=")
+        loose = [value for value in loose if value not in _values(left)] + _values(right)
+    used = {value for item in equations(continuation) for value in _values(item.rpartition("=")[0])}
+    return used.union(*map(_values, find_last_number(continuation))).issuperset(loose)
+
+
+def _values(text: str) -> list[str]:
+    """The numbers in a text, in their normal form and without a sign."""
+    return [value for number in re.findall(_NUMBER, text) if (value := normalize_number(number)) is not None]
+
+
+def exact_text(solution: str) -> str:
+    """The solution's text with white space folded."""
+    return " ".join(solution.split())

@@ -1,0 +1,60 @@
+"""Where the steps of a completion end: a step is a line of text."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from ..arrays import IntArray
+
+
+@dataclass(slots=True)
+class Line:
+    """Where a completion's unfinished line starts."""
+
+    start: int = 0
+    carried: str = ""  # text after the newline inside the token that ended the last line
+
+    def finish(self, tokens: NDArray[np.integer], decode: Callable[[Any], str]) -> str:
+        """The text of the line that ends with the last of `tokens`, a completion so far; "" if it is blank."""
+        text = self.carried + decode(tokens[self.start :])
+        line, newline, rest = text.rpartition("\n")
+        self.start, self.carried = len(tokens), rest if newline else ""
+        return (line if newline else text).strip()
+
+
+def step_ends(
+    completions: Sequence[NDArray[np.integer]], terminated: Sequence[bool], tokenizer: PreTrainedTokenizerBase
+) -> list[IntArray]:
+    """The last token of each step of finished attempts, by the rules of `StepReward`: indices [S] into each completion.
+
+    Args:
+        completions: of C attempts, [T] each.
+        terminated: whether each ended by itself; the line that a token budget cuts off is no step.
+        tokenizer: theirs.
+    """
+    text_of = functools.partial(decode, tokenizer)
+    newline = newline_tokens(tokenizer)
+    found: list[IntArray] = []
+    for completion, ended in zip(completions, terminated, strict=True):
+        boundary = newline[completion]
+        boundary[len(completion) - 1 :] |= ended
+        line = Line()
+        ends = [end for end in np.flatnonzero(boundary).tolist() if line.finish(completion[: end + 1], text_of)]
+        found.append(np.array(ends, np.int64))
+    return found
+
+
+def newline_tokens(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.bool_]:
+    """Which token ids [V] have a newline in their text."""
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return np.fromiter(("\n" in text for text in texts), dtype=np.bool_, count=len(tokenizer))
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: NDArray[np.integer]) -> str:
+    text = tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+    return text if isinstance(text, str) else "".join(text)

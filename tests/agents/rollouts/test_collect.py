@@ -1,0 +1,302 @@
+"""Rollouts: the same attempts in the same order, whatever the slots, the start and the refills."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tokengym.agents.rollouts.attempts import Attempt, AttemptFile, RolloutStatistics
+from tokengym.agents.rollouts.collect import Start, collect, continue_from
+from tokengym.agents.rollouts.policy import CausalLMPolicy
+from tokengym.envs import Problem, ProblemList, TokenVectorEnv
+from tokengym.envs.curriculum import Sequential
+from tokengym.models.engine.sampling import stream_key, uniforms
+from tokengym.rewards import Verdict
+
+
+@pytest.fixture(scope="module")
+def policy(make_model, tokenizer) -> CausalLMPolicy:
+    return CausalLMPolicy(make_model(), tokenizer)
+
+
+def same(a: Attempt, b: Attempt) -> bool:
+    return (
+        a.problem == b.problem
+        and a.index == b.index
+        and a.prompt.tolist() == b.prompt.tolist()
+        and a.completion.tolist() == b.completion.tolist()
+        and a.rewards.tolist() == b.rewards.tolist()
+        and (a.is_success, a.verdict, a.answer, a.terminated) == (b.is_success, b.verdict, b.answer, b.terminated)
+    )
+
+
+def one_by_one(
+    policy: CausalLMPolicy, env, episodes: int, seed: int, starts: list[Start] | None = None
+) -> list[tuple[str, int, list[int]]]:
+    """The attempts without engine, cache or batch: a full forward pass per token, and the inverse of its cumulative."""
+    env.seek(seed)
+    done = []
+    for number in range(episodes):
+        start = starts[number] if starts else None
+        _, infos = env.reset(options={"problem_id": start.problem_id, "prefix": [start.prefix]} if start else None)
+        problem, index, given = env.problem(0), int(infos["attempt"][0]), len(env.completion(0))
+        key = torch.tensor([stream_key(seed, problem.id, index)])
+        ended = False
+        while not ended:
+            ids = np.concatenate([env.prompt(0), env.completion(0)])
+            with torch.no_grad():
+                logits = policy.model(torch.from_numpy(ids)[None]).logits[0, -1].double()
+            cumulative = (logits / policy.sampling.temperature).softmax(-1).cumsum(-1)
+            uniform = uniforms(key, torch.tensor([len(env.completion(0)) - given]))
+            token = int((cumulative <= uniform).sum())
+            _, _, terminations, truncations, _ = env.step([token])
+            ended = bool(terminations[0] | truncations[0])
+        done.append((problem.id, index, env.completion(0)[given:].tolist()))
+    return done
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_attempts_equal_those_made_one_by_one_without_the_engine(
+    make_model, make_sums, tokenizer, architecture: str
+) -> None:
+    policy = CausalLMPolicy(make_model(architecture), tokenizer).with_sampling(temperature=0.8)
+    expected = one_by_one(policy, make_sums(1), 40, seed=3)
+    ours = [(a.problem.id, a.index, a.completion.tolist()) for a in collect(policy, make_sums(7), 40, seed=3)]
+    assert ours == expected
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(num_envs=st.integers(1, 12), episodes=st.integers(0, 30), start=st.integers(0, 30), repeats=st.integers(1, 5))
+def test_attempts_depend_on_neither_slots_nor_start(
+    policy, make_sums, num_envs: int, episodes: int, start: int, repeats: int
+) -> None:
+    """Fewer attempts than slots, as many, more, and no multiple."""
+    whole = list(collect(policy, make_sums(3, curriculum=Sequential(repeats)), 30, seed=1))
+    env = make_sums(num_envs, curriculum=Sequential(repeats))
+    part = list(collect(policy, env, episodes, seed=1, start=start))
+    assert len(part) == max(0, episodes - start)
+    assert all(map(same, part, whole[start:episodes]))
+
+
+def test_sequential_attempts_each_problem_exactly_k_times_in_order(policy, make_sums) -> None:
+    env = make_sums(5, curriculum=Sequential(4), num_problems=6)
+    attempts = list(collect(policy, env, 24, seed=0))
+    ids = [env.problems[i].id for i in range(6) for _ in range(4)]
+    assert [attempt.problem.id for attempt in attempts] == ids
+    assert [attempt.index for attempt in attempts] == [0, 1, 2, 3] * 6
+    # Attempts at one problem draw from streams of their own.
+    assert len({tuple(attempt.completion) for attempt in attempts[:4]}) > 1
+
+
+def test_seed_decides_what_is_drawn(policy, make_sums) -> None:
+    env = make_sums(5, curriculum="sequential")
+    a, b, c = (
+        [tuple(x.completion) for x in collect(policy, env, 20, seed=s, on_step=None)] for s in (0, 1, 0)
+    )  # fmt: skip
+    assert a == c
+    assert a != b
+
+
+@pytest.fixture(scope="module")
+def starts(make_sums, tokenizer) -> list[Start]:
+    """Three problems' first two prefixes of a solution, each continued four times."""
+    sums = make_sums(1).problems
+    texts = ["", "1", "12"]
+    return [
+        Start(sums[i].id, np.array(tokenizer.encode(text, add_special_tokens=False), np.int64))
+        for i in range(3)
+        for text in texts
+        for _ in range(4)
+    ]
+
+
+def test_attempts_that_continue_prefixes_equal_those_made_one_by_one(policy, make_sums, starts) -> None:
+    expected = one_by_one(policy, make_sums(1), len(starts), seed=3, starts=starts)
+    attempts = list(continue_from(policy, make_sums(7), starts, seed=3))
+    assert [(a.problem.id, a.index, a.completion.tolist()) for a in attempts] == expected
+    for attempt, start in zip(attempts, starts, strict=True):
+        prompt = make_sums(1).encode_prompt(attempt.problem)
+        assert attempt.prompt.tolist() == [*prompt, *start.prefix]
+    assert len({tuple(a.completion) for a in attempts[:4]}) > 1
+
+
+@pytest.mark.parametrize("begun", [0, 1, 17, 36])
+def test_continuing_can_be_taken_up_again(policy, make_sums, starts, begun: int) -> None:
+    whole = list(continue_from(policy, make_sums(5), starts, seed=1))
+    rest = list(continue_from(policy, make_sums(4), starts, seed=1, start=begun))
+    assert len(rest) == len(starts) - begun
+    assert all(map(same, rest, whole[begun:]))
+
+
+def test_prefixes_of_one_problem_are_computed_once(policy, make_sums, starts) -> None:
+    """With a slot for each start, the prompt and the longest prefix are all that is ever computed of a problem."""
+    env = make_sums(len(starts))
+    rollout = continue_from(policy, env, starts, seed=0)
+    list(rollout)
+    longest = [starts[i + 8] for i in (0, 12, 24)]
+    tokens = [len(env.encode_prompt(env.problems.find(s.problem_id))) + len(s.prefix) - 1 for s in longest]
+    assert rollout.prefill_tokens == sum(tokens)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (Start("no such problem", np.empty(0, np.int64)), "no such problem"),
+        (Start("arithmetic-train-0-0", np.array([3, 3, 3, 3])), "max_new_tokens"),
+    ],
+)
+def test_starts_that_cannot_be(policy, make_sums, start: Start, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(continue_from(policy, make_sums(2), [start], seed=0))
+
+
+class CountsTwos(ProblemList):
+    """Correct are the completions with a 2; the verdict's answer is the text."""
+
+    def grade(self, completion: str, problem: Problem) -> Verdict:
+        return Verdict("2" in completion, "correct" if "2" in completion else "wrong", completion)
+
+
+def test_statistics_add_up_over_processes(policy, tokenizer) -> None:
+    reward = {"name": "sum", "terms": [[2.0, "sparse"], [0.5, {"name": "sparse"}]]}
+    source = CountsTwos([Problem(f"p{i}", f"{i}+{i}=", "2") for i in range(5)])
+    env = TokenVectorEnv(source, 6, tokenizer=tokenizer, prompt="{question}", max_prompt_tokens=4, max_new_tokens=12,
+                         autoreset_mode="Disabled", reward=reward)  # fmt: skip
+    attempts = list(collect(policy, env, 60, seed=0))
+    parts = [RolloutStatistics(), RolloutStatistics()]
+    for i, attempt in enumerate(attempts):
+        parts[i % 2].add(attempt)
+    parts[0].merge(parts[1])
+    metrics = parts[0].metrics(seconds=2.0)
+    success = np.mean([a.is_success for a in attempts])
+    tokens = sum(len(a.completion) for a in attempts)
+    assert (parts[0].attempts, parts[0].tokens) == (60, tokens)
+    assert metrics["rollout/success_rate"] == metrics["rollout/verdict/correct"] == pytest.approx(success)
+    assert metrics["rollout/mean_reward"] == pytest.approx(2.5 * success)
+    assert metrics["rollout/reward/sparse-1"] == pytest.approx(2 * success)
+    assert metrics["rollout/reward/sparse-2"] == pytest.approx(0.5 * success)
+    assert sum(value for name, value in metrics.items() if "verdict" in name) == pytest.approx(1)
+    assert metrics["rollout/mean_length"] == tokens / 60
+    assert metrics["time/tokens_per_second"] == tokens / 2
+
+
+def test_outcomes_are_the_environments_and_rewards_sit_on_the_end_of_sequence(policy, tokenizer) -> None:
+    source = CountsTwos([Problem(f"p{i}", f"{i}+{i}=", "2") for i in range(5)])
+    env = TokenVectorEnv(source, 6, tokenizer=tokenizer, prompt="{question}", max_prompt_tokens=4, max_new_tokens=12,
+                         autoreset_mode="Disabled")  # fmt: skip
+    attempts = list(collect(policy, env, 200, seed=0))
+    eos = tokenizer.eos_token_id
+    for attempt in attempts:
+        tokens = attempt.completion.tolist()
+        assert attempt.prompt.tolist() == env.encode_prompt(attempt.problem).tolist()
+        assert attempt.terminated == (tokens[-1] == eos)
+        assert eos not in tokens[:-1]
+        assert attempt.terminated or len(tokens) == 12
+        assert attempt.is_success == (attempt.terminated and 2 in tokens)
+        assert attempt.rewards.tolist() == [0.0] * (len(tokens) - 1) + [float(attempt.is_success)]
+        assert attempt.verdict == (
+            "truncated" if not attempt.terminated else "correct" if attempt.is_success else "wrong"
+        )
+        assert attempt.answer == (tokenizer.decode(tokens[:-1]) if attempt.terminated else None)
+        assert attempt.total_reward == attempt.is_success
+        assert len(attempt.logprobs) == len(tokens)
+        assert (attempt.logprobs < 0).all()
+    assert {attempt.verdict for attempt in attempts} == {"correct", "wrong", "truncated"}
+
+
+def test_attempts_are_yielded_as_they_come_and_told_as_they_end(policy, make_sums) -> None:
+    told = []
+    attempts = collect(policy, make_sums(4), 50, seed=0, on_step=told.append)
+    for _ in range(4):
+        next(attempts)
+    assert 4 <= sum(told) <= 12  # and not all 50 before the first
+    assert len(list(attempts)) == 46
+    assert sum(told) == 50
+    assert min(told) > 0
+
+
+def test_the_model_sees_live_slots_only(policy, make_sums) -> None:
+    """Slots beyond the attempts never join the batch, and those without a next attempt leave it."""
+    rows = []
+    hook = policy.model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    try:
+        assert len(list(collect(policy, make_sums(64), 5, seed=0))) == 5
+        assert max(rows) == 5
+        rows.clear()
+        attempts = list(collect(policy, make_sums(4), 40, seed=0))
+    finally:
+        hook.remove()
+    assert max(rows) == 4
+    # Slots that wait for others to refill with them may idle for a step; no more.
+    assert sum(rows) < 2 * sum(len(attempt.completion) + 1 for attempt in attempts)
+
+
+def test_an_attempt_holds_its_own_tokens_and_no_observation(policy, make_sums) -> None:
+    attempts = list(collect(policy, make_sums(8, curriculum=Sequential(16), copy=False), 64, seed=0))
+    for attempt in attempts:
+        arrays = [attempt.completion, attempt.logprobs, attempt.rewards]
+        assert [array.dtype for array in arrays] == [np.int32, np.float32, np.float32]
+        # A view would hold the whole buffer that it looks into.
+        assert all(array.base is None for array in [*arrays, attempt.prompt])
+        assert len(attempt.prompt) <= 6
+    # Attempts at one problem that were resident together share their prompt.
+    assert len({id(attempt.prompt) for attempt in attempts}) < len(attempts) / 2
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_an_environment_that_resets_itself_is_refused(policy, make_sums, mode: str) -> None:
+    with pytest.raises(ValueError, match="Disabled"):
+        next(collect(policy, make_sums(2, autoreset_mode=mode), 3, seed=0))
+
+
+def test_skipped_prompts_take_no_attempts(policy, tokenizer) -> None:
+    source = CountsTwos([Problem(f"p{i}", "1" * (3 + 4 * (i % 2)) + f"+{i}=", "2") for i in range(6)])
+    env = TokenVectorEnv(source, 4, tokenizer=tokenizer, prompt="{question}", max_prompt_tokens=8, max_new_tokens=3,
+                         autoreset_mode="Disabled", on_long_prompt="skip", curriculum=Sequential(3))  # fmt: skip
+    assert env.size == 3
+    attempts = list(collect(policy, env, 9, seed=0))
+    assert [attempt.problem.id for attempt in attempts] == ["p0"] * 3 + ["p2"] * 3 + ["p4"] * 3
+
+
+# --------------------------------------------------------------------------------------------------------- AttemptFile
+
+
+def test_attempts_come_back_from_their_file(policy, make_sums, tmp_path) -> None:
+    env = make_sums(4)
+    attempts = list(collect(policy, env, 9, seed=0))
+    attempts[0].rewards[:] = np.linspace(0.1, 1, len(attempts[0].rewards), dtype=np.float32)
+    record = AttemptFile(tmp_path / "attempts.jsonl")
+    assert list(record.read(env)) == []
+    with record:
+        for attempt in attempts:
+            record.write(attempt)
+            assert len((tmp_path / "attempts.jsonl").read_text().splitlines()) == record.count  # on disk at once
+    again = AttemptFile(tmp_path / "attempts.jsonl")
+    back = list(again.read(make_sums(2)))
+    assert again.count == 9
+    assert all(map(same, back, attempts))
+    assert all(np.isnan(attempt.logprobs).all() for attempt in back)
+
+
+@pytest.mark.parametrize("lost", [1, 5, 40])
+def test_a_line_that_a_killed_process_left_is_cut_off_and_written_again(policy, make_sums, tmp_path, lost) -> None:
+    env, path = make_sums(4), tmp_path / "attempts.jsonl"
+    attempts = list(collect(policy, env, 6, seed=0))
+    with AttemptFile(path) as record:
+        for attempt in attempts[:4]:
+            record.write(attempt)
+    path.write_bytes(path.read_bytes()[:-lost])
+    record = AttemptFile(path)
+    kept = list(record.read(env))
+    assert record.count == len(kept) == 3
+    with record:
+        for attempt in collect(policy, env, 6, seed=0, start=record.count):
+            record.write(attempt)
+    assert record.count == 6
+    assert all(map(same, AttemptFile(path).read(env), attempts))
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [a.index for a in attempts]

@@ -1,0 +1,125 @@
+"""`predict` with its SB3-style state: the actions of a full forward pass, whatever the environment does with slots."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from tokengym.agents import ExpertIteration
+from tokengym.agents.rollouts.collect import collect
+from tokengym.agents.rollouts.policy import CausalLMPolicy
+from tokengym.envs import Problem, ProblemList, TokenEnv, TokenVectorEnv
+from tokengym.envs.curriculum import Sequential
+from tokengym.envs.sb3 import SB3VecEnv
+
+
+class Strings(ProblemList):
+    """Prompts of every length from one token on."""
+
+    def __init__(self) -> None:
+        super().__init__([Problem(f"p{i}", "1234567890+="[: i % 12 + 1], "7") for i in range(60)])
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def policy(request, make_model, tokenizer) -> CausalLMPolicy:
+    return CausalLMPolicy(make_model(request.param), tokenizer)
+
+
+def greedy(policy: CausalLMPolicy, row: np.ndarray, length: int) -> int:
+    with torch.no_grad():
+        return int(policy.model(torch.from_numpy(row[:length].copy())[None]).logits[0, -1].argmax())
+
+
+def strings(num_envs: int, mode: AutoresetMode, tokenizer, **settings) -> TokenVectorEnv:
+    settings = {"max_prompt_tokens": 12, "max_new_tokens": 5, "prompt": "{question}", "copy": False} | settings
+    return TokenVectorEnv(Strings(), num_envs, tokenizer=tokenizer, autoreset_mode=mode, **settings)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["episode_start", "no episode_start"])
+@pytest.mark.parametrize("copy", [True, False], ids=["copies", "views"])
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_greedy_actions_equal_a_full_forward_pass_through_resets(policy, tokenizer, mode, copy: bool, told) -> None:
+    """A new prompt may be as long as what was there plus one, and has to be told from it all the same."""
+    env = strings(5, mode, tokenizer, copy=copy, curriculum="uniform")
+    observation, _ = env.reset(seed=0)
+    state, start = None, np.ones(5, bool)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        actions, state = policy.predict(observation, state, start if told else None, deterministic=True)
+        lengths = observation["attention_mask"].sum(1)
+        expected = [greedy(policy, observation["input_ids"][i], lengths[i]) for i in range(5)]
+        assert actions.tolist() == expected
+        assert actions.dtype == np.int64
+        # What is done need not be what was predicted.
+        done = np.where(rng.random(5) < 0.3, rng.choice([3, 15], 5), actions)
+        observation, _, terminations, truncations, _ = env.step(done)
+        start = terminations | truncations
+
+
+def test_single_environment(policy, tokenizer) -> None:
+    env = TokenEnv(Strings(), tokenizer=tokenizer, prompt="{question}", max_prompt_tokens=12, max_new_tokens=5)
+    for episode in range(12):
+        observation, _ = env.reset(seed=episode)
+        state, start, ended = None if episode % 2 else locals().get("state"), np.array([True]), False
+        while not ended:
+            action, state = policy.predict(observation, state, start, deterministic=True)
+            assert isinstance(action, int)
+            assert action == greedy(policy, observation["input_ids"], observation["attention_mask"].sum())
+            observation, _, terminated, truncated, _ = env.step(action)
+            ended, start = terminated or truncated, np.array([False])
+
+
+def test_episodes_equal_greedy_rollouts(policy, tokenizer) -> None:
+    env = strings(4, AutoresetMode.DISABLED, tokenizer, curriculum=Sequential())
+    attempts = list(collect(policy.with_sampling(temperature=0.0), env, 12, seed=0))
+    single = TokenEnv(
+        Strings(), tokenizer=tokenizer, prompt="{question}", max_prompt_tokens=12, max_new_tokens=5,
+        curriculum="sequential",
+    )  # fmt: skip
+    for i, attempt in enumerate(attempts):
+        observation, info = single.reset(seed=0 if i == 0 else None)
+        assert info["problem_id"] == attempt.problem.id
+        tokens, state, ended = [], None, False
+        while not ended:
+            action, state = policy.predict(observation, state, deterministic=True)
+            tokens.append(action)
+            observation, _, terminated, truncated, _ = single.step(action)
+            ended = terminated or truncated
+        assert tokens == attempt.completion.tolist()
+
+
+def test_stochastic_actions_follow_the_distribution_and_the_seed(policy, tokenizer) -> None:
+    env = strings(200, AutoresetMode.NEXT_STEP, tokenizer)
+    observation, _ = env.reset(seed=0, options={"problem_id": "p4"})
+    actions, _ = policy.predict(observation)
+    again, state = policy.predict(observation)
+    assert actions.tolist() == again.tolist()
+    other, _ = CausalLMPolicy(policy.model, tokenizer, seed=1).predict(observation)
+    assert actions.tolist() != other.tolist()
+    counts = np.bincount(actions, minlength=17)
+    for _ in range(9):  # new attempts, new draws
+        actions, state = policy.predict(observation, state, np.ones(200, bool))
+        counts += np.bincount(actions, minlength=17)
+    with torch.no_grad():
+        row = observation["input_ids"][0][: observation["attention_mask"][0].sum()]
+        expected = policy.model(torch.from_numpy(row.copy())[None]).logits[0, -1].softmax(-1).numpy() * counts.sum()
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert chi_square < 46  # 16 degrees of freedom: exceeded once in 10,000
+
+
+def test_sb3_evaluates_an_agent(folder, sums, make_sums, tokenizer) -> None:
+    agent = ExpertIteration(sums, folder, device="cpu", num_envs=3)
+    envs = make_sums(3, autoreset_mode="SameStep", curriculum=Sequential(3), tokenizer=agent.tokenizer)
+    returns, lengths = evaluate_policy(
+        agent,  # pyright: ignore[reportArgumentType]
+        SB3VecEnv(envs),
+        n_eval_episodes=9,
+        deterministic=True,
+        return_episode_rewards=True,
+    )
+    env = make_sums(3, curriculum=Sequential(3), tokenizer=agent.tokenizer)
+    attempts = list(collect(agent.policy.with_sampling(temperature=0.0), env, 9, seed=0))
+    # Three equal attempts at each problem, one per slot.
+    assert sorted(returns) == sorted(attempt.total_reward for attempt in attempts)
+    assert sorted(lengths) == sorted(len(attempt.completion) for attempt in attempts)

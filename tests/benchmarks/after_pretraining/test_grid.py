@@ -1,0 +1,163 @@
+"""The experiments after next-token prediction: the grid, going on, the probe against hand-made policies, the plots."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tokengym.__main__ import main
+from tokengym.agents.rollouts.attempts import Attempt
+from tokengym.benchmarks.after_pretraining import grid as after_pretraining
+from tokengym.benchmarks.after_pretraining.grid import MultiplicationExperiment, ParityExperiment, probe, run
+from tokengym.benchmarks.after_pretraining.plots import sweep, table
+from tokengym.envs import Problem
+from tokengym.envs.registration import make_vec_env
+from tokengym.registry import UnknownNameError
+
+SMALL = {
+    "d": 8, "steps": 4, "save_steps": 2, "batch_size": 8, "width": 16, "iterations": 2, "attempts": 16, "group": 4,
+    "test_problems": 10,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _small_validation(monkeypatch) -> None:
+    monkeypatch.setitem(after_pretraining._COMMON, "validation_problems", 4)
+    monkeypatch.setitem(after_pretraining._COMMON, "num_envs", 16)
+
+
+def test_the_grid_is_run_once_and_a_larger_one_takes_it_over(tmp_path, monkeypatch) -> None:
+    learnt: list[str] = []
+    real = after_pretraining._learn
+
+    def learn(agent, stage) -> None:
+        learnt.append(str(stage.relative_to(tmp_path)))
+        real(agent, stage)
+
+    monkeypatch.setattr(after_pretraining, "_learn", learn)
+    first = run(ParityExperiment(tmp_path, algorithms=("star", "grpo"), **SMALL))
+    names = ["pretraining", "star-cot-temperature-1-from-4", "grpo-cot-temperature-1-from-4"]
+    assert learnt == [f"seed-0/p_cot-0.25/{name}" for name in names]
+    assert json.loads((tmp_path / "results.json").read_text()) == first
+    assert (tmp_path / "curves.png").exists()
+    assert [[point["at"] for point in run["curve"]] for run in first["runs"]] == [[0, 1, 2], [1, 2]]
+    assert [point["at"] for point in first["pretraining"][0]["curve"]] == [2, 4]
+    assert all(run["cpu_seconds"] > 0 for run in first["runs"])
+    learnt.clear()
+    grid = {"p_cot": (0.25, 0.5), "gradings": ("cot", "e2e"), "temperatures": (1.0, 1.5), "starts": (2, 4)}
+    second = run(ParityExperiment(tmp_path, algorithms=("grpo",), **grid, **SMALL))
+    assert len(second["runs"]) == 2 * 2 * 2 * 2
+    assert len(learnt) == len(set(learnt)) == 1 + 16 - 1
+    assert second["pretraining"][0]["before"]["4"] == first["pretraining"][0]["before"]["4"]
+    same = [run for run in second["runs"] if (run["p_cot"], run["start"], run["grading"]) == (0.25, 4, "cot")]
+    assert first["runs"][1] in same
+    assert len(table(second).rows) == 2 * 2 + 16
+    with pytest.raises(ValueError, match=r"holds runs with other settings \(iterations: 2 -> 3\)"):
+        run(ParityExperiment(tmp_path, **(SMALL | {"iterations": 3})))
+
+
+def test_a_killed_experiment_goes_on(tmp_path, monkeypatch) -> None:
+    settings = {"algorithms": ("reinforce", "rloo"), **SMALL}
+    whole = run(ParityExperiment(tmp_path / "whole", **settings))
+
+    class Killed(BaseException):
+        pass
+
+    for call in (1, 4):  # in pretraining, in REINFORCE
+        calls = []
+        real = after_pretraining.write_json
+
+        def kill(path, value, call=call, calls=calls, real=real) -> None:
+            real(path, value)
+            calls.append(path)
+            if path.name == "cost.json" and sum(path.name == "cost.json" for path in calls) == call:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(after_pretraining, "write_json", kill)
+            with pytest.raises(Killed):
+                run(ParityExperiment(tmp_path / f"cut-{call}", **settings))
+        resumed = run(ParityExperiment(tmp_path / f"cut-{call}", **settings))
+        for part in ("pretraining", "runs"):
+            for expected, found in zip(whole[part], resumed[part], strict=True):
+                timed = {"cpu_seconds", "seconds"}
+                assert {k: v for k, v in found.items() if k not in timed} == {
+                    k: v for k, v in expected.items() if k not in timed
+                }
+
+
+def test_a_round_without_a_right_attempt_is_a_result_and_the_grid_goes_on(tmp_path) -> None:
+    small = {name: value for name, value in SMALL.items() if name != "d"}
+    experiment = MultiplicationExperiment(tmp_path, p_cot=(0.0,), algorithms=("star", "reinforce"), digits=4, **small)
+    results = run(experiment)
+    star, reinforce = results["runs"]
+    assert "nothing to fine-tune on" in star["stopped"]
+    assert reinforce["stopped"] is None
+    assert star["after"] == results["pretraining"][0]["before"][str(experiment.steps)]
+    assert run(experiment) == results
+
+
+@pytest.mark.parametrize("digits", [0, 2])
+def test_the_probe_tells_long_from_short_and_right_from_wrong(monkeypatch, digits: int) -> None:
+    """Attempts written by hand, on parity or on multiplication."""
+    experiment = MultiplicationExperiment(Path(), digits=digits) if digits else ParityExperiment(Path(), d=8)
+    short = len("#### 1 2 3 4") if digits else 1
+    shapes = [  # length, verdict
+        (short, "correct"), (short, "wrong"), (short + 7, "correct"), (short + 7, "wrong_chain"), (short, "correct"),
+    ]  # fmt: skip
+
+    def collect(policy, env, problems, seed):
+        assert (env.problems.split, problems, seed) == ("test", 5, 0)
+        for length, verdict in shapes:
+            tokens = np.zeros(length + 1, np.int32)
+            nothing = np.zeros(length + 1, np.float32)
+            correct = verdict == "correct"
+            yield Attempt(Problem("", "", ""), 0, tokens, tokens, nothing, nothing, correct, verdict, None, True)
+
+    class Policy(SimpleNamespace):
+        def with_sampling(self, temperature: float):
+            return self
+
+    spec = experiment.spec(0.25, "e2e")
+    model = SimpleNamespace(generation_config=None, name_or_path="")
+    monkeypatch.setattr(after_pretraining, "collect", collect)
+    policy = Policy(tokenizer=make_vec_env(spec, 1).tokenizer, model=model)
+    found = probe(policy, spec, 5)  # pyright: ignore[reportArgumentType]
+    for kind in ("greedy", "sampled"):
+        assert found[f"{kind}_accuracy"] == 0.8
+        assert found[f"{kind}_correct"] == 0.6
+        assert found[f"{kind}_long"] == 0.4
+        assert found[f"{kind}_correct_if_long"] == 0.5
+        assert found[f"{kind}_correct_if_short"] == pytest.approx(2 / 3, abs=1e-4)
+        assert found[f"{kind}_median_length"] == short
+
+
+def test_the_sweep_is_drawn_and_the_command_prints_a_table(tmp_path, capsys) -> None:
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    shares = ["--p-cot", "0.2", "0.4", "0.6", "--algorithms", "grpo"]
+    assert main(["bench", "parity", "--folder", str(tmp_path), *options, *shares]) == 0
+    assert "GRPO, r_cot, T=1" in capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results["runs"]) == 3
+    sweep(results, tmp_path / "again.png")
+    assert (tmp_path / "sweep.png").stat().st_size == (tmp_path / "again.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"algorithms": ("starr",)}, UnknownNameError, "did you mean 'star'"),
+        ({"starts": (3,)}, ValueError, "no checkpoint after 3 of 4 steps"),
+        ({"starts": (6,)}, ValueError, "no checkpoint after 6 of 4 steps"),
+        ({"group": 1}, ValueError, "group must be at least 2 and divide attempts=16, got 1"),
+        ({"attempts": 15}, ValueError, "divide attempts=15"),
+        ({"p_cot": ()}, ValueError, "at least one value"),
+        ({"p_cot": (1.5,)}, ValueError, "p_cot is the share of long solutions"),
+        ({"gradings": ("dense",)}, UnknownNameError, "unknown grading 'dense'"),
+    ],
+)
+def test_bad_settings(tmp_path, settings: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run(ParityExperiment(tmp_path, **(SMALL | settings)))

@@ -1,0 +1,167 @@
+"""What a report says: means and intervals over seeds, what is missing, JSON and back, attempts as lines."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokengym.agents.rollouts.attempts import Attempt
+from tokengym.benchmarks.reports.attempts import attempt_records
+from tokengym.benchmarks.reports.content import (
+    Cell,
+    Cost,
+    Figure,
+    MissingCell,
+    Report,
+    ResultTable,
+    Row,
+    StepRecord,
+    cell_over_seeds,
+    student_quantile,
+)
+from tokengym.envs import Problem
+from tokengym.models import load_tokenizer
+from tokengym.registry import UnknownNameError
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"), [(1, 12.7062), (2, 4.30265), (4, 2.77645), (9, 2.26216), (30, 2.04227), (1000, 1.96234)]
+)
+def test_students_quantiles_are_those_of_printed_tables(degrees: int, quantile: float) -> None:
+    assert student_quantile(degrees) == pytest.approx(quantile, rel=2e-5)
+
+
+def test_three_seeds_give_a_mean_and_students_interval() -> None:
+    cell = cell_over_seeds({0: 0.4, 1: 0.5, 2: 0.6})
+    assert isinstance(cell, Cell)
+    half = 4.30265 * 0.1 / math.sqrt(3)  # their standard deviation is 0.1
+    assert (cell.mean, cell.low, cell.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-5)
+    assert cell.values == {0: 0.4, 1: 0.5, 2: 0.6}
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(10, 2, (2000, 3))
+    cells = [cell_over_seeds(dict(enumerate(row)), bounds=(-math.inf, math.inf)) for row in drawn]
+    covered = [cell.low <= 10 <= cell.high for cell in cells if isinstance(cell, Cell) and cell.low and cell.high]
+    assert len(covered) == 2000
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_the_mean_is_in_its_interval_and_both_are_shares(values: list[float]) -> None:
+    cell = cell_over_seeds(dict(enumerate(values)))
+    assert isinstance(cell, Cell)
+    assert min(values) - 1e-12 <= cell.mean <= max(values) + 1e-12
+    if len(values) > 1:
+        assert cell.low is not None
+        assert cell.high is not None
+        assert 0 <= cell.low <= cell.mean <= cell.high <= 1
+    else:
+        assert (cell.low, cell.high) == (None, None)
+
+
+def test_seeds_without_a_value_are_told_and_a_cell_without_any_is_missing() -> None:
+    cell = cell_over_seeds({0: 0.5, 2: 0.5}, {1: "it ran out of memory"})
+    assert cell == Cell({0: 0.5, 2: 0.5}, 0.5, 0.5, 0.5, {1: "it ran out of memory"})
+    assert cell_over_seeds({}, {0: "it needs sft", 1: "it needs sft"}) == MissingCell("it needs sft")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: cell_over_seeds({}), "a cell without a value needs the reason"),
+        (lambda: cell_over_seeds({0: math.nan}), "values must be between 0.0 and 1.0, got {0: nan}"),
+        (lambda: cell_over_seeds({0: 37.0, 1: 40.0}), "values must be between 0.0 and 1.0"),
+        (lambda: Cell({0: 0.5}, 0.5, 0.4), "an interval has two ends"),
+        (lambda: Cell({0: 0.5}, 0.5, 0.6, 0.7), "the mean 0.5 is outside of its interval"),
+        (lambda: Cell({0: 0.5}, math.inf), "must be finite"),
+        (lambda: StepRecord("1+1=2", math.nan), "a step's reward must be finite"),
+        (lambda: StepRecord("1+1=2", 0.0, 1.5), "a step's score is a probability, got 1.5"),
+        (lambda: Figure("../up", "", "", ""), "a figure's name is of small letters, digits, - and _, got '../up'"),
+        (
+            lambda: ResultTable("T", "", (Row("EI", (MissingCell("no"),)),)),
+            "table 'T': row 'EI' has 1 cells for the 4 metrics maj@1, maj@n, rerank@n, pass@n",
+        ),
+    ],
+)
+def test_figures_that_can_not_be_are_refused(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("{", r"\{").replace("(", r"\(")):
+        make()
+
+
+def test_a_row_beside_a_row_that_the_paper_does_not_have() -> None:
+    with pytest.raises(UnknownNameError, match="unknown row of table_1 of the paper 'sfd': did you mean 'sft'"):
+        ResultTable("T", "", (Row("SFT", (MissingCell("no"),) * 4, "table_1/sfd"),))
+
+
+def test_costs_add_up(make_report) -> None:
+    assert make_report(0).cost == Cost(4 * 12_345, 4 * 678_901, 4 * 987.0)
+
+
+def test_a_report_comes_back_from_json(make_report) -> None:
+    report = make_report(8)
+    again = Report.from_json(report.to_json())
+    assert again == report
+    assert list(again.tables[0].rows[0].cells[0].values) == [0, 1, 2]  # seeds are numbers again
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop("device"), "report: .*missing .* 'device'"),
+        (lambda r: r.update(tables={}), r"report.tables: expected tuple.*got \{\}"),
+        (lambda r: r["findings"][0].update(verdict="maybe"), r"report.findings\[0\].verdict: expected .*'maybe'"),
+        (lambda r: r["runs"][1].update(colour="red"), r"report.runs\[1\]: a RunRecord has no 'colour'"),
+        (
+            lambda r: r["attempts"][0]["steps"][0].update(reward="much"),
+            r"steps\[0\].reward: expected float, got 'much'",
+        ),
+        (lambda r: r["tables"][0]["rows"][0]["cells"].append(3), r"rows\[0\].cells\[4\]: expected a Cell, got 3"),
+        (lambda r: r["figures"].append(r["figures"][0]), "two figures are named 'sample-complexity'"),
+    ],
+)
+def test_json_that_is_no_report_is_told_by_its_place(make_report, change, message: str) -> None:
+    values = json.loads(make_report(2).to_json())
+    change(values)
+    with pytest.raises(ValueError, match=message):
+        Report.from_json(json.dumps(values))
+
+
+def attempt(tokenizer, text: str, end: bool) -> Attempt:
+    completion = tokenizer(text)["input_ids"] + ([tokenizer.eos_token_id] if end else [])
+    return Attempt(
+        problem=Problem("sum-1", "What is 1+2?", "3"),
+        index=0,
+        prompt=np.array([5]),
+        completion=np.array(completion, np.int32),
+        logprobs=np.zeros(len(completion), np.float32),
+        rewards=np.arange(1, len(completion) + 1, dtype=np.float32),
+        is_success=end,
+        verdict="correct" if end else "truncated",
+        answer="3" if end else None,
+        terminated=end,
+    )
+
+
+def test_attempts_are_shown_by_their_lines_and_no_reward_is_lost() -> None:
+    tokenizer = load_tokenizer("chars:0123456789+=#\n ")
+    whole, cut = attempt(tokenizer, "1+2=3\n# 3", True), attempt(tokenizer, "1+2=3\n1+", False)
+    records = attempt_records("EI", [whole, cut], tokenizer, [np.array([0.25, 0.75]), np.array([0.5])])
+    # One token per character: the first line pays 1 + ... + 6 at positions 1 to 6, the second the rest.
+    assert records[0].steps == (StepRecord("1+2=3\n", 21.0, 0.25), StepRecord("# 3", 7.0 + 8 + 9 + 10, 0.75))
+    # The line that was cut off is shown, and has no score.
+    assert records[1].steps == (StepRecord("1+2=3\n", 21.0, 0.5), StepRecord("1+", 15.0, None))
+    assert (records[0].system, records[0].problem_id, records[0].reference) == ("EI", "sum-1", "3")
+    assert (records[1].verdict, records[1].answer) == ("truncated", None)
+    unscored = attempt_records("EI", [whole], tokenizer)
+    assert [step.score for step in unscored[0].steps] == [None, None]
+
+
+def test_scores_of_other_steps_are_refused() -> None:
+    tokenizer = load_tokenizer("chars:0123456789+=#\n ")
+    with pytest.raises(ValueError, match="attempt 0 at sum-1 has 2 steps and 1 scores"):
+        attempt_records("EI", [attempt(tokenizer, "1+2=3\n# 3", True)], tokenizer, [np.array([0.5])])

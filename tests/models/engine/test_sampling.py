@@ -1,0 +1,84 @@
+"""Sampling: the right distribution, from streams that belong to attempts alone."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tokengym.models.engine.sampling import GREEDY, SamplingConfig, sample, stream_key, uniforms
+
+
+def keys(*attempts: int) -> torch.Tensor:
+    return torch.tensor([stream_key(0, "problem", attempt) for attempt in attempts])
+
+
+def test_uniforms_are_splitmix64() -> None:
+    """The published first outputs for the seed 1234567 (Vigna's reference implementation), scaled to [0, 1)."""
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    draws = uniforms(torch.full((4,), 1234567), torch.arange(4))
+    assert draws.tolist() == [(value >> 11) * 2.0**-53 for value in expected]
+
+
+@pytest.mark.parametrize("vocabulary", [3, 256, 1000])
+def test_draws_follow_the_distribution(vocabulary: int) -> None:
+    """Chi-squared against the softmax at the temperature: within six standard deviations of its mean."""
+    logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(0)) * 0.5
+    count, config = 200_000, SamplingConfig(temperature=0.7)
+    tokens, _ = sample(logits.expand(count, -1), keys(1).expand(count), torch.arange(count), config)
+    expected = (logits.double() / 0.7).softmax(-1) * count
+    observed = torch.bincount(tokens, minlength=vocabulary)
+    statistic = float(((observed - expected) ** 2 / expected).sum())
+    assert abs(statistic - (vocabulary - 1)) < 6 * math.sqrt(2 * (vocabulary - 1))
+
+
+@pytest.mark.parametrize("config", [SamplingConfig(1.0), SamplingConfig(0.3), SamplingConfig(2.0, top_k=5), GREEDY])
+def test_log_probabilities_are_of_the_distribution_drawn_from(config: SamplingConfig) -> None:
+    logits = torch.randn(64, 500, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    tokens, logprobs = sample(logits, keys(*range(64)), torch.zeros(64, dtype=torch.int64), config)
+    scaled = logits / (config.temperature or 1.0)
+    if config.top_k:
+        scaled[scaled < scaled.topk(config.top_k).values[:, -1:]] = -torch.inf
+    expected = scaled.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    assert torch.allclose(logprobs.double(), expected, atol=1e-5)
+
+
+def test_tokens_of_probability_zero_are_never_drawn() -> None:
+    """Even at the very edges of the unit interval, next to blocks without weight."""
+    logits = torch.full((1, 1000), -torch.inf)
+    logits[0, [5, 300, 511]] = torch.tensor([0.0, 1.0, 0.5])
+    tokens, _ = sample(logits.expand(50_000, -1), keys(0).expand(50_000), torch.arange(50_000), SamplingConfig(1.0))
+    assert set(tokens.tolist()) == {5, 300, 511}
+
+
+def test_nucleus_keeps_the_smallest_set_that_reaches_top_p() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(2000, -1)
+    draw = lambda p: sample(logits, keys(0).expand(2000), torch.arange(2000), SamplingConfig(1.0, top_p=p))  # noqa: E731
+    assert set(draw(0.5)[0].tolist()) == {0}
+    tokens, logprobs = draw(0.79)
+    assert set(tokens.tolist()) == {0, 1}
+    assert logprobs[tokens == 1][0].exp().item() == pytest.approx(0.3 / 0.8)
+
+
+def test_a_row_draws_the_same_alone_and_in_a_batch() -> None:
+    logits = torch.randn(40, 300, generator=torch.Generator().manual_seed(2))
+    positions = torch.arange(40) % 7
+    together = sample(logits, keys(*range(40)), positions, SamplingConfig(1.0))[0]
+    alone = [sample(logits[i : i + 1], keys(i), positions[i : i + 1], SamplingConfig(1.0))[0].item() for i in range(40)]
+    assert together.tolist() == alone
+
+
+def test_streams_differ_by_seed_problem_attempt_and_position() -> None:
+    names = [(seed, problem, attempt) for seed in (0, 1) for problem in ("a", "b") for attempt in (0, 1)]
+    streams = torch.tensor([stream_key(*name) for name in names])
+    draws = uniforms(streams[:, None], torch.arange(50)[None, :])
+    assert len(set(draws.flatten().tolist())) == draws.numel()
+    assert abs(np.corrcoef(draws.numpy()) - np.eye(len(names))).max() < 0.6
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"), [({"temperature": -1}, "temperature"), ({"top_k": 0}, "top_k"), ({"top_p": 0.0}, "top_p")]
+)
+def test_settings_out_of_range_are_named(settings: dict[str, float], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        SamplingConfig(**settings)  # pyright: ignore[reportArgumentType]

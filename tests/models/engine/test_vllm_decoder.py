@@ -1,0 +1,272 @@
+"""vLLM as the decoder of rollouts: with a stand-in for its engine here, and with vLLM itself where it is installed."""
+
+import importlib.util
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from tokengym.__main__ import main
+from tokengym.agents import ExpertIteration
+from tokengym.agents.rollouts.attempts import Attempt
+from tokengym.agents.rollouts.collect import collect
+from tokengym.agents.rollouts.conditioned_policy import ConditionedPolicy
+from tokengym.agents.rollouts.policy import CausalLMPolicy
+from tokengym.agents.rollouts.slots import make_rollout_env
+from tokengym.envs.curriculum import Sequential
+from tokengym.models import load
+from tokengym.models.engine.vllm_decoder import VLLM, VLLMDecoder, merged_weights
+from tokengym.models.forward import token_logprobs
+
+SLOTS = 4
+
+
+@pytest.fixture(scope="module")
+def policy() -> CausalLMPolicy:
+    return CausalLMPolicy(*load("tokengym/tiny", device="cpu"))
+
+
+@pytest.fixture
+def env(policy: CausalLMPolicy) -> Any:
+    env = make_rollout_env(gym.spec("tokengym/Arithmetic-v0"), policy, SLOTS, max_new_tokens=12, reward="dense")
+    env.curriculum = Sequential(repeats=2)
+    return env
+
+
+def same(one: Attempt, other: Attempt) -> bool:
+    fields = ("problem", "index", "is_success", "verdict", "answer", "terminated")
+    return all(getattr(one, name) == getattr(other, name) for name in fields) and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("prompt", "completion", "rewards")
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ stand-in
+
+
+class Engine:
+    """Greedy decoding of a transformers model behind the methods of vLLM's engine, at an uneven pace."""
+
+    def __init__(self, model: Any, seed: int = 0) -> None:
+        self.model = model
+        self.rng = np.random.default_rng(seed)
+        self.running: dict[str, list[int]] = {}
+        self.prompts: dict[str, list[int]] = {}
+        self.params: dict[str, Any] = {}
+        self.aborted: list[str] = []
+
+    def add_request(self, name: str, prompt: dict[str, list[int]], params: Any) -> None:
+        assert name not in self.params, "a name is given to one request"
+        self.prompts[name] = prompt["prompt_token_ids"]
+        self.running[name] = list(self.prompts[name])
+        self.params[name] = params
+
+    def abort_request(self, names: list[str]) -> None:
+        self.aborted += names
+        for name in names:
+            del self.running[name]
+
+    def ended(self, name: str) -> bool:
+        completion, params = self.running[name][len(self.prompts[name]) :], self.params[name]
+        return len(completion) >= params.max_tokens or completion[-1:] in [[token] for token in params.stop_token_ids]
+
+    @torch.inference_mode()
+    def step(self) -> list[Any]:
+        outputs = []
+        going = [name for name in self.running if not self.ended(name)]
+        for name in [name for name in going if self.rng.random() < 0.6]:
+            tokens, logprobs = [], []
+            for _ in range(self.rng.integers(1, 4)):
+                if self.ended(name):
+                    break
+                logits = self.model(torch.tensor([self.running[name]])).logits[0, -1]
+                token = int(logits.argmax())
+                tokens.append(token)
+                logprobs.append({token: SimpleNamespace(logprob=float(logits.log_softmax(-1)[token]))})
+                self.running[name].append(token)
+            completion = SimpleNamespace(token_ids=tokens, logprobs=logprobs)
+            prompt = self.prompts[name]
+            outputs.append(
+                SimpleNamespace(request_id=name, outputs=[completion], prompt_token_ids=prompt, num_cached_tokens=1)
+            )
+        return outputs
+
+
+class Stub(VLLM):
+    """A `VLLM` around an engine that is there."""
+
+    def __init__(self, engine: Engine, limits: Any = None) -> None:
+        self.engine, self.limits, self.made = engine, limits, 0
+
+    def decoder(self, model: Any, num_slots: int, vocab_size: int, eos_token_ids: Any, max_new: int) -> VLLMDecoder:
+        self.made += 1
+        limits = self.limits or {"max_tokens": max_new, "stop_token_ids": list(eos_token_ids)}
+        return VLLMDecoder(self.engine, 400, limits, self.made)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture
+def sampling_params(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the decoder imports from vLLM."""
+    package, module = ModuleType("vllm"), ModuleType("vllm.sampling_params")
+    package.SamplingParams = SimpleNamespace  # pyright: ignore[reportAttributeAccessIssue]
+    module.RequestOutputKind = SimpleNamespace(DELTA="delta")  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "vllm", package)
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", module)
+
+
+@pytest.mark.usefixtures("sampling_params")
+@pytest.mark.parametrize("seed", range(2))
+def test_attempts_are_those_of_the_built_in_decoder(policy: CausalLMPolicy, env: Any, seed: int) -> None:
+    greedy = policy.with_sampling(temperature=0.0)
+    own = list(collect(greedy, env, 7, seed=0))
+    engine = Engine(policy.model, seed)
+    rollout = collect(greedy.with_vllm(Stub(engine)), env, 7, seed=0)
+    assert all(same(a, b) for a, b in zip(own, rollout, strict=True))
+    assert len(own) == 7
+    assert not engine.running, "requests of ended attempts go on"
+    assert len(engine.aborted) == len(set(engine.aborted)) == 7
+    assert rollout.prefill_tokens == sum(len(attempt.prompt) - 1 for attempt in own)
+
+
+@pytest.mark.usefixtures("sampling_params")
+def test_requests_say_how_tokens_are_drawn(policy: CausalLMPolicy, env: Any) -> None:
+    engine = Engine(policy.model)
+    settings = {"temperature": 0.5, "top_k": 7, "top_p": 0.9}
+    limits = {"max_tokens": 390, "stop_token_ids": [3], "allowed_token_ids": [1, 2, 3]}
+    list(collect(policy.with_sampling(**settings).with_vllm(Stub(engine, limits)), env, 4, seed=0))
+    params = list(engine.params.values())
+    assert {name: getattr(params[0], name) for name in settings} == settings
+    assert len({each.seed for each in params}) == 4, "every attempt has a random stream of its own"
+    assert all(each.stop_token_ids == [3] and each.allowed_token_ids == [1, 2, 3] for each in params)
+    assert [each.max_tokens for each in params] == [400 - len(prompt) for prompt in engine.prompts.values()]
+
+
+@pytest.mark.usefixtures("sampling_params")
+def test_a_sequence_without_room_behind_it(policy: CausalLMPolicy) -> None:
+    decoder = VLLMDecoder(Engine(policy.model), 5, {}, 0)  # pyright: ignore[reportArgumentType]
+    for length in (0, 5):
+        with pytest.raises(ValueError, match=f"sequences of 5 tokens, and has no room to go on behind one of {length}"):
+            decoder.begin(np.array([0]), [np.ones(length, np.int64)], np.array([0]))
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+
+
+def test_merged_weights_are_those_of_the_merged_model() -> None:
+    model, _ = load("tokengym/tiny", device="cpu", lora_rank=2)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    merged = dict(merged_weights(model))
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    expected = dict(model.merge_and_unload().named_parameters(remove_duplicate=False))  # pyright: ignore
+    assert merged.keys() == expected.keys()
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= merged.keys()
+    for name, weight in expected.items():
+        assert torch.allclose(merged[name], weight, atol=1e-6), name
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_one_error_says_how_to_install_it(policy: CausalLMPolicy, capsys: Any) -> None:
+    with pytest.raises(ImportError, match=r'pip install "tokengym\[vllm\]"'):
+        VLLM(policy.model, 4, 64, memory=0.5)
+    assert main(["eval", "--problems", "1", "--vllm-memory", "0.5", "--device", "cpu"]) == 1
+    assert capsys.readouterr().err == 'tokengym: vLLM is not installed: pip install "tokengym[vllm]"\n'
+
+
+def test_a_share_of_the_memory_out_of_range(policy: CausalLMPolicy) -> None:
+    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
+        VLLM(policy.model, 4, 64, memory=1.5)
+
+
+def test_more_slots_than_it_was_made_for(policy: CausalLMPolicy, env: Any) -> None:
+    vllm = object.__new__(VLLM)
+    vllm.num_slots = SLOTS - 1
+    with pytest.raises(ValueError, match="made for 3 attempts at the same time, and the environment has 4 slots"):
+        collect(policy.with_vllm(vllm), env, 1, seed=0)
+
+
+def test_labels_and_vllm_do_not_go_together() -> None:
+    conditioned = object.__new__(ConditionedPolicy)
+    with pytest.raises(ValueError, match="acts under labels"):
+        conditioned.with_vllm(object.__new__(VLLM))
+    assert conditioned.with_vllm(None) is conditioned
+
+
+# ---------------------------------------------------------------------------------------------------------- vLLM itself
+
+
+@pytest.fixture(scope="module")
+def vllm(policy: CausalLMPolicy) -> VLLM:
+    pytest.importorskip("vllm")
+    return VLLM(policy.model, SLOTS, 400, memory=0.1, enforce_eager=True)
+
+
+@pytest.mark.slow
+def test_vllm_decodes_greedily_what_transformers_does_and_follows_the_weights(
+    policy: CausalLMPolicy, env: Any, vllm: VLLM
+) -> None:
+    greedy = policy.with_sampling(temperature=0.0)
+    before = [parameter.detach().clone() for parameter in policy.model.parameters()]
+    own = [list(collect(greedy, env, 10, seed=0))]
+    theirs = [list(collect(greedy.with_vllm(vllm), env, 10, seed=0))]
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.mul_(1.05)
+    try:
+        own.append(list(collect(greedy, env, 10, seed=0)))
+        theirs.append(list(collect(greedy.with_vllm(vllm), env, 10, seed=0)))
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(policy.model.parameters(), before, strict=True):
+                parameter.copy_(value)
+    assert not all(same(a, b) for a, b in zip(*own, strict=True)), "other weights, other attempts"
+    for mine, other in zip(own, theirs, strict=True):
+        assert all(same(a, b) for a, b in zip(mine, other, strict=True))
+        assert max(np.abs(a.logprobs - b.logprobs).max() for a, b in zip(mine, other, strict=True)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_vllm_gives_log_probabilities_of_the_distribution_it_draws_from(
+    policy: CausalLMPolicy, env: Any, vllm: VLLM, temperature: float
+) -> None:
+    sampled = policy.with_sampling(temperature=temperature).with_vllm(vllm)
+    attempts = list(collect(sampled, env, 10, seed=0))
+    again = list(collect(sampled, env, 10, seed=0))
+    other = list(collect(sampled, env, 10, seed=1))
+    assert all(same(a, b) for a, b in zip(attempts, again, strict=True)), "a seed decides what is drawn"
+    assert not any(np.array_equal(a.completion, b.completion) for a, b in zip(attempts, other, strict=True))
+    for attempt in attempts:
+        with torch.inference_mode():
+            logits = policy.model(torch.from_numpy(attempt.tokens)[None]).logits[0, len(attempt.prompt) - 1 : -1]
+        expected = token_logprobs(logits, torch.from_numpy(attempt.completion).long(), temperature).numpy()
+        assert np.abs(attempt.logprobs - expected).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_an_agent_samples_with_vllm(tmp_path: Any) -> None:
+    pytest.importorskip("vllm")
+    agent = ExpertIteration(
+        gym.spec("tokengym/Arithmetic-v0"),
+        run=tmp_path / "run",
+        device="cpu",
+        num_envs=8,
+        vllm_memory=0.1,
+        demonstrations=8,
+        problems=16,
+        samples_per_problem=2,
+        rounds=1,
+        validation_problems=8,
+        epochs=1,
+    )
+    agent.learn()
+    assert agent.num_attempts == 32
+    assert (tmp_path / "run" / "model" / "config.json").exists()

@@ -1,0 +1,132 @@
+"""What makes two solutions the same."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokengym.rewards.grading.solutions import (
+    equation,
+    equation_sequence,
+    equations,
+    exact_text,
+    result,
+    steps,
+    uses_results,
+)
+
+GSM8K = (
+    "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
+    "Natalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n#### 72"
+)
+
+
+@pytest.mark.parametrize(
+    ("solution", "expected"),
+    [
+        (GSM8K, ["48/2=24", "48+24=72"]),
+        ("<<1,200 * 3 = 3,600>> so $3,600", ["1200*3=3600"]),
+        ("<<20*.5=10>>", ["20*.5=10"]),
+        ("<<(3+4)*2=14>> then 5 + 6 = 11", ["(3+4)*2=14"]),  # annotations, where there are any, are all that counts
+        ("5 + 6 = 11, 11 - 1 = 10", ["5+6=11", "11-1=10"]),
+        ("He pays $5 * 3 = $15.", ["5*3=15"]),
+        ("1 + 2 + 3 = 6", ["1+2+3=6"]),
+        ("2-5=-3", ["2-5=-3"]),
+        ("1.5*4=6.0", ["1.5*4=6.0"]),
+        ("3 x 4 = 12, 3 × 4 = 12, 3*4=12", ["3*4=12"] * 3),
+        ("12 ÷ 4 = 3 and 12/4=3", ["12/4=3"] * 2),
+        ("x = 5, so the answer is 5", []),
+        ("#### 72", []),
+        ("<<48/2=24", ["48/2=24"]),  # an annotation that was never closed is plain text
+        ("<<a\nb>>", []),
+        ("", []),
+    ],
+)
+def test_equations_in_order_without_spaces(solution: str, expected: list[str]) -> None:
+    assert equations(solution) == expected
+
+
+def test_solutions_are_the_same_by_their_equations_in_their_order() -> None:
+    reworded = "In May it was <<48/2=24>>24. Both: <<48+24=72>>72.\n#### 72"
+    swapped = "<<48+24=72>> <<48/2=24>>"
+    assert equation_sequence(GSM8K) == equation_sequence(reworded)
+    assert equation_sequence(GSM8K) != equation_sequence(swapped)
+    assert equation_sequence("1+1=2") == equation_sequence(" 1 + 1 = 2 ")
+    assert equation_sequence("1+1=2 2+1=3") != equation_sequence("1+1=2")
+    # Several equations are told from one that looks like them.
+    assert equation_sequence("<<1+1=2>><<2+1=3>>") != equation_sequence("<<1+1=22+1=3>>")
+
+
+def test_solutions_without_equations_are_the_same_by_their_words() -> None:
+    assert equation_sequence("the answer\n is 5 ") == equation_sequence("the answer is 5") == "the answer is 5"
+    assert equation_sequence("it is 5") != equation_sequence("it is 6")
+    assert exact_text("1+1=2") != exact_text("1 + 1 = 2")
+    assert exact_text("a\n\tb") == exact_text(" a b")
+
+
+def test_steps_are_lines_without_the_answers() -> None:
+    assert steps(GSM8K) == GSM8K.split("\n")[:2]
+    assert steps(" a \n\n b\r\nso #### 3\nc") == ["a", "b", "c"]
+    assert steps("#### 3") == steps("") == []
+
+
+@pytest.mark.parametrize(
+    ("step", "last_equation", "comes_to"),
+    [
+        (GSM8K.split("\n")[0], "48/2=24", "24"),
+        ("5 + 6 = 11, 11 - 1 = 10 in 3 days", "11-1=10", "10"),
+        ("She pays $1,200.50 for 3", None, "3"),
+        ("It is 1,200.50 dollars.", None, "1200.5"),
+        ("2-5=-3", "2-5=-3", "-3"),
+        ("<<1/3=1/3>>", "1/3=1/3", "1/3"),
+        ("<<3*x=3x>>", "3**=3*", None),
+        ("it is 12,34", None, None),
+        ("nothing", None, None),
+        ("", None, None),
+    ],
+)
+def test_what_a_step_comes_to(step: str, last_equation: str | None, comes_to: str | None) -> None:
+    assert equation(step) == last_equation
+    assert result(step) == comes_to
+
+
+@pytest.mark.parametrize(
+    ("prefix", "continuation", "expected"),
+    [
+        ("He has 3+4 = <<3+4=7>>7.", "Now <<7*2=14>>14\n#### 14", True),
+        ("He has 3+4 = <<3+4=7>>7.", "Now <<8*2=16>>16\n#### 16", False),
+        ("He has 3+4 = <<3+4=7>>7.", "#### 7", True),
+        ("He has 3+4 = <<3+4=7>>7.", "Again <<3+4=7>>7 and <<5*2=10>>10\n#### 10", False),
+        ("3+4=7\n7*2=14\n", "14-1=13\n#### 13", True),  # 7 has been taken up already
+        ("3+4=7\n5*2=10\n", "10-1=9\n#### 9", False),  # 7 is left lying
+        ("3+4=7\n5*2=10\n", "10-7=3\n#### 3", True),
+        ("$1,000+$500=$1,500\n", "1500.0/2=750\n#### 750", True),
+        ("3-7=-4\n", "-4+9=5\n#### 5", True),
+        ("words alone", "#### 5", True),
+        ("", "", True),
+        ("1+1=2\n", "", False),
+    ],
+)
+def test_a_continuation_builds_on_the_results_of_its_prefix(prefix: str, continuation: str, expected: bool) -> None:
+    assert uses_results(prefix, continuation) == expected
+
+
+@given(st.text(alphabet="0123456789+-*/x=<>$,. \n", max_size=200))
+def test_any_text_has_a_key(text: str) -> None:
+    assert isinstance(equation_sequence(text), str)
+    assert equation_sequence(text) == equation_sequence(text)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "1" * 100_000,
+        "1+" * 50_000,
+        "1 + " * 25_000,
+        "<<" * 50_000,
+        "<<" + "1" * 100_000,
+        "1,1." * 25_000,
+        "$" * 100_000,
+    ],
+)
+def test_long_hostile_text_is_read_in_linear_time(hostile: str) -> None:
+    assert equation_sequence(hostile)  # quadratic time would be minutes
