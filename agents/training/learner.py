@@ -1,6 +1,7 @@
 """The training loop that all agents share: micro-batches, global denominators, schedule, optimiser state."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -341,30 +342,48 @@ class Learner:
         return micro_batches(lengths, self.config.micro_batch_tokens)
 
     def save(self, folder: Path) -> None:
-        """Writes trainable weights and optimiser state as safetensors."""
+        """Writes trainable weights and optimizer state, of the parameters that have one so far, as safetensors."""
         names = {id(parameter): name for name, parameter in self.base.named_parameters()}
         tensors: dict[str, Tensor] = {}
         for parameter in self.parameters:
-            name = names[id(parameter)]
-            tensors[f"weight/{name}"] = parameter.detach()
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"{key}/{name}"] = value.detach() if value.dim() else value.detach().reshape(1)
-        save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, folder / "learner.safetensors")
+            state = self.optimizer.state.get(parameter, {})  # nothing before the first update, or without a gradient
+            for kind, value in {"weight": parameter, **state}.items():
+                tensors[f"{kind}/{names[id(parameter)]}"] = value.detach().reshape(value.shape or (1,))
+        save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, folder / _LEARNER)
 
     def load(self, folder: Path, steps: int) -> None:
-        """Restores what `save` wrote after `steps` updates."""
-        tensors = load_file(folder / "learner.safetensors")
-        for name, parameter in self.base.named_parameters():
-            if f"weight/{name}" not in tensors:
-                continue
+        """Restores what `save` wrote after `steps` updates.
+
+        Raises:
+            ValueError: other parameters are trained than those that were saved, or they have other shapes.
+        """
+        saved: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in load_file(folder / _LEARNER).items():
+            kind, name = key.split("/", 1)
+            saved[name][kind] = value
+        names = {id(parameter): name for name, parameter in self.base.named_parameters()}
+        trained = {names[id(parameter)]: parameter for parameter in self.parameters}
+        shapes = {name: tuple(state["weight"].shape) for name, state in saved.items()}
+        others = shapes.items() ^ {name: tuple(parameter.shape) for name, parameter in trained.items()}.items()
+        if others:
+            name = min(name for name, _ in others)
+            raise ValueError(
+                f"{folder / _LEARNER} was saved by a learner of other parameters: {name} has shape "
+                f"{shapes.get(name, 'none')} there and {tuple(trained[name].shape) if name in trained else 'none'} here"
+            )
+        for name, parameter in trained.items():
             with torch.no_grad():
-                parameter.copy_(tensors[f"weight/{name}"])
-            self.optimizer.state[parameter] = {
-                "step": tensors[f"step/{name}"].reshape(()).to(parameter.device),
-                "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
-                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
-            }
+                parameter.copy_(saved[name].pop("weight"))
+            self.optimizer.state.pop(parameter, None)
+            if saved[name]:
+                self.optimizer.state[parameter] = {
+                    kind: (value.reshape(()) if kind == "step" else value).to(parameter.device)
+                    for kind, value in saved[name].items()
+                }
         self.steps = steps
+
+
+_LEARNER = "learner.safetensors"
 
 
 def _combined(name: str) -> Callable[[Tensor, Tensor], Tensor]:

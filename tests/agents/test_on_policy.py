@@ -385,7 +385,7 @@ TWO_RANKS = """
     import torch
     from safetensors.torch import save_file
     from tokengym.agents import GRPO, Reinforce
-    from tokengym.agents.learner import Learner
+    from tokengym.agents.training.learner import Learner
     from tokengym.envs import Problem, ProblemList, TokenVectorEnv
     from tokengym.models import load_tokenizer
     from tokengym.rewards import Verdict

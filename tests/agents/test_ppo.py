@@ -24,7 +24,7 @@ from tokengym.agents import ppo
 from tokengym.agents.ppo import PPO
 from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.agents.rollouts.collect import collect
-from tokengym.agents.sb3 import CausalLMPolicy
+from tokengym.agents.sb3 import SB3CausalLMPolicy
 from tokengym.agents.training.learner import Example, Learner
 from tokengym.agents.training.losses import clipped_surrogate, value_error
 from tokengym.agents.training.reference import shuffled
@@ -177,7 +177,7 @@ def test_a_phase_of_updates_equals_that_of_stable_baselines3(make, letters_folde
 
     env = SB3VecEnv(slots(Letters(), 1, autoreset_mode="SameStep"))
     sb3 = SB3PPO(
-        CausalLMPolicy, env, n_steps=8, batch_size=8, n_epochs=config.epochs, learning_rate=config.learning_rate,
+        SB3CausalLMPolicy, env, n_steps=8, batch_size=8, n_epochs=config.epochs, learning_rate=config.learning_rate,
         clip_range=config.clip, ent_coef=config.entropy_coef, vf_coef=config.value_coef / 2,
         max_grad_norm=config.max_grad_norm, normalize_advantage=config.whiten, target_kl=config.target_kl,
         gamma=config.gamma, gae_lambda=config.gae_lambda, device="cpu",

@@ -140,8 +140,8 @@ KILLED_WHILE_SAVING = """
     from accelerate import Accelerator
     from pathlib import Path
     from transformers import GPT2LMHeadModel
-    from tokengym.agents import fine_tuning, learner
-    from tokengym.agents.learner import Example, FineTuneConfig
+    from tokengym.agents.training import fine_tuning, learner
+    from tokengym.agents.training.learner import Example, FineTuneConfig
 
     torch.set_num_threads(1)
     saved, write = 0, learner.save_file

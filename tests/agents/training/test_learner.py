@@ -311,6 +311,43 @@ def test_a_bad_setting_is_named(name: str) -> None:
         FineTuneConfig(**{name: 0})
 
 
+# ------------------------------------------------------------------------------------------------------- save and load
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_saved_after_any_number_of_updates_a_learner_continues_bit_for_bit(make_model, tmp_path, before: int) -> None:
+    """Also with a parameter that never gets a gradient, which has no optimizer state to save."""
+
+    def learner(seed: int) -> Learner:
+        model = make_model(seed=seed)
+        model.unused = torch.nn.Parameter(torch.full((3,), float(seed)))
+        return Learner(model, OptimizerConfig(learning_rate=1e-2, weight_decay=0.1), 4, ACCELERATOR, VOCABULARY)
+
+    def train(it: Learner, steps: range) -> None:
+        for step in steps:
+            it.update(examples(4, seed=step), lambda m, v: nll(m, v, 10), step)
+
+    straight, first, second = learner(0), learner(0), learner(1)
+    train(second, range(1))  # its own state must not survive
+    train(straight, range(4))
+    train(first, range(before))
+    first.save(tmp_path)
+    second.load(tmp_path, before)
+    train(second, range(before, 4))
+    expected, found = straight.base.state_dict(), second.base.state_dict()
+    assert found["unused"].tolist() == [0.0] * 3
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert len(second.optimizer.state) == len(straight.parameters) - 1
+
+
+def test_a_learner_of_other_parameters_is_not_loaded(make_model, tmp_path) -> None:
+    make = lambda **shape: Learner(make_model(**shape), OptimizerConfig(), 1, ACCELERATOR, VOCABULARY)  # noqa: E731
+    make().save(tmp_path)
+    for shape, told in (({"vocab_size": 18}, r"\(17, 32\) there and \(18, 32\)"), ({"num_hidden_layers": 3}, "none")):
+        with pytest.raises(ValueError, match=rf"learner.safetensors was saved by a learner of other .* shape {told}"):
+            make(**shape).load(tmp_path, 0)
+
+
 # ---------------------------------------------------------------------------------------------------------- two ranks
 
 TWO_RANKS = """
@@ -320,8 +357,8 @@ TWO_RANKS = """
     from accelerate import Accelerator
     from safetensors.torch import save_file
     from tokengym.agents import ExpertIteration
-    from tokengym.agents.learner import Example, Learner, OptimizerConfig, micro_batches
-    from tokengym.agents.losses import masked_aggregate
+    from tokengym.agents.training.learner import Example, Learner, OptimizerConfig, micro_batches
+    from tokengym.agents.training.losses import masked_aggregate
     from tokengym.envs import Problem, ProblemList, TokenVectorEnv
     from tokengym.models import load_tokenizer
     from tokengym.rewards import Verdict
