@@ -1,8 +1,50 @@
-"""Settings for all tests."""
+"""Settings for all tests, and a grading worker that does what it is asked to."""
 
 import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
 
 # Tiny models are slower on several threads than on one; the subprocesses of tests inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing in the tests reaches for the hub; without this each unknown name waits for its time-out.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# No verdict of a test depends on how fast the machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session")
+def make_stand_in() -> Iterator[Callable[..., object]]:
+    """Workers whose reader obeys the answer: "slow", "greedy", "dying" and so on, see `stand_in_worker.py`.
+
+    The deadline is one that "slow" is sure to miss, and nothing else.
+    """
+    from tokengym.rewards.grading.latex import Worker
+
+    made: list[Worker] = []
+
+    class StandIn(Worker):
+        def compare(self, gold, answers):
+            self.deadline = 0.05 if "slow" in answers else 600.0
+            return super().compare(gold, answers)
+
+    def make(memory: int = 1 << 30) -> Worker:
+        script = Path(__file__).parent / "rewards" / "grading" / "stand_in_worker.py"
+        made.append(StandIn(memory=memory, script=script))
+        return made[-1]
+
+    yield make
+    for worker in made:
+        worker.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patience() -> None:
+    """The worker that all tests share waits for the slowest machine."""
+    from tokengym.rewards.grading.latex import WORKER
+
+    WORKER.deadline = 600.0

@@ -58,7 +58,7 @@ def test_importing_the_package_registers_the_environments_and_imports_no_torch()
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'heavy import'; "
         "assert 'tokengym/GSM8K-v0' in gymnasium.registry"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_gymnasium_imports_the_package_from_the_id_alone() -> None:
@@ -66,5 +66,5 @@ def test_gymnasium_imports_the_package_from_the_id_alone() -> None:
         "import gymnasium; env = gymnasium.make('tokengym:tokengym/Arithmetic-v0', style='equation', steps=1, "
         "tokenizer='chars:0123456789+-*/=', prompt='{question}'); print(env.spec.id)"
     )
-    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert result.stdout.strip() == "tokengym/Arithmetic-v0"

@@ -61,14 +61,19 @@ class Worker:
     Args:
         deadline: seconds for one comparison.
         memory: bytes of address space.
+        script: Python file of the process; the default compares by math-verify.
 
     Attributes:
+        deadline: seconds for one comparison; a change counts from the next comparison on.
         counters: how many comparisons ended with which reason.
     """
 
-    def __init__(self, deadline: float = DEADLINE, memory: int = MEMORY) -> None:
+    def __init__(
+        self, deadline: float = DEADLINE, memory: int = MEMORY, script: str | os.PathLike[str] = latex_worker.__file__
+    ) -> None:
         self.deadline = deadline
         self.memory = memory
+        self.script = script
         self.counters: Counter[str] = Counter()
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
@@ -87,7 +92,7 @@ class Worker:
         Raises:
             RuntimeError: the process does not start.
         """
-        request = json.dumps({"gold": gold, "answers": list(answers)}).encode() + b"\n"
+        request = json.dumps({"gold": gold, "answers": list(answers), "seconds": self.deadline}).encode() + b"\n"
         with self._lock:
             try:
                 reply = self._ask(request)
@@ -126,7 +131,7 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         # -P: the script's folder is not searched for modules.
-        command = [sys.executable, "-P", latex_worker.__file__, str(self.deadline), str(self.memory)]
+        command = [sys.executable, "-P", os.fspath(self.script), str(self.memory)]
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, bufsize=0)  # noqa: S603
         self._process, self._finalizer = process, weakref.finalize(self, _end, process, os.getpid())

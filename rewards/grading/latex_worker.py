@@ -15,9 +15,11 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+Compare = Callable[[str, list[str]], tuple[str, str | None]]
 MAX_ANSWER = 256  # characters
 _NUMERAL = r"(?<![A-Za-z_^\d.,])\d+(?:[.,]\d+)*"
 # math-verify adds a whole number to the number after it, as in 2\frac{1}{2}, also where they are factors, as in 2(3).
@@ -35,23 +37,29 @@ WARM_UP = (
 )
 
 
-def main(seconds: float, memory: int) -> None:
-    """Serves until the input ends: `seconds` for a request, `memory` bytes of address space for a worker."""
+def main(memory: int, compare: Compare, prepare: Callable[[], None]) -> None:
+    """Serves until the input ends.
+
+    Args:
+        memory: bytes of address space of a worker.
+        compare: what a worker does with the gold answer and the answers of a request.
+        prepare: what is done once, before the first worker is forked.
+    """
     requests, replies = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # whatever libraries print is no reply
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     prepare()
-    worker = Fork(requests, replies, seconds, memory)
+    worker = Fork(requests, replies, memory, compare)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
         os.write(replies, b"ready\n")
         while request := read_line(requests):
             reply = worker.ask(request)
-            if reply == b"" and worker.was_killed():
+            if reply == "killed":
                 worker = worker.replace()
                 reply = worker.ask(request)
-            if not reply:
-                reply = b'["timeout", null]' if reply is None else b'["crashed", null]'
+            if isinstance(reply, str):
+                reply = json.dumps(["timeout" if reply == "timeout" else "crashed", None]).encode()
                 worker = worker.replace()
             os.write(replies, reply + b"\n")
     finally:
@@ -86,8 +94,8 @@ def prepare() -> None:
 class Fork:
     """A fork of this process that compares answers."""
 
-    def __init__(self, requests: int, replies: int, seconds: float, memory: int) -> None:
-        self._arguments = requests, replies, seconds, memory
+    def __init__(self, requests: int, replies: int, memory: int, compare: Compare) -> None:
+        self._arguments = requests, replies, memory, compare
         theirs, self._requests = os.pipe()
         self._replies, answers = os.pipe()
         self._pid = os.fork()
@@ -97,7 +105,7 @@ class Fork:
             try:
                 for descriptor in (0, requests, replies, self._requests, self._replies):
                     os.close(descriptor)
-                self._work(theirs, answers, seconds, memory)
+                self._work(theirs, answers, memory, compare)
                 status = 0
             finally:
                 os._exit(status)
@@ -105,15 +113,15 @@ class Fork:
         os.close(answers)
 
     @staticmethod
-    def _work(requests: int, replies: int, seconds: float, memory: int) -> None:
+    def _work(requests: int, replies: int, memory: int, compare: Compare) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for limit, value in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
             resource.setrlimit(limit, (value, value))
         line = read_line(requests)
         while line:
-            # Whoever asks kills this process in time; if that one is gone, the alarm does.
-            signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
             request = json.loads(line)
+            # Whoever asks kills this process in time; if that one is gone, the alarm does.
+            signal.setitimer(signal.ITIMER_REAL, 2 * request["seconds"])
             reply = json.dumps(compare(request["gold"], request["answers"])).encode() + b"\n"
             signal.setitimer(signal.ITIMER_REAL, 0)
             os.write(replies, reply)
@@ -122,18 +130,22 @@ class Fork:
                 break
             line = read_line(requests)
 
-    def ask(self, request: bytes) -> bytes | None:
-        """The reply; b"" if the fork died, None if it took too long."""
+    def ask(self, request: bytes) -> bytes | Literal["timeout", "killed", "crashed"]:
+        """The reply, or why there is none: "killed" is from outside, or by its own wish, not for the answer's sake."""
         try:
             os.write(self._requests, request + b"\n")
+            reply = read_line(self._replies, json.loads(request)["seconds"])
         except BrokenPipeError:
-            return b""
-        return read_line(self._replies, self._arguments[2])
-
-    def was_killed(self) -> bool:
-        """Of one that died: whether that was from outside, or its own wish, and not for the answer's sake."""
+            reply = b""
+        if reply is None:
+            return "timeout"
+        if reply:
+            return reply
         _, self._status = os.waitpid(self._pid, 0)
-        return os.waitstatus_to_exitcode(self._status) in (0, -signal.SIGKILL, -signal.SIGTERM)
+        code = os.waitstatus_to_exitcode(self._status)
+        if code == -signal.SIGALRM:
+            return "timeout"
+        return "killed" if code in (0, -signal.SIGKILL, -signal.SIGTERM) else "crashed"
 
     def replace(self) -> "Fork":
         """Another one in its place."""
@@ -242,4 +254,4 @@ def spell(expression: object) -> str | None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), compare, prepare)

@@ -23,16 +23,16 @@ from tokengym.rewards import grade_free_form
 from tokengym.rewards.grading.latex import Worker
 
 TOKENIZER: Any = load_tokenizer("tokengym/tiny")
-# What the policy writes at the problem that asks for it; the answer is 1/2.
+# What the policy writes at the problem that asks for it; the answer is 1/2. A stand-in for math-verify reads it.
 SCRIPT = {
-    "correct": r"\boxed{\frac{2}{4}}",
-    "wrong": r"\boxed{\frac{2}{3}}",
-    "ambiguous": r"\boxed{\frac{1}{3}} or \boxed{\frac{1}{2}}",
-    "unparsed": r"\boxed{\frac{1}{2}\}}",
+    "correct": r"\boxed{it is \frac{1}{2}}",
+    "wrong": r"\boxed{it is \frac{2}{3}}",
+    "ambiguous": r"\boxed{\frac{1}{2}} or \boxed{undecided}",
+    "unparsed": r"\boxed{unreadable}",
     "no_answer": "1/2",
     "too_long": r"\boxed{" + "0" * 257 + "}",
-    "timeout": r"\boxed{9^{9^{9^{9}}}}",
-    "crashed": r"\boxed{\operatorname{zeros}(99999,99999)}",
+    "timeout": r"\boxed{slow}",
+    "crashed": r"\boxed{dying}",
     "truncated": "and so on " * 640,
 }
 
@@ -71,10 +71,8 @@ class ScriptedPolicy(CausalLMPolicy):
 
 
 @pytest.fixture(scope="module")
-def worker():
-    worker = Worker(deadline=1.0, memory=120 << 20)
-    yield worker
-    worker.close()
+def worker(make_stand_in) -> Worker:
+    return make_stand_in()
 
 
 @pytest.fixture

@@ -127,34 +127,45 @@ def test_results_of_other_settings_or_versions_are_refused_before_anything_runs(
 COUNTING = """
 import signal, sys, time
 from pathlib import Path
-from tokengym.benchmarks.plan import Job, run_plan
+from tokengym.benchmarks.jobs import Job, run_plan
 
 def count(folder, settings, needed):
     done = folder / "count.txt"
     for i in range(settings["to"]):
+        while i == settings["stop_at"] and not (folder.parent.parent / f"past {folder.name}").exists():
+            time.sleep(0.01)
         if len(done.read_text() if done.exists() else "") <= i:
             with done.open("a") as file:
                 file.write("x")
-            time.sleep(0.01)
     return {"value": len(done.read_text()) + sum(item.result["value"] for item in needed.values())}
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, shells have it ignored
-    jobs = [Job(str(i), count, {"to": 10 * i + 10}, (str(i - 1),) if i else ()) for i in range(4)]
+    settings = [{"to": 10 * i + 10, "stop_at": 10 * i + 5} for i in range(4)]
+    jobs = [Job(str(i), count, settings[i], (str(i - 1),) if i else ()) for i in range(4)]
     run_plan(jobs, Path(sys.argv[1]), workers=2)
 """
+
+
+def wait_for(folder: Path, job: int) -> None:
+    """Until a job stands where it waits to be let past."""
+    path = folder / "plan" / str(job) / "count.txt"
+    while not path.exists() or len(path.read_text()) < 10 * job + 5:
+        time.sleep(0.02)
 
 
 def test_a_plan_killed_again_and_again_ends_with_the_same_results(tmp_path) -> None:
     script = tmp_path / "counting.py"
     script.write_text(textwrap.dedent(COUNTING))
     command = [sys.executable, str(script), str(tmp_path / "plan")]
-    for seconds in (2.5, 5.0):
+    for job in (0, 2):
         process = subprocess.Popen(command, start_new_session=True)
-        time.sleep(seconds)
-        # The plan alone, then with its jobs.
-        process.kill() if seconds < 4 else os.killpg(process.pid, signal.SIGKILL)
+        wait_for(tmp_path, job)
+        os.kill(process.pid, signal.SIGKILL) if job == 0 else os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        for past in range(job + 2):
+            (tmp_path / f"past {past}").touch()
+    (tmp_path / "past 3").touch()
     subprocess.run(command, check=True)
     values = [json.loads((tmp_path / "plan" / str(i) / "result.json").read_text())["result"]["value"] for i in range(4)]
     assert values == [10, 30, 60, 100]
@@ -164,13 +175,15 @@ def test_ctrl_c_is_the_plans_and_the_same_command_goes_on(tmp_path) -> None:
     script = tmp_path / "counting.py"
     script.write_text(textwrap.dedent(COUNTING))
     command = [sys.executable, str(script), str(tmp_path / "plan")]
+    for past in (0, 1, 3):
+        (tmp_path / f"past {past}").touch()
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "plan" / "2" / "count.txt").exists():
-        time.sleep(0.02)
+    wait_for(tmp_path, 2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the jobs, too
     errors = process.communicate()[1]
     assert errors.count("Traceback") == errors.count("KeyboardInterrupt") == 1  # the script's own
     assert not (tmp_path / "plan" / "3" / "result.json").exists()
     assert not list((tmp_path / "plan").rglob("failure.json"))
+    (tmp_path / "past 2").touch()
     subprocess.run(command, check=True)
     assert json.loads((tmp_path / "plan" / "3" / "result.json").read_text())["result"]["value"] == 100

@@ -395,14 +395,14 @@ GRID = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from tokengym.benchmarks import paper, paper_scales, paper_systems
+from tokengym.benchmarks.paper import grid, scales, systems
 
 if __name__ == "__main__":
-    scale = replace(paper_scales.paper_scale("tiny"), **{settings!r})
-    paper_scales.SCALES["miniature"] = scale
-    lines = [line for line in paper_systems.TABLES["table_2"] if line.title in ("EI", "Sparse ORM PPO")]
-    paper_systems.TABLES["table_2"] = tuple(lines)
-    paper.run(paper.PaperGrid("miniature", 1, Path(sys.argv[1]), workers=2), print)
+    scale = replace(scales.paper_scale("tiny"), **{settings!r})
+    scales.SCALES["miniature"] = scale
+    lines = [line for line in systems.TABLES["table_2"] if line.title in ("EI", "Sparse ORM PPO")]
+    systems.TABLES["table_2"] = tuple(lines)
+    grid.run(grid.PaperGrid("miniature", 1, Path(sys.argv[1]), workers=2), print)
 """
 
 

@@ -1,34 +1,16 @@
-"""Free-form answers: which text is the answer, what is right, and a worker that no death of a process stops."""
+"""Free-form answers: which text is the answer, and what is right."""
 
-import gc
-import os
-import signal
-import threading
-
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tokengym.rewards import grade_free_form
-from tokengym.rewards.grading.latex import WORKER, Worker, boxed
+from tokengym.rewards.grading.latex import Worker, boxed
 from tokengym.rewards.grading.numbers import grade
 
 
 def box(*answers: str) -> str:
     return " and ".join(rf"$\boxed{{{answer}}}$" for answer in answers)
-
-
-@pytest.fixture(scope="module")
-def quick():
-    """A worker with little patience; most hostile answers would keep it busy for hours."""
-    worker = Worker(deadline=0.5)
-    yield worker
-    worker.close()
-
-
-def normal(worker: Worker) -> bool:
-    return grade_free_form(box(r"\frac{2}{4}"), r"\frac{1}{2}", worker=worker).correct
 
 
 # --------------------------------------------------------------------------------------------------- what a box holds
@@ -152,140 +134,3 @@ def test_numbers_are_graded_as_everywhere_and_start_no_process(gold, text):
 def test_a_gold_answer_out_of_bounds_is_an_error(gold):
     with pytest.raises(ValueError, match="a gold answer has 1 to 256 characters"):
         grade_free_form(box("5"), gold)
-
-
-# ------------------------------------------------------------------------------------------------------ the worker
-
-
-def test_past_its_deadline_a_worker_is_killed_and_replaced(quick):
-    assert normal(quick)
-    (before,) = psutil.Process(quick.pid).children()
-    timeouts = quick.counters["timeout"]
-    assert grade_free_form(box(r"9^{9^{9^{9}}}"), "7", worker=quick).reason == "timeout"
-    (after,) = psutil.Process(quick.pid).children()
-    assert after.pid != before.pid
-    assert not before.is_running()
-    assert quick.counters["timeout"] == timeouts + 1
-    assert normal(quick)
-
-
-def test_workers_have_their_memory_capped(quick):
-    assert normal(quick)
-    (child,) = psutil.Process(quick.pid).children()
-    with open(f"/proc/{child.pid}/limits") as limits:
-        (line,) = [line for line in limits if line.startswith("Max address space")]
-    assert int(line.split()[3]) == quick.memory
-
-
-def test_an_answer_that_kills_two_workers_is_a_crash():
-    worker = Worker(deadline=30)
-    assert normal(worker)
-    parent, done = psutil.Process(worker.pid), threading.Event()
-
-    def kill():
-        while not done.wait(0.05):
-            for child in parent.children():
-                child.kill()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    verdict = grade_free_form(box(r"9^{9^{9^{9}}}"), "7", worker=worker)
-    done.set()
-    killer.join()
-    assert verdict.reason == "crashed"
-    assert normal(worker)
-    assert worker.counters == {"correct": 2, "crashed": 1}
-    worker.close()
-
-
-@pytest.mark.parametrize("who", ["worker", "its parent", "both"])
-def test_killing_in_mid_grade_loses_no_verdict(who):
-    worker = Worker(deadline=2)
-    assert normal(worker)
-    parent = psutil.Process(worker.pid)
-    victims = {"worker": parent.children(), "its parent": [parent], "both": [parent, *parent.children()]}[who]
-    for victim in victims:
-        victim.suspend()  # so that the request is surely on its way when the signal comes
-    killer = threading.Timer(0.3, lambda: [victim.send_signal(signal.SIGKILL) for victim in victims])
-    killer.start()
-    assert normal(worker)
-    killer.join()
-    assert worker.counters["correct"] == 2
-    worker.close()
-
-
-def test_no_process_is_left_when_a_worker_is_closed_or_forgotten():
-    for end in (Worker.close, lambda _: None):
-        worker = Worker()
-        assert normal(worker)
-        parent = psutil.Process(worker.pid)
-        family = [parent, *parent.children()]
-        end(worker)
-        del worker
-        gc.collect()
-        assert not [process for process in family if process.is_running()]
-    assert not [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
-
-
-def test_a_closed_worker_starts_again(quick):
-    quick.close()
-    assert quick.pid is None
-    assert normal(quick)
-
-
-def test_a_forked_process_has_a_worker_of_its_own():
-    assert normal(WORKER)
-    pid = WORKER.pid
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:  # never back into pytest
-        try:
-            good = WORKER.pid is None and normal(WORKER) and WORKER.pid not in (None, pid)
-            WORKER.close()
-            os.write(write, b"good" if good else b"bad")
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as told:
-        assert told.read() == "good"
-    os.waitpid(child, 0)
-    assert WORKER.pid == pid
-    assert normal(WORKER)
-
-
-def test_threads_share_a_worker():
-    right = [False] * 8
-
-    def work(i: int) -> None:
-        right[i] = all(
-            grade_free_form(box(rf"\frac{{{i}}}{{{n}}}"), rf"\frac{{{2 * i}}}{{{2 * n}}}").correct
-            for n in range(11, 15)
-        )
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(right)
-
-
-def test_an_interrupted_grade_leaves_no_reply_behind(quick, monkeypatch):
-    assert normal(quick)
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("tokengym.rewards.grading.latex.read_line", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            grade_free_form(box("x+1"), "1+x", worker=quick)
-    assert grade_free_form(box("x+1"), "x", worker=quick).reason == "wrong"
-
-
-def test_a_process_that_does_not_start_says_so(monkeypatch):
-    monkeypatch.setattr("tokengym.rewards.grading.latex.sys.executable", "/bin/false")
-    worker = Worker()
-    with pytest.raises(RuntimeError, match=r"did not start: see what `/bin/false .*latex_worker.py.*needs math-verify"):
-        worker.compare("1", ["x"])
-    assert worker.pid is None
