@@ -290,7 +290,7 @@ def test_killed_and_resumed_equals_never_stopped_bit_for_bit(make, tmp_path, kin
         make(kind, run=tmp_path / "cut", **settings).learn(callback=kill)
     resumed = make(kind, run=tmp_path / "cut", resume=True, **settings).learn()
     assert same(weights(whole), weights(resumed))
-    assert (whole.attempts, whole.tokens) == (resumed.attempts, resumed.tokens)
+    assert (whole.num_attempts, whole.num_tokens) == (resumed.num_attempts, resumed.num_tokens)
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "cut")
     saved = load_file(tmp_path / "cut" / "model" / "model.safetensors")
     assert torch.equal(saved["transformer.wte.weight"], weights(whole)["transformer.wte.weight"])
@@ -346,7 +346,7 @@ def test_the_budget_and_the_callback_end_learning(make, tmp_path) -> None:
         make("grpo").learn(total_episodes=23)
     stopped = make("grpo")
     stopped.learn(callback=lambda *_: False)
-    assert stopped.attempts == 24
+    assert stopped.num_attempts == 24
     assert isinstance(stopped.env.curriculum, Uniform)
     assert stopped.env.curriculum.repeats == 1  # put back
 

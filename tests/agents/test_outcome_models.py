@@ -363,7 +363,7 @@ def test_a_pool_gives_what_sampling_would_have(make_agent, tmp_path, place: str)
     second = make_agent(pool=str(pool))
     second.learn()
     assert same(weights(first.outcome_model), weights(second.outcome_model))
-    assert second.attempts == 0
+    assert second.num_attempts == 0
     assert (tmp_path / "run" / "train" / "attempts-0.jsonl").read_text() == text + '{"problem_id": "tr'
 
 

@@ -85,7 +85,7 @@ def test_it_learns_short_chains_and_reinforcement_goes_on_from_its_checkpoints(t
         env, tmp_path / "run" / "checkpoints" / "step-60", device="cpu", iterations=1, validation_problems=0,
         problems_per_iteration=4,
     )  # fmt: skip
-    assert learner.learn().attempts == 64
+    assert learner.learn().num_attempts == 64
     assert Pretrain.load(tmp_path / "run" / "model", device="cpu").model.config.n_embd == 32
 
 

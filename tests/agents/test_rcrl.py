@@ -288,7 +288,7 @@ def test_killed_and_resumed_equals_never_stopped(make, tmp_path, stage: str, cou
             make(run=tmp_path / "cut").learn()
     resumed = make(run=tmp_path / "cut", resume=True).learn()
     assert same(weights(whole), weights(resumed))
-    assert (whole.attempts, whole.tokens) == (resumed.attempts, resumed.tokens)
+    assert (whole.num_attempts, whole.num_tokens) == (resumed.num_attempts, resumed.num_tokens)
     lines = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("whole", "cut")]
     plain = [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
     assert plain[0] == plain[1]
@@ -303,12 +303,12 @@ def test_killed_and_resumed_equals_never_stopped(make, tmp_path, stage: str, cou
 
 def test_another_run_takes_the_pool_with_its_labels(make, tmp_path, monkeypatch) -> None:
     first = make(run=tmp_path / "first").learn()
-    monkeypatch.setattr(rcrl.RCRL, "sample", None)
+    monkeypatch.setattr(rcrl.RCRL, "collect_attempts", None)
     monkeypatch.setattr("tokengym.agents.rollouts.continuations.continue_from", lambda *a, start, **k: iter(()))
     pool = str(tmp_path / "first" / "pool")
     second = make(pool=pool).learn()
     assert same(weights(first), weights(second))
-    assert second.attempts == first.attempts
+    assert second.num_attempts == first.num_attempts
     third = make(pool=pool, positive_ratio=0.8, threshold=1.0).learn()
     assert not same(weights(first), weights(third))
     with pytest.raises(ValueError, match="holds no attempts: give the `pool` folder"):
@@ -456,7 +456,7 @@ def test_bad_settings(make, settings: dict[str, Any], message: str) -> None:
 def test_the_budget_covers_the_pool(make) -> None:
     with pytest.raises(ValueError, match="4 problems x 10 = 40 attempts, more than total_episodes=39"):
         make().learn(39)
-    assert make(validation_problems=0).learn(40).attempts > 40  # those of the labels come on top
+    assert make(validation_problems=0).learn(40).num_attempts > 40  # those of the labels come on top
 
 
 def test_add_labels_is_what_the_agent_trains_from(make, folders) -> None:
