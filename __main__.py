@@ -175,6 +175,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         from .agents import load_policy
         from .agents.evaluation.tables import evaluation_table
         from .agents.rollouts.slots import make_rollout_env, make_vllm
+        from .benchmarks.paper.tables import paper_figures
         from .models.outcome import OutcomeModel
 
         _set_threads(options.threads)
@@ -198,6 +199,9 @@ def evaluate(arguments: Sequence[str]) -> None:
                 on_step=bar.update,
             )
         _print(evaluation_table({options.model: result}, f"{options.env}, {options.split} split"))
+        figures = paper_figures(result, options.env, options.split)
+        if figures is not None:
+            _print(figures)
         if options.output is not None:
             protocol = {
                 "model": options.model,

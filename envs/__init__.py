@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         make_curriculum,
     )
     from .doctor import diagnose
+    from .infos import slot_info
     from .problems.arithmetic import Arithmetic
     from .problems.base import PROBLEMS, Problem, ProblemList, ProblemSource, make_problems
     from .problems.competition_math import MATH
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from .problems.svamp import SVAMP
     from .sb3 import SB3VecEnv
     from .token_env import TokenEnv
-    from .token_vector_env import TokenVectorEnv, slot_info
+    from .token_vector_env import TokenVectorEnv
 
 __all__ = [
     "CURRICULA",
@@ -84,6 +85,7 @@ __getattr__, __dir__ = lazy_names(
         "sb3": ("SB3VecEnv",),
         "problems.svamp": ("SVAMP",),
         "token_env": ("TokenEnv",),
-        "token_vector_env": ("TokenVectorEnv", "slot_info"),
+        "infos": ("slot_info",),
+        "token_vector_env": ("TokenVectorEnv",),
     },
 )

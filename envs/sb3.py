@@ -9,7 +9,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from .token_vector_env import TokenVectorEnv, slot_info
+from .infos import slot_info
+from .token_vector_env import TokenVectorEnv
 
 
 class SB3VecEnv(VecEnv):

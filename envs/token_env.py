@@ -8,8 +8,9 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
+from .infos import slot_info
 from .problems.base import ProblemSource
-from .token_vector_env import Observation, TokenVectorEnv, slot_info
+from .token_vector_env import Observation, TokenVectorEnv
 
 
 class TokenEnv(gym.Env[Observation, int]):

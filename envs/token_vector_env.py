@@ -19,22 +19,20 @@ from ..arrays import BoolArray, FloatArray, IntArray
 from ..rewards import Reward, Verdict, make_reward
 from ..rewards.base import TERMINATED, TRUNCATED
 from .curriculum import Curriculum, make_curriculum
+from .infos import Infos, add_infos, end_infos, objects, start_infos
 from .problems.base import Problem, ProblemSource
-from .problems.prompts import CHAT, render_prompt, resolve_template
+from .prompt_encoder import PromptEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Observation = dict[str, NDArray[Any]]
-Infos = dict[str, Any]
-Step = tuple[Observation, FloatArray, BoolArray, BoolArray, Infos]
+StepResult = tuple[Observation, FloatArray, BoolArray, BoolArray, Infos]
 
 _RESET_OPTIONS = ("problem_id", "prefix", "reset_mask")
 _TRUNCATED = Verdict(False, "truncated", None)
 # A curriculum that meets this many prompts over the limit in a row has nothing shorter to offer.
 _MAX_SKIPS = 10_000
-# Prompts kept encoded, some 2 MB of them: curricula come back to a problem soon or not for long.
-_MAX_RECENT = 1024
 
 
 class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
@@ -111,8 +109,6 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                 raise ValueError(f"{name} must be at least 1, got {limit}")
         if num_problems is not None and num_problems < 1:
             raise ValueError(f"num_problems must be at least 1, got {num_problems}")
-        if shots < 0 or (shots > 0 and examples is None):
-            raise ValueError(f"shots must be at least 0, and need `examples` to take them from, got {shots}")
         if on_long_prompt not in ("error", "skip"):
             raise ValueError(f"on_long_prompt must be 'error' or 'skip', got {on_long_prompt!r}")
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -132,33 +128,29 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.num_skipped = 0
         """How many problems the curriculum chose, since seeding, whose prompts were over the limit."""
         self._seed = seed
+        self.encoder = PromptEncoder(
+            problems, tokenizer, eos_token_ids=eos_token_ids, template=prompt, shots=shots, examples=examples
+        )
+        self._make_spaces(max_prompt_tokens + max_new_tokens)
+        self._make_slots(max_prompt_tokens + max_new_tokens)
+        self.reward = make_reward(reward)
+        self.reward.bind(self)
 
-        if isinstance(tokenizer, str):
-            from ..models import load_tokenizer  # here and not above: `import tokengym` must not import transformers
-
-            tokenizer = load_tokenizer(tokenizer)
-        self.tokenizer = tokenizer
-        self.eos_token_ids = _end_of_sequence_ids(tokenizer, eos_token_ids)
-        self._eos_token_id = cast(int, tokenizer.eos_token_id)
-        self._pad_token_id = self._eos_token_id if tokenizer.pad_token_id is None else cast(int, tokenizer.pad_token_id)
-        self._vocab_size = len(tokenizer)
-        self._is_eos = np.zeros(self._vocab_size, dtype=np.bool_)
-        self._is_eos[list(self.eos_token_ids)] = True
-        resolve_template(prompt)  # its errors belong here, not in the first reset
-        self.prompt_template = prompt
-        self._shots = shots
-        self._examples = examples
-
-        length = max_prompt_tokens + max_new_tokens
+    def _make_spaces(self, length: int) -> None:
+        """The spaces of observations of `length` tokens and of actions."""
+        vocab_size = self.encoder.vocab_size
         self.single_observation_space = gym.spaces.Dict(
-            input_ids=gym.spaces.Box(0, self._vocab_size - 1, (length,), np.int64),
+            input_ids=gym.spaces.Box(0, vocab_size - 1, (length,), np.int64),
             attention_mask=gym.spaces.MultiBinary(length),
         )
-        self.single_action_space = gym.spaces.Discrete(self._vocab_size)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.single_action_space = gym.spaces.Discrete(vocab_size)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
 
-        self._tokens = np.full((num_envs, length), self._pad_token_id, dtype=np.int64)
+    def _make_slots(self, length: int) -> None:
+        """The state of the slots, with room for `length` tokens in each; no attempt has begun."""
+        num_envs = self.num_envs
+        self._tokens = np.full((num_envs, length), self.encoder.pad_token_id, dtype=np.int64)
         self._mask = np.zeros((num_envs, length), dtype=np.int8)
         self._lengths = np.zeros(num_envs, dtype=np.int64)  # tokens in each row
         self._prompt_lengths = np.zeros(num_envs, dtype=np.int64)
@@ -170,14 +162,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._problems: list[Problem | None] = [None] * num_envs
         self._attempts = np.zeros(num_envs, dtype=np.int64)
         self._begun: dict[str, int] = {}  # attempts begun, by problem id
-        self._recent: dict[int | str, tuple[Problem, IntArray]] = {}
         self._reset_needed = True
-
         self._slots = np.arange(num_envs)
         self._ones = np.ones(num_envs, dtype=np.int64)
-        self._reward_log = np.zeros((num_envs, length), dtype=np.float64) if render_mode == "ansi" else None
-        self.reward = make_reward(reward)
-        self.reward.bind(self)
+        self._reward_log = np.zeros((num_envs, length), dtype=np.float64) if self.render_mode == "ansi" else None
 
     # --------------------------------------------------------------------------------------------- Gymnasium's methods
 
@@ -215,7 +203,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             seed = self._seed
         if seed is not None:
             self._seed_streams(seed)
-        encoded_prefixes = [self._encode_prefix(prefix) for prefix in prefixes]
+        encoded_prefixes = [self.encoder.encode_prefix(prefix, self.max_new_tokens) for prefix in prefixes]
         starts = [self._draw() if name is None else self._find(name) for name in problem_ids]
         for i, (problem, _) in enumerate(starts):
             if problem_ids[i] is None and prefixes[i] is None:
@@ -226,7 +214,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         infos = self._begin({}, slots, starts, encoded_prefixes)
         return self._observation(), infos
 
-    def step(self, actions: ArrayLike) -> Step:
+    def step(self, actions: ArrayLike) -> StepResult:
         """Appends one token to each slot.
 
         Args:
@@ -245,7 +233,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         observation, rewards, terminations, truncations, infos = self._advance(tokens[:, None], self._ones)
         return observation, rewards[:, 0], terminations, truncations, infos
 
-    def step_tokens(self, tokens: ArrayLike, lengths: ArrayLike) -> Step:
+    def step_tokens(self, tokens: ArrayLike, lengths: ArrayLike) -> StepResult:
         """Appends several tokens to each slot at once, for engines that return whole completions.
 
         Equal to stepping each slot `lengths[i]` times, one column of `tokens` after the other, with slots whose tokens
@@ -302,17 +290,28 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """Token ids after the prompt in `slot`, a reset prefix and the end-of-sequence token included, a view."""
         return self._tokens[slot, self._prompt_lengths[slot] : self._lengths[slot]]
 
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer of prompts, solutions and completions."""
+        return self.encoder.tokenizer
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """All ids that end an attempt."""
+        return self.encoder.eos_token_ids
+
+    @property
+    def prompt_template(self) -> str:
+        """The prompt template, by name or as text."""
+        return self.encoder.template
+
     def decode(self, completion: NDArray[np.integer[Any]]) -> str:
         """The text of a completion; only an end-of-sequence token at its end is left out."""
-        tokens = completion[:-1] if len(completion) and completion[-1] in self.eos_token_ids else completion
-        return cast(str, self.tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False))
+        return self.encoder.decode(completion)
 
     def encode_prompt(self, problem: Problem) -> IntArray:
         """Token ids of the prompt for `problem`, however many they are."""
-        shots = [] if self._examples is None else [self._examples[index] for index in range(self._shots)]
-        text = render_prompt(self.prompt_template, problem, shots, self.tokenizer)
-        # A chat template writes the special tokens itself.
-        return self._encode(text, add_special_tokens=self.prompt_template != CHAT)
+        return self.encoder.encode_prompt(problem)
 
     def encode_solution(self, problem: Problem) -> IntArray:
         """Token ids of the reference solution of `problem`, an end-of-sequence token at their end.
@@ -320,9 +319,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         Raises:
             ValueError: the problem has no solution.
         """
-        if problem.solution is None:
-            raise ValueError(f"problem {problem.id!r} has no solution: its data has answers only")
-        return np.append(self._encode(problem.solution), self._eos_token_id)
+        return self.encoder.encode_solution(problem)
 
     # ---------------------------------------------------------------------------------------------- saving and loading
 
@@ -378,13 +375,13 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         size = self._num_indices
         if size is None or self.on_long_prompt == "error":
             return size
-        return sum(len(self._start(index)[1]) <= self.max_prompt_tokens for index in range(size))
+        return sum(len(self.encoder.start(index)[1]) <= self.max_prompt_tokens for index in range(size))
 
     def _draw(self) -> tuple[Problem, IntArray]:
         """The curriculum's next problem and its prompt."""
         size = self._num_indices
         for _ in range(_MAX_SKIPS):
-            problem, prompt = self._start(self.curriculum.next(self.np_random, 2**63 if size is None else size))
+            problem, prompt = self.encoder.start(self.curriculum.next(self.np_random, 2**63 if size is None else size))
             if len(prompt) <= self.max_prompt_tokens:
                 return problem, prompt
             if self.on_long_prompt == "error":
@@ -393,20 +390,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         raise ValueError(f"{_MAX_SKIPS} prompts in a row are over max_prompt_tokens={self.max_prompt_tokens}")
 
     def _find(self, problem_id: str) -> tuple[Problem, IntArray]:
-        problem, prompt = self._start(problem_id)
+        problem, prompt = self.encoder.start(problem_id)
         if len(prompt) > self.max_prompt_tokens:
             raise self._too_long(problem, prompt)
         return problem, prompt
-
-    def _start(self, key: int | str) -> tuple[Problem, IntArray]:
-        """The problem of that index or id, and its prompt; made once for many attempts at it."""
-        start = self._recent.get(key)
-        if start is None:
-            problem = self.problems.find(key) if isinstance(key, str) else self.problems[key]
-            start = self._recent[key] = problem, self.encode_prompt(problem)
-            if len(self._recent) > _MAX_RECENT:
-                del self._recent[next(iter(self._recent))]
-        return start
 
     def _too_long(self, problem: Problem, prompt: IntArray) -> ValueError:
         return ValueError(
@@ -414,23 +401,9 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             f'{self.max_prompt_tokens}: raise that limit, or pass over such problems with on_long_prompt="skip"'
         )
 
-    def _encode(self, text: str, *, add_special_tokens: bool = False) -> IntArray:
-        return np.asarray(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"], dtype=np.int64)
-
-    def _encode_prefix(self, prefix: str | ArrayLike | None) -> IntArray:
-        if prefix is None:
-            return np.empty(0, dtype=np.int64)
-        tokens = self._encode(prefix) if isinstance(prefix, str) else np.asarray(prefix, dtype=np.int64)
-        if len(tokens) >= self.max_new_tokens:
-            raise ValueError(f"a prefix of {len(tokens)} tokens leaves nothing of max_new_tokens={self.max_new_tokens}")
-        self._check_vocabulary(tokens)
-        if self._is_eos[tokens].any():
-            raise ValueError(f"a prefix must not hold an end-of-sequence token, got {tokens.tolist()}")
-        return tokens
-
     def _solution_prefix(self, problem: Problem) -> IntArray:
         """What the curriculum gives of a solution; nothing, where that would leave no token to add."""
-        tokens = self._encode(self.curriculum.prefix(problem))
+        tokens = self.encoder.encode(self.curriculum.prefix(problem))
         return tokens if len(tokens) < self.max_new_tokens else tokens[:0]
 
     def _begin_next(self, infos: Infos, slots: IntArray) -> Infos:
@@ -451,7 +424,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             prefix_lengths[i] = len(prefixes[i])
             tokens = np.concatenate((prompt, prefixes[i])) if len(prefixes[i]) else prompt
             self._tokens[slot, : len(tokens)] = tokens
-            self._tokens[slot, len(tokens) :] = self._pad_token_id
+            self._tokens[slot, len(tokens) :] = self.encoder.pad_token_id
             self._mask[slot, : len(tokens)] = 1
             self._mask[slot, len(tokens) :] = 0
             self._prompt_lengths[slot] = len(prompt)
@@ -468,19 +441,12 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self._reward_log[slots] = 0
         problems = [problem for problem, _ in starts]
         self.reward.begin(slots, problems, prefix_lengths)
-        return self._add_infos(
-            infos,
-            slots,
-            {
-                "problem_id": _objects([problem.id for problem in problems]),
-                "prompt_length": self._prompt_lengths[slots],
-                "attempt": self._attempts[slots],
-            },
-        )
+        starting = start_infos(problems, self._prompt_lengths[slots], self._attempts[slots])
+        return add_infos(infos, self.num_envs, slots, starting)
 
     # -------------------------------------------------------------------------------------------------------- stepping
 
-    def _advance(self, tokens: NDArray[Any], lengths: IntArray) -> Step:
+    def _advance(self, tokens: NDArray[Any], lengths: IntArray) -> StepResult:
         """Appends `tokens[i, :lengths[i]]` to each slot i that lives; `tokens` is `[N, K]`."""
         if self._reset_needed:
             raise ResetNeeded("no attempt has begun: call reset() before step()")
@@ -497,8 +463,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         else:
             slots, columns = np.nonzero(np.arange(tokens.shape[1]) < lengths[:, None])
             appended = tokens[slots, columns]
-        self._check_vocabulary(appended, slots)
-        is_eos = self._is_eos[appended]
+        self.encoder.check_vocabulary(appended, slots)
+        is_eos = self.encoder.is_eos[appended]
         terminated = np.zeros(self.num_envs, dtype=np.bool_)
         terminated[slots[is_eos]] = True
         if tokens.shape[1] > 1:
@@ -524,13 +490,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self._truncations |= truncated
             for slot in ending.tolist():
                 self.curriculum.ended(self.problem(slot), cast(Verdict, verdicts[slot]).correct)
-            final_infos = self._add_infos(
-                {}, ending, self._outcomes(ending, [cast(Verdict, verdicts[slot]) for slot in ending])
-            )
+            final_infos = self._end_infos(ending, [cast(Verdict, verdicts[slot]) for slot in ending])
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
-                infos = self._add_infos(
-                    infos, ending, {"final_obs": self._final_observations(ending), "final_info": final_infos}
-                )
+                final = {"final_obs": self._final_observations(ending), "final_info": final_infos}
+                infos = add_infos(infos, self.num_envs, ending, final)
             else:
                 infos = final_infos
         if beginning is not None and len(beginning):
@@ -541,13 +504,6 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             ending = ending[np.argsort(lengths[ending], kind="stable")]
             infos = self._begin_next(infos, ending)
         return self._observation(), rewards, terminations, truncations, infos
-
-    def _check_vocabulary(self, tokens: NDArray[Any], slots: IntArray | None = None) -> None:
-        outside = (tokens < 0) | (tokens >= self._vocab_size)
-        if outside.any():
-            first = int(np.flatnonzero(outside)[0])
-            where = "" if slots is None else f"slot {slots[first]}: "
-            raise ValueError(f"{where}token id {tokens[first]} is outside the vocabulary [0, {self._vocab_size})")
 
     def _check_ends(self, slots: IntArray, columns: Any, is_eos: BoolArray, lengths: IntArray) -> None:
         early = is_eos & (columns < lengths[slots] - 1)
@@ -590,41 +546,20 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         return {"input_ids": self._tokens, "attention_mask": self._mask}
 
     def _final_observations(self, slots: IntArray) -> NDArray[Any]:
-        return _objects(
+        return objects(
             [{"input_ids": self._tokens[slot].copy(), "attention_mask": self._mask[slot].copy()} for slot in slots]
         )
 
-    def _outcomes(self, slots: IntArray, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-        outcomes: dict[str, Any] = {
-            "is_success": np.array([verdict.correct for verdict in verdicts], dtype=np.bool_),
-            "verdict": _objects([verdict.reason for verdict in verdicts]),
-            "answer": _objects([verdict.answer for verdict in verdicts]),
-            "problem_id": _objects([self.problem(slot).id for slot in slots]),
-            "attempt": self._attempts[slots],
-            "episode": {"r": self._returns[slots], "l": self._lengths[slots] - self._starts[slots]},
-        }
-        components = self.reward.components()
-        if components:
-            outcomes["reward_components"] = {name: paid[slots] for name, paid in components.items()}
-        return outcomes
-
-    def _add_infos(self, infos: Infos, slots: IntArray, values: Mapping[str, Any]) -> Infos:
-        """Adds to `infos` the values of some slots, in the layout of `VectorEnv._add_info`, all slots at once."""
-        for key, value in values.items():
-            if key == "final_info":
-                array = value  # laid out already
-            elif isinstance(value, dict):
-                array = self._add_infos(infos.get(key, {}), slots, value)
-            else:
-                array = infos.get(key)
-                if array is None:
-                    empty = None if value.dtype == object else 0
-                    array = np.full(self.num_envs, empty, dtype=value.dtype)
-                array[slots] = value
-            mask = infos.setdefault(f"_{key}", np.zeros(self.num_envs, dtype=np.bool_))
-            mask[slots] = True
-            infos[key] = array
-        return infos
+    def _end_infos(self, slots: IntArray, verdicts: Sequence[Verdict]) -> Infos:
+        ending = end_infos(
+            [self.problem(slot) for slot in slots],
+            verdicts,
+            self._attempts[slots],
+            self._returns[slots],
+            self._lengths[slots] - self._starts[slots],
+            {name: paid[slots] for name, paid in self.reward.components().items()},
+        )
+        return add_infos({}, self.num_envs, slots, ending)
 
     def _render(self, slot: int, rewards: FloatArray) -> str:
         if self._problems[slot] is None:
@@ -638,29 +573,6 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                 lines.append(f"{rewards[begin:end].sum():+8.3f} | {text}")
                 begin = end
         return "\n".join(lines)
-
-
-def slot_info(infos: Mapping[str, Any], slot: int) -> dict[str, Any]:
-    """What vectorised `infos` tell of one slot, as plain Python values."""
-    info: dict[str, Any] = {}
-    for key, value in infos.items():
-        if key.startswith("_") or not infos[f"_{key}"][slot]:
-            continue
-        if isinstance(value, dict):
-            info[key] = slot_info(value, slot)
-        else:
-            info[key] = value[slot].item() if isinstance(value[slot], np.generic) else value[slot]
-    return info
-
-
-def _objects(values: Sequence[Any]) -> NDArray[Any]:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _is_prefix(value: Any) -> bool:
@@ -682,13 +594,3 @@ def _per_slot(name: str, value: Any, count: int, is_single: Callable[[Any], bool
         if item is not None and not is_single(item):
             raise ValueError(f"{name}: {item!r} is no {name}")
     return values
-
-
-def _end_of_sequence_ids(tokenizer: "PreTrainedTokenizerBase", further: Sequence[int]) -> frozenset[int]:
-    if tokenizer.eos_token_id is None:
-        name = tokenizer.name_or_path or type(tokenizer).__name__
-        raise ValueError(f"tokenizer {name!r} has no end-of-sequence token: set its eos_token")
-    for token in further:
-        if not 0 <= token < len(tokenizer):
-            raise ValueError(f"end-of-sequence id {token} is outside the vocabulary [0, {len(tokenizer)})")
-    return frozenset({cast(int, tokenizer.eos_token_id), *further})

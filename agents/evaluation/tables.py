@@ -1,4 +1,4 @@
-"""Tables of results: ours with intervals and cost, the paper's beside them and marked as another scale."""
+"""Tables of results for the terminal: metrics with intervals, cost and protocol."""
 
 import math
 from collections.abc import Mapping
@@ -8,13 +8,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ...benchmarks.paper.published import paper_table
 from ..outcome_models import OutcomeReport
 from .evaluate import Evaluation
 
 
 def evaluation_table(results: Mapping[str, Evaluation], data: str) -> Group:
-    """One column per evaluated policy, one row per metric, then the protocol, then the paper's figures.
+    """One column per evaluated policy, one row per metric, then the protocol.
 
     Args:
         results: evaluations by the policy's name, all under the same protocol.
@@ -28,20 +27,7 @@ def evaluation_table(results: Mapping[str, Evaluation], data: str) -> Group:
     table.add_row("attempts (tokens)", *(f"{result.episodes:,} ({result.tokens:,})" for result in results.values()))
     table.add_row("verdicts", *(_shares(result.verdicts) for result in results.values()))
     protocol = f"{first.problems} problems, maj@1 greedy, pool of n={first.n} at temperature {first.temperature}"
-    return Group(table, Text(f"{protocol}, seed {first.seed}\n"), _paper())
-
-
-def _paper() -> Table:
-    """The paper's own figures for supervised fine-tuning and expert iteration."""
-    paper = paper_table("table_1")
-    metrics = ("maj@1", "maj@96", "pass@96")
-    caption = f"{paper.source}, {paper.title}"
-    table = Table("", *metrics, title=f"another scale: {paper.data} in the paper", caption=caption)
-    for size in ("7B", "13B"):
-        for row in (paper.rows["sft"], paper.rows["ei"]):
-            values = [paper.values(row, metric)[size] for metric in metrics]
-            table.add_row(f"{paper.models} {size}, {row.name}", *("–" if v is None else f"{v:.2f}" for v in values))
-    return table
+    return Group(table, Text(f"{protocol}, seed {first.seed}"))
 
 
 def outcome_table(reports: Mapping[str, OutcomeReport]) -> Group:

@@ -18,8 +18,8 @@ from tokengym.rewards import (
     RUNNING,
     TERMINATED,
     TRUNCATED,
-    Attempt,
     AttemptReward,
+    FinishedAttempt,
     Reward,
     SparseReward,
     Step,
@@ -122,7 +122,7 @@ def test_a_slot_that_was_not_stepped_earns_nothing() -> None:
 
 def test_an_attempt_reward_sees_the_whole_attempt() -> None:
     class Brevity(AttemptReward):
-        def attempt_reward(self, attempt: Attempt) -> float:
+        def attempt_reward(self, attempt: FinishedAttempt) -> float:
             seen.append((attempt.slot, attempt.problem, self.decode(attempt.tokens), attempt.verdict))
             return attempt.verdict.correct - 0.1 * len(attempt.tokens)
 
@@ -273,7 +273,7 @@ def test_a_step_reward_that_returns_no_finite_number_per_step_is_an_error(return
 
 def test_an_attempt_reward_that_is_not_finite_is_an_error() -> None:
     class Broken(AttemptReward):
-        def attempt_reward(self, attempt: Attempt) -> float:
+        def attempt_reward(self, attempt: FinishedAttempt) -> float:
             return float("nan")
 
     slots = Slots(Broken(), 1)

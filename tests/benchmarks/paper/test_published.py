@@ -3,11 +3,12 @@
 import io
 
 import pytest
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from tokengym.agents.evaluation.evaluate import Evaluation, Interval
 from tokengym.agents.evaluation.tables import evaluation_table
 from tokengym.benchmarks.paper.published import certainties, paper_row, paper_table
+from tokengym.benchmarks.paper.tables import paper_figures
 from tokengym.registry import UnknownNameError
 
 TABLES = ["table_1", "table_2", "table_3", "table_4"]
@@ -56,14 +57,47 @@ def test_unknown_names_are_named_with_the_nearest() -> None:
         paper_row("table_3/dense_ppo")
 
 
-def test_a_terminals_table_marks_the_papers_figures_as_another_scale() -> None:
-    metrics = {"maj@1": Interval(0.25, 0.2, 0.3), "pass@8": Interval(0.5, 0.4, 0.6)}
-    ours = Evaluation(metrics, {"correct": 3, "wrong": 1}, 20.0, 100, 8, 0.7, 0, 900, 9000, 1.0)
+def evaluated(problems: int, n: int, temperature: float = 0.7) -> Evaluation:
+    metrics = {"maj@1": Interval(0.25, 0.2, 0.3)}
+    if n:
+        metrics |= {f"maj@{n}": Interval(0.3, 0.2, 0.4), f"pass@{n}": Interval(0.5, 0.4, 0.6)}
+    return Evaluation(metrics, {"correct": 3, "wrong": 1}, 20.0, problems, n, temperature, 0, 900, 9000, 1.0)
+
+
+def printed(*what: RenderableType | None) -> str:
     console = Console(file=io.StringIO(), width=160)
-    console.print(evaluation_table({"mine": ours}, "made-up problems"))
-    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    console.print(*what)
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_our_table_in_the_terminal_knows_no_paper() -> None:
+    text = printed(evaluation_table({"mine": evaluated(100, 8)}, "made-up problems"))
     assert "0.250 [0.200, 0.300]" in text
     assert "correct 75%, wrong 25%" in text
+    assert "Llama" not in text
+    assert "paper" not in text
+
+
+def test_the_papers_figures_stand_below_its_own_data_and_protocol_as_another_scale() -> None:
+    text = printed(paper_figures(evaluated(1319, 96), "tokengym/GSM8K-v0", "test"))
     assert "another scale: GSM8K in the paper" in text
     (line,) = [line for line in text.splitlines() if "Llama-2 13B, EI" in line]
     assert [word for word in line.split() if word[0] == "0"] == ["0.53", "0.59", "0.88"]
+    text = printed(paper_figures(evaluated(1319, 0), "tokengym/GSM8K-v0", "test"))  # greedy alone
+    (line,) = [line for line in text.splitlines() if "Llama-2 7B, EI" in line]
+    assert [word for word in line.split() if word[0] == "0"] == ["0.48"]
+
+
+@pytest.mark.parametrize("result", [evaluated(200, 96), evaluated(1319, 16), evaluated(1319, 96, 1.0)], ids=str)
+def test_another_protocol_has_a_line_in_place_of_the_papers_figures(result: Evaluation) -> None:
+    text = printed(paper_figures(result, "tokengym/GSM8K-v0", "test"))
+    assert "--problems 1319 --n 96 --temperature 0.7" in text
+    assert "Llama-2 7B" not in text
+
+
+@pytest.mark.parametrize(
+    ("env", "split"),
+    [("tokengym/Parity-v0", "test"), ("tokengym/GSM8K-v0", "validation"), ("tokengym/Dataset-v0", "test")],
+)
+def test_other_data_has_no_figures_of_the_paper(env: str, split: str) -> None:
+    assert paper_figures(evaluated(1319, 96), env, split) is None

@@ -113,9 +113,9 @@ def test_an_attempt_in_the_registered_environment(folder):
         "tokengym/MATH-v0", data=str(folder), split="test", tokenizer="chars:\\boxed{}2+$ ", prompt="{question}"
     )
     slots = env.unwrapped.slots
-    slots.encode_prompt = lambda problem: slots._encode("2+2")
+    slots.encoder.encode_prompt = lambda problem: slots.encoder.encode("2+2")
     env.reset()
-    for token in [*slots._encode(r"$\boxed{2}$"), slots.tokenizer.eos_token_id]:
+    for token in [*slots.encoder.encode(r"$\boxed{2}$"), slots.tokenizer.eos_token_id]:
         _, reward, terminated, _, info = env.step(token)
     assert (reward, terminated, info["verdict"], info["answer"]) == (1.0, True, "correct", "2")
 

@@ -1,0 +1,149 @@
+"""Problems to token ids, and token ids back to text: a prompt template, worked examples and a tokenizer."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..arrays import BoolArray, IntArray
+from .problems.base import Problem, ProblemSource
+from .problems.prompts import CHAT, render_prompt, resolve_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Prompts kept encoded, some 2 MB of them: curricula come back to a problem soon or not for long.
+_MAX_RECENT = 1024
+
+
+class PromptEncoder:
+    """Encodes the prompts and reference solutions of a source's problems, and decodes completions.
+
+    Args:
+        problems: where problems come from.
+        tokenizer: name for `models.load_tokenizer`, or a tokenizer.
+        eos_token_ids: ids that end an attempt beside the tokenizer's own.
+        template: named template, or any text with `{question}` in it, as in `prompts.render_prompt`.
+        shots: number of worked examples before each question, the first of `examples`.
+        examples: where they come from.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        template: the template as it was given.
+        eos_token_ids: all ids that end an attempt.
+        eos_token_id: the tokenizer's own.
+        pad_token_id: the tokenizer's, or `eos_token_id` where it has none.
+        vocab_size: number of token ids V; an id is in [0, V).
+        is_eos: whether each id ends an attempt, bool `[V]`.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-sequence token, an id is outside its vocabulary, the template has no
+            `{question}`, or there are no examples for the shots.
+        UnknownNameError: no template has the name given.
+    """
+
+    def __init__(
+        self,
+        problems: ProblemSource,
+        tokenizer: "str | PreTrainedTokenizerBase",
+        *,
+        eos_token_ids: Sequence[int] = (),
+        template: str = "qa",
+        shots: int = 0,
+        examples: ProblemSource | None = None,
+    ) -> None:
+        if shots < 0 or (shots > 0 and examples is None):
+            raise ValueError(f"shots must be at least 0, and need `examples` to take them from, got {shots}")
+        resolve_template(template)  # its errors belong here, not in the first prompt
+        if isinstance(tokenizer, str):
+            from ..models import load_tokenizer  # here and not above: `import tokengym` must not import transformers
+
+            tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
+        self.template = template
+        self.eos_token_ids = _end_of_sequence_ids(tokenizer, eos_token_ids)
+        self.eos_token_id = cast(int, tokenizer.eos_token_id)
+        self.pad_token_id = self.eos_token_id if tokenizer.pad_token_id is None else cast(int, tokenizer.pad_token_id)
+        self.vocab_size = len(tokenizer)
+        self.is_eos: BoolArray = np.zeros(self.vocab_size, dtype=np.bool_)
+        self.is_eos[list(self.eos_token_ids)] = True
+        self._problems = problems
+        self._shots = shots
+        self._examples = examples
+        self._recent: dict[int | str, tuple[Problem, IntArray]] = {}
+
+    def start(self, key: int | str) -> tuple[Problem, IntArray]:
+        """The source's problem of that index or id, and its prompt; made once for many attempts at it."""
+        start = self._recent.get(key)
+        if start is None:
+            problem = self._problems.find(key) if isinstance(key, str) else self._problems[key]
+            start = self._recent[key] = problem, self.encode_prompt(problem)
+            if len(self._recent) > _MAX_RECENT:
+                del self._recent[next(iter(self._recent))]
+        return start
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> IntArray:
+        """Token ids of a text."""
+        return np.asarray(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"], dtype=np.int64)
+
+    def encode_prompt(self, problem: Problem) -> IntArray:
+        """Token ids of the prompt for `problem`, however many they are."""
+        shots = [] if self._examples is None else [self._examples[index] for index in range(self._shots)]
+        text = render_prompt(self.template, problem, shots, self.tokenizer)
+        # A chat template writes the special tokens itself.
+        return self.encode(text, add_special_tokens=self.template != CHAT)
+
+    def encode_solution(self, problem: Problem) -> IntArray:
+        """Token ids of the reference solution of `problem`, an end-of-sequence token at their end.
+
+        Raises:
+            ValueError: the problem has no solution.
+        """
+        if problem.solution is None:
+            raise ValueError(f"problem {problem.id!r} has no solution: its data has answers only")
+        return np.append(self.encode(problem.solution), self.eos_token_id)
+
+    def encode_prefix(self, prefix: str | ArrayLike | None, max_new_tokens: int) -> IntArray:
+        """Token ids of the beginning of a completion, given as text, as token ids or as None for none.
+
+        Raises:
+            ValueError: the prefix holds an end-of-sequence token or one outside the vocabulary, or leaves nothing of
+                `max_new_tokens`.
+        """
+        if prefix is None:
+            return np.empty(0, dtype=np.int64)
+        tokens = self.encode(prefix) if isinstance(prefix, str) else np.asarray(prefix, dtype=np.int64)
+        if len(tokens) >= max_new_tokens:
+            raise ValueError(f"a prefix of {len(tokens)} tokens leaves nothing of max_new_tokens={max_new_tokens}")
+        self.check_vocabulary(tokens)
+        if self.is_eos[tokens].any():
+            raise ValueError(f"a prefix must not hold an end-of-sequence token, got {tokens.tolist()}")
+        return tokens
+
+    def decode(self, completion: NDArray[np.integer[Any]]) -> str:
+        """The text of a completion; only an end-of-sequence token at its end is left out."""
+        tokens = completion[:-1] if len(completion) and completion[-1] in self.eos_token_ids else completion
+        return cast(str, self.tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False))
+
+    def check_vocabulary(self, tokens: NDArray[Any], slots: IntArray | None = None) -> None:
+        """Checks that all of `tokens` are token ids; an error names the slot of the first that is none.
+
+        Raises:
+            ValueError: a token is outside the vocabulary.
+        """
+        outside = (tokens < 0) | (tokens >= self.vocab_size)
+        if outside.any():
+            first = int(np.flatnonzero(outside)[0])
+            where = "" if slots is None else f"slot {slots[first]}: "
+            raise ValueError(f"{where}token id {tokens[first]} is outside the vocabulary [0, {self.vocab_size})")
+
+
+def _end_of_sequence_ids(tokenizer: "PreTrainedTokenizerBase", further: Sequence[int]) -> frozenset[int]:
+    if tokenizer.eos_token_id is None:
+        name = tokenizer.name_or_path or type(tokenizer).__name__
+        raise ValueError(f"tokenizer {name!r} has no end-of-sequence token: set its eos_token")
+    for token in further:
+        if not 0 <= token < len(tokenizer):
+            raise ValueError(f"end-of-sequence id {token} is outside the vocabulary [0, {len(tokenizer)})")
+    return frozenset({cast(int, tokenizer.eos_token_id), *further})
