@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from ...models.critics import ActorCritic
 from ...models.forward import action_logits, micro_batches, token_logprobs
+from .masters import ROUNDINGS, MasterAdamW
 
 # Decayed by cosine to 2e-7, with warm-up (Havrilla et al. 2024).
 PAPER_LEARNING_RATE = 2e-5
@@ -53,6 +54,9 @@ class OptimizerConfig:
         max_grad_norm: gradients are clipped to this norm; [choice].
         micro_batch_tokens: tokens, padding included, of one forward pass; bounds memory and never changes the result.
         bf16: autocast the training forward pass to bfloat16.
+        rounding: how weights in bfloat16 take steps too small for them: "exact" keeps float32 master weights in 2 more
+            bytes per weight; "stochastic" rounds at random, right on average, and saves 4 bytes per weight over "exact"
+            [choice].
     """
 
     learning_rate: float | None = None
@@ -63,6 +67,7 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     micro_batch_tokens: int = 16_384
     bf16: bool = False
+    rounding: Literal["exact", "stochastic"] = "exact"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON makes lists of them
@@ -75,6 +80,8 @@ class OptimizerConfig:
             raise ValueError(f"max_grad_norm must be above 0, got {self.max_grad_norm}")
         if self.micro_batch_tokens < 1:
             raise ValueError(f"micro_batch_tokens must be at least 1, got {self.micro_batch_tokens}")
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {self.rounding!r}")
 
 
 @dataclass(frozen=True)
@@ -192,10 +199,12 @@ class Learner:
         self.learning_rate, self.total_steps = rate, total_steps
         self.base, self.config, self.accelerator, self.vocab_size = model, config, accelerator, vocab_size
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        self.optimizer = MasterAdamW(
+            self.parameters, rate, config.betas, weight_decay=config.weight_decay, rounding=config.rounding
         )
-        self.model: nn.Module = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
+        # Gradients of another precision than their weights are more than the wrapper for data parallel training takes.
+        self._wrapped = accelerator.num_processes > 1 and all(p.grad_dtype == p.dtype for p in self.parameters)
+        self.model: nn.Module = accelerator.prepare_model(model) if self._wrapped else model
         self.steps = 0
 
     def forward(self, batch: MicroBatch, temperature: float) -> Any:
@@ -245,7 +254,7 @@ class Learner:
             for i in range(rounds):
                 turn = i * ranks + rank
                 batch = collate(examples, groups[turn % len(groups)], self.base.device)
-                quiet = self.accelerator.no_sync(self.model) if i < rounds - 1 and ranks > 1 else nullcontext()
+                quiet = self.accelerator.no_sync(self.model) if i < rounds - 1 and self._wrapped else nullcontext()
                 with quiet, torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16):
                     value = loss(batch, self.forward(batch, temperature))
                     value, further = value if isinstance(value, tuple) else (value, {})
@@ -259,6 +268,9 @@ class Learner:
                         )
                 tokens += int(batch.attention_mask.sum())
                 padding += batch.attention_mask.numel()
+        if ranks > 1 and not self._wrapped:
+            for parameter in self.parameters:
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         share = cosine(self.steps, self.total_steps, self.config.warmup_ratio, self.config.min_learning_rate_ratio)
         rate = self.learning_rate * share

@@ -1,0 +1,147 @@
+"""AdamW for weights of any precision.
+
+A step of 1e-6 is far smaller than the distance between neighboring bfloat16 numbers, which is 0.4 to 0.8 % of a number:
+weights that are rounded to nearest after every step would stay where they are. Two ways around that are built here.
+
+- Float32 master weights, exact: a weight in bfloat16 is the upper half of its master, rounded, and the optimizer keeps
+  the lower half. That costs 2 bytes per weight, as much as a Kahan sum, and equals training a float32 copy.
+- Stochastic rounding: up or down at random, such that the mean is right (arXiv 2010.06192). It keeps nothing.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+ROUNDINGS = ("exact", "stochastic")
+
+
+class MasterAdamW(torch.optim.Optimizer):
+    """AdamW (Loshchilov and Hutter 2019) whose moments and steps are float32 for weights in bfloat16, too.
+
+    Bytes per weight in bfloat16, with its gradient and both moments: 16 ("exact"), the gradient in float32, or 12
+    ("stochastic"), the gradient in bfloat16. Float32 weights take 16 and are stepped as `torch.optim.AdamW` does.
+
+    Args:
+        parameters: Weights in float32 or bfloat16.
+        lr: Learning rate.
+        betas: Decay rates of the two moments.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled weight decay.
+        rounding: How weights in bfloat16 take steps too small for them: "exact" or "stochastic", see above.
+
+    Raises:
+        ValueError: No such rounding, or weights of another precision.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        rounding: Literal["exact", "stochastic"] = "exact",
+    ) -> None:
+        if rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+        self.rounding = rounding
+        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        for parameter in self._parameters():
+            if parameter.dtype not in (torch.float32, torch.bfloat16):
+                raise ValueError(
+                    f"weights in {parameter.dtype} cannot be trained, their gradients would underflow: load the model "
+                    'with dtype="bfloat16" or "float32", or train adapters of it (lora_rank)'
+                )
+            # Shares of micro-batches are added up in this precision.
+            parameter.grad_dtype = torch.float32 if rounding == "exact" else parameter.dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Moves all weights that have a gradient; `closure` must be None."""
+        if closure is not None:
+            raise ValueError("closures are for optimizers that evaluate the loss several times: this one does not")
+        generators: dict[torch.device, torch.Generator] = {}
+        for group in self.param_groups:
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in moved:
+                if not self.state[parameter]:
+                    self.state[parameter] = self._new_state(parameter)
+            whole = [parameter for parameter in moved if parameter.dtype == torch.float32]
+            self._adamw(whole, [parameter.grad for parameter in whole], whole, group)
+            for parameter in moved:
+                if parameter.dtype == torch.float32:
+                    continue
+                state = self.state[parameter]
+                master = join(parameter, state["low"]) if self.rounding == "exact" else parameter.float()
+                self._adamw([master], [parameter.grad.float()], [parameter], group)
+                if self.rounding == "exact":
+                    high, state["low"] = split(master)
+                else:
+                    generator = generators.setdefault(parameter.device, torch.Generator(parameter.device))
+                    if generator.initial_seed() != (seed := int(state["step"])):  # so that a resumed run draws the same
+                        generator.manual_seed(seed)
+                    high = stochastically_rounded(master, generator)
+                parameter.copy_(high)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restores `state_dict`; unlike its base class it leaves every tensor in its own precision."""
+        super().load_state_dict(dict(state_dict))
+        for number, parameter in enumerate(self._parameters()):
+            for name, value in state_dict["state"].get(number, {}).items():
+                self.state[parameter][name] = value.to(parameter.device).clone()
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def _new_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = {"step": torch.zeros((), device=parameter.device)}
+        state |= {name: torch.zeros_like(parameter, dtype=torch.float32) for name in ("exp_avg", "exp_avg_sq")}
+        if self.rounding == "exact" and parameter.dtype == torch.bfloat16:
+            state["low"] = torch.zeros_like(parameter, dtype=torch.int16)
+        return state
+
+    def _adamw(
+        self, weights: Sequence[Tensor], gradients: Sequence[Any], owners: Sequence[Tensor], group: Mapping[str, Any]
+    ) -> None:
+        """Moves float32 `weights`, whose moments are kept for `owners`."""
+        if not weights:
+            return
+        states = [self.state[owner] for owner in owners]
+        beta1, beta2 = group["betas"]
+        adamw(
+            list(weights),
+            list(gradients),
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def split(master: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest bfloat16 number to each float32 one (ties away from zero), and what `join` needs besides, int16."""
+    bits = master.view(torch.int32)
+    low = bits.to(torch.int16)  # the lower half, read as a signed number: its sign says which way was nearer
+    return ((bits - low) >> 16).to(torch.int16).view(torch.bfloat16), low
+
+
+def join(high: Tensor, low: Tensor) -> Tensor:
+    """The float32 numbers that `split` took apart, bit for bit."""
+    return ((high.detach().view(torch.int16).int() << 16) + low).view(torch.float32)
+
+
+def stochastically_rounded(master: Tensor, generator: torch.Generator) -> Tensor:
+    """A bfloat16 neighbor of each float32 number, the nearer the likelier: the mean is the number itself."""
+    noise = torch.randint(1 << 16, master.shape, generator=generator, dtype=torch.int32, device=master.device)
+    return ((master.view(torch.int32) + noise) >> 16).to(torch.int16).view(torch.bfloat16)
