@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from ..models.critics import ActorCritic, make_critic
 from ..models.loading import load
+from .training.masters import MasterAdamW
 
 
 class SB3CausalLMPolicy(ActorCriticPolicy):
@@ -36,12 +37,13 @@ class SB3CausalLMPolicy(ActorCriticPolicy):
         temperature: of the distribution that actions are drawn from.
         critic: "branch", "head" or "model"; see `models.critics`.
         critic_layers: depth of a branch.
-        optimizer_class: of SB3's optimiser.
-        optimizer_kwargs: and its arguments.
+        optimizer_class: the optimizer; by default AdamW, with float32 masters of weights in bfloat16.
+        optimizer_kwargs: its arguments.
         use_sde: must be False: exploration of SB3's for continuous actions.
 
     Raises:
-        ValueError: these are not the spaces of a token environment, or the model has no such branch.
+        ValueError: these are not the spaces of a token environment, the model has no such branch, or another optimizer
+            is to train weights that are not in float32.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class SB3CausalLMPolicy(ActorCriticPolicy):
         temperature: float = 1.0,
         critic: Literal["branch", "head", "model"] = "head",
         critic_layers: int = 4,
-        optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        optimizer_class: type[torch.optim.Optimizer] = MasterAdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
     ) -> None:
@@ -74,6 +76,12 @@ class SB3CausalLMPolicy(ActorCriticPolicy):
         language_model = model if isinstance(model, PreTrainedModel) else load(model, device="cpu")[0]
         self.actor_critic = ActorCritic(language_model, make_critic(critic, language_model, critic_layers))
         self.temperature = temperature
+        low = next((weight.dtype for weight in self.parameters() if weight.dtype != torch.float32), None)
+        if low is not None and optimizer_class is not MasterAdamW:
+            raise ValueError(
+                f"{optimizer_class.__name__} would round its steps away in weights of {low}: load the model in "
+                "float32, or leave out optimizer_class"
+            )
         self.optimizer = optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # pyright: ignore[reportCallIssue]
 
     def _build(self, lr_schedule: Schedule) -> None:

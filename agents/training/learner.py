@@ -270,7 +270,8 @@ class Learner:
                 padding += batch.attention_mask.numel()
         if ranks > 1 and not self._wrapped:
             for parameter in self.parameters:
-                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+                if parameter.grad is not None:
+                    parameter.grad = cast(Tensor, self.accelerator.reduce(parameter.grad, "mean"))
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         share = cosine(self.steps, self.total_steps, self.config.warmup_ratio, self.config.min_learning_rate_ratio)
         rate = self.learning_rate * share

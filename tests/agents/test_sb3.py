@@ -100,3 +100,22 @@ def test_sb3_evaluates_our_agents(envs, folder, name: str) -> None:
     first = evaluate_policy(agent, envs, n_eval_episodes=8, return_episode_rewards=True)
     envs.seed(5)
     assert evaluate_policy(agent, envs, n_eval_episodes=8, return_episode_rewards=True) == first
+
+
+def test_bfloat16_weights_have_masters_that_are_saved_too(tokenizer, make_model, tmp_path) -> None:
+    envs = make(tokenizer, reward=Longer())
+    settings = {"model": make_model().bfloat16()}
+    sb3 = PPO(SB3CausalLMPolicy, envs, 1e-6, n_steps=8, batch_size=16, policy_kwargs=settings, seed=0, device="cpu")
+    sb3.learn(64)
+    lows = [state["low"] for state in sb3.policy.optimizer.state.values() if "low" in state]
+    assert len(lows) == len(list(settings["model"].parameters()))
+    assert all(low.any() for low in lows), "steps of 1e-6 are kept below the weights' precision"
+    sb3.save(tmp_path / "sb3.zip")
+    loaded = PPO.load(tmp_path / "sb3.zip", envs, device="cpu").policy.optimizer.state.values()
+    assert all(
+        torch.equal(value, other[name]) and value.dtype == other[name].dtype
+        for one, other in zip(sb3.policy.optimizer.state.values(), loaded, strict=True)
+        for name, value in one.items()
+    )
+    with pytest.raises(ValueError, match=r"SGD would round its steps away in weights of torch\.bfloat16"):
+        PPO(SB3CausalLMPolicy, envs, policy_kwargs={**settings, "optimizer_class": torch.optim.SGD})

@@ -314,14 +314,26 @@ def test_a_bad_setting_is_named(name: str) -> None:
 # ------------------------------------------------------------------------------------------------------- save and load
 
 
-@pytest.mark.parametrize("before", [0, 1, 2])
-def test_saved_after_any_number_of_updates_a_learner_continues_bit_for_bit(make_model, tmp_path, before: int) -> None:
+@pytest.mark.parametrize(
+    ("before", "dtype", "rounding"),
+    [
+        (0, "float32", "exact"),
+        (1, "float32", "exact"),
+        (2, "float32", "exact"),
+        (2, "bfloat16", "exact"),
+        (2, "bfloat16", "stochastic"),
+    ],
+)
+def test_saved_after_any_number_of_updates_a_learner_continues_bit_for_bit(
+    make_model, tmp_path, before: int, dtype: str, rounding: str
+) -> None:
     """Also with a parameter that never gets a gradient, which has no optimizer state to save."""
 
     def learner(seed: int) -> Learner:
         model = make_model(seed=seed)
         model.unused = torch.nn.Parameter(torch.full((3,), float(seed)))
-        return Learner(model, OptimizerConfig(learning_rate=1e-2, weight_decay=0.1), 4, ACCELERATOR, VOCABULARY)
+        config = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, rounding=rounding)  # pyright: ignore
+        return Learner(model.to(getattr(torch, dtype)), config, 4, ACCELERATOR, VOCABULARY)
 
     def train(it: Learner, steps: range) -> None:
         for step in steps:
@@ -359,6 +371,7 @@ TWO_RANKS = """
     from tokengym.agents import ExpertIteration
     from tokengym.agents.training.learner import Example, Learner, OptimizerConfig, micro_batches
     from tokengym.agents.training.losses import masked_aggregate
+    from tokengym.agents.training.masters import join
     from tokengym.envs import Problem, ProblemList, TokenVectorEnv
     from tokengym.models import load_tokenizer
     from tokengym.rewards import Verdict
@@ -366,9 +379,10 @@ TWO_RANKS = """
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(
+    shape = LlamaConfig(
         vocab_size=17, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.1))
+        num_key_value_heads=2, initializer_range=0.1)
+    model = LlamaForCausalLM(shape)
     rng = np.random.default_rng(0)
     accelerator = Accelerator(cpu=True)
     config = OptimizerConfig(learning_rate=1e-2, micro_batch_tokens=24, max_grad_norm=1e9)
@@ -384,6 +398,15 @@ TWO_RANKS = """
         losses.append([m["loss"], m["grad_norm"]])
     assert any(c % 2 for c in counts) and 1 in counts, counts
     tensors = {n: p.detach().clone() for n, p in model.named_parameters()} | {"metrics": torch.tensor(losses)}
+
+    # Weights in bfloat16, whose gradients are float32: their masters.
+    model = LlamaForCausalLM(shape).bfloat16()
+    low = Learner(model, config, 10, accelerator, 17)
+    for step in range(3):
+        total = sum(len(e.completion) for e in batch)
+        low.update(batch, lambda b, v: masked_aggregate(-v, b.action_mask, total), step)
+    for n, p in model.named_parameters():
+        tensors["master." + n] = join(p, low.optimizer.state[p]["low"])
 
     # A whole agent: each rank samples a part of the attempts, one of them writes.
     class Letters(ProblemList):

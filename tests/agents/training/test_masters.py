@@ -9,7 +9,9 @@ from torch import nn
 
 from tokengym.agents.training.masters import MasterAdamW, join, split, stochastically_rounded
 
-FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**126), max_value=2.0**126, allow_subnormal=False)
+FLOATS = st.floats(
+    width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**126), max_value=2.0**126, allow_subnormal=False
+)
 SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.01}
 
 
