@@ -59,10 +59,10 @@ class MasterAdamW(torch.optim.Optimizer):
             parameter.grad_dtype = torch.float32 if rounding == "exact" else parameter.dtype
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Moves all weights that have a gradient; `closure` must be None."""
-        if closure is not None:
-            raise ValueError("closures are for optimizers that evaluate the loss several times: this one does not")
+    def step(self, closure: Any = None) -> Any:
+        """Moves all weights that have a gradient; returns what `closure`, which may compute it anew, returns."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         generators: dict[torch.device, torch.Generator] = {}
         for group in self.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -85,6 +85,7 @@ class MasterAdamW(torch.optim.Optimizer):
                         generator.manual_seed(seed)
                     high = stochastically_rounded(master, generator)
                 parameter.copy_(high)
+        return loss
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restores `state_dict`; unlike its base class it leaves every tensor in its own precision."""
