@@ -79,16 +79,19 @@ class GRPO(PolicyGradientAgent):
         examples = [Example(attempt.prompt, attempt.completion) for attempt in attempts]
         # Without a penalty, an attempt without an advantage has no gradient: only the denominators count it.
         trained = advantages != 0 if not config.kl_coef else np.ones(count, bool)
-        parts = shuffled(count, config.epochs, config.minibatches, [self.seed, iteration])
+        seed, group = [self.seed, iteration], config.samples_per_problem
+        parts = shuffled(count, config.epochs, config.minibatches, seed, group)
         minibatches = [(rows[trained[rows]], len(rows)) for rows in parts]
+        first = [rows for rows, _ in minibatches[: config.minibatches]]
         # A single update needs no pass for the old log-probabilities: they are its own.
         old: TokenValues | None = None
         if len(minibatches) > 1 and trained.any():
-            first = [rows for rows, _ in minibatches[: config.minibatches]]
-            (old,) = evaluate_as_trained(learner, examples, first, config.temperature)
+            (old,) = evaluate_as_trained(lambda batch: learner.evaluate(batch, config.temperature), examples, first)
         reference: TokenValues | None = None
-        if self._reference is not None:
-            reference = self._reference.logprobs(learner, examples, config.temperature)
+        if (policy := self._reference) is not None:
+            (reference,) = evaluate_as_trained(
+                lambda batch: (policy.logprobs(learner, batch, config.temperature),), examples, first
+            )
 
         found: dict[str, list[float]] = defaultdict(list)
         for rows, size in minibatches:

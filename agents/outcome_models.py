@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from ..envs.token_vector_env import TokenVectorEnv
 from ..files import write_json
 from ..models.engine.sampling import SamplingConfig
+from ..models.forward import compute_dtype
 from ..models.loading import load
 from ..models.outcome import OutcomeModel, is_outcome_model
 from .base import AGENTS, Agent, Callback
@@ -473,6 +473,8 @@ class OutcomeLearner(Learner):
         accelerator: device and data parallelism.
     """
 
+    read_after = True
+
     def __init__(
         self, outcome_model: OutcomeModel, config: OptimizerConfig, total_steps: int, accelerator: Accelerator
     ) -> None:
@@ -480,10 +482,9 @@ class OutcomeLearner(Learner):
         self.outcome_model = outcome_model
 
     def forward(self, batch: MicroBatch, temperature: float) -> Tensor:
-        """The logit of p(correct) after each token of the completions, `[B, T]`, where that token was predicted."""
-        after = batch.action_mask.roll(1, dims=1)
-        logits = self.outcome_model.logits(batch.input_ids, batch.attention_mask, after, self.model)
-        return torch.zeros_like(batch.input_ids, dtype=logits.dtype).masked_scatter(batch.action_mask, logits)
+        """The logit of p(correct) after each token of the completions, `[B, T]`."""
+        inputs = batch.inputs.arguments(compute_dtype(self.base))
+        return batch.scatter(self.outcome_model.logits(select=batch.inputs.read, model=self.model, **inputs))
 
 
 def bce(targets: Sequence[NDArray[np.float32]]) -> Loss:

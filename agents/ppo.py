@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models.critics import CRITICS, ActorCritic, make_critic
-from ..models.forward import token_logprobs_and_entropy
+from ..models.forward import compute_dtype, token_logprobs_and_entropy
 from ..models.layers import train_top_layers
 from .base import AGENTS
 from .on_policy import PolicyGradientAgent, PolicyGradientConfig
@@ -136,13 +136,10 @@ class PPOLearner(Learner):
 
     def forward(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         mask = batch.action_mask
-        logits, values = self.model(batch.input_ids, batch.attention_mask, mask)
-        found = token_logprobs_and_entropy(logits[:, : self.vocab_size], batch.actions[mask], temperature)
-        logprobs, entropies, values = (
-            torch.zeros_like(batch.input_ids, dtype=torch.float32).masked_scatter(mask, flat)
-            for flat in (*found, values)
-        )
-        return logprobs, entropies, values
+        inputs = batch.inputs.arguments(compute_dtype(self.base))
+        logits, values = self.model(select=batch.inputs.read, **inputs)
+        logprobs, entropies = token_logprobs_and_entropy(logits[:, : self.vocab_size], batch.actions[mask], temperature)
+        return batch.scatter(logprobs), batch.scatter(entropies), batch.scatter(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +203,8 @@ class PPO(PolicyGradientAgent):
         config = self.config
         attempts = self._best(attempts)
         examples = [Example(attempt.prompt, attempt.completion) for attempt in attempts]
-        minibatches = shuffled(len(attempts), config.epochs, config.minibatches, [self.seed, iteration])
+        seed = [self.seed, iteration]
+        minibatches = shuffled(len(attempts), config.epochs, config.minibatches, seed, config.kept)
         experience, metrics = self._experience(learner, attempts, examples, minibatches[: config.minibatches])
 
         def accept(update: Mapping[str, float]) -> bool:
@@ -243,13 +241,17 @@ class PPO(PolicyGradientAgent):
     ) -> tuple[Experience, dict[str, float]]:
         """Rewards less the KL penalty, and what follows from them, with metrics of it."""
         config = self.config
-        old_logprobs, _, old_values = evaluate_as_trained(learner, examples, minibatches, config.temperature)
+        old_logprobs, _, old_values = evaluate_as_trained(
+            lambda batch: learner.evaluate(batch, config.temperature), examples, minibatches
+        )
         lengths = np.array([len(row) for row in old_values])
         mask = np.arange(lengths.max()) < lengths[:, None]
         rewards = _padded([attempt.rewards for attempt in attempts], mask).clip(-config.reward_clip, config.reward_clip)
         metrics = {"kl_coef": self.kl_coef}
-        if self._reference is not None:
-            reference = self._reference.logprobs(learner, examples, config.temperature)
+        if (policy := self._reference) is not None:
+            (reference,) = evaluate_as_trained(
+                lambda batch: (policy.logprobs(learner, batch, config.temperature),), examples, minibatches
+            )
             pair = [torch.from_numpy(array) for array in (_padded(old_logprobs, mask), _padded(reference, mask), mask)]
             penalty = k1_divergence(pair[0], pair[1], pair[2]).numpy()
             rewards -= self.kl_coef * penalty

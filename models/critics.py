@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..registry import unknown_name
-from .forward import action_logits
+from .forward import Index, action_logits
 from .layers import check_depth, decoder_layers, final_norm, without_adapters
 
 CRITICS = ("branch", "head", "model")
@@ -46,12 +46,12 @@ class Critic(nn.Module, ABC):
         return []
 
     @abstractmethod
-    def hidden(self, heard: list[Any], input_ids: Tensor, attention_mask: Tensor, select: Tensor) -> Tensor:
-        """Hidden states `[A, H]` at the selected tokens."""
+    def hidden(self, heard: list[Any], select: Index, inputs: dict[str, Tensor]) -> Tensor:
+        """Hidden states `[A, H]` at the selected tokens; `inputs` is what the policy was called with."""
 
-    def forward(self, heard: list[Any], input_ids: Tensor, attention_mask: Tensor, select: Tensor) -> Tensor:
+    def forward(self, heard: list[Any], select: Index, inputs: dict[str, Tensor]) -> Tensor:
         """Values `[A]`, float32, at the selected tokens."""
-        hidden = self.hidden(heard, input_ids, attention_mask, select)
+        hidden = self.hidden(heard, select, inputs)
         with torch.autocast(hidden.device.type, enabled=False):  # the three digits of bfloat16 are few for a value
             return self.head(hidden.float())[:, 0]
 
@@ -63,7 +63,7 @@ class HeadCritic(Critic):
         head = cast(nn.Module, policy.get_output_embeddings())
         return [head.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))]
 
-    def hidden(self, heard: list[Any], input_ids: Tensor, attention_mask: Tensor, select: Tensor) -> Tensor:
+    def hidden(self, heard: list[Any], select: Index, inputs: dict[str, Tensor]) -> Tensor:
         return heard[0][select]
 
 
@@ -94,10 +94,10 @@ class BranchCritic(Critic):
         _, layers = decoder_layers(policy)
         return [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers[-self.depth :]]
 
-    def hidden(self, heard: list[Any], input_ids: Tensor, attention_mask: Tensor, select: Tensor) -> Tensor:
+    def hidden(self, heard: list[Any], select: Index, inputs: dict[str, Tensor]) -> Tensor:
         states = heard[0][0][0].detach()
-        for layer, (inputs, named) in zip(self.layers, heard, strict=True):
-            states = layer(states, *inputs[1:], **named)
+        for layer, (arguments, named) in zip(self.layers, heard, strict=True):
+            states = layer(states, *arguments[1:], **named)
             states = states[0] if isinstance(states, tuple) else states
         return self.norm(states[select])
 
@@ -109,8 +109,8 @@ class ModelCritic(Critic):
         super().__init__(policy)
         self.trunk = _plain_copy(without_adapters(policy).base_model)
 
-    def hidden(self, heard: list[Any], input_ids: Tensor, attention_mask: Tensor, select: Tensor) -> Tensor:
-        return self.trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state[select]
+    def hidden(self, heard: list[Any], select: Index, inputs: dict[str, Tensor]) -> Tensor:
+        return self.trunk(**inputs, use_cache=False).last_hidden_state[select]
 
 
 class ActorCritic(nn.Module):
@@ -128,22 +128,26 @@ class ActorCritic(nn.Module):
     def device(self) -> torch.device:
         return self.policy.device
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, select: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, select: Index, **inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Logits `[A, V]` and values `[A]` at the A selected positions.
 
         Args:
             input_ids: `[B, T]` right-padded tokens.
-            attention_mask: `[B, T]`, 1 at tokens.
-            select: `[B, T]` bool, true where the next token is an action.
+            attention_mask: `[B, T]`, 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
+            select: the positions where the next token is an action.
+            inputs: what else the policy is called with.
         """
         heard: list[Any] = []
         hooks = self.critic.listen(self.policy, heard)
         try:
-            logits = action_logits(self.policy, self.policy, input_ids, attention_mask, select)
+            logits = action_logits(self.policy, self.policy, input_ids, attention_mask, select, **inputs)
         finally:
             for hook in hooks:
                 hook.remove()
-        return logits, self.critic(heard, input_ids, attention_mask, select)
+        inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
+        return logits, self.critic(heard, select, inputs)
 
 
 _WHOLE: dict[str, type[Critic]] = {"head": HeadCritic, "model": ModelCritic}

@@ -5,13 +5,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+Index = Tensor | tuple[Tensor, Tensor]
+"""Positions of `[B, T]`: a mask of that shape, or their rows and columns."""
+
 
 def action_logits(
-    model: nn.Module, base: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, select: Tensor
+    model: nn.Module, base: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, select: Index, **inputs: Tensor
 ) -> Tensor:
     """Logits `[A, V]` at the A selected positions.
 
@@ -22,17 +26,18 @@ def action_logits(
         model: what is called: `base`, or a wrapper of it for data parallel training.
         base: the language model itself.
         input_ids: `[B, T]` right-padded tokens.
-        attention_mask: `[B, T]`, 1 at tokens.
-        select: `[B, T]` bool, true where the next token's logits are wanted.
+        attention_mask: `[B, T]`, 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
+        select: the positions where the next token's logits are wanted.
+        inputs: what else the model is called with.
     """
     head = base.get_output_embeddings()
     if not isinstance(head, nn.Module):
         raise TypeError(f"{type(base).__name__} has no output embeddings: not a causal language model")
-    return selected_logits(model, head, input_ids, attention_mask, select)
+    return selected_logits(model, head, input_ids, attention_mask, select, **inputs)
 
 
 def selected_logits(
-    model: nn.Module, head: nn.Module, input_ids: Tensor, attention_mask: Tensor, select: Tensor
+    model: nn.Module, head: nn.Module, input_ids: Tensor, attention_mask: Tensor, select: Index, **inputs: Tensor
 ) -> Tensor:
     """What `model` makes of the A selected positions, `[A, ...]`, by a `head` that runs nowhere else.
 
@@ -40,15 +45,24 @@ def selected_logits(
         model: what is called: a transformer, or a wrapper of it for data parallel training.
         head: its last layer, from hidden states to logits.
         input_ids: `[B, T]` right-padded tokens.
-        attention_mask: `[B, T]`, 1 at tokens.
-        select: `[B, T]` bool.
+        attention_mask: `[B, T]`, 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
+        select: the positions.
+        inputs: what else the model is called with.
     """
     with head_at(head, select):
-        return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **inputs).logits
+
+
+def compute_dtype(model: nn.Module) -> torch.dtype:
+    """What a model's attention is computed in: its own precision, or autocast's."""
+    device = next(model.parameters()).device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return next(model.parameters()).dtype
 
 
 @contextmanager
-def head_at(head: nn.Module, index: Tensor | tuple[Tensor, Tensor]) -> Iterator[None]:
+def head_at(head: nn.Module, index: Index) -> Iterator[None]:
     """Within the block, `head` runs on the hidden states `[A, H]` at `index` of `[B, T, H]`, and on no others."""
     handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][index],))
     try:

@@ -26,7 +26,7 @@ from transformers import (
 from ..arrays import FloatArray, IntArray
 from ..registry import unknown_name
 from .engine.scorer import SlotScorer
-from .forward import micro_batches, selected_logits, sigmoid
+from .forward import Index, micro_batches, selected_logits, sigmoid
 from .loading import check_vocabulary, no_progress_bars
 from .tokenizers import load_tokenizer
 
@@ -158,18 +158,24 @@ class OutcomeModel:
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
 
     def logits(
-        self, input_ids: Tensor, attention_mask: Tensor, select: Tensor, model: nn.Module | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        select: Index,
+        model: nn.Module | None = None,
+        **inputs: Tensor,
     ) -> Tensor:
         """Logits `[A]`, float32, of p(correct) after each of the A selected tokens.
 
         Args:
             input_ids: `[B, T]` right-padded tokens.
-            attention_mask: `[B, T]`, 1 at tokens.
-            select: `[B, T]` bool; the head runs there and nowhere else.
+            attention_mask: `[B, T]`, 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
+            select: the positions; the head runs there and nowhere else.
             model: what is called, if not `self.model`: a wrapper of it for data parallel training.
+            inputs: what else it is called with.
         """
         model = self.model if model is None else model
-        return selected_logits(model, self.head, input_ids, attention_mask, select)[:, 0].float()
+        return selected_logits(model, self.head, input_ids, attention_mask, select, **inputs)[:, 0].float()
 
     @torch.inference_mode()
     def score(

@@ -1,5 +1,6 @@
 """The training loop that all agents share: micro-batches, global denominators, schedule, optimiser state."""
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...models.critics import ActorCritic
-from ...models.forward import action_logits, micro_batches, token_logprobs
+from ...models.forward import action_logits, compute_dtype, token_logprobs
+from ...models.packing import TokenRows, attention_window, pack, plan_rows, takes_shared_prompts
 from .masters import ROUNDINGS, MasterAdamW
 
 # Decayed by cosine to 2e-7, with warm-up (Havrilla et al. 2024).
@@ -119,48 +121,60 @@ def cosine(step: int, total: int, warmup_ratio: float, floor: float) -> float:
 
 @dataclass(slots=True)
 class MicroBatch:
-    """Right-padded sequences, `[B, T]` each: tokens, where they are, and which position predicts an action."""
+    """Sequences of a batch that go through the model together, and the rows of tokens that it sees of them.
+
+    Losses live in `[B, T]`, a line for each sequence and a column for each token of its completion, an action, however
+    the rows are laid out.
+
+    Attributes:
+        rows: `[B]`, the sequences' numbers in the whole batch.
+        actions: `[B, T]` tokens of the completions; meaningful under `action_mask`.
+        action_mask: `[B, T]` bool, false at padding.
+        inputs: what the model is called with; read at the actions, in the order of `action_mask`.
+    """
 
     rows: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor
+    actions: Tensor
     action_mask: Tensor
+    inputs: TokenRows
 
-    @property
-    def actions(self) -> Tensor:
-        """`[B, T]`: the next token of each position; meaningful under `action_mask`."""
-        return self.input_ids.roll(-1, dims=1)
+    def scatter(self, values: Tensor) -> Tensor:
+        """Values `[A]` of all actions as `[B, T]`; 0 outside `action_mask`."""
+        return torch.zeros_like(self.actions, dtype=values.dtype).masked_scatter(self.action_mask, values)
 
     def spread(self, values: Sequence[NDArray[np.floating]]) -> Tensor:
         """Values of actions, `[T]` of each sequence of the whole batch, as `[B, T]`; 0 outside `action_mask`."""
-        ours = torch.from_numpy(np.concatenate([values[row] for row in self.rows.tolist()])).to(self.input_ids.device)
-        return torch.zeros_like(self.input_ids, dtype=ours.dtype).masked_scatter(self.action_mask, ours)
+        ours = np.concatenate([values[row] for row in self.rows.tolist()])
+        return self.scatter(torch.from_numpy(ours).to(self.actions.device))
 
 
-def collate(examples: Sequence[Example], rows: NDArray[np.int64], device: torch.device) -> MicroBatch:
-    """Pads the examples in `rows` on the right."""
-    width = max(len(examples[row]) for row in rows)
-    ids = np.zeros((len(rows), width), np.int64)
-    attention = np.zeros((len(rows), width), np.int64)
-    actions = np.zeros((len(rows), width), bool)
-    for i, row in enumerate(rows):
-        prompt, completion = examples[row].prompt, examples[row].completion
-        total = len(prompt) + len(completion)
-        ids[i, : len(prompt)] = prompt
-        ids[i, len(prompt) : total] = completion
-        attention[i, :total] = 1
-        actions[i, len(prompt) - 1 : total - 1] = True
+def collate(
+    examples: Sequence[Example], rows: Sequence[NDArray[np.int64]], device: torch.device, read_after: bool = False
+) -> MicroBatch:
+    """The micro-batch of some examples.
+
+    Args:
+        examples: the whole batch.
+        rows: for each row of tokens the numbers of the examples in it, whose prompts are equal.
+        device: where the tensors are made.
+        read_after: see `packing.pack`.
+    """
+    numbers = np.concatenate(rows)
+    lengths = np.array([len(examples[i].completion) for i in numbers])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    actions = np.zeros(mask.shape, np.int64)
+    actions[mask] = np.concatenate([examples[i].completion for i in numbers])
+    pairs = [[(examples[i].prompt, examples[i].completion) for i in row] for row in rows]
     move = lambda array: torch.from_numpy(array).to(device, non_blocking=True)  # noqa: E731
-    return MicroBatch(move(rows), move(ids), move(attention), move(actions))
+    return MicroBatch(move(numbers), move(actions), move(mask), pack(pairs, device, read_after=read_after))
 
 
 def action_logprobs(
     model: torch.nn.Module, base: PreTrainedModel, batch: MicroBatch, vocab_size: int, temperature: float = 1.0
 ) -> Tensor:
     """Log-probabilities `[B, T]`, float32, of the batch's actions at a temperature; 0 outside `action_mask`."""
-    logits = action_logits(model, base, batch.input_ids, batch.attention_mask, batch.action_mask)
-    values = token_logprobs(logits[:, :vocab_size], batch.actions[batch.action_mask], temperature)
-    return torch.zeros_like(batch.input_ids, dtype=values.dtype).masked_scatter(batch.action_mask, values)
+    logits = action_logits(model, base, select=batch.inputs.read, **batch.inputs.arguments(compute_dtype(base)))
+    return batch.scatter(token_logprobs(logits[:, :vocab_size], batch.actions[batch.action_mask], temperature))
 
 
 Loss = Callable[[MicroBatch, Any], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
@@ -184,6 +198,9 @@ class Learner:
         accelerator: device and data parallelism; every rank passes the same batches and each computes its share.
         vocab_size: the tokenizer's; logits beyond it are nobody's action and take no probability.
     """
+
+    read_after = False
+    """Whether the model is read after each action, and not before it, where the action is chosen."""
 
     def __init__(
         self,
@@ -244,7 +261,7 @@ class Learner:
             NonFiniteError: loss or gradient is infinite or not a number; the weights are left as they were.
         """
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        groups = self._groups(examples)
+        groups = self._micro_batches(examples)
         # Ranks synchronise in their last backward pass, so all must run the same number: idle ones repeat at weight 0.
         rounds = -(-len(groups) // ranks)
         totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.base.device)}
@@ -253,7 +270,7 @@ class Learner:
             torch.manual_seed(seed)
             for i in range(rounds):
                 turn = i * ranks + rank
-                batch = collate(examples, groups[turn % len(groups)], self.base.device)
+                batch = self._collate(examples, groups[turn % len(groups)])
                 quiet = self.accelerator.no_sync(self.model) if i < rounds - 1 and self._wrapped else nullcontext()
                 with quiet, torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16):
                     value = loss(batch, self.forward(batch, temperature))
@@ -266,8 +283,8 @@ class Learner:
                         totals[name] = (
                             _combined(name)(totals[name], scalar.detach()) if name in totals else scalar.detach()
                         )
-                tokens += int(batch.attention_mask.sum())
-                padding += batch.attention_mask.numel()
+                tokens += int(batch.inputs.is_token.sum())
+                padding += batch.inputs.segments.numel()
         if ranks > 1 and not self._wrapped:
             for parameter in self.parameters:
                 if parameter.grad is not None:
@@ -330,29 +347,47 @@ class Learner:
         """
         forward = self.forward if forward is None else forward
         values: dict[int, tuple[NDArray[np.float32], ...]] = {}
-        groups = self._groups(examples)
+        groups = self._micro_batches(examples)
         wrapped, self.model = self.model, self.base  # ranks take part unequally often, and the wrapper would wait
         try:
-            for rows in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
-                batch = collate(examples, rows, self.base.device)
+            for group in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
+                batch = self._collate(examples, group)
                 with torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16):
                     found = forward(batch, temperature)
                 found = found if isinstance(found, tuple) else (found,)
+                rows = batch.rows.tolist()
                 ends = np.cumsum([len(examples[row].completion) for row in rows])[:-1]
                 parts = [np.split(output[batch.action_mask].float().cpu().numpy(), ends) for output in found]
-                values |= zip(rows.tolist(), zip(*parts, strict=True), strict=True)
+                values |= zip(rows, zip(*parts, strict=True), strict=True)
         finally:
             self.model = wrapped
         if self.accelerator.num_processes > 1:
             values = {row: arrays for part in gather_object([values]) for row, arrays in part.items()}
         return tuple(list(arrays) for arrays in zip(*(values[row] for row in range(len(examples))), strict=True))
 
-    def _groups(self, examples: Sequence[Example]) -> list[NDArray[np.int64]]:
-        lengths = [len(example) for example in examples]
-        limit = getattr(self.base.config.get_text_config(), "max_position_embeddings", None) or math.inf
-        if max(lengths) > limit:
-            raise ValueError(f"a sequence of {max(lengths)} tokens is longer than the model's {limit} positions")
-        return micro_batches(lengths, self.config.micro_batch_tokens)
+    def _collate(self, examples: Sequence[Example], rows: Sequence[NDArray[np.int64]]) -> MicroBatch:
+        return collate(examples, rows, self.base.device, self.read_after)
+
+    def _micro_batches(self, examples: Sequence[Example]) -> list[list[NDArray[np.int64]]]:
+        """Rows of each micro-batch, by the numbers of the examples in each row."""
+        longest = max(map(len, examples))
+        config = self.base.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None) or math.inf
+        if longest > limit:
+            raise ValueError(f"a sequence of {longest} tokens is longer than the model's {limit} positions")
+        return plan_rows(
+            [example.prompt for example in examples],
+            [len(example.completion) for example in examples],
+            self.config.micro_batch_tokens,
+            config.hidden_size,
+            share=longest <= self._shared_length,
+        )
+
+    @functools.cached_property
+    def _shared_length(self) -> float:
+        """The longest sequence, in tokens, that may share its prompt with others."""
+        model = self.base.policy if isinstance(self.base, ActorCritic) else self.base
+        return attention_window(model) if takes_shared_prompts(model) else 0
 
     def save(self, folder: Path) -> None:
         """Writes trainable weights and optimizer state, of the parameters that have one so far, as safetensors."""

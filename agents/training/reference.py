@@ -1,7 +1,7 @@
 """What GRPO and PPO share: several updates on the same attempts, and a policy to stay close to."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -35,34 +35,52 @@ class Reference:
             return learner.logprobs(examples, temperature, self._adapted.get_base_model())  # pyright: ignore
 
 
-def shuffled(count: int, epochs: int, minibatches: int, seed: Sequence[int]) -> list[NDArray[np.int64]]:
-    """The rows of each update: `epochs` times all `count` of them, in a new order each time, in nearly equal parts."""
+def shuffled(
+    count: int, epochs: int, minibatches: int, seed: Sequence[int], group_size: int = 1
+) -> list[NDArray[np.int64]]:
+    """The rows of each update: `epochs` times all `count` of them, in a new order each time, in nearly equal parts.
+
+    Groups keep together but where a part ends: attempts at one problem then share the forward pass of its prompt.
+
+    Args:
+        count: how many rows there are.
+        epochs: passes over all of them.
+        minibatches: parts of each pass.
+        seed: seed of the orders.
+        group_size: rows of each group, which stand one behind the other.
+    """
+    starts = np.arange(0, count, group_size)
     return [
         rows
         for epoch in range(epochs)
-        for rows in np.array_split(np.random.default_rng([*seed, epoch]).permutation(count), minibatches)
+        for rows in np.array_split(
+            (np.random.default_rng([*seed, epoch]).permutation(starts)[:, None] + np.arange(group_size)).ravel(),
+            minibatches,
+        )
     ]
 
 
 def evaluate_as_trained(
-    learner: Learner, examples: Sequence[Example], minibatches: Sequence[NDArray[np.int64]], temperature: float
+    evaluate: Callable[[Sequence[Example]], tuple[TokenValues, ...]],
+    examples: Sequence[Example],
+    minibatches: Sequence[NDArray[np.int64]],
 ) -> tuple[TokenValues, ...]:
-    """What the learner's forward pass gives for each completion's tokens before any update, for each of its outputs.
+    """What `evaluate` gives for each completion's tokens, each minibatch in the forward passes that will train on it.
 
     The ratio of an update is to the policy that acted, as the training forward pass sees it: log-probabilities recorded
     in the rollout differ from it by rounding (1e-6 in float32, 1e-2 in bfloat16), which is no step of the policy. Each
-    minibatch is evaluated as it will be trained, so that the first ratio is exactly 1.
+    minibatch is evaluated as it will be trained, so that the first ratio is exactly 1; and a reference is, so that the
+    first divergence from it is exactly 0.
 
     Args:
-        learner: what will be updated.
+        evaluate: values of each completion's tokens, one list for each output.
         examples: all of them.
         minibatches: those of one epoch, by the rows of the examples that they train on; rows in none get no values.
-        temperature: that log-probabilities are taken at.
     """
     found: list[TokenValues] = []
     for rows in minibatches:
         if len(rows):
-            outputs = learner.evaluate([examples[i] for i in rows], temperature)
+            outputs = evaluate([examples[i] for i in rows])
             found = found or [[np.empty(0, np.float32)] * len(examples) for _ in outputs]
             for values, output in zip(found, outputs, strict=True):
                 for i, value in zip(rows, output, strict=True):

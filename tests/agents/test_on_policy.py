@@ -124,7 +124,7 @@ def attempts_of(agent: PolicyGradientAgent, seed: int = 0) -> list[Attempt]:
 def test_the_first_ratio_is_exactly_one_and_nothing_is_clipped(make, monkeypatch, architecture, shape) -> None:
     epochs, minibatches = shape
     agent = make(
-        architecture=architecture, epochs=epochs, minibatches=minibatches, micro_batch_tokens=24, learning_rate=0.05
+        architecture=architecture, epochs=epochs, minibatches=minibatches, micro_batch_tokens=12, learning_rate=0.05
     )
     calls, first, updates = [], [], []
 

@@ -25,6 +25,7 @@ from tokengym.agents.ppo import PPO
 from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.sb3 import SB3CausalLMPolicy
+from tokengym.agents.training import learner as learner_module
 from tokengym.agents.training.learner import Example, Learner
 from tokengym.agents.training.losses import clipped_surrogate, value_error
 from tokengym.agents.training.reference import shuffled
@@ -32,6 +33,7 @@ from tokengym.envs import Problem, ProblemList, SB3VecEnv, TokenVectorEnv
 from tokengym.envs.curriculum import Uniform
 from tokengym.models import OutcomeModel, load, load_tokenizer
 from tokengym.models.critics import ActorCritic
+from tokengym.models.packing import pack
 from tokengym.rewards import Reward, SparseReward, Verdict
 
 LETTERS = load_tokenizer("chars:ab?")
@@ -207,7 +209,7 @@ def test_a_phase_of_updates_equals_that_of_stable_baselines3(make, letters_folde
             penalty = config.kl_coef * (logprob.item() - logits.log_softmax(-1)[token].item())
             buffer.add(observation, np.array([token]), attempt.rewards[t] - penalty, np.array([t == 0]), value, logprob)
     buffer.compute_returns_and_advantage(torch.zeros(1), np.array([True]))
-    parts = shuffled(len(attempts), config.epochs, config.minibatches, [agent.seed, 0])
+    parts = shuffled(len(attempts), config.epochs, config.minibatches, [agent.seed, 0], config.kept)
     in_tokens = [np.concatenate([rows[i] for i in part]) for part in parts]
     buffer.minibatches = [in_tokens[i : i + config.minibatches] for i in range(0, len(in_tokens), config.minibatches)]
     sb3.rollout_buffer = buffer
@@ -242,7 +244,7 @@ def test_a_phase_of_updates_equals_that_of_stable_baselines3(make, letters_folde
 @pytest.mark.parametrize("kind", ["branch", "head", "model"])
 def test_the_first_ratio_is_exactly_one_and_so_are_the_values(make, monkeypatch, architecture: str, kind: str) -> None:
     """Dropout 0.1, pad and end-of-sequence the same token, two end-of-sequence tokens, several micro-batches."""
-    agent = make(architecture=architecture, critic=kind, micro_batch_tokens=24, learning_rate=0.05)
+    agent = make(architecture=architecture, critic=kind, micro_batch_tokens=12, learning_rate=0.05)
     disturb(agent)
     ratios, moves, first = [], [], []
 
@@ -317,6 +319,29 @@ def gradient(agent: PPO, attempts: list[Attempt]) -> torch.Tensor:
     return torch.stack(caught)
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["branch", "head", "model"])
+def test_attempts_that_share_a_prompt_have_the_gradient_of_each_alone(make, monkeypatch, architecture, kind) -> None:
+    settings = {"architecture": architecture, "critic": kind, "learning_rate": 0.0, "entropy_coef": 0.01}
+    together, alone = make(**settings), make(**settings)
+    disturb(together)
+    disturb(alone)
+    attempts, sizes = attempts_of(together), []
+
+    def spy(rows, *args, **named):
+        sizes.extend(map(len, rows))
+        return pack(rows, *args, **named)
+
+    monkeypatch.setattr(learner_module, "pack", spy)
+    ours = gradient(together, attempts)
+    assert max(sizes) > 1
+    sizes.clear()
+    monkeypatch.setattr(learner_module, "takes_shared_prompts", lambda _: False)
+    theirs = gradient(alone, attempts)
+    assert max(sizes) == 1
+    assert torch.linalg.norm(ours - theirs) <= 1e-5 * theirs.norm()
+
+
 @pytest.mark.parametrize("kind", ["branch", "head", "model"])
 def test_cutting_a_minibatch_into_micro_batches_changes_nothing(make, kind: str) -> None:
     found = []
@@ -351,12 +376,11 @@ def test_nan_wherever_there_is_no_action_leaves_gradients_bit_equal(make, monkey
 
     def collate(*args):
         batch = real_collate(*args)
-        padding = batch.attention_mask == 0
-        assert padding.any() or len(batch.rows) == 1
-        batch.input_ids[padding] = torch.randint(0, len(LETTERS), (int(padding.sum()),))
+        padding = ~batch.inputs.is_token
+        assert batch.inputs.shared
+        assert padding.any() or len(padding) == 1
+        batch.inputs.input_ids[padding] = torch.randint(0, len(LETTERS), (int(padding.sum()),))
         return batch
-
-    from tokengym.agents.training import learner as learner_module
 
     real_collate = learner_module.collate
     monkeypatch.setattr(learner_module, "collate", collate)

@@ -235,7 +235,7 @@ def _tokengym(folder: str, dtype: str, length: int, steps: int, warmup: int, see
     def counted(collate: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any) -> Any:
             batch = collate(*args)
-            padding.count("forward passes", batch.attention_mask.numel(), int(batch.attention_mask.sum()))
+            padding.count("forward passes", batch.inputs.segments.numel(), int(batch.inputs.is_token.sum()))
             return batch
 
         return wrapped

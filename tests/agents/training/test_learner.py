@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.rollouts.policy import CausalLMPolicy
+from tokengym.agents.training import learner as learner_module
 from tokengym.agents.training.learner import (
     PAPER_LEARNING_RATE,
     Example,
@@ -29,10 +30,11 @@ from tokengym.agents.training.learner import (
     OptimizerConfig,
     action_logprobs,
     collate,
-    micro_batches,
 )
 from tokengym.agents.training.losses import masked_aggregate
-from tokengym.models import load_tokenizer
+from tokengym.models import load_tokenizer, packing
+from tokengym.models.forward import micro_batches
+from tokengym.models.packing import plan_rows
 
 CPU = torch.device("cpu")
 ACCELERATOR = Accelerator(cpu=True)
@@ -45,6 +47,23 @@ def examples(count: int, eos: int = 15, seed: int = 0) -> list[Example]:
         Example(rng.integers(0, 15, rng.integers(1, 8)), np.append(rng.integers(0, 15, rng.integers(1, 9)), eos))
         for _ in range(count)
     ]
+
+
+def groups(sizes: Sequence[int], seed: int = 0, longest: int = 8) -> list[Example]:
+    """Several sequences after each prompt, in mixed order."""
+    rng = np.random.default_rng(seed)
+    prompts = [rng.integers(0, 15, rng.integers(1, longest)) for _ in sizes]
+    completions = [
+        Example(prompt, np.append(rng.integers(0, 15, rng.integers(0, longest)), 15))
+        for prompt, size in zip(prompts, sizes, strict=True)
+        for _ in range(size)
+    ]
+    return [completions[i] for i in rng.permutation(len(completions))]
+
+
+def alone(count: int) -> list[np.ndarray]:
+    """Every sequence in a row of its own."""
+    return list(np.arange(count)[:, None])
 
 
 def nll(batch, logprobs, denominator):
@@ -92,14 +111,20 @@ def test_micro_batches_hold_every_sequence_once_within_the_budget(lengths: list[
     assert all(min(lengths[i] for i in a) >= max(lengths[i] for i in b) for a, b in pairwise(groups))
 
 
-@pytest.mark.parametrize("pad", [0, 15], ids=["pad", "pad=eos"])
-def test_collate_marks_the_completion_with_its_end_of_sequence_and_nothing_else(pad: int) -> None:
-    batch = collate([Example(np.array([3, 4, 5]), np.array([6, 15])), Example(np.array([7]), np.array([15]))],
-                    np.array([1, 0]), CPU)  # fmt: skip
-    assert batch.attention_mask.tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]
-    assert batch.action_mask.tolist() == [[True, False, False, False, False], [False, False, True, True, False]]
-    batch.input_ids[batch.attention_mask == 0] = pad  # whatever the padding holds
+def test_collate_reads_before_each_token_of_the_completion_its_end_of_sequence_included() -> None:
+    pair = [Example(np.array([3, 4, 5]), np.array([6, 15])), Example(np.array([7]), np.array([15]))]
+    batch = collate(pair, [np.array([1]), np.array([0])], CPU)
+    assert batch.rows.tolist() == [1, 0]
+    assert batch.action_mask.tolist() == [[True, False], [True, True]]
     assert batch.actions[batch.action_mask].tolist() == [15, 6, 15]
+    inputs = batch.inputs
+    assert inputs.input_ids[inputs.is_token].tolist() == [7, 3, 4, 5, 6]  # nothing follows the last token
+    assert inputs.arguments(torch.float32)["attention_mask"].tolist() == [[1, 0, 0, 0], [1, 1, 1, 1]]
+    assert [index.tolist() for index in inputs.read] == [[0, 1, 1], [0, 2, 3]]
+    after = collate(pair, [np.array([1]), np.array([0])], CPU, read_after=True)
+    assert after.inputs.input_ids[after.inputs.is_token].tolist() == [7, 15, 3, 4, 5, 6, 15]
+    assert after.inputs.input_ids[after.inputs.read].tolist() == [15, 6, 15]
+    assert torch.equal(after.action_mask, batch.action_mask)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -117,11 +142,11 @@ def test_loss_and_gradient_equal_those_of_every_sequence_alone(make_model, archi
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_cutting_a_batch_into_micro_batches_changes_nothing(make_model, architecture: str) -> None:
     model, batch = make_model(architecture), examples(8)
-    lengths = [len(example) for example in batch]
+    prompts, lengths = [example.prompt for example in batch], [len(example.completion) for example in batch]
     loss, grad = gradient(model, batch, 10_000)
     seen = {1}
     for budget in (64, 40, 20, 1):
-        count = len(micro_batches(lengths, budget))
+        count = len(plan_rows(prompts, lengths, budget, 32))
         seen.add(count)
         cut_loss, cut = gradient(model, batch, budget)
         assert cut_loss == pytest.approx(loss, rel=1e-6)
@@ -129,9 +154,10 @@ def test_cutting_a_batch_into_micro_batches_changes_nothing(make_model, architec
     assert {1, 2, 8} <= seen, seen
 
 
-def test_nan_wherever_there_is_no_action_leaves_loss_and_gradient_bit_equal(make_model, monkeypatch) -> None:
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+def test_nan_wherever_there_is_no_action_leaves_loss_and_gradient_bit_equal(make_model, monkeypatch, shared) -> None:
     """NaN in the model's hidden states and in the log-probabilities, noise in the tokens: all masked, all harmless."""
-    model, batch = make_model(), examples(7)
+    model, batch = make_model(), groups([3, 2], longest=20) if shared else examples(7)
     clean_loss, clean = gradient(model, batch, 10_000)
 
     mask = None
@@ -139,10 +165,12 @@ def test_nan_wherever_there_is_no_action_leaves_loss_and_gradient_bit_equal(make
     def poisoned_collate(*args):
         nonlocal mask
         micro = collate(*args)
-        mask = micro.action_mask
-        padding = micro.attention_mask == 0
+        mask = torch.zeros(micro.inputs.input_ids.shape, dtype=torch.bool)
+        mask[micro.inputs.read] = True
+        padding = ~micro.inputs.is_token
         assert padding.any()
-        micro.input_ids[padding] = torch.randint(0, VOCABULARY, (int(padding.sum()),))
+        assert micro.inputs.shared == shared
+        micro.inputs.input_ids[padding] = torch.randint(0, VOCABULARY, (int(padding.sum()),))
         return micro
 
     def poisoned_loss(micro, logprobs):
@@ -150,7 +178,10 @@ def test_nan_wherever_there_is_no_action_leaves_loss_and_gradient_bit_equal(make
         return nll(micro, logprobs, actions_in(batch))
 
     monkeypatch.setattr("tokengym.agents.training.learner.collate", poisoned_collate)
-    hook = model.model.norm.register_forward_hook(lambda _m, _i, out: torch.where(mask[..., None], out, torch.nan))
+    # Before the first micro-batch, the model is tried with masks.
+    hook = model.model.norm.register_forward_hook(
+        lambda _m, _i, out: out if mask is None else torch.where(mask[..., None], out, torch.nan)
+    )
     config = OptimizerConfig(learning_rate=0.0, max_grad_norm=math.inf)
     learner = Learner(model, config, 10, ACCELERATOR, VOCABULARY)
     caught = []
@@ -161,6 +192,59 @@ def test_nan_wherever_there_is_no_action_leaves_loss_and_gradient_bit_equal(make
     hook.remove()
     assert metrics["loss"] == clean_loss
     assert torch.equal(caught[0], clean)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+    longest=st.sampled_from([2, 8, 20]),
+    budget=st.sampled_from([1, 30, 10_000]),
+)
+def test_sequences_that_share_a_prompt_give_the_loss_and_gradient_of_each_alone(
+    make_model, architecture: str, attention: str, sizes: list[int], seed: int, longest: int, budget: int
+) -> None:
+    model, batch = make_model(architecture, attn_implementation=attention), groups(sizes, seed, longest)
+    loss, grad = gradient(model, batch, budget)
+    expected = plain_loss(model, batch)
+    model.zero_grad()
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    theirs = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert torch.linalg.norm(grad - theirs) <= 1e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_what_is_evaluated_at_shared_prompts_is_what_each_sequence_has_alone(make_model, attention: str) -> None:
+    model, batch = make_model(attn_implementation=attention), groups([5, 1, 3, 4])
+    learner = Learner(model, OptimizerConfig(micro_batch_tokens=60), 1, ACCELERATOR, VOCABULARY)
+    together = learner.logprobs(batch, 0.7)
+    for example, values in zip(batch, together, strict=True):
+        np.testing.assert_allclose(values, learner.logprobs([example], 0.7)[0], atol=1e-5)
+
+
+def test_prompts_are_shared_where_that_saves_time_and_where_the_model_can(make_model, monkeypatch) -> None:
+    seen = []
+    real = packing.pack
+    monkeypatch.setattr(
+        learner_module, "pack", lambda rows, *args, **named: seen.append(rows) or real(rows, *args, **named)
+    )
+    prompt = np.arange(15)
+    batch = [Example(prompt, np.array([i, 15])) for i in range(4)]
+
+    def rows_of(model: PreTrainedModel) -> list[int]:
+        seen.clear()
+        Learner(model, OptimizerConfig(), 1, ACCELERATOR, VOCABULARY).logprobs(batch)
+        return sorted(len(row) for rows in seen for row in rows)
+
+    assert rows_of(make_model()) == [4]
+    mistral = MistralConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                            num_attention_heads=4, num_key_value_heads=2, sliding_window=17)  # fmt: skip
+    assert rows_of(MistralForCausalLM(mistral).eval()) == [4]
+    mistral.sliding_window = 16  # a sequence of 17 tokens does not see all of itself
+    assert rows_of(MistralForCausalLM(mistral).eval()) == [1, 1, 1, 1]
 
 
 def test_masked_aggregate_selects_masked_values_away() -> None:
@@ -181,23 +265,25 @@ def test_action_logprobs_equal_a_full_forward_pass_over_the_tokenizers_vocabular
     make_model, architecture: str, temperature: float
 ) -> None:
     model = make_model(architecture, vocab_size=24)  # padded, as many vocabularies are
-    batch = collate(examples(6), np.arange(6), CPU)
+    sequences = examples(6)
+    batch = collate(sequences, alone(6), CPU)
     ours = action_logprobs(model, model, batch, VOCABULARY, temperature)
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1, :VOCABULARY]
-    theirs = (logits / temperature).log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None])[..., 0]
-    at = batch.action_mask[:, :-1]
-    torch.testing.assert_close(ours[:, :-1][at], theirs[at], atol=1e-5, rtol=1e-5)
+    for mine, mask, example in zip(ours, batch.action_mask, sequences, strict=True):
+        ids = torch.from_numpy(np.concatenate([example.prompt, example.completion]))
+        logits = model(input_ids=ids[None]).logits[0, :-1, :VOCABULARY]
+        theirs = (logits / temperature).log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+        torch.testing.assert_close(mine[mask], theirs[-len(example.completion) :], atol=1e-5, rtol=1e-5)
     assert (ours[~batch.action_mask] == 0).all()
 
 
 def test_the_head_runs_on_action_positions_only_and_is_left_as_it_was(make_model) -> None:
     model, sizes = make_model(), []
-    batch = collate(examples(5), np.arange(5), CPU)
+    batch = collate(examples(5), alone(5), CPU)
     hook = model.lm_head.register_forward_hook(lambda _m, _i, out: sizes.append(tuple(out.shape)))
     action_logprobs(model, model, batch, VOCABULARY)
-    model(input_ids=batch.input_ids)
+    model(input_ids=batch.inputs.input_ids)
     hook.remove()
-    assert sizes == [(int(batch.action_mask.sum()), VOCABULARY), (*batch.input_ids.shape, VOCABULARY)]
+    assert sizes == [(int(batch.action_mask.sum()), VOCABULARY), (*batch.inputs.input_ids.shape, VOCABULARY)]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -217,7 +303,7 @@ def test_recorded_log_probabilities_equal_the_training_forward_pass(
     rows = [Example(attempt.prompt, attempt.completion) for attempt in attempts]
     assert any(row.completion[-1] == tokenizer.eos_token_id for row in rows)
     assert len({len(row) for row in rows}) > 1
-    batch = collate(rows, np.arange(len(rows)), CPU)
+    batch = collate(rows, alone(len(rows)), CPU)
     with torch.no_grad():
         training = action_logprobs(model, model, batch, VOCABULARY, temperature)
     for i, attempt in enumerate(attempts):
@@ -275,7 +361,9 @@ def test_gradients_are_clipped_to_the_configured_norm(make_model) -> None:
 def test_padding_is_told_as_the_share_of_positions_without_a_token(make_model) -> None:
     batch = [Example(np.array([1]), np.array([2])), Example(np.array([1, 2, 3]), np.array([4, 5]))]
     learner = Learner(make_model(), OptimizerConfig(), 1, ACCELERATOR, VOCABULARY)
-    assert learner.update(batch, lambda m, v: nll(m, v, 3), 0)["padding"] == pytest.approx(3 / 10)
+    assert learner.update(batch, lambda m, v: nll(m, v, 3), 0)["padding"] == pytest.approx(
+        3 / 8
+    )  # no last token is read
 
 
 def test_lora_trains_the_adapters_and_nothing_else(make_model) -> None:
@@ -369,11 +457,12 @@ TWO_RANKS = """
     from accelerate import Accelerator
     from safetensors.torch import save_file
     from tokengym.agents import ExpertIteration
-    from tokengym.agents.training.learner import Example, Learner, OptimizerConfig, micro_batches
+    from tokengym.agents.training.learner import Example, Learner, OptimizerConfig
     from tokengym.agents.training.losses import masked_aggregate
     from tokengym.agents.training.masters import join
     from tokengym.envs import Problem, ProblemList, TokenVectorEnv
     from tokengym.models import load_tokenizer
+    from tokengym.models.packing import plan_rows
     from tokengym.rewards import Verdict
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -388,15 +477,19 @@ TWO_RANKS = """
     config = OptimizerConfig(learning_rate=1e-2, micro_batch_tokens=24, max_grad_norm=1e9)
     learner = Learner(model, config, 10, accelerator, 17)
     counts, losses = [], []
-    for step, size in enumerate([6, 5, 1, 7]):
-        batch = [Example(rng.integers(0, 15, rng.integers(1, 8)), rng.integers(0, 15, rng.integers(1, 9)))
-                 for _ in range(size)]
-        counts.append(len(micro_batches([len(e) for e in batch], 24)))
+    shared = 0
+    for step, sizes in enumerate([[1] * 6, [1] * 5, [1], [1] * 7, [3, 2, 1], [4, 4]]):
+        prompts = [rng.integers(0, 15, rng.integers(1, 8)) for _ in sizes]
+        batch = [Example(prompt, rng.integers(0, 15, rng.integers(1, 9)))
+                 for prompt, size in zip(prompts, sizes) for _ in range(size)]
+        rows = plan_rows([e.prompt for e in batch], [len(e.completion) for e in batch], 24, 32)
+        counts.append(len(rows))
+        shared += sum(len(row) > 1 for part in rows for row in part)
         total = sum(len(e.completion) for e in batch)
         # Momentum would let Adam hide the scale of a gradient: the norm is compared as well.
         m = learner.update(batch, lambda b, v: masked_aggregate(-v, b.action_mask, total), step)
         losses.append([m["loss"], m["grad_norm"]])
-    assert any(c % 2 for c in counts) and 1 in counts, counts
+    assert any(c % 2 for c in counts) and 1 in counts and shared > 2, (counts, shared)
     tensors = {n: p.detach().clone() for n, p in model.named_parameters()} | {"metrics": torch.tensor(losses)}
 
     # Weights in bfloat16, whose gradients are float32: their masters.
