@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .head import float32_head
+
 Index = Tensor | tuple[Tensor, Tensor]
 """Positions of `[B, T]`: a mask of that shape, or their rows and columns."""
 
@@ -49,7 +51,7 @@ def selected_logits(
         select: the positions.
         inputs: what else the model is called with.
     """
-    with head_at(head, select):
+    with head_at(head, select), float32_head(head):
         return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **inputs).logits
 
 
