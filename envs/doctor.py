@@ -130,7 +130,7 @@ def diagnose(
             here.setdefault(question, problem)
             complain += _check_solution(problem)
         if tokenizer is not None:
-            for index, complaint in _check_lengths(problems, tokenizer, limits, prompt):
+            for index, complaint in _check_lengths(problems, tokenizer, limits, prompt, source.instruction):
                 complaints[index].append(complaint)
         findings += [
             Finding(severity, check, source.split, index, problems[index].id, message)
@@ -148,9 +148,7 @@ _Complaint = tuple[Literal["error", "warning"], str, str]
 
 def _check_answers(source: ProblemSource, problem: Problem) -> Iterator[_Complaint]:
     # An attempt shows its answer after a marker, or is nothing but the answer, as its source has it.
-    attempts: dict[str, tuple[str, ...]] = {
-        "answer": (f"#### {problem.answer}", problem.answer, rf"\boxed{{{problem.answer}}}")
-    }
+    attempts: dict[str, tuple[str, ...]] = {"answer": (source.answer_format.show(problem.answer), problem.answer)}
     if problem.solution is not None:
         attempts["solution"] = (problem.solution,)
     for what, completions in attempts.items():
@@ -200,6 +198,7 @@ def _check_lengths(
     tokenizer: "PreTrainedTokenizerBase",
     limits: tuple[int | None, int | None],
     prompt: str,
+    instruction: str,
 ) -> Iterator[tuple[int, _Complaint]]:
     max_prompt_tokens, max_new_tokens = limits
 
@@ -208,7 +207,7 @@ def _check_lengths(
 
     for index, problem in enumerate(problems):
         if max_prompt_tokens is not None:
-            tokens = count(render_prompt(prompt, problem, tokenizer=tokenizer))
+            tokens = count(render_prompt(prompt, problem, tokenizer=tokenizer, instruction=instruction))
             if tokens > max_prompt_tokens:
                 message = f"the prompt has {tokens} tokens, over max_prompt_tokens={max_prompt_tokens}"
                 yield index, ("error", "prompt_length", message)

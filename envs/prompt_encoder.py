@@ -90,7 +90,7 @@ class PromptEncoder:
     def encode_prompt(self, problem: Problem) -> IntArray:
         """Token ids of the prompt for `problem`, however many they are."""
         shots = [] if self._examples is None else [self._examples[index] for index in range(self._shots)]
-        text = render_prompt(self.template, problem, shots, self.tokenizer)
+        text = render_prompt(self.template, problem, shots, self.tokenizer, self._problems.instruction)
         # A chat template writes the special tokens itself.
         return self.encode(text, add_special_tokens=self.template != CHAT)
 

@@ -5,13 +5,14 @@ hash of its content alone, so no two splits share a problem, whatever their seed
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...registry import unknown_name
+from ...rewards.grading.formats import AnswerFormat, make_format
 from ...rewards.grading.numbers import Verdict, grade
-from .base import PROBLEMS, Problem
+from .base import PROBLEMS
 from .procedural import Draws, ProceduralSource
 
 STYLES = ("word", "equation")
@@ -337,9 +338,11 @@ class Arithmetic(ProceduralSource):
         max_value: the largest number that occurs, up to 10**6.
         operations: those to use, any of "+-*/".
         style: "word" or "equation".
+        answer_format: where attempts at word problems show their answers, and the end of each solution, too: "marker"
+            by default, which is "#### 18"; or "boxed", "tag", "last_number", ...
 
     Raises:
-        UnknownNameError: no such split or style.
+        UnknownNameError: no such split, style or format.
         ValueError: an argument is out of range, or the arguments leave no problem for this split.
     """
 
@@ -354,6 +357,7 @@ class Arithmetic(ProceduralSource):
         max_value: int = 100,
         operations: str = "+-*/",
         style: str = "word",
+        answer_format: str | Mapping[str, Any] | AnswerFormat | None = None,
     ) -> None:
         super().__init__(split, seed)
         pair = (steps, steps) if isinstance(steps, int) else tuple(steps)
@@ -369,6 +373,12 @@ class Arithmetic(ProceduralSource):
         if style not in STYLES:
             raise unknown_name("style", style, STYLES)
         self.style = style
+        if style == "equation":
+            if answer_format is not None:
+                raise ValueError(f'answer_format={answer_format!r}: with style="equation" the answer stands alone')
+            self.answer_format = _Alone()
+        elif answer_format is not None:
+            self.answer_format = make_format(answer_format)
         self._choices = allowed_situations(operations)
         self[0]  # arguments that leave this split empty fail here, not in the middle of training
 
@@ -384,13 +394,28 @@ class Arithmetic(ProceduralSource):
         if self.style == "equation":
             chain, result = drawn
             return chain, str(result), str(result)
-        return tell_story(draws, drawn)
-
-    def grade(self, completion: str, problem: Problem) -> Verdict:
-        return grade(completion, problem.answer, marker="####" if self.style == "word" else None)
+        question, answer, solution = tell_story(draws, drawn)
+        return question, answer, self.answer_format.complete(solution, answer)
 
     def __repr__(self) -> str:
         return (
             f"Arithmetic(split={self.split!r}, seed={self.seed}, steps={self.steps}, max_value={self.max_value}, "
             f"operations={self.operations!r}, style={self.style!r})"
         )
+
+
+class _Alone(AnswerFormat):
+    """The whole completion is the answer."""
+
+    @property
+    def instruction(self) -> str:
+        return "Give the answer alone."
+
+    def show(self, answer: str) -> str:
+        return answer
+
+    def extract(self, completion: str) -> list[str]:
+        return [completion.strip()] if completion.strip() else []
+
+    def compare(self, answers: list[str], gold: str) -> Verdict:
+        return grade(answers[0], gold, marker=None)

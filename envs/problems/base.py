@@ -1,17 +1,26 @@
 """Problems and where they come from: the first stage of the way of data, before any tokenizer."""
 
+import copy
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, Self, SupportsIndex
 
 from ...registry import Registry, unknown_name
-from ...rewards.grading.numbers import Verdict, grade
+from ...rewards.grading.formats import AnswerFormat, Marker, make_format
+from ...rewards.grading.numbers import Verdict
 
 SPLITS = ("train", "validation", "test")
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +31,16 @@ class Problem:
         id: name that the problem's source finds it by, stable between runs and machines.
         question: the question as text, without any prompt around it.
         answer: the gold answer alone ("72").
-        solution: full worked solution with its answer ("#### 72" on its last line, or a box as in MATH); `None` where
-            the data has none.
+        solution: full worked solution that ends with its answer as the source's format shows it ("#### 72" on its last
+            line, or a box as in MATH); `None` where the data has none.
+        messages: the conversation that asks the question, where the data has one: chat prompts are these turns.
     """
 
     id: str
     question: str
     answer: str
     solution: str | None = None
+    messages: tuple[Message, ...] | None = None
 
 
 def check_split(split: str) -> str:
@@ -46,6 +57,8 @@ class ProblemSource(ABC):
     """
 
     split: str
+    answer_format: AnswerFormat = Marker()
+    """Where attempts show their answers, and how they are compared."""
 
     @property
     @abstractmethod
@@ -62,7 +75,25 @@ class ProblemSource(ABC):
 
     def grade(self, completion: str, problem: Problem) -> Verdict:
         """What a finished attempt at `problem` is worth; `completion` is the text after the prompt."""
-        return grade(completion, problem.answer)
+        return self.answer_format.grade(completion, problem.answer)
+
+    @property
+    def instruction(self) -> str:
+        """Sentence at the end of a chat prompt that asks for an answer as `grade` reads it; "" for none."""
+        return self.answer_format.instruction
+
+    def with_split(self, split: str) -> Self:
+        """The same source for another split.
+
+        Raises:
+            ValueError: this source was made by hand and has no other split.
+        """
+        if split == self.split:
+            return self
+        raise ValueError(
+            f"{self} was made by hand for the {self.split} split: override with_split, or register its class with a "
+            "`split` argument, so that it is made for each split"
+        )
 
     @property
     def env_settings(self) -> Mapping[str, Any]:
@@ -101,6 +132,28 @@ class FiniteSource(ProblemSource):
     def size(self) -> int:
         return len(self.problems)
 
+    def make_problem(
+        self,
+        problem_id: str,
+        place: str,
+        question: str,
+        answer: str,
+        solution: str | None,
+        messages: tuple[Message, ...] | None = None,
+    ) -> Problem:
+        """A problem as a row of data has it, its solution ended in the source's answer format.
+
+        Raises:
+            ValueError: the answer is none in that format; the message begins with `place` and says why.
+        """
+        try:
+            self.answer_format.check(answer)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        if solution is not None:
+            solution = self.answer_format.complete(solution, answer)
+        return Problem(problem_id, question, answer, solution, messages)
+
     def __len__(self) -> int:
         return len(self.problems)
 
@@ -123,16 +176,29 @@ class PublishedSource(FiniteSource):
         split: "train", "validation" or "test".
         data: folder or file with the data, read on construction without any network; by default the hub is asked when
             the first problem is.
+        answer_format: where attempts show their answers: a name of `ANSWER_FORMATS`, a mapping with "name" and the
+            format's arguments, or an `AnswerFormat`; `None` for the format of the data set's own solutions.
 
     Raises:
-        UnknownNameError: no such split.
+        UnknownNameError: no such split or format.
+        ValueError: a gold answer is none in this format (local files), or the format takes no such arguments.
     """
 
-    def __init__(self, split: str = "train", data: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        split: str = "train",
+        data: str | Path | None = None,
+        answer_format: str | Mapping[str, Any] | AnswerFormat | None = None,
+    ) -> None:
         self.split = check_split(split)
         self.data = data
+        if answer_format is not None:
+            self.answer_format = make_format(answer_format)
         if data is not None:
             self.problems  # noqa: B018 - local files fail on construction
+
+    def with_split(self, split: str) -> Self:
+        return type(self)(split, self.data, self.answer_format)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(split={self.split!r}, data={self.data!r})"
@@ -142,19 +208,49 @@ class ProblemList(FiniteSource):
     """A source over problems at hand.
 
     Args:
-        problems: the problems, each id once.
-        split: name of the split that they are.
+        problems: the problems, each id once; or those of several splits, by the splits' names.
+        split: which split they are, or which of them.
+        answer_format: where attempts show their answers, as for the other sources.
+
+    Raises:
+        UnknownNameError: no such split or format.
+        ValueError: there are no problems for `split`.
     """
 
-    def __init__(self, problems: Sequence[Problem], split: str = "train") -> None:
+    def __init__(
+        self,
+        problems: Sequence[Problem] | Mapping[str, Sequence[Problem]],
+        split: str = "train",
+        answer_format: str | Mapping[str, Any] | AnswerFormat = "marker",
+    ) -> None:
         self.split = check_split(split)
-        self._given = tuple(problems)
+        self.answer_format = make_format(answer_format)
+        splits = problems if isinstance(problems, Mapping) else {split: problems}
+        self._splits = {check_split(name): tuple(given) for name, given in splits.items()}
+        if split not in self._splits:
+            raise ValueError(f"a ProblemList of {', '.join(self._splits)} has no {split} split")
 
     def load(self) -> Sequence[Problem]:
-        return self._given
+        return self._splits[self.split]
+
+    def with_split(self, split: str) -> Self:
+        """The problems of another split.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if check_split(split) not in self._splits:
+            raise ValueError(
+                f"{self} has no {split} split: make it as ProblemList({{'train': [...], {split!r}: [...]}})"
+            )
+        other = copy.copy(self)
+        other.split = split
+        for cached in ("problems", "_positions"):
+            vars(other).pop(cached, None)
+        return other
 
     def __repr__(self) -> str:
-        return f"ProblemList({len(self._given)} problems, split={self.split!r})"
+        return f"ProblemList({len(self._splits[self.split])} problems, split={self.split!r})"
 
 
 _BUILT_INS = ("arithmetic", "competition_math", "dataset", "gsm8k", "multiplication", "parity", "svamp")

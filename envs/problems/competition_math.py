@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...rewards.grading.latex import boxed, grade_free_form
-from ...rewards.grading.numbers import MAX_LENGTH, Verdict
+from ...rewards.grading.formats import AnswerFormat, Boxed
+from ...rewards.grading.latex import boxed
+from ...rewards.grading.numbers import MAX_LENGTH
 from .base import PROBLEMS, Problem, PublishedSource
 from .tables import Row, carve, file_of, read_file, read_folder, read_hub
 
@@ -44,14 +45,17 @@ class MATH(PublishedSource):
             (.jsonl, .json, .csv or .parquet), or one such file, with fields `problem` and `solution`; others are not
             read. Read on construction, without any network. By default `EleutherAI/hendrycks_math` on the hub, when the
             first problem is asked for.
+        answer_format: where attempts show their answers; "boxed" by default.
 
     Raises:
-        UnknownNameError: no such split.
+        UnknownNameError: no such split or format.
         FileNotFoundError: `data` or its file for this split does not exist.
         ValueError: a row is malformed or its solution has no boxed answer, which the message names, or the file is that
             of another split.
         OSError: the hub has to be asked and cannot be reached (at first use).
     """
+
+    answer_format: AnswerFormat = Boxed()
 
     @property
     def env_settings(self) -> Mapping[str, Any]:
@@ -59,7 +63,7 @@ class MATH(PublishedSource):
 
     def load(self) -> Sequence[Problem]:
         published = "test" if self.split == "test" else "train"
-        problems = [_problem(prefix, row) for prefix, rows in self._tables(published) for row in rows]
+        problems = [self._problem(prefix, row) for prefix, rows in self._tables(published) for row in rows]
         if self.split == "test":
             return problems
         held_out = round(VALIDATION_FRACTION * len(problems))
@@ -68,9 +72,6 @@ class MATH(PublishedSource):
         if not kept:
             raise ValueError(f"{self.data} has {len(problems)} train rows: too few to hold some out for validation")
         return kept
-
-    def grade(self, completion: str, problem: Problem) -> Verdict:
-        return grade_free_form(completion, problem.answer)
 
     def _tables(self, published: str) -> list[tuple[str, list[Row]]]:
         """The rows of a published split, with what their ids begin with."""
@@ -95,14 +96,13 @@ class MATH(PublishedSource):
             )
         return [(f"math-{published}", read_file(path))]
 
-
-def _problem(prefix: str, row: Row) -> Problem:
-    question, solution = row.text("problem"), row.text("solution")
-    answers = boxed(solution)
-    if not answers or not answers[-1]:
-        raise ValueError(rf"{row.place}: field 'solution' has no answer in a \boxed{{}} with balanced braces")
-    if len(answers[-1]) > MAX_LENGTH:
-        raise ValueError(
-            f"{row.place}: the boxed answer has {len(answers[-1])} characters, over the grader's {MAX_LENGTH}"
-        )
-    return Problem(f"{prefix}-{row.index}", question, answers[-1], solution)
+    def _problem(self, prefix: str, row: Row) -> Problem:
+        question, solution = row.text("problem"), row.text("solution")
+        answers = boxed(solution)
+        if not answers or not answers[-1]:
+            raise ValueError(rf"{row.place}: field 'solution' has no answer in a \boxed{{}} with balanced braces")
+        if len(answers[-1]) > MAX_LENGTH:
+            raise ValueError(
+                f"{row.place}: the boxed answer has {len(answers[-1])} characters, over the grader's {MAX_LENGTH}"
+            )
+        return self.make_problem(f"{prefix}-{row.index}", row.place, question, answers[-1], solution)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import PROBLEMS, Problem, PublishedSource
-from .tables import Row, make_problem, read_file, read_hub, split_solution
+from .tables import Row, read_file, read_hub, split_solution
 
 HUB_NAME, HUB_CONFIG = "openai/gsm8k", "main"
 VALIDATION_ROWS = 473
@@ -23,9 +23,11 @@ class GSM8K(PublishedSource):
         split: "train", "validation" or "test".
         data: folder with the original `train.jsonl` and `test.jsonl`, or one of the two files; read on construction,
             without any network. By default `openai/gsm8k` on the hub, when the first problem is asked for.
+        answer_format: where attempts show their answers, and the end of each solution, too: "marker" by default, which
+            is "#### 72"; or "boxed", "tag", "last_number", ...
 
     Raises:
-        UnknownNameError: no such split.
+        UnknownNameError: no such split or format.
         FileNotFoundError: `data` or its file for this split does not exist.
         ValueError: a row is malformed, which the message names, or the file is that of another split.
         OSError: the hub has to be asked and cannot be reached (at first use).
@@ -46,7 +48,7 @@ class GSM8K(PublishedSource):
                     "the validation split; for other files than GSM8K's own use the Dataset source"
                 )
             rows = rows[:-VALIDATION_ROWS] if self.split == "train" else rows[-VALIDATION_ROWS:]
-        return [_problem(row, published) for row in rows]
+        return [self._problem(row, published) for row in rows]
 
     def _rows(self, published: str) -> list[Row]:
         if self.data is None:
@@ -61,7 +63,6 @@ class GSM8K(PublishedSource):
             )
         return read_file(path)
 
-
-def _problem(row: Row, published: str) -> Problem:
-    solution, answer = split_solution(row, "answer")
-    return make_problem(f"gsm8k-{published}-{row.index}", row, row.text("question"), answer, solution)
+    def _problem(self, row: Row, published: str) -> Problem:
+        solution, answer = split_solution(row, "answer")
+        return self.make_problem(f"gsm8k-{published}-{row.index}", row.place, row.text("question"), answer, solution)

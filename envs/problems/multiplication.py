@@ -109,6 +109,10 @@ class Multiplication(ProceduralSource):
         return Verdict(True, "correct", answer)
 
     @property
+    def instruction(self) -> str:
+        return ""
+
+    @property
     def env_settings(self) -> Mapping[str, Any]:
         factor = 10**self.digits - 1
         question = f"{spaced(factor, self.digits)} * {spaced(factor, self.digits)}||"

@@ -96,6 +96,10 @@ class Parity(ProceduralSource):
         return Verdict(True, "correct", last)
 
     @property
+    def instruction(self) -> str:
+        return ""
+
+    @property
     def env_settings(self) -> Mapping[str, Any]:
         limits = {"max_prompt_tokens": self.d, "max_new_tokens": self.d + 1}
         return {"tokenizer": "chars:01", "prompt": "{question}", **limits}

@@ -1,9 +1,10 @@
 """Endless problem sources: problems drawn from random streams, each split with contents of its own."""
 
+import copy
 import operator
 from abc import abstractmethod
 from hashlib import blake2b
-from typing import Any, ClassVar, SupportsIndex
+from typing import Any, ClassVar, Self, SupportsIndex
 
 import numpy as np
 
@@ -92,6 +93,11 @@ class ProceduralSource(ProblemSource):
     @abstractmethod
     def tell(self, draws: Draws, drawn: Any) -> tuple[str, str, str]:
         """Question, answer and solution of a candidate."""
+
+    def with_split(self, split: str) -> Self:
+        other = copy.copy(self)
+        other.split = check_split(split)
+        return other
 
     @property
     def size(self) -> None:

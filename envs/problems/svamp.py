@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .base import PROBLEMS, Problem, PublishedSource
 from .expressions import evaluate
-from .tables import Row, carve, make_problem, read_file, read_hub
+from .tables import Row, carve, read_file, read_hub
 
 HUB_NAME = "ChilleD/SVAMP"
 VALIDATION_ROWS, TEST_ROWS = 100, 300
@@ -28,9 +28,11 @@ class SVAMP(PublishedSource):
         split: "train", "validation" or "test".
         data: the original `SVAMP.json`, or its folder; read on construction, without any network. By default
             `ChilleD/SVAMP` on the hub, when the first problem is asked for.
+        answer_format: where attempts show their answers, and the end of each solution, too: "marker" by default, which
+            is "#### 72"; or "boxed", "tag", "last_number", ...
 
     Raises:
-        UnknownNameError: no such split.
+        UnknownNameError: no such split or format.
         FileNotFoundError: `data` does not exist.
         ValueError: a row is malformed, which the message names.
         OSError: the hub has to be asked and cannot be reached (at first use).
@@ -39,7 +41,7 @@ class SVAMP(PublishedSource):
     def load(self) -> Sequence[Problem]:
         if self.data is None:
             if self.split == "test":
-                return [_problem(row) for row in read_hub(HUB_NAME, None, "test")]
+                return [self._problem(row) for row in read_hub(HUB_NAME, None, "test")]
             rows, test_rows = read_hub(HUB_NAME, None, "train"), 0
         else:
             path = Path(self.data)
@@ -49,18 +51,18 @@ class SVAMP(PublishedSource):
                 f"{self.data or HUB_NAME} has {len(rows)} rows, of which {VALIDATION_ROWS + test_rows} are held out of "
                 "train; for other files than SVAMP's own use the Dataset source"
             )
-        problems = [_problem(row) for row in rows]
+        problems = [self._problem(row) for row in rows]
         splits = carve([problem.question for problem in problems], VALIDATION_ROWS, test_rows)
         return [problem for problem, split in zip(problems, splits, strict=True) if split == self.split]
 
-
-def _problem(row: Row) -> Problem:
-    body, question, answer = row.text("Body"), row.text("Question"), row.text("Answer")
-    if body[-1] in ".?!":
-        question = f"{body} {question}"
-    else:  # "If there is a discount of 25 dollars on each pack" goes on in the question
-        question = f"{body.removesuffix(',')}, {question[0].lower()}{question[1:]}"
-    return make_problem(f"svamp-{row.text('ID')}", row, question, _spell(_number(row, answer)), _solution(row, answer))
+    def _problem(self, row: Row) -> Problem:
+        body, question, answer = row.text("Body"), row.text("Question"), row.text("Answer")
+        if body[-1] in ".?!":
+            question = f"{body} {question}"
+        else:  # "If there is a discount of 25 dollars on each pack" goes on in the question
+            question = f"{body.removesuffix(',')}, {question[0].lower()}{question[1:]}"
+        number = _spell(_number(row, answer))
+        return self.make_problem(f"svamp-{row.text('ID')}", row.place, question, number, _solution(row, answer))
 
 
 def _solution(row: Row, answer: str) -> str:

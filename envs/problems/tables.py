@@ -1,19 +1,36 @@
-"""Tables of problems: rows from files and from the hub, each knowing where it stands, and how to carve splits."""
+"""Tables of problems: rows from files and from the hub, each knowing where it stands, and how to carve splits.
+
+Numbers arrive as they were written: JSON's as `Decimal`, and those of binary floating-point columns as the shortest
+decimal that is theirs. Where a column of floats cannot have kept all digits of a whole number, its text is refused.
+"""
 
 import csv
 import json
-import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...rewards.grading.numbers import normalize_number
-from .base import SPLITS, Problem
+import numpy as np
+
+from .base import SPLITS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+# `reward_model.ground_truth`, `messages[0].content`
+_PATH = re.compile(r"(?:^|\.)([^.\[\]]+)|\[(-?[0-9]{1,9})\]")
+# A whole number this long, as text; longer ones keep their exponents.
+_MAX_WHOLE = 40
+
+
+class ColumnError(ValueError):
+    """A row has no value at the path that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,28 +47,86 @@ class Row:
     place: str
     fields: Mapping[str, Any]
 
-    def text(self, column: str) -> str:
-        """The value of a column as stripped text; numbers are spelled without a needless ".0".
+    def value(self, column: str) -> Any:
+        """The value of a column, or at a path: "reward_model.ground_truth", "messages[0].content", "turns[-1]".
 
         Raises:
-            ValueError: there is no such column, or its value is empty or neither text nor a finite number.
+            ColumnError: there is no such value.
         """
-        if column not in self.fields:
-            raise ValueError(f"{self.place}: there is no field {column!r}, only {', '.join(map(repr, self.fields))}")
-        value = self.fields[column]
-        if isinstance(value, str):
-            text = value.strip()
-        elif isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not abs(value) < math.inf:
-            raise ValueError(f"{self.place}: field {column!r} is {value!r}, neither text nor a finite number")
-        else:
-            text = str(int(value)) if value == int(value) else str(value)
+        if column in self.fields:
+            return self.fields[column]
+        value: Any = self.fields
+        for key in _parse_path(column):
+            try:
+                value = value[key]
+            except (LookupError, TypeError):
+                outline = _outline(self.fields)
+                raise ColumnError(f"{self.place}: there is no field {column!r}, only {outline}") from None
+        return value
+
+    def text(self, column: str, separator: str | None = None) -> str:
+        """The value of a column, or at a path, as stripped text; numbers are spelled without a needless ".0".
+
+        Args:
+            column: name of the column, or a path.
+            separator: what the texts of a list are joined by; `None` refuses lists.
+
+        Raises:
+            ColumnError: there is no such value.
+            ValueError: it is empty, or neither text nor a number that has kept its digits, nor a list of these.
+        """
+        text = self._spell(column, self.value(column), separator)
         if not text:
             raise ValueError(f"{self.place}: field {column!r} is empty")
         return text
 
+    def optional_text(self, column: str, separator: str | None = None) -> str | None:
+        """`text`, or None where the value is empty or null."""
+        value = self.value(column)
+        return None if value is None else self._spell(column, value, separator) or None
 
-def read_file(path: str | Path) -> list[Row]:
-    """All rows of a JSONL, JSON (a list of objects), CSV (with a header) or Parquet file.
+    def _spell(self, column: str, value: Any, separator: str | None) -> str:
+        if isinstance(value, str):
+            return value.strip()
+        if isinstance(value, list) and separator is not None:
+            return separator.join(text for item in value if (text := self._spell(column, item, separator)))
+        if isinstance(value, float) and np.isfinite(value):
+            raise ValueError(
+                f"{self.place}: field {column!r} is {value!r}, a floating-point number that cannot hold all the digits "
+                "of a whole number of this size: write it as text"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | Decimal) or not _is_finite(value):
+            raise ValueError(f"{self.place}: field {column!r} is {value!r}, neither text nor a finite number")
+        if isinstance(value, Decimal):
+            whole = value.adjusted() < _MAX_WHOLE and value == value.to_integral_value()
+            return str(int(value)) if whole else str(value)
+        return str(value)
+
+
+def _parse_path(column: str) -> list[str | int]:
+    """The names and indices of a path; a text that is none is a single name."""
+    parts = [name or int(index) for name, index in _PATH.findall(column)]
+    return parts if parts and _PATH.sub("", column) == "" else [column]
+
+
+def _outline(fields: Mapping[str, Any]) -> str:
+    """The columns of a row, those with fields of their own as paths, for messages."""
+    names: list[str] = []
+    for name, value in fields.items():
+        names += [f"{name}.{inner}" for inner in value] if isinstance(value, Mapping) else [name]
+    return ", ".join(map(repr, names))
+
+
+def _is_finite(value: int | Decimal) -> bool:
+    return isinstance(value, int) or value.is_finite()
+
+
+def read_file(path: str | Path, bad_rows: list[str] | None = None) -> list[Row]:
+    """All rows of a JSONL, JSON (a list of objects, or an object a line), CSV (with a header) or Parquet file.
+
+    Args:
+        path: the file; its suffix says of which kind it is.
+        bad_rows: takes what is wrong with each malformed row, which is then left out; `None` raises at the first.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -62,12 +137,20 @@ def read_file(path: str | Path) -> list[Row]:
         raise FileNotFoundError(f"no such file: {path}")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is none of {', '.join(SUFFIXES)}")
+    rows: list[Row] = []
+    bad = bad_rows if bad_rows is not None else []
     try:
-        rows = list(_READERS[path.suffix](path))
+        for row in _READERS[path.suffix](path):
+            if isinstance(row, Row):
+                rows.append(row)
+            elif bad_rows is None:
+                raise row
+            else:
+                bad.append(str(row))
     except UnicodeDecodeError as error:
         raise ValueError(_not_text(path, error)) from error
     if not rows:
-        raise ValueError(f"{path} has no rows")
+        raise ValueError(f"{path} has no rows" + (f" that can be read: {bad[0]}" if bad else ""))
     return rows
 
 
@@ -98,49 +181,73 @@ def file_of(folder: Path, split: str) -> Path | None:
     return files[0] if files else None
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def _read_jsonl(path: Path) -> Iterator[Row | ValueError]:
     index = 0
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 place = f"{path}, line {number}"
                 try:
-                    fields = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise ValueError(f"{place}: not JSON ({_reason(error)})") from error
-                yield Row(index, place, _object(fields, place))
+                    yield Row(index, place, _object(_loads(line), place))
+                except ValueError as error:
+                    yield error if isinstance(error, _NotAnObject) else _not_json(place, error)
+                except RecursionError as error:
+                    yield _not_json(place, error)
                 index += 1
 
 
-def _read_json(path: Path) -> Iterator[Row]:
-    rows = _parse(path)
+def _read_json(path: Path) -> Iterator[Row | ValueError]:
+    try:
+        rows = _parse(path)
+    except ValueError as error:
+        # Many files named .json have one object a line.
+        if isinstance(error.__cause__, json.JSONDecodeError) and error.__cause__.msg == "Extra data":
+            yield from _read_jsonl(path)
+            return
+        raise
     if not isinstance(rows, list):
-        raise ValueError(f"{path} is not a list of objects; a file with one object a line is named .jsonl")
+        raise ValueError(f"{path} is not a list of objects, nor one object a line")
     for index, fields in enumerate(rows):
         place = f"{path}, row {index}"
-        yield Row(index, place, _object(fields, place))
+        try:
+            yield Row(index, place, _object(fields, place))
+        except _NotAnObject as error:
+            yield error
 
 
 def _parse(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return _loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(_not_text(path, error)) from error
     except (ValueError, RecursionError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise ValueError(f"{path}{line}: not JSON ({_reason(error)})") from error
+        raise _not_json(f"{path}{line}", error) from error
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
+def _loads(text: str) -> object:
+    """JSON with its decimals as written."""
+    return json.loads(text, parse_float=_written_decimal)
+
+
+def _written_decimal(text: str) -> Decimal | str:
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # an exponent beyond any use
+        return text
+
+
+def _read_csv(path: Path) -> Iterator[Row | ValueError]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines, strict=True)
         try:
             header = next(reader, [])
             for index, values in enumerate(values for values in reader if values):
                 place = f"{path}, line {reader.line_num}"
-                if len(values) != len(header):
-                    raise ValueError(f"{place}: {len(values)} fields where the header has {len(header)}")
-                yield Row(index, place, dict(zip(header, values, strict=True)))
+                if len(values) == len(header):
+                    yield Row(index, place, dict(zip(header, values, strict=True)))
+                else:
+                    yield ValueError(f"{place}: {len(values)} fields where the header has {len(header)}")
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
 
@@ -153,8 +260,59 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is not a Parquet file: {error}") from error
-    for index, fields in enumerate(table.to_pylist()):
-        yield Row(index, f"{path}, row {index}", fields)
+    yield from _table_rows(table, f"{path}, row")
+
+
+def _table_rows(table: "pa.Table", place: str) -> Iterator[Row]:
+    """The rows of an Arrow table; `place` is what precedes a row's number where it is found."""
+    import pyarrow as pa
+
+    columns: dict[str, list[Any]] = {}
+    for field, column in zip(table.schema, table.columns, strict=True):
+        columns[field.name] = column.to_pylist()
+        if _has_floats(pa, field.type):
+            columns[field.name] = [_as_written(pa, value, field.type) for value in columns[field.name]]
+    for index in range(table.num_rows):
+        yield Row(index, f"{place} {index}", {name: values[index] for name, values in columns.items()})
+
+
+def _has_floats(pa: Any, kind: Any) -> bool:
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return pa.types.is_floating(kind) or any(_has_floats(pa, one) for one in inner)
+
+
+def _as_written(pa: Any, value: Any, kind: Any) -> Any:
+    """A value of an Arrow column with its floats as `Decimal`, by `shortest_decimal`."""
+    if value is None:
+        return None
+    if pa.types.is_floating(kind):
+        return shortest_decimal(value, kind.bit_width)
+    if pa.types.is_struct(kind):
+        return {field.name: _as_written(pa, value[field.name], field.type) for field in kind}
+    if hasattr(kind, "value_type"):  # lists of all kinds
+        return [_as_written(pa, item, kind.value_type) for item in value]
+    return value
+
+
+# By the width of a float in bits: its type, up to where it holds all whole numbers, and the digits it holds of any.
+_FLOATS: Mapping[int, tuple[type[np.floating[Any]], int, int]] = {
+    16: (np.float16, 2**11, 3),
+    32: (np.float32, 2**24, 6),
+    64: (np.float64, 2**53, 15),
+}
+
+
+def shortest_decimal(value: float, bits: int) -> Decimal | float:
+    """The shortest decimal that is read as this float of 16, 32 or 64 bits: what was written, most likely.
+
+    The float itself where that is not finite, or is a number so large and with so many digits that its last digits may
+    have been lost when it was made a float.
+    """
+    kind, exact, digits = _FLOATS[bits]
+    if not np.isfinite(value):
+        return value
+    decimal = Decimal(str(kind(value)))
+    return value if abs(value) > exact and len(decimal.normalize().as_tuple().digits) > digits else decimal
 
 
 _READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
@@ -164,13 +322,18 @@ def _not_text(path: Path, error: UnicodeDecodeError) -> str:
     return f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
 
 
-def _reason(error: Exception) -> str:
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+def _not_json(place: str, error: Exception) -> ValueError:
+    reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+    return ValueError(f"{place}: not JSON ({reason})")
+
+
+class _NotAnObject(ValueError):
+    pass
 
 
 def _object(fields: object, place: str) -> Mapping[str, Any]:
     if not isinstance(fields, dict):
-        raise ValueError(f"{place}: {json.dumps(fields)[:60]} is not an object with named fields")
+        raise _NotAnObject(f"{place}: {json.dumps(fields, default=str)[:60]} is not an object with named fields")
     return fields
 
 
@@ -183,10 +346,10 @@ def read_hub(name: str, config: str | None, split: str) -> list[Row]:
     import datasets  # here and not above: importing it takes a second, and local files never need it
 
     try:
-        table = datasets.load_dataset(name, config, split=split)
-        return [Row(index, f"{name}, {split} row {index}", dict(fields)) for index, fields in enumerate(table)]  # pyright: ignore
+        table: Any = datasets.load_dataset(name, config, split=split)
+        return list(_table_rows(table.with_format("arrow")[:], f"{name}, {split} row"))
     except Exception as error:  # the client's exceptions differ between its versions and between its backends
-        raise OSError(f"{_hub(name, config)}, split {split!r}, cannot be read from the hub: {error}") from error
+        raise _unreachable(f"{_hub(name, config)}, split {split!r},", error) from error
 
 
 def hub_splits(name: str, config: str | None) -> list[str]:
@@ -196,18 +359,26 @@ def hub_splits(name: str, config: str | None) -> list[str]:
     try:
         return [str(split) for split in datasets.get_dataset_split_names(name, config)]
     except Exception as error:
-        raise OSError(f"{_hub(name, config)} cannot be read from the hub: {error}") from error
+        raise _unreachable(_hub(name, config), error) from error
 
 
 def _hub(name: str, config: str | None) -> str:
     return f"the data set {name!r}" + (f" ({config})" if config else "")
 
 
-def make_problem(problem_id: str, row: Row, question: str, answer: str, solution: str | None) -> Problem:
-    """A problem from the texts of a row; raises `ValueError`, naming the row, when its gold answer is no number."""
-    if normalize_number(answer) is None:
-        raise ValueError(f"{row.place}: the gold answer {answer[:60]!r} is not a number that the grader reads")
-    return Problem(problem_id, question, answer, solution)
+def _unreachable(what: str, error: BaseException) -> OSError:
+    """The error for data that the hub did not give, with the whole chain of what led to it."""
+    causes: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(causes) < 8:
+        text = " ".join(f"{type(cause).__name__}: {cause}".split())[:400]
+        if not any(text in known for known in causes):
+            causes.append(text)
+        cause = cause.__cause__ or cause.__context__
+    return OSError(
+        f"{what} cannot be read from the hub: {'; because of '.join(causes)}. Give its files by data=..., or set "
+        "HF_HUB_OFFLINE=1 to take what the local cache has without asking the network"
+    )
 
 
 def split_solution(row: Row, column: str) -> tuple[str, str]:

@@ -113,7 +113,7 @@ def grade(
     gold = normalize_number(answer, percent=percent)
     if gold is None:
         raise ValueError(f"gold answer {_shorten(answer)} is not a number that the grader reads: correct the data")
-    texts = [completion.strip()] if marker is None else _marked(completion, marker)
+    texts = [completion.strip()] if marker is None else marked(completion, marker)
     if not texts and last_number:
         texts = find_last_number(completion)
     if not texts or not texts[0]:
@@ -171,7 +171,7 @@ def is_unit(words: str) -> bool:
     return _UNIT.fullmatch(words) is not None and _NOT_UNITS.isdisjoint(_WORD.findall(words.lower()))
 
 
-def _marked(completion: str, marker: str) -> list[str]:
+def marked(completion: str, marker: str) -> list[str]:
     """The marked answers, the last one first."""
     if marker not in completion:
         return []

@@ -184,7 +184,7 @@ CHARS = {"tokenizer": "chars:0123456789", "prompt": "{question}"}
         ("tokengym/Arithmetic-v0", {"split": "tset"}, UnknownNameError, "did you mean 'test'"),
         ("tokengym/Arithmetic-v0", {"problems": "arithmetics"}, UnknownNameError, "did you mean 'arithmetic'"),
         ("tokengym/GSM8K-v0", {"data": "no/such/folder"}, FileNotFoundError, "no/such/folder"),
-        ("tokengym/Dataset-v0", {}, TypeError, "data"),
+        ("tokengym/Dataset-v0", {}, ValueError, "data"),
         ("tokengym/Parity-v0", {"grading": "cott"}, UnknownNameError, "unknown grading 'cott': did you mean 'cot'"),
         ("tokengym/Parity-v0", {"reward": "cot"}, UnknownNameError, "unknown reward 'cot'"),
         ("tokengym/Parity-v0", {"p_cot": 1.2}, ValueError, "p_cot is the share of long solutions, in .0, 1., not 1.2"),

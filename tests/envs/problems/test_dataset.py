@@ -2,11 +2,10 @@ import csv
 import json
 import pickle
 import random
-import sys
 from decimal import Decimal
 from pathlib import Path
-from types import SimpleNamespace
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -125,7 +124,9 @@ def test_answers_inside_solutions_and_numbers_of_all_types(tmp_path):
         ("a.json", '[{"question": "x",\n "answer" 1}]', r"a\.json, line 2: not JSON"),
         ("a.json", '[{"question": "x", "answer": 1}, 2]', "row 1: 2 is not an object"),
         ("a.jsonl", '{"question": "x", "answer": 1}\n{"question": "x"}', "line 2: there is no field 'answer'"),
-        ("a.jsonl", '{"question": "x", "answer": [1]}', r"line 1: field 'answer' is \[1\]"),
+        ("a.jsonl", '{"question": "x", "answer": {"is": 1}}', r"line 1: field 'answer' is \{'is': 1\}"),
+        ("a.jsonl", '{"question": "x", "answer": [true]}', "line 1: field 'answer' is True"),
+        ("a.jsonl", '{"question": "x", "answer": []}', "line 1: field 'answer' is empty"),
         ("a.jsonl", '{"question": "x", "answer": Infinity}', "line 1: field 'answer' is inf"),
         ("a.jsonl", '{"question": "x", "answer": "4\\n####"}', "line 1: field 'answer' does not end"),
         ("a.parquet", "no", "is not a Parquet file"),
@@ -169,13 +170,13 @@ def test_hub_data_sets_load_at_first_use(monkeypatch, tmp_path):
 
     def load_dataset(name, config, split):
         asked.append((name, config, split))
-        return tables[split]
+        return datasets.Dataset.from_list(tables[split])
 
     def get_dataset_split_names(name, config):
         return list(tables)
 
-    hub = SimpleNamespace(load_dataset=load_dataset, get_dataset_split_names=get_dataset_split_names)
-    monkeypatch.setitem(sys.modules, "datasets", hub)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", get_dataset_split_names)
     sources = {split: Dataset("owner/name", split=split, config="small") for split in SPLITS}
     assert asked == []
     assert {split: source.size for split, source in sources.items()} == {"train": 27, "validation": 3, "test": 10}
@@ -187,10 +188,10 @@ def test_hub_data_sets_load_at_first_use(monkeypatch, tmp_path):
     tables["train"] = []
     with pytest.raises(ValueError, match="split 'train', has no rows"):
         len(Dataset("owner/name"))
-    monkeypatch.setattr(hub, "load_dataset", None)
+    monkeypatch.setattr(datasets, "load_dataset", None)
     with pytest.raises(OSError, match="'owner/name', split 'test', cannot be read"):
         len(Dataset("owner/name", split="test"))
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace())
+    monkeypatch.delattr(datasets, "get_dataset_split_names")
     with pytest.raises(OSError, match="'owner/name' cannot be read from the hub"):
         len(Dataset("owner/name"))
     with pytest.raises(ValueError, match="config='small' is for data sets on the hub"):

@@ -1,10 +1,9 @@
 import json
 import os
 import pickle
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import datasets
 import pytest
 
 from tokengym.envs.problems.base import SPLITS, make_problems
@@ -96,9 +95,9 @@ def test_the_hub_is_asked_at_first_use_and_once(monkeypatch):
 
     def load_dataset(name, config, split):
         asked.append((name, config, split))
-        return [row(i) for i in range(TRAIN_ROWS if split == "train" else TEST_ROWS)]
+        return datasets.Dataset.from_list([row(i) for i in range(TRAIN_ROWS if split == "train" else TEST_ROWS)])
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     sources = [make_problems("gsm8k", split=split) for split in SPLITS]
     pickle.dumps(sources)
     assert asked == []
@@ -111,7 +110,7 @@ def test_an_unreachable_hub_is_one_clear_error(monkeypatch):
     def load_dataset(*args, **kwargs):
         raise RuntimeError("no route to host")
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(OSError, match=r"'openai/gsm8k' \(main\), split 'train'.*no route"):
         GSM8K()[0]
 

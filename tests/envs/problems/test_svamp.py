@@ -1,10 +1,9 @@
 import json
 import os
 import pickle
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import datasets
 import pytest
 
 from tokengym.envs.problems.base import SPLITS
@@ -118,9 +117,10 @@ def test_missing_or_foreign_files(tmp_path):
 def test_the_hub_has_its_own_test_split(monkeypatch):
     def load_dataset(name, config, split):
         assert (name, config) == ("ChilleD/SVAMP", None)
-        return [row(number) for number in (range(700) if split == "train" else range(700, 1000))]
+        numbers = range(700) if split == "train" else range(700, 1000)
+        return datasets.Dataset.from_list([row(number) for number in numbers])
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     sources = [SVAMP(split) for split in SPLITS]
     assert [source.size for source in sources] == [600, 100, 300]
     assert len({problem.question for source in sources for problem in source}) == 1000

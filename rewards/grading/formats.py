@@ -1,0 +1,309 @@
+r"""Answer formats: where a completion shows its final answer, and what a prompt says about that.
+
+    marker       what follows `####`, or another text, on its line
+    boxed        what `\boxed{}` holds
+    tag          what stands between `<answer>` and `</answer>`
+    choice       the letter of an option
+    last_number  the last number, for models that were asked for nothing
+
+A format of one's own is a subclass of `AnswerFormat`, given as an instance, or by a name from the entry-point group
+`tokengym.answer_formats`.
+"""
+
+import inspect
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from ...registry import Registry, unknown_name
+from .latex import boxed, grade_free_form
+from .numbers import MAX_MARKS, Percent, Verdict, find_last_number, grade, marked, normalize_number
+
+GSM8K_MARKER = "####"
+
+Answers = Literal["number", "latex"]
+
+
+class AnswerFormat(ABC):
+    """How completions show their final answers: asked for by `instruction`, written by `show`, read by `extract`.
+
+    Answers are compared as numbers where both are numbers, and else by what they come to in LaTeX. A subclass may
+    compare in its own way by overriding `compare`.
+    """
+
+    @property
+    @abstractmethod
+    def instruction(self) -> str:
+        """Sentence at the end of a prompt that asks for an answer in this format."""
+
+    @abstractmethod
+    def show(self, answer: str) -> str:
+        """The last line of a solution with this answer: "#### 72"."""
+
+    @abstractmethod
+    def extract(self, completion: str) -> list[str]:
+        """The answers that a completion shows, the last one first; none where it shows none."""
+
+    def compare(self, answers: list[str], gold: str) -> Verdict:
+        """The grade of an attempt by the answers that it shows, the last one first, one or more."""
+        return grade_free_form("\n".join(rf"\boxed{{{answer}}}" for answer in reversed(answers)), gold)
+
+    def grade(self, completion: str, answer: str) -> Verdict:
+        """The grade of a completion, by the gold answer alone. Never raises because of the completion.
+
+        Raises:
+            ValueError: the gold answer is none that this format reads.
+        """
+        answers = self.extract(completion)
+        return self.compare(answers, answer) if answers else Verdict(False, "no_answer", None)
+
+    def check(self, answer: str) -> None:
+        """Raises `ValueError` with the reason when `answer` is no gold answer in this format."""
+        verdict = self.grade(self.show(answer), answer)
+        if not verdict.correct:
+            raise ValueError(f"the gold answer {answer[:60]!r} is read as {verdict.answer!r} ({verdict.reason})")
+
+    def complete(self, solution: str, answer: str) -> str:
+        """A reference solution that ends in this format: one that shows no answer gets a last line that does.
+
+        It takes the place of a line with "####".
+        """
+        if self.extract(solution):
+            return solution
+        return f"{solution.rpartition(GSM8K_MARKER)[0].rstrip() or solution}\n{self.show(answer)}"
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({arguments})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+ANSWER_FORMATS: Registry[Callable[..., AnswerFormat]] = Registry("answer_format")
+"""Answer formats by name; third parties join through the entry-point group `tokengym.answer_formats`."""
+
+
+class _ValueFormat(AnswerFormat):
+    """Base of formats whose answers are values: numbers, or whatever LaTeX says.
+
+    Args:
+        answers: "number" for numbers of the bounded grammar in `numbers`, compared exactly; "latex" for numbers and
+            whatever else LaTeX says, compared by what it comes to.
+        percent: what "20%" means in this data: "number" for 20, "fraction" for 0.2; LaTeX's is 20.
+    """
+
+    def __init__(self, answers: Answers, percent: Percent) -> None:
+        if answers not in ("number", "latex"):
+            raise unknown_name("kind of answers", str(answers), ("number", "latex"))
+        normalize_number("0", percent=percent)  # its error belongs here
+        if answers == "latex" and percent != "number":
+            raise ValueError(f'percent={percent!r} is for answers="number"; in LaTeX 20% is 20')
+        self.answers: Answers = answers
+        self.percent: Percent = percent
+
+    def compare(self, answers: list[str], gold: str) -> Verdict:
+        if self.answers == "latex":
+            return super().compare(answers, gold)
+        return grade("\n".join(f"{GSM8K_MARKER} {text}" for text in reversed(answers)), gold, percent=self.percent)
+
+    def check(self, answer: str) -> None:
+        if self.answers == "number" and normalize_number(answer, percent=self.percent) is None:
+            raise ValueError(f"the gold answer {answer[:60]!r} is not a number that the grader reads")
+        super().check(answer)
+
+
+@ANSWER_FORMATS.register("marker")
+class Marker(_ValueFormat):
+    """What follows a marker on its line, as in GSM8K: "#### 72".
+
+    Args:
+        marker: the text before an answer; "####" [GSM8K], "Answer:" [DAPO].
+        answers: "number" for numbers alone, or "latex" for numbers and LaTeX.
+        percent: what "20%" means in this data: "number" for 20, "fraction" for 0.2.
+
+    Raises:
+        ValueError: the marker is empty or has a line break in it.
+    """
+
+    def __init__(self, marker: str = GSM8K_MARKER, answers: Answers = "number", percent: Percent = "number") -> None:
+        super().__init__(answers, percent)
+        if not marker.strip() or "\n" in marker:
+            raise ValueError(f"marker={marker!r}: give a text in one line, such as {GSM8K_MARKER!r} or 'Answer:'")
+        self.marker = marker.strip()
+
+    @property
+    def instruction(self) -> str:
+        return f"Reason step by step, and end with a line of the form `{self.show('answer')}`."
+
+    def show(self, answer: str) -> str:
+        return f"{self.marker} {answer}"
+
+    def extract(self, completion: str) -> list[str]:
+        return marked(completion, self.marker)
+
+
+@ANSWER_FORMATS.register("boxed")
+class Boxed(AnswerFormat):
+    r"""What the last `\boxed{}` holds, as in MATH: a number or LaTeX."""
+
+    @property
+    def instruction(self) -> str:
+        return r"Reason step by step, and put your final answer within \boxed{}."
+
+    def show(self, answer: str) -> str:
+        return rf"\boxed{{{answer}}}"
+
+    def extract(self, completion: str) -> list[str]:
+        return [text for text in reversed(boxed(completion)) if text]
+
+    def grade(self, completion: str, answer: str) -> Verdict:
+        return grade_free_form(completion, answer)
+
+
+@ANSWER_FORMATS.register("tag")
+class Tag(_ValueFormat):
+    """What stands between an opening tag and its closing one: "<answer>72</answer>".
+
+    A tag that is not closed holds no answer.
+
+    Args:
+        tag: name of the tag.
+        answers: "latex" for numbers and LaTeX, or "number" for numbers alone.
+        percent: what "20%" means in this data: "number" for 20, "fraction" for 0.2.
+
+    Raises:
+        ValueError: the name is not letters, digits, "_" and "-".
+    """
+
+    def __init__(self, tag: str = "answer", answers: Answers = "latex", percent: Percent = "number") -> None:
+        super().__init__(answers, percent)
+        if not re.fullmatch(r"[\w-]+", tag):
+            raise ValueError(f"tag={tag!r}: give the tag's name alone, such as 'answer' for <answer>...</answer>")
+        self.tag = tag
+
+    @property
+    def instruction(self) -> str:
+        return f"Reason step by step, and put your final answer between <{self.tag}> and </{self.tag}>."
+
+    def show(self, answer: str) -> str:
+        return f"<{self.tag}>{answer}</{self.tag}>"
+
+    def extract(self, completion: str) -> list[str]:
+        opening, closing = f"<{self.tag}>", f"</{self.tag}>"
+        # Of each closing tag, what comes after the last opening one before it.
+        parts = completion.rsplit(closing, MAX_MARKS)[:-1]
+        answers = (part.rpartition(opening) for part in reversed(parts))
+        return [text for _, found, answer in answers if found and (text := answer.strip())]
+
+
+# "The answer is (B).", "**Answer:** C", "answer: \boxed{D}"
+_CHOSEN = (
+    r"(?i:answer|option|choice)\W{{0,4}}(?i:\s(?:is|would\s+be))?[\s:*$]{{0,6}}(?:\\boxed\{{)?\s*[(\[*]{{0,3}}"
+    r"([{letters}])(?![\w'’])"
+)
+_BOXED_LETTER = r"(?:\\(?:text|mathrm|textbf|mathbf)\s*\{{)?\s*\(?\s*([{letters}])\s*\)?\s*\}}?\s*[.:)]?(?:\s.*)?"
+_LINE_LETTER = r"[\s*(\[$]{{0,4}}([{letters}])(?:[\s*)\].:$]{{1,4}}(?P<text>.*))?"
+
+
+@ANSWER_FORMATS.register("choice")
+class Choice(AnswerFormat):
+    r"""The letter of an option: "Answer: B", "the answer is (B)", `\boxed{B}`, or a last line of it, "(B) 21 cm".
+
+    Answers that are marked in different ways must agree, or the attempt is `ambiguous`.
+
+    Args:
+        letters: the options' letters.
+
+    Raises:
+        ValueError: these are not different capital letters, two or more.
+    """
+
+    def __init__(self, letters: str = "ABCDE") -> None:
+        if not re.fullmatch(r"[A-Z]{2,26}", letters) or len(set(letters)) < len(letters):
+            raise ValueError(f"letters={letters!r}: give the options' capital letters, such as 'ABCDE'")
+        self.letters = letters
+
+    @property
+    def instruction(self) -> str:
+        return f"Reason step by step, and end with a line of the form `{self.show('letter')}`."
+
+    def show(self, answer: str) -> str:
+        return f"Answer: {self._letter(answer) or answer}"
+
+    def extract(self, completion: str) -> list[str]:
+        found = [(match.start(), match[1]) for match in re.finditer(_CHOSEN.format(letters=self.letters), completion)]
+        letters = [letter for _, letter in found]
+        for text in boxed(completion):
+            match = re.fullmatch(_BOXED_LETTER.format(letters=self.letters), text)
+            letters += [match[1]] if match else [text] if text else []
+        if not letters:
+            last = completion.strip().rpartition("\n")[2]
+            match = re.fullmatch(_LINE_LETTER.format(letters=self.letters), last)
+            letters = [match[1]] if match else []
+        return letters[::-1][:MAX_MARKS]
+
+    def compare(self, answers: list[str], gold: str) -> Verdict:
+        letter = self._letter(gold)
+        if letter is None:
+            raise ValueError(f"the gold answer {gold[:60]!r} is none of the letters {self.letters}")
+        if len(set(answers)) > 1:
+            return Verdict(False, "ambiguous", None)
+        if answers[0] not in self.letters:
+            return Verdict(False, "unparsed", None)
+        correct = answers[0] == letter
+        return Verdict(correct, "correct" if correct else "wrong", answers[0])
+
+    def _letter(self, text: str) -> str | None:
+        """The letter of a gold answer: "B", "(B)", "B." or "b"."""
+        letter = text.strip("()[]. \t").upper()
+        return letter if len(letter) == 1 and letter in self.letters else None
+
+
+@ANSWER_FORMATS.register("last_number")
+class LastNumber(_ValueFormat):
+    """The last number of a completion, or what follows "####" where it has that; for models that learned no format.
+
+    Args:
+        percent: what "20%" means in this data: "number" for 20, "fraction" for 0.2.
+    """
+
+    def __init__(self, percent: Percent = "number") -> None:
+        super().__init__("number", percent)
+
+    @property
+    def instruction(self) -> str:
+        return "Reason step by step, and end with the answer, a number."
+
+    def show(self, answer: str) -> str:
+        return f"The answer is {answer}."
+
+    def extract(self, completion: str) -> list[str]:
+        return marked(completion, GSM8K_MARKER) or find_last_number(completion)
+
+
+def make_format(spec: str | Mapping[str, Any] | AnswerFormat) -> AnswerFormat:
+    """An answer format from its name, from `{"name": ..., **arguments}`, or the instance that was given.
+
+    Raises:
+        UnknownNameError: no such format; the message suggests the nearest name.
+        ValueError: the spec is none of these, or its arguments do not fit the format.
+    """
+    if isinstance(spec, AnswerFormat):
+        return spec
+    arguments = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
+    name = arguments.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(
+            f'an answer format is a name, a mapping {{"name": ..., **arguments}} or an AnswerFormat, not {spec!r}'
+        )
+    factory = ANSWER_FORMATS.get(name)
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"answer_format {name!r} takes {signature}: {error}") from None
+    return factory(**arguments)

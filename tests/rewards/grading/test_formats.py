@@ -1,0 +1,116 @@
+"""Where completions show their answers, format by format."""
+
+import pytest
+
+from tokengym.registry import UnknownNameError
+from tokengym.rewards.grading.formats import ANSWER_FORMATS, AnswerFormat, make_format
+
+ANSWER_TAG = {"name": "tag"}
+DAPO = {"name": "marker", "marker": "Answer:", "answers": "latex"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "completion", "gold", "reason"),
+    [
+        ("marker", "so #### 1,234", "1234", "correct"),
+        ("marker", "#### 1\n#### 2", "2", "ambiguous"),
+        ("marker", r"\boxed{2}", "2", "no_answer"),
+        ({"name": "marker", "marker": "Answer:"}, "Answer: 2\n", "2", "correct"),
+        ({"name": "marker", "percent": "fraction"}, "#### 20%", "0.2", "correct"),
+        (DAPO, r"Answer: \frac{1}{2}", "0.5", "correct"),
+        (DAPO, r"Answer: \frac{1}{3}", "0.5", "wrong"),
+        ("boxed", r"\boxed{\frac12}", "0.5", "correct"),
+        ("boxed", "#### 2", "2", "no_answer"),
+        (ANSWER_TAG, "<answer> 42 </answer>", "42", "correct"),
+        (ANSWER_TAG, "<answer>41</answer> no: <answer>42</answer>", "42", "ambiguous"),
+        (ANSWER_TAG, "<answer>42", "42", "no_answer"),
+        (ANSWER_TAG, "42</answer>", "42", "no_answer"),
+        ({"name": "tag", "tag": "result"}, r"<result>\sqrt{4}</result>", "2", "correct"),
+        ({"name": "tag", "answers": "number"}, r"<answer>\sqrt{4}</answer>", "2", "unparsed"),
+        ("choice", "The answer is (B).", "B", "correct"),
+        ("choice", "**Answer:** C", "B", "wrong"),
+        ("choice", r"so \boxed{\text{(B)}}", "(B)", "correct"),
+        ("choice", "(B) 21 cm", "b", "correct"),
+        ("choice", "The answer is A.\nNo, the answer is B.", "B", "ambiguous"),
+        ("choice", r"\boxed{21}", "B", "unparsed"),
+        ("choice", "I do not know", "B", "no_answer"),
+        ("choice", "The answer is 21. A good one", "A", "no_answer"),
+        ({"name": "choice", "letters": "AB"}, "Answer: C", "B", "no_answer"),
+        ("last_number", "7 + 2 = 9, so there are 9 apples.", "9", "correct"),
+        ("last_number", "9, I think of 3", "9", "wrong"),
+        ("last_number", "#### 9\nQ: What is 3 and 4?", "9", "correct"),
+        ("last_number", "none", "9", "no_answer"),
+    ],
+)
+def test_what_is_read(spec, completion, gold, reason):
+    assert make_format(spec).grade(completion, gold).reason == reason
+
+
+@pytest.mark.parametrize("spec", ["marker", "boxed", ANSWER_TAG, "choice", "last_number", DAPO])
+def test_a_completed_solution_shows_its_answer_and_the_instruction_asks_for_it(spec):
+    answer_format = make_format(spec)
+    gold = "B" if spec == "choice" else "72"
+    answer_format.check(gold)
+    solution = answer_format.complete("It takes some thought.", gold)
+    assert solution.startswith("It takes some thought.\n")
+    assert answer_format.grade(solution, gold).correct
+    assert answer_format.complete(solution, gold) == solution
+    asked = {"boxed": r"\boxed{}", "choice": "Answer: letter", "last_number": "a number"}
+    texts = (
+        [asked[spec]] if isinstance(spec, str) and spec in asked else [answer_format.show("answer").split("answer")[0]]
+    )
+    assert all(text in answer_format.instruction for text in texts)
+
+
+def test_gsm8ks_last_line_gives_way_to_the_format():
+    solution = "48/2 = <<48/2=24>>24\n#### 24"
+    assert make_format("marker").complete(solution, "24") == solution
+    assert make_format("boxed").complete(solution, "24") == "48/2 = <<48/2=24>>24\n\\boxed{24}"
+
+
+@pytest.mark.parametrize(
+    ("spec", "gold", "message"),
+    [
+        ("marker", "two", "'two' is not a number that the grader reads"),
+        ("choice", "F", "'F' is none of the letters ABCDE"),
+        ("boxed", "a}", "the gold answer 'a}' is read as"),
+        ("boxed", "", "1 to 256 characters"),
+    ],
+)
+def test_a_gold_answer_that_cannot_be_read_says_why(spec, gold, message):
+    with pytest.raises(ValueError, match=message):
+        make_format(spec).check(gold)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ("boxd", UnknownNameError, "did you mean 'boxed'"),
+        ({"name": "tag", "tag": "<answer>"}, ValueError, "give the tag's name alone"),
+        ({"name": "marker", "marker": " "}, ValueError, "give a text in one line"),
+        ({"name": "marker", "answers": "numbers"}, UnknownNameError, "did you mean 'number'"),
+        ({"name": "marker", "mark": "x"}, ValueError, "takes"),
+        ({"name": "choice", "letters": "A"}, ValueError, "capital letters"),
+        (3, ValueError, "not 3"),
+    ],
+)
+def test_bad_specs_name_themselves(spec, error, message):
+    with pytest.raises(error, match=message):
+        make_format(spec)
+
+
+def test_a_format_of_ones_own():
+    class Shouted(AnswerFormat):
+        @property
+        def instruction(self) -> str:
+            return "Shout the answer."
+
+        def show(self, answer: str) -> str:
+            return f"{answer}!"
+
+        def extract(self, completion: str) -> list[str]:
+            return [word[:-1] for word in reversed(completion.split()) if word.endswith("!")]
+
+    assert make_format(Shouted()).grade("so it is 7!", "7").correct
+    assert make_format(Shouted()).grade("5! no 7!", "7").reason == "ambiguous"
+    assert set(ANSWER_FORMATS.names()) >= {"boxed", "choice", "last_number", "marker", "tag"}
