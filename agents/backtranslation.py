@@ -133,7 +133,19 @@ class Backtranslation(Agent):
         sampled = [order[i % len(order)] for i in range(self.config.proposals)]
         seeds = [given(i, [at, *near[at, :-1].tolist()], None) for i, at in enumerate(sampled)]
         texts = self._written("proposer", LIKE, lessons, seeds, _PROPOSER_SEED, progress_bar)
-        return _new({p.id: text for p, text in zip(seeds, texts, strict=True) if _answer(text)}, worked)
+        return _new(
+            {p.id: text for p, text in zip(seeds, texts, strict=True) if self._is_readable(_answer(text))}, worked
+        )
+
+    def _is_readable(self, answer: str | None) -> bool:
+        """Whether the environment can grade attempts by an answer that was proposed."""
+        if answer is None:
+            return False
+        try:
+            self.env.problems.answer_format.check(answer)
+        except ValueError:
+            return False
+        return True
 
     def _asked(self, known: list[Problem], solutions: Mapping[str, str], progress_bar: bool) -> list[Problem]:
         """The solutions that a new question was found for, as problems."""

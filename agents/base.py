@@ -93,6 +93,13 @@ class Agent(ABC):
         self._validation_env = validation_env
         self.accelerator = Accelerator(cpu=device == "cpu")
         model = self.default_model if model is None else model
+        if not isinstance(model, str | Path):
+            raise TypeError(
+                f"model is a name, a folder or a *.gguf file, not a {type(model).__name__}: save it and its "
+                "tokenizer by save_pretrained(folder), and give the folder"
+            )
+        if isinstance(self._source, EnvSpec) and self._source.kwargs.get("split") == "test":
+            _logger.warning("this agent learns on the test split: its evaluation there says nothing about new problems")
         self.model_name = str(model)
         self.model, self.tokenizer = self._load_model(model, device or str(self.accelerator.device), dtype, lora_rank)
         self._vllm: VLLM | None = None
@@ -335,6 +342,11 @@ def _spec(env: Environment) -> EnvSpec | TokenVectorEnv:
             raise unknown_name("environment", env, known) from error
     if isinstance(env, EnvSpec):
         return env
+    if isinstance(env, gym.vector.VectorWrapper) or (env.spec is not None and env.spec.additional_wrappers):
+        raise TypeError(
+            f"{env} is wrapped, and an agent makes slots of its own, without the wrapper: give the environment itself, "
+            "and what the wrapper does as a reward, a curriculum or a setting of it"
+        )
     if env.spec is not None:
         return env.spec
     if isinstance(env, TokenVectorEnv):

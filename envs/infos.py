@@ -37,7 +37,8 @@ def end_infos(
         "answer": objects([verdict.answer for verdict in verdicts]),
         "problem_id": objects([problem.id for problem in problems]),
         "attempt": attempts,
-        "episode": {"r": returns, "l": lengths},
+        "episode_return": returns,
+        "episode_length": lengths,
     }
     if components:
         infos["reward_components"] = dict(components)

@@ -29,6 +29,7 @@ class PromptEncoder:
         examples: where they come from.
 
     Attributes:
+        problems: where problems come from.
         tokenizer: the tokenizer.
         template: the template as it was given.
         eos_token_ids: all ids that end an attempt.
@@ -68,7 +69,7 @@ class PromptEncoder:
         self.vocab_size = len(tokenizer)
         self.is_eos: BoolArray = np.zeros(self.vocab_size, dtype=np.bool_)
         self.is_eos[list(self.eos_token_ids)] = True
-        self._problems = problems
+        self.problems = problems
         self._shots = shots
         self._examples = examples
         self._recent: dict[int | str, tuple[Problem, IntArray]] = {}
@@ -77,11 +78,15 @@ class PromptEncoder:
         """The source's problem of that index or id, and its prompt; made once for many attempts at it."""
         start = self._recent.get(key)
         if start is None:
-            problem = self._problems.find(key) if isinstance(key, str) else self._problems[key]
+            problem = self.problems.find(key) if isinstance(key, str) else self.problems[key]
             start = self._recent[key] = problem, self.encode_prompt(problem)
             if len(self._recent) > _MAX_RECENT:
                 del self._recent[next(iter(self._recent))]
         return start
+
+    def forget(self) -> None:
+        """Drops the prompts that were kept, as those of another source."""
+        self._recent.clear()
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> IntArray:
         """Token ids of a text."""
@@ -90,7 +95,7 @@ class PromptEncoder:
     def encode_prompt(self, problem: Problem) -> IntArray:
         """Token ids of the prompt for `problem`, however many they are."""
         shots = [] if self._examples is None else [self._examples[index] for index in range(self._shots)]
-        text = render_prompt(self.template, problem, shots, self.tokenizer, self._problems.instruction)
+        text = render_prompt(self.template, problem, shots, self.tokenizer, self.problems.instruction)
         # A chat template writes the special tokens itself.
         return self.encode(text, add_special_tokens=self.template != CHAT)
 

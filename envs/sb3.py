@@ -55,6 +55,7 @@ class SB3VecEnv(VecEnv):
         for slot in np.flatnonzero(dones).tolist():
             self.reset_infos[slot] = slot_info(infos, slot)
             final = self.reset_infos[slot].pop("final_info")
+            final["episode"] = {"r": final.pop("episode_return"), "l": final.pop("episode_length")}
             final["terminal_observation"] = self.reset_infos[slot].pop("final_obs")
             told[slot] |= final
         return observation, rewards.astype(np.float32), dones, told

@@ -48,7 +48,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     Infos are dictionaries of arrays over slots, each `key` with a mask `_key`, as in Gymnasium's vector environments.
     When an attempt begins: `problem_id`, `prompt_length` (tokens) and `attempt` (how often this problem had begun since
     seeding). When it ends: `is_success`, `verdict` (reason), `answer` (as read from the completion, or None),
-    `problem_id`, `attempt`, `episode`, a dictionary of `r` (return) and `l` (steps), and with a reward that is a sum
+    `problem_id`, `attempt`, `episode_return`, `episode_length` (steps), and with a reward that is a sum
     `reward_components`, a dictionary of what each of its terms paid.
 
     In `AutoresetMode.DISABLED` a finished slot ignores its actions until it is reset: its reward is 0, its flags stay
@@ -111,15 +111,15 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             raise ValueError(f"num_problems must be at least 1, got {num_problems}")
         if on_long_prompt not in ("error", "skip"):
             raise ValueError(f"on_long_prompt must be 'error' or 'skip', got {on_long_prompt!r}")
+        # A TypeError, for that is what Stable-Baselines3 expects of an environment that has no "rgb_array".
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode must be 'ansi' or None, got {render_mode!r}")
+            raise TypeError(f"render_mode must be 'ansi' or None, got {render_mode!r}")
 
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
         self.copy = copy
-        self.problems = problems
         self.num_problems = num_problems
         self.curriculum = make_curriculum(curriculum)
         self.max_prompt_tokens = max_prompt_tokens
@@ -169,12 +169,15 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     # --------------------------------------------------------------------------------------------- Gymnasium's methods
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, Infos]:
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, Infos]:
         """Begins attempts in all slots, or in those of `options["reset_mask"]`.
 
         Args:
-            seed: restarts the random stream, the curriculum and the counts of attempts.
-            options: `problem_id`, a problem's id, or one (or None: the curriculum chooses) per slot that begins;
+            seed: restarts the random stream, the curriculum and the counts of attempts; one stream serves all slots, so
+                that seeds for each slot are mixed into one.
+            options: `problem_id`, a problem's id or index, or one (or None: the curriculum chooses) per beginning slot;
                 `prefix`, text or token ids that the completion starts with, or one (or None) per slot that begins;
                 `reset_mask`, bool `[N]`. Slots outside the mask go on; before the first reset they count as finished.
 
@@ -194,15 +197,16 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                     f"got {mask.dtype} of shape {mask.shape} with {np.count_nonzero(mask)} True"
                 )
             slots = np.flatnonzero(mask)
-        problem_ids = _per_slot(
-            "problem_id", options.get("problem_id"), len(slots), lambda value: isinstance(value, str)
-        )
+        problem_ids = _per_slot("problem_id", options.get("problem_id"), len(slots), _is_problem_key)
         prefixes = _per_slot("prefix", options.get("prefix"), len(slots), _is_prefix)
 
+        if seed is not None and not isinstance(seed, int | np.integer):
+            given = [each for each in seed if each is not None]
+            seed = int(np.random.SeedSequence(given).generate_state(1)[0]) if given else None
         if seed is None and self._np_random is None:
             seed = self._seed
         if seed is not None:
-            self._seed_streams(seed)
+            self._seed_streams(int(seed))
         encoded_prefixes = [self.encoder.encode_prefix(prefix, self.max_new_tokens) for prefix in prefixes]
         starts = [self._draw() if name is None else self._find(name) for name in problem_ids]
         for i, (problem, _) in enumerate(starts):
@@ -289,6 +293,16 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def completion(self, slot: int) -> IntArray:
         """Token ids after the prompt in `slot`, a reset prefix and the end-of-sequence token included, a view."""
         return self._tokens[slot, self._prompt_lengths[slot] : self._lengths[slot]]
+
+    @property
+    def problems(self) -> ProblemSource:
+        """Where problems come from; attempts that begin after a change are at those of the new source."""
+        return self.encoder.problems
+
+    @problems.setter
+    def problems(self, source: ProblemSource) -> None:
+        self.encoder.problems = source
+        self.encoder.forget()
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -389,8 +403,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self.num_skipped += 1
         raise ValueError(f"{_MAX_SKIPS} prompts in a row are over max_prompt_tokens={self.max_prompt_tokens}")
 
-    def _find(self, problem_id: str) -> tuple[Problem, IntArray]:
-        problem, prompt = self.encoder.start(problem_id)
+    def _find(self, problem_id: str | int) -> tuple[Problem, IntArray]:
+        problem, prompt = self.encoder.start(problem_id if isinstance(problem_id, str) else int(problem_id))
         if len(prompt) > self.max_prompt_tokens:
             raise self._too_long(problem, prompt)
         return problem, prompt
@@ -573,6 +587,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                 lines.append(f"{rewards[begin:end].sum():+8.3f} | {text}")
                 begin = end
         return "\n".join(lines)
+
+
+def _is_problem_key(value: Any) -> bool:
+    return isinstance(value, str | int | np.integer) and not isinstance(value, bool)
 
 
 def _is_prefix(value: Any) -> bool:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
+import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from ...arrays import FloatArray
 from ...envs.curriculum import Sequential
@@ -17,6 +19,10 @@ from ...rewards.grading.solutions import equation_sequence
 from ..rollouts.attempts import Attempt
 from ..rollouts.collect import collect
 from ..rollouts.policy import CausalLMPolicy
+from ..rollouts.slots import make_rollout_env
+
+_SLOTS = 64
+"""Slots of an environment that was given by its id."""
 
 
 class Interval(NamedTuple):
@@ -131,7 +137,7 @@ def bootstrap(values: Iterable[float], *, resamples: int = 2000, level: float = 
 
 def evaluate(
     policy: CausalLMPolicy | HasPolicy,
-    env: TokenVectorEnv,
+    env: "TokenVectorEnv | str | EnvSpec | gym.Env[Any, Any]",
     *,
     problems: int,
     n: int = 0,
@@ -145,7 +151,8 @@ def evaluate(
 
     Args:
         policy: a policy, or an agent that has one.
-        env: a token environment with `autoreset_mode` DISABLED; its curriculum is put back afterwards.
+        env: a token environment with `autoreset_mode` DISABLED, whose curriculum is put back afterwards; or an id, a
+            spec or a `gym.make` product, of which slots are made, on the test split where it names none.
         problems: how many; fewer when the split is smaller.
         n: samples per problem in the pool; 0 for the greedy pass alone.
         temperature: of the pool; 0.7 [paper].
@@ -163,6 +170,11 @@ def evaluate(
     if problems < 1 or n < 0:
         raise ValueError(f"need problems >= 1 and n >= 0, got {problems} and {n}")
     policy = policy if isinstance(policy, CausalLMPolicy) else policy.policy
+    if not isinstance(env, TokenVectorEnv):
+        spec = gym.spec(env) if isinstance(env, str) else env if isinstance(env, EnvSpec) else env.spec
+        if spec is None:
+            raise TypeError(f"{env} has no spec to make slots of: give its id, or a TokenVectorEnv")
+        env = make_rollout_env(spec, policy, _SLOTS, **({} if "split" in spec.kwargs else {"split": "test"}))
     problems = min(problems, env.size) if env.size is not None else problems
     started = time.perf_counter()
     greedy = _pool(policy.with_sampling(temperature=0.0), env, problems, 1, seed, on_step)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ...registry import unknown_name
+from ...rewards.grading.formats import Marker
 from .base import Message, Problem
 
 if TYPE_CHECKING:
@@ -39,13 +40,13 @@ def render_prompt(
     problem: Problem,
     shots: Sequence[Problem] = (),
     tokenizer: "PreTrainedTokenizerBase | None" = None,
-    instruction: str = "",
+    instruction: str = Marker().instruction,
 ) -> str:
     """The prompt for `problem`; the completion starts right after it.
 
     Worked examples are rendered with the same template, each followed by its full solution and a blank line; with
-    "chat", they are earlier turns of the conversation. A problem that comes with messages of its own is asked by these in
-    a chat, word for word; examples then stand after its system prompt.
+    "chat", they are earlier turns of the conversation. A problem that comes with messages of its own is asked by these
+    in a chat, word for word; examples then stand after its system prompt.
 
     Args:
         template: name among `TEMPLATES`, or any text with `{question}` in it, and `{instruction}` where it is wanted.

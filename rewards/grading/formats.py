@@ -145,6 +145,11 @@ class Marker(_ValueFormat):
     def extract(self, completion: str) -> list[str]:
         return marked(completion, self.marker)
 
+    def grade(self, completion: str, answer: str) -> Verdict:
+        if self.answers == "latex":
+            return super().grade(completion, answer)
+        return grade(completion, answer, marker=self.marker, percent=self.percent)
+
 
 @ANSWER_FORMATS.register("boxed")
 class Boxed(AnswerFormat):
@@ -256,6 +261,10 @@ class Choice(AnswerFormat):
             return Verdict(False, "unparsed", None)
         correct = answers[0] == letter
         return Verdict(correct, "correct" if correct else "wrong", answers[0])
+
+    def check(self, answer: str) -> None:
+        if self._letter(answer) is None:
+            raise ValueError(f"the gold answer {answer[:60]!r} is none of the letters {self.letters}")
 
     def _letter(self, text: str) -> str | None:
         """The letter of a gold answer: "B", "(B)", "B." or "b"."""

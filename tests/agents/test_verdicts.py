@@ -79,9 +79,7 @@ def worker(make_stand_in) -> Worker:
 def env(tmp_path, monkeypatch, worker) -> TokenVectorEnv:
     rows = [{"problem": f"Write <{name}>.", "solution": r"\boxed{\frac{1}{2}}"} for name in SCRIPT]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr(
-        "tokengym.envs.problems.competition_math.grade_free_form", partial(grade_free_form, worker=worker)
-    )
+    monkeypatch.setattr("tokengym.rewards.grading.formats.grade_free_form", partial(grade_free_form, worker=worker))
     env = gym.make_vec(
         "tokengym/MATH-v0",
         4,

@@ -258,7 +258,8 @@ def test_single_environment_speaks_plain_values():
         "answer": problem.answer,
         "problem_id": problem.id,
         "attempt": 0,
-        "episode": {"r": 1.0, "l": len(tokens)},
+        "episode_return": 1.0,
+        "episode_length": len(tokens),
     }
     with pytest.raises(gym.error.ResetNeeded):
         env.step(0)

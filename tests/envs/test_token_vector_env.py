@@ -92,7 +92,8 @@ def test_an_attempt_from_prompt_to_reward_on_the_end_of_sequence_token():
         "answer": "10",
         "problem_id": "sum-37",
         "attempt": 0,
-        "episode": {"r": 1.0, "l": 3},
+        "episode_return": 1.0,
+        "episode_length": 3,
     }
     assert env.problem(0).answer == "10"
     assert env.prompt(0).tolist() == tokens_of("3+7=")
@@ -152,7 +153,7 @@ def test_reset_with_prefixes():
     env.step(tokens_of("000"))
     _, rewards, *_, infos = env.step([EOS] * 3)
     assert rewards[:2].tolist() == [1, 1]
-    assert infos["episode"]["l"].tolist() == [2, 2, 2]
+    assert infos["episode_length"].tolist() == [2, 2, 2]
     for slot, left in enumerate([3, 3, 4]):
         env.reset(options={"prefix": ["1", one_token, None]})
         for step in range(left):
@@ -177,7 +178,7 @@ def test_one_prefix_serves_all_slots():
         ({"prefix": ["1", 2.5]}, "2.5 is no prefix"),
         ({"problem_id": "sum-99x"}, "sum-99x"),
         ({"problem_id": ["sum-11"]}, "1 values for 2 slots"),
-        ({"problem_id": [3, 4]}, "3 is no problem_id"),
+        ({"problem_id": [3.5, 4]}, "3.5 is no problem_id"),
         ({"problem": "sum-11"}, "unknown reset option 'problem'"),
         ({"reset_mask": np.array([True])}, "reset_mask"),
         ({"reset_mask": np.array([1, 0])}, "reset_mask"),
@@ -579,7 +580,7 @@ def test_rendering_shows_the_reward_where_it_was_paid():
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1"),
         ({"num_problems": 0}, ValueError, "num_problems must be at least 1"),
         ({"on_long_prompt": "cut"}, ValueError, "'error' or 'skip'"),
-        ({"render_mode": "human"}, ValueError, "render_mode"),
+        ({"render_mode": "human"}, TypeError, "render_mode"),
         ({"reward": "spars"}, UnknownNameError, "did you mean 'sparse'"),
         ({"curriculum": "sequentail"}, UnknownNameError, "did you mean 'sequential'"),
         ({"curriculum": {"repeats": 3}}, ValueError, 'needs a "name"'),

@@ -45,7 +45,7 @@ def play(
     env.reset(options={"prefix": prefix})
     _, rewards, terminations, truncations, infos = env.step_tokens([tokens], [len(tokens)])
     assert (terminations[0], truncations[0]) == (end, not end)
-    assert infos["episode"]["r"][0] == pytest.approx(rewards.sum())
+    assert infos["episode_return"][0] == pytest.approx(rewards.sum())
     return rewards[0]
 
 
@@ -302,7 +302,7 @@ def test_many_tokens_at_once_equal_one_after_the_other(mode, reward):
         for slot in range(3):
             told = columns[lengths[slot] - 1][4]
             told = told.get("final_info", told)
-            assert told["episode"]["r"][slot] == infos["episode"]["r"][slot]
+            assert told["episode_return"][slot] == infos["episode_return"][slot]
             for name, values in infos.get("reward_components", {}).items():
                 assert name.startswith("_") or told["reward_components"][name][slot] == values[slot]
         seen |= set(rewards.ravel())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokengym.envs import MATH, Problem, ProblemList, TokenVectorEnv
+from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.envs.problems.base import ProblemSource
 from tokengym.models import load_tokenizer
 
@@ -24,13 +24,7 @@ REWARDS: list[Any] = [
 BUDGET = 200
 
 
-class Boxed(ProblemList):
-    """Graded as MATH is."""
-
-    grade = MATH.grade
-
-
-NUMBERS, FREE_FORM = ProblemList([PROBLEM]), Boxed([PROBLEM])
+NUMBERS, FREE_FORM = ProblemList([PROBLEM]), ProblemList([PROBLEM], answer_format="boxed")
 
 
 def encode(text: str) -> list[int]:
@@ -55,7 +49,7 @@ def play(tokens: list[int], reward: Any, problems: ProblemSource = NUMBERS) -> t
             _, paid, terminated, truncated, infos = env.step_tokens([tokens[i : i + width]], [width])
             rewards.extend(paid[0].tolist())
         assert terminated[0] or truncated[0]
-        assert infos["episode"]["r"][0] == pytest.approx(sum(rewards))
+        assert infos["episode_return"][0] == pytest.approx(sum(rewards))
         outcomes.append((sum(rewards), infos["verdict"][0], rewards))
     assert outcomes[0] == outcomes[1]
     return outcomes[0]

@@ -44,7 +44,7 @@ def test_weights_and_components_by_hand():
         np.testing.assert_allclose(rewards[0], expected, atol=1e-12)
         components = {k: v[0] for k, v in infos["reward_components"].items() if not k.startswith("_")}
         assert components == pytest.approx({"sparse": 2, "dense": 0.125 + 0.5, "Length": -0.13})
-        assert sum(components.values()) == pytest.approx(infos["episode"]["r"][0])
+        assert sum(components.values()) == pytest.approx(infos["episode_return"][0])
         env.reset()
 
 
