@@ -37,7 +37,7 @@ def write_report(report: Report, folder: str | Path) -> None:
     folder = Path(folder)
     figures = folder / "figures"
     pictures = {f"{figure.name}.svg": clean_svg(figure.svg, figure.name) for figure in report.figures}
-    pages = {"template.html": html(report), "report.md": markdown(report)}
+    pages = {"report.html": html(report), "report.md": markdown(report)}
     figures.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         write_text(figures / name, picture + "\n")

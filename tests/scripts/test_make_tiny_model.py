@@ -1,4 +1,4 @@
-import importlib.util
+import importlib
 import json
 import sys
 from collections import Counter
@@ -14,13 +14,8 @@ from tokengym.envs.problems.arithmetic import Arithmetic
 from tokengym.envs.problems.procedural import split_of
 from tokengym.models import load, load_tokenizer
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_tiny_model.py"
-_spec = importlib.util.spec_from_file_location("make_tiny_model", SCRIPT)
-assert _spec
-assert _spec.loader
-pt = importlib.util.module_from_spec(_spec)
-sys.modules["make_tiny_model"] = pt
-_spec.loader.exec_module(pt)
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))  # processes that it starts import it, too
+pt = importlib.import_module("make_tiny_model")
 
 RIGHT = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
 
