@@ -128,9 +128,9 @@ def test_the_first_ratio_is_exactly_one_and_nothing_is_clipped(make, monkeypatch
     )
     calls, first, updates = [], [], []
 
-    def spy(logprobs, old, advantages, mask, clip):
-        calls.append((logprobs - old)[mask].exp().detach())
-        return clipped_surrogate(logprobs, old, advantages, mask, clip)
+    def spy(ratios, advantages, mask, *clips):
+        calls.append(ratios[mask].exp().detach())
+        return clipped_surrogate(ratios, advantages, mask, *clips)
 
     real = Learner.update
 
@@ -375,7 +375,7 @@ def test_advantages_and_attempts_keep_their_order(make) -> None:
     returns = agent.returns(attempts)
     ids = np.array([attempt.problem.id for attempt in attempts]).reshape(returns.shape)
     assert (ids == ids[:, :1]).all()
-    assert group_advantages(returns, True).shape == (6, 4)
+    assert group_advantages(returns, "group").shape == (6, 4)
 
 
 # ------------------------------------------------------------------------------------------------ two ranks
