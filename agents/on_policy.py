@@ -50,8 +50,8 @@ class PolicyGradientConfig(OptimizerConfig):
             replaced by groups at new problems (DAPO, Yu et al. 2025, has up to 10); 0 samples once.
         truncated: Use of attempts that their token budget cut off: "learn" from them as from others, or "mask" their
             loss (DAPO's overlong filtering).
-        overlong_buffer: Tokens before the token budget is spent over which a penalty on the reward grows in a line, as
-            DAPO's soft overlong punishment does; 0 has no penalty.
+        overlong_buffer: Last share of the token budget over which a penalty on the reward grows in a line: DAPO's soft
+            overlong punishment, there 0.2; 0 has none.
         overlong_penalty: Greatest penalty, of attempts that spend the budget (DAPO: 1).
         importance: Correction of the loss for what sampling computes otherwise than training does, by the ratio of the
             probabilities that both give an action or a whole attempt: truncated to, or masked outside of,
@@ -74,7 +74,7 @@ class PolicyGradientConfig(OptimizerConfig):
     patience: int | None = None
     dynamic_sampling: int = 0
     truncated: Literal["learn", "mask"] = "learn"
-    overlong_buffer: int = 0
+    overlong_buffer: float = 0.0
     overlong_penalty: float = 1.0
     importance: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
     importance_floor: float = 0.0
@@ -93,9 +93,13 @@ class PolicyGradientConfig(OptimizerConfig):
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0 to explore, got {self.temperature}")
         SamplingConfig(self.temperature)
-        for name, least in (("dynamic_sampling", 0), ("overlong_buffer", 0), ("overlong_penalty", 0.0)):
+        for name, least in (("dynamic_sampling", 0), ("overlong_penalty", 0)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.overlong_buffer <= 1:
+            raise ValueError(
+                f"overlong_buffer must be between 0 and 1, a share of the budget, got {self.overlong_buffer}"
+            )
         if self.dynamic_sampling and self.samples_per_problem < 2:
             raise ValueError("dynamic_sampling compares attempts at one problem: set samples_per_problem to 2 or more")
         for name, hint in get_type_hints(type(self)).items():
@@ -219,11 +223,13 @@ class PolicyGradientAgent(Agent):
 
     def rewards(self, attempts: Sequence[Attempt]) -> Sequence[NDArray[np.floating]]:
         """Rewards `[T]` of each attempt's tokens as learning sees them: less what long attempts are fined."""
-        buffer, limit = self.config.overlong_buffer, self.env.max_new_tokens
-        if not buffer:
+        config, limit = self.config, self.env.max_new_tokens
+        if not config.overlong_buffer:
             return [attempt.rewards for attempt in attempts]
         lengths = np.array([len(attempt.completion) for attempt in attempts])
-        fines = self.config.overlong_penalty * overlong_penalty(lengths, limit, min(buffer, limit))
+        fines = self.config.overlong_penalty * overlong_penalty(
+            lengths, limit, max(1, round(self.config.overlong_buffer * limit))
+        )
         rewards = [attempt.rewards.astype(np.float64) for attempt in attempts]
         for paid, fine in zip(rewards, fines, strict=True):
             paid[-1] += fine
