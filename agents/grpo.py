@@ -110,7 +110,7 @@ class GRPO(ProximalAgent):
         old: TokenValues | None = None
         if (len(minibatches) > 1 or penalized) and trained.any():
             old = evaluate_as_trained(lambda batch: learner.evaluate(batch, config.temperature), examples, first)[0]
-        reference = self.reference_logprobs(learner, examples, first, iteration) if trained.any() else None
+        reference = self.reference_logprobs(learner, examples, first, iteration)
         if penalized and old is not None and reference is not None:
             penalty = np.array([values.sum() for values in self.penalties(old, reference)]).reshape(returns.shape)
             advantages = group_advantages(returns - config.kl_coef * penalty, config.scale).ravel()

@@ -109,9 +109,10 @@ class ProximalAgent(PolicyGradientAgent):
             return None
         if config.reference_refresh is not None and iteration and iteration % config.reference_refresh == 0:
             policy.refresh()
-        return evaluate_as_trained(
+        found = evaluate_as_trained(
             lambda batch: (policy.logprobs(learner, batch, config.temperature),), examples, minibatches
-        )[0]
+        )
+        return found[0] if found else None
 
     def penalties(self, logprobs: TokenValues, reference: TokenValues) -> TokenValues:
         """Estimates `[T]` of the divergence from the reference at each attempt's tokens."""

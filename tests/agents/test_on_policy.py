@@ -514,7 +514,7 @@ def test_masked_attempts_have_no_loss_but_count_in_their_groups(make, kind: str)
     agent = make(kind, truncated="mask", problems_per_iteration=30, **PLAIN)
     attempts = attempts_of(agent)
     ended = np.array([attempt.terminated for attempt in attempts])
-    assert 10 < ended.sum() < len(attempts) - 10
+    assert 10 < ended.sum() < len(attempts) - 4
     returns = agent.returns(attempts)
     signals = returns.ravel() if kind == "reinforce" else group_advantages(returns, "group").ravel()
     lengths = 1 if kind == "reinforce" else np.array([len(attempt.completion) for attempt in attempts])
