@@ -74,6 +74,7 @@ class TrainOptions(EnvChoice):
         dtype: of the weights.
         lora_rank: train low-rank adapters of this rank instead of all weights.
         vllm_memory: share of the GPU's memory for vLLM, between 0 and 1, which then samples; needs the extra "vllm".
+        preset: Published recipe whose settings become the defaults, such as "dapo" or "dr-grpo" of grpo.
         threads: CPU threads; by default PyTorch's choice.
     """
 
@@ -87,6 +88,7 @@ class TrainOptions(EnvChoice):
     dtype: Literal["float32", "bfloat16"] = "float32"
     lora_rank: int | None = None
     vllm_memory: float | None = None
+    preset: str | None = None
     threads: int | None = None
 
 
@@ -133,6 +135,7 @@ class EvalOptions(EnvChoice):
 def train(arguments: Sequence[str]) -> None:
     """Train an agent."""
     from .agents import AGENTS
+    from .agents.presets import with_preset
 
     if not arguments or arguments[0].startswith("-"):
         names = "\n".join(f"  {name:10} {_summary(AGENTS.get(name))}" for name in AGENTS.names())
@@ -145,7 +148,7 @@ def train(arguments: Sequence[str]) -> None:
         from .agents.outcome_models import ORM
 
         _set_threads(options.threads)
-        passed_on = ("resume", "num_envs", "seed", "device", "dtype", "lora_rank", "vllm_memory")
+        passed_on = ("resume", "num_envs", "seed", "device", "dtype", "lora_rank", "vllm_memory", "preset")
         agent = kind(
             options.spec(),
             options.model,
@@ -163,7 +166,7 @@ def train(arguments: Sequence[str]) -> None:
         what = "run, logs and model are" if (options.run / "model").exists() else "run and logs are"
         _print(f"{what} in {options.run} (tensorboard --logdir {options.run})")
 
-    run.__annotations__["config"] = kind.config_class
+    run.__annotations__["config"] = with_preset(kind.config_class, _flag(arguments, "--preset"), kind.name)
     _cli(run, f"tokengym train {arguments[0]}", arguments[1:], _summary(kind))
 
 
@@ -403,6 +406,16 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def _flag(arguments: Sequence[str], name: str) -> str | None:
+    """What a flag is given, if it is there."""
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == name:
+            return following
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+    return None
 
 
 def _summary(thing: object) -> str:

@@ -22,6 +22,7 @@ from ..files import new_folder, write_json
 from ..models.engine.vllm_decoder import VLLM
 from ..models.loading import load, no_progress_bars
 from ..registry import Registry, unknown_name
+from .presets import apply_preset
 from .rollouts.attempts import Attempt
 from .rollouts.collect import collect_into
 from .rollouts.policy import CausalLMPolicy, PolicyState
@@ -58,6 +59,7 @@ class Agent(ABC):
         lora_rank: train low-rank adapters of this rank instead of the weights.
         vllm_memory: share of the GPU's memory for vLLM, between 0 and 1, which then samples in place of the built-in
             decoder; policies that act under labels keep that one. Needs the extra "vllm".
+        preset: Published recipe whose settings are the defaults, see `presets`; what `config` gives wins.
         config: fields of `config_class`.
 
     Raises:
@@ -85,9 +87,10 @@ class Agent(ABC):
         dtype: str = "float32",
         lora_rank: int | None = None,
         vllm_memory: float | None = None,
+        preset: str | None = None,
         **config: Any,
     ) -> None:
-        self.config = _configure(self.config_class, config)
+        self.config = _configure(self.config_class, apply_preset(preset, self.name, config) if preset else config)
         self.seed, self.num_envs = seed, num_envs
         self._source = _spec(env)
         self._validation_env = validation_env

@@ -1,9 +1,11 @@
-"""GRPO: attempts at one problem are each other's baseline; clipped ratio, optional KL penalty (Shao et al. 2024)."""
+"""GRPO: attempts at one problem are each other's baseline (Shao et al. 2024), with the choices of its successors.
 
-from collections import defaultdict
+Presets by name, each a published recipe, are in `presets`.
+"""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,34 +13,48 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .base import AGENTS
-from .on_policy import PolicyGradientAgent, PolicyGradientConfig
+from .proximal import EntropyLearner, ProximalAgent, ProximalConfig, at, summarize
 from .rollouts.attempts import Attempt
-from .training.advantages import group_advantages
+from .training.advantages import AGGREGATIONS, Aggregation, Scale, group_advantages
 from .training.learner import Example, Learner, Loss, MicroBatch
-from .training.losses import clipped, clipped_surrogate, k3_divergence, masked_aggregate
+from .training.losses import (
+    DIVERGENCES,
+    clipped_importance,
+    clipped_surrogate,
+    k3_divergence,
+    log_ratios,
+    masked_aggregate,
+    sequence_log_ratios,
+)
 from .training.reference import Reference, TokenValues, evaluate_as_trained, shuffled
 
 
 @dataclass(frozen=True)
-class GRPOConfig(PolicyGradientConfig):
+class GRPOConfig(ProximalConfig):
     """Settings of `GRPO`; what Tsilivis et al. 2025 leave open is by Shao et al. 2024 where nothing else is said.
 
     Attributes:
-        samples_per_problem: the size of a group; 16 [choice].
-        clip: how far the ratio to the policy that acted may count; 0.2.
-        kl_coef: weight of the k3 penalty against the model as it was before learning; 0, no reference [choice].
-        scale_by_std: divide advantages by their group's standard deviation.
-        length_normalization: average over each attempt's tokens, so that all attempts weigh the same, or else add them
-            up, which is the policy gradient proper (Liu et al. 2025) and the choice where length itself is the subject.
-        epochs: passes over each batch of attempts; 1.
-        minibatches: updates per pass; 1 [choice]. With one of both, the ratio is 1 and nothing is ever clipped.
+        samples_per_problem: Attempts at each problem, the size of a group; 16 [choice].
+        scale: Standard deviation that advantages are divided by: of each "group" (GRPO), of the whole "batch" (Lite
+            PPO), or "none" (Dr. GRPO).
+        aggregation: Average that is the loss: over "attempts" of the mean over each one's tokens (GRPO), over all
+            "tokens" of the batch (DAPO), or the sum over tokens divided by the attempts and a "constant" (Dr. GRPO).
+        length_constant: Tokens of an attempt that `aggregation="constant"` divides by; `None` takes `max_new_tokens`,
+            and 1 is the policy gradient proper.
+        ratio: Probability whose ratio is clipped: that of each "token", or that of the whole attempt, a "sequence", to
+            the power of one over its length (GSPO).
+        surrogate: Use of the ratio: "clip" bounds the objective (PPO), and "cispo" bounds its weight alone, so that all
+            tokens keep a gradient.
+        epochs: Passes over each batch of attempts; 1.
+        minibatches: Updates of each pass; 1 [choice]. With one of both, the ratio is 1 and nothing is ever clipped.
     """
 
     samples_per_problem: int = 16
-    clip: float = 0.2
-    kl_coef: float = 0.0
-    scale_by_std: bool = True
-    length_normalization: bool = True
+    scale: Scale = "group"
+    aggregation: Aggregation = "attempts"
+    length_constant: float | None = None
+    ratio: Literal["token", "sequence"] = "token"
+    surrogate: Literal["clip", "cispo"] = "clip"
     epochs: int = 1
     minibatches: int = 1
 
@@ -46,20 +62,18 @@ class GRPOConfig(PolicyGradientConfig):
         super().__post_init__()
         if self.samples_per_problem < 2:
             raise ValueError(f"samples_per_problem is {self.samples_per_problem}: a group of one has no advantages")
-        if self.clip <= 0:
-            raise ValueError(f"clip must be above 0, got {self.clip}")
-        if self.kl_coef < 0:
-            raise ValueError(f"kl_coef must be at least 0, got {self.kl_coef}")
+        if self.length_constant is not None and not self.length_constant > 0:
+            raise ValueError(f"length_constant must be above 0, got {self.length_constant}")
+        if self.surrogate == "cispo" and self.dual_clip is not None:
+            raise ValueError('dual_clip bounds the objective of surrogate="clip": with "cispo" leave it out')
         episodes = self.problems_per_iteration * self.samples_per_problem
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
         if not 1 <= self.minibatches <= episodes:
             raise ValueError(f"minibatches must be between 1 and the {episodes} attempts, got {self.minibatches}")
 
 
 @AGENTS.register("grpo")
-class GRPO(PolicyGradientAgent):
-    """Group relative policy optimisation (GRPO): PPO's clipped loss with the group's mean for a value function."""
+class GRPO(ProximalAgent):
+    """Group relative policy optimization (GRPO): PPO's clipped loss with the group's mean for a value function."""
 
     name = "grpo"
     config_class = GRPOConfig
@@ -73,68 +87,96 @@ class GRPO(PolicyGradientAgent):
     def updates_per_iteration(self) -> int:
         return self.config.epochs * self.config.minibatches
 
+    def make_learner(self, total_steps: int) -> EntropyLearner:
+        learner = EntropyLearner(self.model, self.config, total_steps, self.accelerator, len(self.tokenizer))
+        learner.entropy = self.config.entropy_coef > 0
+        return learner
+
     def improve(self, learner: Learner, attempts: Sequence[Attempt], iteration: int) -> dict[str, float]:
         config, count = self.config, len(attempts)
-        advantages = group_advantages(self.returns(attempts), config.scale_by_std).ravel()
         examples = [Example(attempt.prompt, attempt.completion) for attempt in attempts]
-        # Without a penalty, an attempt without an advantage has no gradient: only the denominators count it.
-        trained = advantages != 0 if not config.kl_coef else np.ones(count, bool)
+        learnable, returns = self.learnable(attempts), self.returns(attempts)
+        advantages = group_advantages(returns, config.scale).ravel()
+        # Nothing but a penalty or a bonus gives an attempt without an advantage a gradient: else denominators count it.
+        trained = learnable & ((advantages != 0) | (config.kl_coef + config.entropy_coef > 0))
         seed, group = [self.seed, iteration], config.samples_per_problem
         parts = shuffled(count, config.epochs, config.minibatches, seed, group)
-        minibatches = [(rows[trained[rows]], len(rows)) for rows in parts]
+        minibatches = [(rows[trained[rows]], rows) for rows in parts]
         first = [rows for rows, _ in minibatches[: config.minibatches]]
+        penalized = config.kl_coef > 0 and config.kl_in == "reward"
+        if penalized:
+            first.append(np.flatnonzero(~learnable))  # masked attempts are part of their group's mean
         # A single update needs no pass for the old log-probabilities: they are its own.
         old: TokenValues | None = None
-        if len(minibatches) > 1 and trained.any():
-            (old,) = evaluate_as_trained(lambda batch: learner.evaluate(batch, config.temperature), examples, first)
-        reference: TokenValues | None = None
-        if (policy := self._reference) is not None:
-            (reference,) = evaluate_as_trained(
-                lambda batch: (policy.logprobs(learner, batch, config.temperature),), examples, first
-            )
+        if (len(minibatches) > 1 or penalized) and trained.any():
+            old = evaluate_as_trained(lambda batch: learner.evaluate(batch, config.temperature), examples, first)[0]
+        reference = self.reference_logprobs(learner, examples, first, iteration)
+        if penalized and old is not None and reference is not None:
+            penalty = np.array([values.sum() for values in self.penalties(old, reference)]).reshape(returns.shape)
+            advantages = group_advantages(returns - config.kl_coef * penalty, config.scale).ravel()
 
-        found: dict[str, list[float]] = defaultdict(list)
-        for rows, size in minibatches:
+        lengths = np.array([len(attempt.completion) for attempt in attempts]) * learnable
+        constant = config.length_constant or self.env.max_new_tokens
+        updates: list[dict[str, float]] = []
+        for rows, part in minibatches:
             if len(rows):
+                weights = np.zeros(count)
+                weights[part] = AGGREGATIONS[config.aggregation](lengths[part], constant)
                 batch = [examples[i] for i in rows]
-                loss = self._loss(batch, advantages[rows], size, _at(old, rows), _at(reference, rows))
-                for name, value in learner.update(batch, loss, self.seed, config.temperature).items():
-                    found[name].append(value)
-        means = {name: float(np.mean(values)) for name, values in found.items()}
-        return {"trained_attempts": float(trained.sum()), **means}
+                sampled = [attempts[i].logprobs for i in rows]
+                signals = Signals(advantages[rows], weights[rows], sampled, at(old, rows), at(reference, rows))
+                updates.append(learner.update(batch, self._loss(signals), self.seed, config.temperature))
+        return {"trained_attempts": float(trained.sum()), **summarize(updates)}
 
-    def _loss(
-        self,
-        examples: Sequence[Example],
-        advantages: NDArray[np.float64],
-        size: int,
-        old: TokenValues | None,
-        reference: TokenValues | None,
-    ) -> Loss:
-        """The loss of a minibatch of `size` attempts, of which `examples` are those with something to learn from."""
+    def _loss(self, signals: "Signals") -> Loss:
+        """The loss of a minibatch."""
         config, device = self.config, self.model.device
-        actions = sum(len(example.completion) for example in examples)
-        lengths = [len(example.completion) if config.length_normalization else 1 for example in examples]
-        weights = 1 / torch.tensor(lengths, dtype=torch.float32, device=device)
-        signals = torch.from_numpy(advantages).float().to(device)
+        actions = sum(len(values) for values in signals.sampled)
+        advantages_of, weights_of = (
+            torch.from_numpy(values).float().to(device)[:, None] for values in (signals.advantages, signals.weights)
+        )
 
-        def loss(batch: MicroBatch, logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            mask = batch.action_mask
-            before = logprobs.detach() if old is None else batch.spread(old)
-            values = clipped_surrogate(logprobs, before, signals[batch.rows, None], mask, config.clip)
-            now = logprobs.detach()
-            further = {
-                "clip_fraction": masked_aggregate(clipped(now, before, mask, config.clip).float(), mask, actions),
-                "approx_kl": masked_aggregate(k3_divergence(before, now, mask), mask, actions),
-            }
-            if reference is not None:
-                penalty = k3_divergence(logprobs, batch.spread(reference), mask)
-                values = values + config.kl_coef * penalty
-                further["reference_kl"] = masked_aggregate(penalty, mask, actions)
-            return masked_aggregate(values * weights[batch.rows, None], mask, size), further
+        def loss(batch: MicroBatch, output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            logprobs, entropies = output if isinstance(output, tuple) else (output, None)
+            mask, advantages, weights = batch.action_mask, advantages_of[batch.rows], weights_of[batch.rows]
+            before = logprobs.detach() if signals.old is None else batch.spread(signals.old)
+            ratios = log_ratios(logprobs, before, mask)
+            if config.ratio == "sequence":
+                ratios = sequence_log_ratios(ratios, mask)
+            if config.surrogate == "cispo":
+                values = clipped_importance(logprobs, ratios, advantages, mask, config.clip, config.upper_clip)
+            else:
+                values = clipped_surrogate(ratios, advantages, mask, config.clip, config.upper_clip, config.dual_clip)
+            values, metrics = self.corrected(values, before, batch.spread(signals.sampled), mask, actions)
+            if signals.reference is not None:
+                reference = batch.spread(signals.reference)
+                distance = k3_divergence(logprobs.detach(), reference, mask)
+                metrics["reference_kl"] = masked_aggregate(distance, mask, actions)
+                if config.kl_in == "loss":
+                    values = values + config.kl_coef * DIVERGENCES[config.kl_estimator](logprobs, reference, mask)
+            total = masked_aggregate(values * weights, mask, 1)
+            if entropies is not None:
+                metrics["entropy"] = masked_aggregate(entropies, mask, actions)
+                total = total - config.entropy_coef * metrics["entropy"]
+            return total, metrics | self.ratio_metrics(ratios, logprobs, before, mask, actions)
 
         return loss
 
 
-def _at(values: TokenValues | None, rows: NDArray[np.int64]) -> TokenValues | None:
-    return None if values is None else [values[i] for i in rows]
+@dataclass(frozen=True, slots=True, eq=False)
+class Signals:
+    """What the attempts `[A]` of a minibatch are trained on.
+
+    Attributes:
+        advantages: `[A]`.
+        weights: `[A]`, of each token of an attempt in the loss.
+        sampled: log-probabilities `[T]` of each attempt's tokens when they were sampled.
+        old: the same by training's forward pass before any update; `None` where the update is the first.
+        reference: the same under the reference, if there is one.
+    """
+
+    advantages: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    sampled: TokenValues
+    old: TokenValues | None
+    reference: TokenValues | None

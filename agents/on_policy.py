@@ -1,11 +1,12 @@
 """What agents share that alternate between sampling attempts and updates on them: REINFORCE, GRPO, PPO."""
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 from accelerate.utils import gather_object
@@ -19,10 +20,12 @@ from .base import Agent, Callback
 from .evaluation.evaluate import median_response_length, validate
 from .rollouts.attempts import Attempt, AttemptFile, RolloutStatistics
 from .rollouts.collect import collect
-from .training.advantages import uniform_groups
+from .rollouts.groups import Groups, sample_groups
+from .training.advantages import overlong_penalty
 from .training.checkpoints import load_checkpoint, load_tensors, save_checkpoint
 from .training.fine_tuning import restore, snapshot
 from .training.learner import Learner, NonFiniteError, OptimizerConfig
+from .training.losses import importance_weights, k3_divergence, log_ratios, masked_aggregate
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,18 @@ class PolicyGradientConfig(OptimizerConfig):
         save_iterations: iterations between checkpoints, in runs that have a folder; [choice].
         keep_best: end with the policy of the best validation maj@1, or else with the newest; [choice].
         patience: validations without a better one after which learning stops; `None` goes on [choice].
+        dynamic_sampling: Rounds of further sampling in which groups whose rewards are all equal, and teach nothing, are
+            replaced by groups at new problems (DAPO, Yu et al. 2025, has up to 10); 0 samples once.
+        truncated: Use of attempts that their token budget cut off: "learn" from them as from others, or "mask" their
+            loss (DAPO's overlong filtering).
+        overlong_buffer: Last share of the token budget over which a penalty on the reward grows in a line: DAPO's soft
+            overlong punishment, there 0.2; 0 has none.
+        overlong_penalty: Greatest penalty, of attempts that spend the budget (DAPO: 1).
+        importance: Correction of the loss for what sampling computes otherwise than training does, by the ratio of the
+            probabilities that both give an action or a whole attempt: truncated to, or masked outside of,
+            [importance_floor, importance_cap]; "none" only logs the mismatch.
+        importance_floor: Least such ratio.
+        importance_cap: Greatest such ratio (Yao et al. 2025: 2).
     """
 
     iterations: int = 20
@@ -57,6 +72,13 @@ class PolicyGradientConfig(OptimizerConfig):
     save_iterations: int = 5
     keep_best: bool = False
     patience: int | None = None
+    dynamic_sampling: int = 0
+    truncated: Literal["learn", "mask"] = "learn"
+    overlong_buffer: float = 0.0
+    overlong_penalty: float = 1.0
+    importance: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
+    importance_floor: float = 0.0
+    importance_cap: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +93,23 @@ class PolicyGradientConfig(OptimizerConfig):
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0 to explore, got {self.temperature}")
         SamplingConfig(self.temperature)
+        for name, least in (("dynamic_sampling", 0), ("overlong_penalty", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.overlong_buffer <= 1:
+            raise ValueError(
+                f"overlong_buffer must be between 0 and 1, a share of the budget, got {self.overlong_buffer}"
+            )
+        if self.dynamic_sampling and self.samples_per_problem < 2:
+            raise ValueError("dynamic_sampling compares attempts at one problem: set samples_per_problem to 2 or more")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}, got {getattr(self, name)!r}")
+        if not 0 <= self.importance_floor <= 1 <= self.importance_cap:
+            raise ValueError(
+                "importance_floor must be between 0 and 1 and importance_cap at least 1, got "
+                f"{self.importance_floor} and {self.importance_cap}"
+            )
 
 
 class PolicyGradientAgent(Agent):
@@ -96,6 +135,13 @@ class PolicyGradientAgent(Agent):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `state` gave."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What changes with learning besides what the learner updates, as tensors."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores what `tensors` gave."""
+
     def learn(
         self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
     ) -> Self:
@@ -117,25 +163,30 @@ class PolicyGradientAgent(Agent):
         state = load_checkpoint(learner, checkpoints)
         begin, self.num_attempts, self.num_tokens = (state.get(name, 0) for name in ("iteration", "attempts", "tokens"))
         self.load_state(state.get("agent", {}))
-        best = _Best(**state.get("best", {}), weights=load_tensors(checkpoints))
+        tensors = load_tensors(checkpoints)
+        self.load_tensors(_part(tensors, "agent/"))
+        best = _Best(**state.get("best", {}), weights=_part(tensors, "best/"))
         if self.run is not None:
             self.run.rewind(self.num_attempts)  # what a killed process logged behind its last checkpoint
         validation = self.make_validation_env() if config.validation_problems else None
         episodes = config.problems_per_iteration * config.samples_per_problem
+        budget = math.inf if total_episodes is None else total_episodes
         curriculum = self.env.curriculum
         curriculum.load_state_dict(state.get("curriculum", {}))
         try:
             with self.progress((iterations - begin) * episodes, self.name, progress_bar) as bar:
                 for iteration in range(begin, iterations):
-                    if best.age == config.patience:
+                    left = budget - self.num_attempts  # dynamic sampling spends it faster than iterations end
+                    if best.age == config.patience or left < episodes:
                         break
                     began = time.perf_counter()
                     metrics: dict[str, float] = {}
                     self.env.curriculum = Batch(curriculum, config.samples_per_problem)
                     attempts: list[Attempt] = []
                     with self._kept_if_not_finite(attempts, iteration, learner):
-                        attempts = self._sample(iteration, episodes, attempts, metrics, bar.update)
-                        for attempt in attempts:
+                        groups = self._sample(iteration, left, attempts, metrics, bar.update)
+                        attempts = groups.batch
+                        for attempt in groups.sampled:
                             curriculum.ended(attempt.problem, attempt.is_success)
                         metrics |= {f"curriculum/{name}": value for name, value in curriculum.metrics().items()}
                         started = time.perf_counter()
@@ -143,7 +194,7 @@ class PolicyGradientAgent(Agent):
                         found = self.improve(learner, attempts, iteration)
                     metrics |= {f"train/{name}": value for name, value in found.items()}
                     metrics["time/train_seconds"] = time.perf_counter() - started
-                    last = iteration + 1 == iterations
+                    last = iteration + 1 == iterations or budget - self.num_attempts < episodes
                     if validation is not None and (last or (iteration + 1) % config.validation_iterations == 0):
                         started = time.perf_counter()
                         metrics |= validate(self, validation, config.validation_problems)
@@ -159,7 +210,9 @@ class PolicyGradientAgent(Agent):
                         state = {"iteration": iteration + 1, "attempts": self.num_attempts, "tokens": self.num_tokens}
                         state |= {"best": {"accuracy": best.accuracy, "age": best.age}, "agent": self.state()}
                         state |= {"curriculum": curriculum.state_dict()}
-                        save_checkpoint(learner, checkpoints, state, best.weights)
+                        tensors = {f"best/{name}": tensor for name, tensor in best.weights.items()}
+                        tensors |= {f"agent/{name}": tensor for name, tensor in self.tensors().items()}
+                        save_checkpoint(learner, checkpoints, state, tensors)
                     if not going_on:
                         break
         finally:
@@ -168,10 +221,51 @@ class PolicyGradientAgent(Agent):
         self.keep_model()
         return self
 
+    def rewards(self, attempts: Sequence[Attempt]) -> Sequence[NDArray[np.floating]]:
+        """Rewards `[T]` of each attempt's tokens as learning sees them: less what long attempts are fined."""
+        config, limit = self.config, self.env.max_new_tokens
+        if not config.overlong_buffer:
+            return [attempt.rewards for attempt in attempts]
+        lengths = np.array([len(attempt.completion) for attempt in attempts])
+        fines = self.config.overlong_penalty * overlong_penalty(
+            lengths, limit, max(1, round(self.config.overlong_buffer * limit))
+        )
+        rewards = [attempt.rewards.astype(np.float64) for attempt in attempts]
+        for paid, fine in zip(rewards, fines, strict=True):
+            paid[-1] += fine
+        return rewards
+
     def returns(self, attempts: Sequence[Attempt]) -> NDArray[np.float64]:
         """Undiscounted returns `[N, K]`, K attempts at each of N problems."""
-        returns = np.array([attempt.total_reward for attempt in attempts])
+        returns = np.array([float(rewards.sum()) for rewards in self.rewards(attempts)])
         return returns.reshape(-1, self.config.samples_per_problem)
+
+    def learnable(self, attempts: Sequence[Attempt]) -> NDArray[np.bool_]:
+        """Which attempts `[A]` may have a loss: all, or those that ended by themselves."""
+        return np.array([attempt.terminated or self.config.truncated != "mask" for attempt in attempts])
+
+    def corrected(
+        self, values: Tensor, before: Tensor, sampled: Tensor, mask: Tensor, actions: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A loss corrected for what sampling computes otherwise than training does, and the size of that mismatch.
+
+        Args:
+            values: `[B, T]`, the loss of each action.
+            before: `[B, T]` log-probabilities of the actions by training's forward pass, before any update.
+            sampled: `[B, T]` those recorded when the actions were sampled.
+            mask: `[B, T]` bool, true at actions.
+            actions: their number in the whole batch.
+        """
+        config, ratios = self.config, log_ratios(before, sampled, mask)
+        metrics = {
+            "mismatch": masked_aggregate(ratios.abs(), mask, actions),
+            "mismatch_max": ratios.abs().max(),
+            "mismatch_kl": masked_aggregate(k3_divergence(sampled, before, mask), mask, actions),
+        }
+        if config.importance == "none":
+            return values, metrics
+        weights = importance_weights(ratios, mask, config.importance, config.importance_floor, config.importance_cap)
+        return values * weights, metrics | {"importance": masked_aggregate(weights, mask, actions)}
 
     @contextmanager
     def _kept_if_not_finite(self, attempts: Sequence[Attempt], iteration: int, learner: Learner) -> Iterator[None]:
@@ -202,36 +296,49 @@ class PolicyGradientAgent(Agent):
     def _sample(
         self,
         iteration: int,
-        episodes: int,
+        limit: float,
         attempts: list[Attempt],
         metrics: dict[str, float],
         on_step: Callable[[int], object],
-    ) -> list[Attempt]:
-        """All attempts of an iteration; those of this rank are put into `attempts`, too, as they come."""
-        started = time.perf_counter()
-        policy = self.policy.with_sampling(temperature=self.config.temperature)
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        start, stop = episodes * rank // ranks, episodes * (rank + 1) // ranks
+    ) -> Groups:
+        """All attempts of an iteration, at most `limit`; this rank puts its own into `attempts` as they come."""
+        config, started = self.config, time.perf_counter()
         seed = self.seed + _ITERATION_SEED * (iteration + 1)
-        for attempt in collect(policy, self.env, stop, seed=seed, start=start, on_step=on_step):
-            attempts.append(attempt)
-            _check_rewards(attempt)
-        if ranks > 1:
-            attempts = [attempt for part in gather_object([attempts]) for attempt in part]
-        self.env.seek(seed, episodes)  # on all ranks alike, the curriculum is where the whole batch has brought it
+        groups = sample_groups(
+            lambda numbers: self._collect(seed, numbers, attempts, on_step),
+            config.problems_per_iteration, config.samples_per_problem, config.dynamic_sampling, limit,
+        )  # fmt: skip
+        sampled = groups.sampled
+        self.env.seek(seed, len(sampled))  # on all ranks alike, the curriculum is where all attempts have brought it
         statistics = RolloutStatistics()
-        for attempt in attempts:
+        for attempt in sampled:
             statistics.add(attempt)
         self.num_attempts += statistics.attempts
         self.num_tokens += statistics.tokens
         metrics |= statistics.metrics(time.perf_counter() - started)
-        returns = self.returns(attempts)
-        metrics["rollout/median_response_length"] = median_response_length(attempts)
+        metrics["rollout/median_response_length"] = median_response_length(sampled)
         # The mean of -log pi over sampled tokens: unbiased for the entropy of the policy where it was.
-        metrics["rollout/entropy"] = -sum(float(attempt.logprobs.sum()) for attempt in attempts) / statistics.tokens
-        if self.config.samples_per_problem > 1:
-            metrics["rollout/uniform_groups"] = float(uniform_groups(returns).mean())
-        return attempts
+        metrics["rollout/entropy"] = -sum(float(attempt.logprobs.sum()) for attempt in sampled) / statistics.tokens
+        if config.samples_per_problem > 1:
+            metrics["rollout/uniform_groups"] = groups.uniform / config.problems_per_iteration
+        if config.dynamic_sampling:
+            metrics["rollout/replaced_groups"] = float(groups.replaced)
+            metrics["rollout/unreplaced_groups"] = float(groups.uniform - groups.replaced)
+        return groups
+
+    def _collect(
+        self, seed: int, numbers: range, attempts: list[Attempt], on_step: Callable[[int], object]
+    ) -> list[Attempt]:
+        """Attempts with some numbers, in order; this rank puts its own into `attempts` as they come."""
+        policy = self.policy.with_sampling(temperature=self.config.temperature)
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        start, stop = (numbers.start + len(numbers) * share // ranks for share in (rank, rank + 1))
+        own: list[Attempt] = []
+        for attempt in collect(policy, self.env, stop, seed=seed, start=start, on_step=on_step):
+            attempts.append(attempt)
+            own.append(attempt)
+            _check_rewards(attempt)
+        return [attempt for part in gather_object([own]) for attempt in part] if ranks > 1 else own
 
 
 @dataclass(slots=True)
@@ -247,6 +354,11 @@ class _Best:
             self.accuracy, self.age, self.weights = accuracy, 0, weights
         else:
             self.age += 1
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _check_rewards(attempt: Attempt) -> None:

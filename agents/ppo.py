@@ -1,24 +1,23 @@
 """PPO: token-level proximal policy optimisation with a critic (Schulman et al. 2017; Havrilla et al. 2024)."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..models.critics import CRITICS, ActorCritic, make_critic
+from ..models.critics import ActorCritic, make_critic
 from ..models.forward import compute_dtype, token_logprobs_and_entropy
 from ..models.layers import train_top_layers
 from .base import AGENTS
-from .on_policy import PolicyGradientAgent, PolicyGradientConfig
+from .proximal import ProximalAgent, ProximalConfig, at, summarize
 from .rollouts.attempts import Attempt
 from .training.advantages import adapted_kl_coef, explained_variance, generalized_advantages, whiten
 from .training.learner import PAPER_LEARNING_RATE, Example, Learner, Loss, MicroBatch
-from .training.losses import clipped, clipped_surrogate, k1_divergence, k3_divergence, masked_aggregate, value_error
+from .training.losses import DIVERGENCES, clipped_surrogate, k3_divergence, log_ratios, masked_aggregate, value_error
 from .training.reference import Reference, TokenValues, evaluate_as_trained, shuffled
 
 # Of reinforcement learning over that of supervised fine-tuning: 1e-6 over 2e-5 in the paper.
@@ -26,7 +25,7 @@ RATE_RATIO = 0.05
 
 
 @dataclass(frozen=True)
-class PPOConfig(PolicyGradientConfig):
+class PPOConfig(ProximalConfig):
     """Settings of `PPO`; what the paper leaves open is as in trlx, the library it used, which is [choice] here.
 
     Attributes:
@@ -37,17 +36,17 @@ class PPOConfig(PolicyGradientConfig):
         temperature: of exploration; 0.7 from an SFT checkpoint, 0.2 from a pretrained model without SFT [paper].
         learning_rate: `None` takes a twentieth of the model's own `recommended_learning_rate`, else 1e-6 [paper].
         betas, weight_decay: AdamW's; [choice].
-        epochs: passes over the attempts of each iteration; 4 [paper].
-        minibatch_size: attempts of each update; 256 [paper].
-        clip: how far the ratio to the policy that acted may count; [choice].
+        epochs: Passes over the attempts of each iteration; 4 [paper].
+        minibatch_size: Attempts of each update; 256 [paper].
         gamma: discount of rewards; 1 [choice].
         gae_lambda: between one-step errors, 0, and returns, 1; 0.95 [choice].
         whiten: give advantages mean 0 and variance 1 over all action tokens of an iteration; [choice].
         value_clip: how far values may move from those at sampling in one iteration; `None` does not clip; [choice].
         value_coef: weight of the value loss; [choice].
-        entropy_coef: weight of the policy's entropy at action positions; 0 [choice].
-        kl_coef: of the penalty kl_coef * (log pi - log pi_initial) on the reward of each token; 0.05, without which the
-            paper's policies collapse. 0 does without the initial policy, too [paper].
+        kl_coef: Weight of the penalty for KL divergence from the reference; 0.05, without which the paper's policies
+            collapse [paper]. 0 does without a reference.
+        kl_estimator: Estimator of that divergence; "k1", log(pi / pi_ref) [paper].
+        kl_in: Place of the penalty; the "reward" of each token [paper].
         adaptive_kl: adapt `kl_coef` so that KL to the initial policy becomes this many nats per attempt (Ziegler et al.
             2019); `None` leaves it fixed [choice].
         kl_horizon: attempts over which an adaptive `kl_coef` can change by a fifth; [choice].
@@ -72,14 +71,14 @@ class PPOConfig(PolicyGradientConfig):
     weight_decay: float = 1e-6
     epochs: int = 4
     minibatch_size: int = 256
-    clip: float = 0.2
     gamma: float = 1.0
     gae_lambda: float = 0.95
     whiten: bool = True
     value_clip: float | None = 0.2
     value_coef: float = 1.0
-    entropy_coef: float = 0.0
     kl_coef: float = 0.05
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_in: Literal["loss", "reward"] = "reward"
     adaptive_kl: float | None = None
     kl_horizon: int = 10_000
     target_kl: float | None = None
@@ -92,23 +91,20 @@ class PPOConfig(PolicyGradientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "minibatch_size", "kl_horizon"):
+        for name in ("minibatch_size", "kl_horizon"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("clip", "value_clip", "reward_clip", "adaptive_kl", "target_kl"):
+        for name in ("value_clip", "reward_clip", "adaptive_kl", "target_kl"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
-        for name in ("value_coef", "entropy_coef", "kl_coef"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not self.value_coef >= 0:
+            raise ValueError(f"value_coef must be at least 0, got {self.value_coef}")
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if self.adaptive_kl is not None and not self.kl_coef:
             raise ValueError("adaptive_kl multiplies kl_coef, which is 0: start it above")
-        if self.critic not in CRITICS:
-            raise ValueError(f"critic must be one of {', '.join(CRITICS)}, got {self.critic!r}")
         if not 1 <= self.kept <= self.samples_per_problem:
             raise ValueError(
                 f"best_of must be between 1 and samples_per_problem={self.samples_per_problem}, got {self.best_of}"
@@ -147,24 +143,28 @@ class Experience:
     """Attempts as they were before any update on them: one value for each of their tokens, `[T]` of each attempt.
 
     Attributes:
-        logprobs: of the tokens.
+        sampled: Log-probabilities of the tokens when they were sampled.
+        logprobs: The same by training's forward pass.
+        reference: The same under the reference, if there is one.
         values: what the critic expected before each.
         advantages: how much better than that it was, whitened if wanted.
         returns: what the critic should have expected.
     """
 
+    sampled: TokenValues
     logprobs: TokenValues
+    reference: TokenValues | None
     values: TokenValues
     advantages: TokenValues
     returns: TokenValues
 
     def of(self, rows: NDArray[np.int64]) -> "Experience":
         """That of some attempts."""
-        return Experience(*([getattr(self, item.name)[i] for i in rows] for item in fields(self)))
+        return Experience(*(cast(Any, at(getattr(self, item.name), rows)) for item in fields(self)))
 
 
 @AGENTS.register("ppo")
-class PPO(PolicyGradientAgent):
+class PPO(ProximalAgent):
     """Proximal policy optimisation (PPO) with a critic: every token is an action with an advantage of its own."""
 
     name = "ppo"
@@ -202,26 +202,32 @@ class PPO(PolicyGradientAgent):
     def improve(self, learner: Learner, attempts: Sequence[Attempt], iteration: int) -> dict[str, float]:
         config = self.config
         attempts = self._best(attempts)
+        learnable = self.learnable(attempts)
+        numbers = np.cumsum(learnable) - 1  # among those that are learnt from
+        attempts = [attempts[i] for i in np.flatnonzero(learnable)]
+        metrics = {"trained_attempts": float(len(attempts)), "updates": 0.0}
+        if not attempts:
+            return metrics
         examples = [Example(attempt.prompt, attempt.completion) for attempt in attempts]
         seed = [self.seed, iteration]
-        minibatches = shuffled(len(attempts), config.epochs, config.minibatches, seed, config.kept)
-        experience, metrics = self._experience(learner, attempts, examples, minibatches[: config.minibatches])
+        parts = shuffled(len(learnable), config.epochs, config.minibatches, seed, config.kept)
+        parts = [numbers[rows[learnable[rows]]] for rows in parts]
+        reference = self.reference_logprobs(learner, examples, parts[: config.minibatches], iteration)
+        experience, found = self._experience(learner, attempts, examples, reference, parts[: config.minibatches])
 
         def accept(update: Mapping[str, float]) -> bool:
             return config.target_kl is None or update["approx_kl"] <= 1.5 * config.target_kl
 
-        found: dict[str, list[float]] = defaultdict(list)
+        updates: list[dict[str, float]] = []
         before = learner.steps
-        for rows in minibatches:
-            loss = self._loss(experience.of(rows))
-            update = learner.update([examples[i] for i in rows], loss, self.seed, config.temperature, accept)
-            for name, value in update.items():
-                found[name].append(value)
-            if not accept(update):
-                break
-        extremes = {"ratio_max": max, "ratio_min": min}
-        metrics |= {name: float(extremes.get(name, np.mean)(values)) for name, values in found.items()}
-        return metrics | {"updates": float(learner.steps - before)}
+        for rows in parts:
+            if len(rows):
+                loss = self._loss(experience.of(rows))
+                batch = [examples[i] for i in rows]
+                updates.append(learner.update(batch, loss, self.seed, config.temperature, accept))
+                if not accept(updates[-1]):
+                    break
+        return metrics | found | summarize(updates) | {"updates": float(learner.steps - before)}
 
     def _best(self, attempts: Sequence[Attempt]) -> list[Attempt]:
         """The K best attempts at each problem, in their order; the earlier of equal ones."""
@@ -237,6 +243,7 @@ class PPO(PolicyGradientAgent):
         learner: Learner,
         attempts: Sequence[Attempt],
         examples: Sequence[Example],
+        reference: TokenValues | None,
         minibatches: Sequence[NDArray[np.int64]],
     ) -> tuple[Experience, dict[str, float]]:
         """Rewards less the KL penalty, and what follows from them, with metrics of it."""
@@ -246,17 +253,15 @@ class PPO(PolicyGradientAgent):
         )
         lengths = np.array([len(row) for row in old_values])
         mask = np.arange(lengths.max()) < lengths[:, None]
-        rewards = _padded([attempt.rewards for attempt in attempts], mask).clip(-config.reward_clip, config.reward_clip)
+        rewards = _padded(self.rewards(attempts), mask).clip(-config.reward_clip, config.reward_clip)
         metrics = {"kl_coef": self.kl_coef}
-        if (policy := self._reference) is not None:
-            (reference,) = evaluate_as_trained(
-                lambda batch: (policy.logprobs(learner, batch, config.temperature),), examples, minibatches
-            )
+        if reference is not None:
+            penalties = _padded(self.penalties(old_logprobs, reference), mask)
+            if config.kl_in == "reward":
+                rewards -= self.kl_coef * penalties
             pair = [torch.from_numpy(array) for array in (_padded(old_logprobs, mask), _padded(reference, mask), mask)]
-            penalty = k1_divergence(pair[0], pair[1], pair[2]).numpy()
-            rewards -= self.kl_coef * penalty
             metrics["reference_kl"] = float(k3_divergence(pair[0], pair[1], pair[2]).sum() / mask.sum())
-            metrics["reference_kl_per_attempt"] = divergence = float(penalty.sum(1).mean())
+            metrics["reference_kl_per_attempt"] = divergence = float((pair[0] - pair[1]).sum(1).mean())
             if config.adaptive_kl is not None:
                 self.kl_coef = adapted_kl_coef(
                     self.kl_coef, divergence, config.adaptive_kl, len(attempts), config.kl_horizon
@@ -268,7 +273,9 @@ class PPO(PolicyGradientAgent):
         metrics["mean_return"] = float(rewards.sum(1).mean())
         if config.whiten:
             advantages = whiten(advantages, mask)
-        return Experience(old_logprobs, old_values, _ragged(advantages, lengths), _ragged(returns, lengths)), metrics
+        sampled = [attempt.logprobs for attempt in attempts]
+        ragged = _ragged(advantages, lengths), _ragged(returns, lengths)
+        return Experience(sampled, old_logprobs, reference, old_values, *ragged), metrics
 
     def _loss(self, experience: Experience) -> Loss:
         """The loss of a minibatch: averages over its tokens."""
@@ -276,13 +283,13 @@ class PPO(PolicyGradientAgent):
 
         def loss(batch: MicroBatch, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             logprobs, entropies, values = output
-            mask = batch.action_mask
-            old_logprobs = batch.spread(experience.logprobs)
-            surrogate = clipped_surrogate(
-                logprobs, old_logprobs, batch.spread(experience.advantages), mask, config.clip
-            )
-            old_values, returns = batch.spread(experience.values), batch.spread(experience.returns)
+            mask, old_logprobs = batch.action_mask, batch.spread(experience.logprobs)
+            ratios, advantages = log_ratios(logprobs, old_logprobs, mask), batch.spread(experience.advantages)
+            surrogate = clipped_surrogate(ratios, advantages, mask, config.clip, config.upper_clip, config.dual_clip)
+            sampled = batch.spread(experience.sampled)
+            surrogate, metrics = self.corrected(surrogate, old_logprobs, sampled, mask, actions)
             policy_loss = masked_aggregate(surrogate, mask, actions)
+            old_values, returns = batch.spread(experience.values), batch.spread(experience.returns)
             value_loss = masked_aggregate(
                 value_error(values, old_values, returns, mask, config.value_clip), mask, actions
             )
@@ -290,17 +297,11 @@ class PPO(PolicyGradientAgent):
             total = policy_loss + config.value_coef * value_loss
             if config.entropy_coef:
                 total = total - config.entropy_coef * entropy
-            now = logprobs.detach()
-            ratios = (now - old_logprobs)[mask].exp()
-            return total, {
-                "policy_loss": policy_loss,
-                "value_loss": value_loss,
-                "entropy": entropy,
-                "approx_kl": masked_aggregate(k3_divergence(old_logprobs, now, mask), mask, actions),
-                "clip_fraction": masked_aggregate(clipped(now, old_logprobs, mask, config.clip).float(), mask, actions),
-                "ratio_max": ratios.max(),
-                "ratio_min": ratios.min(),
-            }
+            if experience.reference is not None and config.kl_in == "loss":
+                penalty = DIVERGENCES[config.kl_estimator](logprobs, batch.spread(experience.reference), mask)
+                total = total + self.kl_coef * masked_aggregate(penalty, mask, actions)
+            metrics |= {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+            return total, metrics | self.ratio_metrics(ratios, logprobs, old_logprobs, mask, actions)
 
         return loss
 

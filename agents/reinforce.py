@@ -48,7 +48,7 @@ class Reinforce(PolicyGradientAgent):
     config: ReinforceConfig
 
     def improve(self, learner: Learner, attempts: Sequence[Attempt], iteration: int) -> dict[str, float]:
-        advantages = BASELINES[self.config.baseline](self.returns(attempts)).ravel()
+        advantages = BASELINES[self.config.baseline](self.returns(attempts)).ravel() * self.learnable(attempts)
         # An attempt without an advantage has no gradient: only the denominator counts it.
         trained = np.flatnonzero(advantages).tolist()
         metrics = {"trained_attempts": float(len(trained))}
@@ -57,8 +57,13 @@ class Reinforce(PolicyGradientAgent):
         examples = [Example(attempts[i].prompt, attempts[i].completion) for i in trained]
         weights = torch.from_numpy(advantages[trained]).float().to(self.model.device)
 
-        def loss(batch: MicroBatch, logprobs: Tensor) -> Tensor:
-            values = policy_gradient(logprobs, weights[batch.rows, None], batch.action_mask)
-            return masked_aggregate(values, batch.action_mask, len(attempts))
+        sampled = [attempts[i].logprobs for i in trained]
+        actions = sum(map(len, sampled))
+
+        def loss(batch: MicroBatch, logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            mask = batch.action_mask
+            values = policy_gradient(logprobs, weights[batch.rows, None], mask)
+            values, found = self.corrected(values, logprobs.detach(), batch.spread(sampled), mask, actions)
+            return masked_aggregate(values, mask, len(attempts)), found
 
         return metrics | learner.update(examples, loss, seed=self.seed, temperature=self.config.temperature)

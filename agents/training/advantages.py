@@ -1,9 +1,15 @@
 """Estimators of how much better an attempt or a token was than could be expected: pure functions on arrays."""
 
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
-from ...arrays import FloatArray
+from ...arrays import FloatArray, IntArray
+
+Scale = Literal["group", "batch", "none"]
+Aggregation = Literal["attempts", "tokens", "constant"]
 
 # What the public implementations of GRPO add to the standard deviation (TRL).
 STD_EPSILON = 1e-4
@@ -33,27 +39,57 @@ def leave_one_out(returns: FloatArray) -> FloatArray:
         ValueError: K is below 2.
     """
     size = _group_size(returns)
-    return group_advantages(returns, scale_by_std=False) * (size / (size - 1))
+    return group_advantages(returns, "none") * (size / (size - 1))
 
 
-def group_advantages(returns: FloatArray, scale_by_std: bool) -> FloatArray:
-    """Returns minus their group's mean, over its standard deviation if wanted (GRPO, Shao et al. 2024).
+def group_advantages(returns: FloatArray, scale: Scale) -> FloatArray:
+    """Returns minus their group's mean, over a standard deviation if wanted (GRPO, Shao et al. 2024).
 
-    Without the division the expected gradient is (K-1)/K of the true one; with it, problems of middling difficulty,
-    where returns vary most, weigh less. A group of equal returns has advantages of exactly 0.
+    Without the division the expected gradient is (K-1)/K of the true one (Dr. GRPO, Liu et al. 2025). Over the group's
+    standard deviation, problems of middling difficulty, where returns vary most, weigh less; over that of the batch all
+    weigh the same (Liu et al. 2025b, "Lite PPO"). A group of equal returns has advantages of exactly 0.
 
     Args:
         returns: `[N, K]`, K attempts at each of N problems.
-        scale_by_std: divide by the standard deviation (of a sample: K-1 in the denominator) plus 1e-4.
+        scale: "group" or "batch", whose standard deviation (of a sample: one less in the denominator) plus 1e-4 divides
+            the advantages, or "none".
 
     Raises:
         ValueError: K is below 2.
     """
     _group_size(returns)
     advantages = returns - returns.mean(1, keepdims=True)
-    if scale_by_std:
+    if scale == "group":
         advantages /= returns.std(1, ddof=1, keepdims=True) + STD_EPSILON
+    elif scale == "batch":
+        advantages /= returns.std(ddof=1) + STD_EPSILON
     return np.where(uniform_groups(returns)[:, None], 0.0, advantages)
+
+
+AGGREGATIONS: dict[Aggregation, Callable[[IntArray, float], FloatArray]] = {
+    "attempts": lambda lengths, constant: 1 / (len(lengths) * np.maximum(lengths, 1)),
+    "tokens": lambda lengths, constant: np.full(len(lengths), 1 / max(lengths.sum(), 1)),
+    "constant": lambda lengths, constant: np.full(len(lengths), 1 / (len(lengths) * constant)),
+}
+"""Weights `[A]` in a loss of each token of A attempts, from their lengths `[A]`, 0 for attempts that are masked.
+
+By name: "attempts", the mean over attempts of the mean over each one's tokens (GRPO); "tokens", the mean over all
+tokens of the batch (DAPO); "constant", the sum over tokens divided by the attempts and a constant (Dr. GRPO).
+"""
+
+
+def overlong_penalty(lengths: IntArray, limit: int, buffer: int) -> FloatArray:
+    """Penalties `[A]`, 0 to -1, of attempts that end in the last `buffer` tokens before the limit.
+
+    The soft overlong punishment of DAPO (Yu et al. 2025) falls in a line, from 0 at `limit - buffer` tokens to -1 at
+    the limit.
+
+    Args:
+        lengths: `[A]` tokens of each attempt, at most `limit`.
+        limit: the most tokens of an attempt.
+        buffer: tokens, 1 to `limit`, over which the penalty grows.
+    """
+    return np.minimum((limit - buffer - lengths) / buffer, 0.0)
 
 
 def uniform_groups(returns: FloatArray) -> NDArray[np.bool_]:

@@ -35,25 +35,108 @@ def policy_gradient(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tenso
     return -advantages * logprobs
 
 
-def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
-    """-min(rho A, clip(rho, 1 - eps, 1 + eps) A), `[B, T]`, with rho = pi / pi_old (Schulman et al. 2017).
+def log_ratios(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Log-ratios, log(pi / pi_old), of each action, `[B, T]`.
 
     Args:
         logprobs: `[B, T]` of the actions.
         old_logprobs: `[B, T]`, under the policy that acted; without gradient.
-        advantages: `[B, T]`, or `[B, 1]` for one of each attempt.
+        mask: `[B, T]` bool, true at actions.
+    """
+    logprobs, old_logprobs = _select(mask, logprobs, old_logprobs)
+    return logprobs - old_logprobs
+
+
+def sequence_log_ratios(log_ratios: Tensor, mask: Tensor) -> Tensor:
+    """Log s of GSPO (Zheng et al. 2025): the mean of an attempt's log-ratios, `[B, T]`, at each of its actions.
+
+    The mean over an attempt of their exponentials is its one ratio, (pi(y) / pi_old(y))^(1/|y|), with its gradient.
+
+    Args:
+        log_ratios: `[B, T]` of the actions, one attempt in each row.
+        mask: `[B, T]` bool, true at actions.
+    """
+    (log_ratios,) = _select(mask, log_ratios)
+    means = log_ratios.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(mask, means, 0)
+
+
+def importance_weights(log_ratios: Tensor, mask: Tensor, kind: str, floor: float, cap: float) -> Tensor:
+    """pi_train / pi_sampled, `[B, T]`, within bounds: corrects a loss for attempts that another engine sampled.
+
+    Truncated weights (TIS, Yao et al. 2025) are clamped to the bounds; masked ones (IcePop, Zhao et al. 2025) are 0
+    outside of them. The weight of a sequence is that of its whole probability, the same at each action.
+
+    Args:
+        log_ratios: `[B, T]`, log pi_train - log pi_sampled of the actions, before any update; without gradient.
+        mask: `[B, T]` bool, true at actions.
+        kind: "token_truncate", "token_mask", "sequence_truncate" or "sequence_mask".
+        floor: the least weight.
+        cap: the greatest weight.
+    """
+    level, rule = kind.split("_")
+    (log_ratios,) = _select(mask, log_ratios)
+    weights = (log_ratios.sum(-1, keepdim=True).expand_as(mask) if level == "sequence" else log_ratios).exp()
+    if rule == "truncate":
+        return weights.clamp(floor, cap)
+    return torch.where((weights < floor) | (weights > cap), 0, weights)
+
+
+def clipped_surrogate(
+    log_ratios: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float,
+    clip_high: float | None = None,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """-min(rho A, clip(rho, 1 - eps, 1 + eps_high) A), `[B, T]`, with rho = pi / pi_old (Schulman et al. 2017).
+
+    A higher upper bound is DAPO's clip-higher (Yu et al. 2025). The dual clip (Ye et al. 2020) bounds the loss of a
+    negative advantage too: where A < 0 the objective is max(min(...), c A).
+
+    Args:
+        log_ratios: `[B, T]`, log rho of the actions.
+        advantages: `[B, T]`, or `[B, 1]` for one of each row.
         mask: `[B, T]` bool, true at actions.
         clip: eps.
+        clip_high: eps_high; `None` takes eps.
+        dual_clip: c, above 1 + eps_high; `None` leaves the ratio of negative advantages unbounded.
     """
-    logprobs, old_logprobs, advantages = _select(mask, logprobs, old_logprobs, advantages)
-    ratio = (logprobs - old_logprobs).exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    log_ratios, advantages = _select(mask, log_ratios, advantages)
+    ratio = log_ratios.exp()
+    near = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    objective = torch.minimum(ratio * advantages, near * advantages)
+    if dual_clip is not None:
+        objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
+    return -objective
 
 
-def clipped(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, clip: float) -> Tensor:
-    """Where, `[B, T]` bool, the ratio is further than `clip` from 1; its mean is Stable-Baselines3's clip fraction."""
-    logprobs, old_logprobs = _select(mask, logprobs, old_logprobs)
-    return ((logprobs - old_logprobs).exp() - 1).abs() > clip
+def clipped_importance(
+    logprobs: Tensor, log_ratios: Tensor, advantages: Tensor, mask: Tensor, clip: float, clip_high: float
+) -> Tensor:
+    """-sg(clip(rho, 1 - eps, 1 + eps_high)) A log pi, `[B, T]`: CISPO (MiniMax 2025), which drops no token's gradient.
+
+    Args:
+        logprobs: `[B, T]` of the actions.
+        log_ratios: `[B, T]`, log rho of the actions; no gradient flows through them.
+        advantages: `[B, T]`, or `[B, 1]` for one of each row.
+        mask: `[B, T]` bool, true at actions.
+        clip: eps; 1 sets no lower bound.
+        clip_high: eps_high.
+    """
+    logprobs, log_ratios, advantages = _select(mask, logprobs, log_ratios.detach(), advantages)
+    return -log_ratios.exp().clamp(1 - clip, 1 + clip_high) * advantages * logprobs
+
+
+def clipped(log_ratios: Tensor, mask: Tensor, clip: float, clip_high: float | None = None) -> tuple[Tensor, Tensor]:
+    """Where, `[B, T]` bool, the ratio lies under 1 - clip, and where over 1 + clip_high.
+
+    The mean of both together is Stable-Baselines3's clip fraction.
+    """
+    (log_ratios,) = _select(mask, log_ratios)
+    difference = log_ratios.exp() - 1
+    return difference < -clip, difference > (clip if clip_high is None else clip_high)
 
 
 def k3_divergence(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -72,10 +155,23 @@ def k3_divergence(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Ten
 def k1_divergence(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Tensor:
     """log(p/q), `[B, T]`, for actions drawn from p: unbiased for KL(p || q), of either sign (Schulman 2020).
 
-    Arguments as of `k3_divergence`.
+    Arguments as of `k3_divergence`. As a loss it does nothing: its expected gradient is 0 under p.
     """
     logprobs, other_logprobs = _select(mask, logprobs, other_logprobs)
     return logprobs - other_logprobs
+
+
+def k2_divergence(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """log(p/q)^2 / 2, `[B, T]`, for actions drawn from p: biased for KL(p || q), never negative (Schulman 2020).
+
+    Arguments as of `k3_divergence`. As a loss its expected gradient under p is that of KL(p || q) in each state, where
+    `k3_divergence` has that of KL(q || p).
+    """
+    return k1_divergence(logprobs, other_logprobs, mask) ** 2 / 2
+
+
+DIVERGENCES = {"k1": k1_divergence, "k2": k2_divergence, "k3": k3_divergence}
+"""Estimators of KL(p || q) from actions drawn from p, by Schulman's names."""
 
 
 def value_error(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None) -> Tensor:

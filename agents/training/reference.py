@@ -1,13 +1,15 @@
 """What GRPO and PPO share: several updates on the same attempts, and a policy to stay close to."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from .fine_tuning import restore, snapshot
 from .learner import Example, Learner
 
 if TYPE_CHECKING:
@@ -18,21 +20,49 @@ TokenValues = list[NDArray[np.float32]]
 
 
 class Reference:
-    """A policy as it was before learning: what a KL penalty is against.
+    """A policy as it was at some time: what a KL penalty is against.
 
-    With LoRA it is the model without its adapter, else a frozen copy.
+    With LoRA it is the model without its adapter, and after a refresh the model with a copy of the adapter; else it is
+    a frozen copy of the model.
+
+    Args:
+        model: the policy, which is the reference as it is now.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
         self._adapted = cast("PeftModel", model) if hasattr(model, "disable_adapter") else None
         self._copy = copy.deepcopy(model).requires_grad_(False) if self._adapted is None else None
+        self._refreshed: dict[str, Tensor] = {}  # trainable weights since the last refresh, those of the copy itself
 
     def logprobs(self, learner: Learner, examples: Sequence[Example], temperature: float) -> TokenValues:
         """Log-probabilities `[T]` of each completion's tokens."""
         if self._adapted is None:
             return learner.logprobs(examples, temperature, self._copy)
-        with self._adapted.disable_adapter():
-            return learner.logprobs(examples, temperature, self._adapted.get_base_model())  # pyright: ignore
+        if not self._refreshed:
+            with self._adapted.disable_adapter():
+                return learner.logprobs(examples, temperature, self._adapted.get_base_model())  # pyright: ignore
+        newest = snapshot(self._model)
+        restore(self._model, self._refreshed)
+        try:
+            return learner.logprobs(examples, temperature, self._model)
+        finally:
+            restore(self._model, newest)
+
+    def refresh(self) -> None:
+        """Makes the policy as it is now the reference."""
+        self.load_state(snapshot(self._model))
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights that the last refresh has changed; none before the first."""
+        return self._refreshed
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores what `state` gave."""
+        self._refreshed = dict(tensors)
+        if self._copy is not None and tensors:
+            restore(self._copy, self._refreshed)
+            self._refreshed = {name: p for name, p in self._copy.named_parameters() if name in tensors}
 
 
 def shuffled(

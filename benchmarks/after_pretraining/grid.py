@@ -317,7 +317,7 @@ def _algorithm(experiment: Experiment, algorithm: str) -> tuple[str, dict[str, A
     if algorithm == "rloo":
         return "reinforce", {"baseline": "rloo", **groups, **settings}
     # Averages over each attempt's tokens would make a long chain's errors count less than a short answer's.
-    return "grpo", {"length_normalization": False, **groups, **settings}
+    return "grpo", {"aggregation": "constant", "length_constant": 1, **groups, **settings}
 
 
 def _learn(agent: Agent, stage: Path) -> None:

@@ -248,9 +248,9 @@ def test_the_first_ratio_is_exactly_one_and_so_are_the_values(make, monkeypatch,
     disturb(agent)
     ratios, moves, first = [], [], []
 
-    def surrogate(logprobs, old, advantages, mask, clip):
-        ratios.append((logprobs - old)[mask].exp().detach())
-        return clipped_surrogate(logprobs, old, advantages, mask, clip)
+    def surrogate(log_ratios, advantages, mask, *clips):
+        ratios.append(log_ratios[mask].exp().detach())
+        return clipped_surrogate(log_ratios, advantages, mask, *clips)
 
     def error(values, old, returns, mask, clip):
         moves.append((values - old)[mask].detach())

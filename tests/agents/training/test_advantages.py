@@ -1,7 +1,4 @@
-"""Estimators and losses: unbiased by enumeration of everything that can happen, and blind to what is masked."""
-
-import itertools
-from collections.abc import Callable
+"""Estimators of advantages equal their definitions in a loop, and other libraries' on the same numbers."""
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.utils import explained_variance as sb3_explained_variance
 
 from tokengym.agents.training.advantages import (
+    AGGREGATIONS,
     STD_EPSILON,
     adapted_kl_coef,
     explained_variance,
@@ -20,102 +18,10 @@ from tokengym.agents.training.advantages import (
     group_advantages,
     leave_one_out,
     mean_baseline,
+    overlong_penalty,
     uniform_groups,
     whiten,
 )
-from tokengym.agents.training.losses import (
-    clipped,
-    clipped_surrogate,
-    k1_divergence,
-    k3_divergence,
-    masked_aggregate,
-    policy_gradient,
-    value_error,
-)
-from tokengym.models.forward import token_logprobs, token_logprobs_and_entropy
-
-# A language model small enough to write down: two letters and an end, two questions, at most three tokens.
-LETTERS, END, LIMIT = (0, 1), 2, 3
-
-
-def completions() -> list[tuple[int, ...]]:
-    found = []
-    for length in range(LIMIT):
-        found += [(*letters, END) for letters in itertools.product(LETTERS, repeat=length)]
-    return found + list(itertools.product(LETTERS, repeat=LIMIT))
-
-
-COMPLETIONS = completions()
-PREFIXES = [prefix for length in range(LIMIT) for prefix in itertools.product(LETTERS, repeat=length)]
-
-
-class Enumerable:
-    """Logits of its own after each prefix of each question, in float64."""
-
-    def __init__(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.logits = torch.randn(2, len(PREFIXES), 3, generator=generator, dtype=torch.float64, requires_grad=True)
-        self.rewards = torch.rand(2, len(COMPLETIONS), generator=generator, dtype=torch.float64).numpy()
-
-    def logprobs(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[2, C, T]` log-probabilities of every completion's tokens, and where there is one."""
-        table = self.logits.log_softmax(-1)
-        values = torch.full((2, len(COMPLETIONS), LIMIT), torch.nan, dtype=torch.float64)
-        mask = torch.zeros(len(COMPLETIONS), LIMIT, dtype=torch.bool)
-        for i, completion in enumerate(COMPLETIONS):
-            for t, token in enumerate(completion):
-                values[:, i, t] = table[:, PREFIXES.index(completion[:t]), token]
-                mask[i, t] = True
-        return values, mask
-
-    def true_gradient(self) -> torch.Tensor:
-        """Of the expected reward, averaged over the questions."""
-        values, mask = self.logprobs()
-        probabilities = torch.where(mask, values, 0).sum(-1).exp()
-        assert probabilities.sum(-1).tolist() == pytest.approx([1, 1], abs=1e-12)
-        (gradient,) = torch.autograd.grad((probabilities * torch.from_numpy(self.rewards)).sum() / 2, self.logits)
-        return gradient
-
-    def expected_gradient(self, size: int, advantages: Callable, loss: Callable) -> torch.Tensor:
-        """Of the loss, over all batches of `size` attempts at each question, each with its probability."""
-        values, mask = self.logprobs()
-        chances = torch.where(mask, values, 0).sum(-1).exp().detach().numpy()
-        total = torch.zeros((), dtype=torch.float64)
-        groups = np.array(list(itertools.product(range(len(COMPLETIONS)), repeat=size)))
-        # Questions are independent, and so are the groups' advantages: each question's batches by themselves.
-        for question in range(2):
-            returns = self.rewards[question][groups]
-            weights = chances[question][groups].prod(1)
-            signal = torch.from_numpy((advantages(returns) * weights[:, None]).ravel())
-            rows = values[question][groups.ravel()]
-            where = mask[groups.ravel()]
-            total = total + masked_aggregate(loss(rows, signal[:, None], where), where, 2 * size)
-        (gradient,) = torch.autograd.grad(-total, self.logits)
-        return gradient
-
-
-def surrogate(logprobs, advantages, mask):
-    return clipped_surrogate(logprobs, logprobs.detach(), advantages, mask, 0.2)
-
-
-@pytest.mark.parametrize("loss", [policy_gradient, surrogate])
-@pytest.mark.parametrize("size", [2, 3])
-def test_reinforce_and_rloo_are_unbiased_and_the_group_mean_is_short_by_one_in_k(size: int, loss) -> None:
-    model = Enumerable(seed=size)
-    truth = model.true_gradient()
-    assert truth.norm() > 0.01
-    factors = {
-        lambda returns: returns: 1.0,
-        leave_one_out: 1.0,
-        lambda returns: group_advantages(returns, scale_by_std=False): (size - 1) / size,
-    }
-    for advantages, factor in factors.items():
-        found = model.expected_gradient(size, advantages, loss)
-        torch.testing.assert_close(found, factor * truth, atol=1e-10, rtol=0)
-    # The check can fail: other baselines are not unbiased.
-    biased = model.expected_gradient(size, lambda returns: group_advantages(returns, scale_by_std=True), loss)
-    assert (biased - truth).abs().max() > 1e-3
-
 
 groups_of_returns = st.integers(2, 6).flatmap(
     lambda k: st.lists(st.lists(st.floats(-10, 10, width=32), min_size=k, max_size=k), min_size=1, max_size=5)
@@ -126,9 +32,13 @@ groups_of_returns = st.integers(2, 6).flatmap(
 def test_advantages_equal_their_definitions_in_a_loop(returns) -> None:
     rloo, plain, scaled = (
         leave_one_out(returns),
-        group_advantages(returns, scale_by_std=False),
-        group_advantages(returns, scale_by_std=True),
+        group_advantages(returns, "none"),
+        group_advantages(returns, "group"),
     )
+    batch = group_advantages(returns, "batch")
+    everything = [value for group in returns.tolist() for value in group]
+    middle = sum(everything) / len(everything)
+    spread = (sum((value - middle) ** 2 for value in everything) / (len(everything) - 1)) ** 0.5
     for n, group in enumerate(returns.tolist()):
         mean = sum(group) / len(group)
         deviation = (sum((value - mean) ** 2 for value in group) / (len(group) - 1)) ** 0.5
@@ -137,68 +47,42 @@ def test_advantages_equal_their_definitions_in_a_loop(returns) -> None:
             assert rloo[n, k] == pytest.approx(value - sum(others) / len(others), abs=1e-9)
             assert plain[n, k] == pytest.approx(value - mean, abs=1e-9)
             assert scaled[n, k] == pytest.approx((value - mean) / (deviation + STD_EPSILON), rel=1e-6, abs=1e-6)
+            assert batch[n, k] == pytest.approx((value - mean) / (spread + STD_EPSILON), rel=1e-6, abs=1e-6)
     assert mean_baseline(returns).sum() == pytest.approx(0, abs=1e-9)
 
 
 def test_a_group_of_equal_returns_says_nothing_at_all() -> None:
     returns = np.array([[0.1] * 3, [0.1, 0.1, 0.2]])
     assert uniform_groups(returns).tolist() == [True, False]
-    for advantages in (leave_one_out(returns), *(group_advantages(returns, scale) for scale in (True, False))):
+    for advantages in (
+        leave_one_out(returns),
+        *(group_advantages(returns, scale) for scale in ("group", "batch", "none")),
+    ):
         assert advantages[0].tolist() == [0, 0, 0]
         assert (advantages[1] != 0).all()
-    for estimator in (leave_one_out, lambda returns: group_advantages(returns, True)):
+    for estimator in (leave_one_out, lambda returns: group_advantages(returns, "group")):
         with pytest.raises(ValueError, match="groups of at least 2"):
             estimator(np.ones((4, 1)))
 
 
-# ------------------------------------------------------------------------------------------------ losses
-
-
-def losses(values: dict[str, torch.Tensor], mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    new, old, advantages = values["new"], values["old"], values["advantages"]
-    return {
-        "policy_gradient": policy_gradient(new, advantages, mask),
-        "clipped_surrogate": clipped_surrogate(new, old, advantages, mask, 0.2),
-        "k3": k3_divergence(new, old, mask),
+def test_tokens_weigh_what_each_aggregation_says() -> None:
+    lengths, values = np.array([3, 0, 2, 5]), np.random.default_rng(0).normal(size=(4, 5))  # the second is masked
+    averages = {
+        "attempts": sum(sum(row[:n]) / n for row, n in zip(values, lengths, strict=True) if n) / 4,
+        "tokens": sum(sum(row[:n]) for row, n in zip(values, lengths, strict=True)) / 10,
+        "constant": sum(sum(row[:n]) / 8 for row, n in zip(values, lengths, strict=True)) / 4,
     }
+    for name, expected in averages.items():
+        weights = AGGREGATIONS[name](lengths, 8)
+        found = sum(weight * sum(row[:n]) for weight, row, n in zip(weights, values, lengths, strict=True))
+        assert found == pytest.approx(expected, abs=1e-12)
 
 
-def test_nan_in_every_masked_position_leaves_losses_and_gradients_bit_equal() -> None:
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.rand(5, 7, generator=generator) < 0.5
-    clean = {name: torch.randn(5, 7, generator=generator) for name in ("new", "old", "advantages")}
-    seen = []
-    for fill in (None, torch.nan, torch.inf):
-        inputs = {name: v if fill is None else torch.where(mask, v, fill) for name, v in clean.items()}
-        inputs["new"] = inputs["new"].clone().requires_grad_()
-        found = {}
-        for name, values in losses(inputs, mask).items():
-            loss = masked_aggregate(values, mask, 3)
-            found[name] = [loss.detach(), *torch.autograd.grad(loss, inputs["new"])]
-            assert found[name][1][~mask].count_nonzero() == 0
-            assert values[~mask].count_nonzero() == 0
-        found["clipped"] = [clipped(inputs["new"], inputs["old"], mask, 0.2).float()]
-        seen.append(found)
-    for other in seen[1:]:
-        for name, tensors in seen[0].items():
-            assert all(torch.equal(a, b) for a, b in zip(tensors, other[name], strict=True)), name
-
-
-def test_the_clip_takes_the_pessimistic_side() -> None:
-    ratio = torch.tensor([[0.5, 0.9, 1.0, 1.1, 1.5]])
-    mask = torch.ones_like(ratio, dtype=torch.bool)
-    for advantage, expected in ((1.0, [0.5, 0.9, 1.0, 1.1, 1.2]), (-1.0, [-0.8, -0.9, -1.0, -1.1, -1.5])):
-        values = clipped_surrogate(ratio.log(), torch.zeros_like(ratio), torch.tensor([[advantage]]), mask, 0.2)
-        torch.testing.assert_close(-values, torch.tensor([expected]))
-    assert clipped(ratio.log(), torch.zeros_like(ratio), mask, 0.2).tolist() == [[True, False, False, False, True]]
-
-
-def test_k3_is_unbiased_for_the_divergence_and_never_negative() -> None:
-    generator = torch.Generator().manual_seed(1)
-    p, q = (torch.randn(6, generator=generator, dtype=torch.float64).log_softmax(-1) for _ in range(2))
-    values = k3_divergence(p[None], q[None], torch.ones(1, 6, dtype=torch.bool))[0]
-    assert (values >= 0).all()
-    assert (p.exp() * values).sum().item() == pytest.approx((p.exp() * (p - q)).sum().item(), abs=1e-12)
+def test_the_soft_overlong_punishment_is_dapos() -> None:
+    """Equation 13 of the paper: 0 up to L_max - L_cache, falling to -1 at L_max."""
+    found = overlong_penalty(np.array([1, 12, 13, 16, 20]), 20, 8)
+    np.testing.assert_allclose(found, [0, 0, -1 / 8, -4 / 8, -1])
+    np.testing.assert_allclose(overlong_penalty(np.array([0, 5, 20]), 20, 20), [0, -0.25, -1])
 
 
 # ------------------------------------------------------------------------------------------------ PPO
@@ -251,61 +135,6 @@ def test_whitening_sees_action_tokens_alone() -> None:
     np.testing.assert_array_equal(np.argsort(white[mask]), np.argsort(rewards[mask]))
     np.testing.assert_array_equal(whiten(np.array([[3.0, np.nan]]), np.array([[True, False]])), [[3.0, 0.0]])
     assert (whiten(np.full((2, 2), 5.0), np.full((2, 2), True)) == 0).all()
-
-
-def test_kl_estimators_are_unbiased_by_enumeration() -> None:
-    """Of whole completions: expected sums of the per-token estimates are the KL of the two distributions."""
-    p, mask = Enumerable(0).logprobs()
-    q, _ = Enumerable(1).logprobs()
-    chances = torch.where(mask, p, 0).sum(-1).exp()
-    exact = (chances * torch.where(mask, p - q, 0).sum(-1)).sum(-1)
-    assert (exact > 0.1).all()
-    for estimate in (k1_divergence, k3_divergence):
-        torch.testing.assert_close((chances * estimate(p, q, mask.expand_as(p)).sum(-1)).sum(-1), exact)
-    assert (k1_divergence(p, q, mask.expand_as(p)) < 0).any()
-    assert (k3_divergence(p, q, mask.expand_as(p)) >= 0).all()
-
-
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
-def test_entropy_is_the_exact_one_of_the_distribution_that_acts(temperature: float) -> None:
-    logits = torch.randn(5, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
-    logits[0] = 0.0
-    tokens = torch.arange(5)
-    logprobs, entropy = token_logprobs_and_entropy(logits, tokens, temperature)
-    theirs = torch.distributions.Categorical(logits=logits / temperature)
-    torch.testing.assert_close(entropy.double(), theirs.entropy(), atol=1e-5, rtol=1e-5)
-    assert entropy[0].item() == pytest.approx(np.log(11), abs=1e-6)
-    torch.testing.assert_close(logprobs, token_logprobs(logits, tokens, temperature))
-
-
-def test_value_error_is_trlxs() -> None:
-    generator = torch.Generator().manual_seed(0)
-    values, old, returns = torch.randn(3, 4, 5, generator=generator)
-    mask = torch.rand(4, 5, generator=generator) < 0.7
-    near = torch.clamp(values, old - 0.2, old + 0.2)
-    theirs = 0.5 * (torch.max((values - returns) ** 2, (near - returns) ** 2) * mask).sum() / mask.sum()
-    ours = masked_aggregate(value_error(values, old, returns, mask, 0.2), mask, int(mask.sum()))
-    torch.testing.assert_close(ours, theirs)
-    plain = masked_aggregate(value_error(values, old, returns, mask, None), mask, int(mask.sum()))
-    torch.testing.assert_close(plain, ((values - returns)[mask] ** 2).mean() / 2)
-
-
-def test_ppos_losses_are_blind_to_what_is_masked() -> None:
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.tensor([[True, False, True], [False, True, False]])
-    clean = torch.randn(4, 2, 3, generator=generator)
-    for losses in (
-        lambda a, b, c, d: value_error(a, b, c, mask, 0.2),
-        lambda a, b, c, d: clipped_surrogate(a, b, c, mask, 0.2),
-        lambda a, b, c, d: k1_divergence(a, b, mask),
-    ):
-        found = []
-        for poison in (0.0, torch.nan, torch.inf):
-            inputs = [torch.where(mask, tensor, poison).requires_grad_() for tensor in clean]
-            loss = masked_aggregate(losses(*inputs), mask, 3)
-            (gradient,) = torch.autograd.grad(loss, inputs[0])
-            found.append((loss.item(), gradient))
-        assert all(loss == found[0][0] and torch.equal(gradient, found[0][1]) for loss, gradient in found)
 
 
 def test_an_adaptive_coefficient_follows_ziegler() -> None:

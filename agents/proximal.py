@@ -1,0 +1,180 @@
+"""What GRPO and PPO share: several clipped updates on the same attempts, and a reference policy to stay close to."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..models.forward import action_logits, compute_dtype, token_logprobs_and_entropy
+from .on_policy import PolicyGradientAgent, PolicyGradientConfig
+from .training.learner import Example, Learner, MicroBatch
+from .training.losses import DIVERGENCES, clipped, k3_divergence, masked_aggregate
+from .training.reference import Reference, TokenValues, evaluate_as_trained
+
+
+@dataclass(frozen=True)
+class ProximalConfig(PolicyGradientConfig):
+    """Settings that GRPO and PPO share.
+
+    Attributes:
+        epochs: Passes over the attempts of each iteration.
+        clip: Clipping range: the ratio to the policy that acted is clipped to [1 - clip, 1 + clip] (Schulman et al.
+            2017: 0.2).
+        clip_high: Upper clipping range, 1 + clip_high, where it differs from the lower one (DAPO: 0.28); `None` takes
+            `clip`.
+        dual_clip: Bound of the ratio where the advantage is negative (Ye et al. 2020: 3); `None` sets none.
+        entropy_coef: Weight of a bonus for the policy's entropy, averaged over the trained tokens.
+        kl_coef: Weight of the penalty for KL divergence from the reference, the policy as it was before learning; 0
+            does without one.
+        kl_estimator: Estimator of that divergence (Schulman 2020): "k1", log(pi / pi_ref), unbiased; "k2", half its
+            square; "k3", unbiased and never negative.
+        kl_in: Place of the penalty: the "reward" of each token, or the "loss", in which "k1" has no expected gradient.
+        reference_refresh: Iterations after which the reference becomes the policy of that time; `None` keeps the first.
+    """
+
+    epochs: int = 1
+    clip: float = 0.2
+    clip_high: float | None = None
+    dual_clip: float | None = None
+    entropy_coef: float = 0.0
+    kl_coef: float = 0.0
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_in: Literal["loss", "reward"] = "loss"
+    reference_refresh: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        for name in ("clip", "clip_high"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        if self.clip > self.upper_clip:
+            raise ValueError(f"clip is {self.clip}, above clip_high, {self.clip_high}: lower it, or raise clip_high")
+        if self.dual_clip is not None and not self.dual_clip > 1 + self.upper_clip:
+            raise ValueError(f"dual_clip must be above 1 + clip_high = {1 + self.upper_clip}, got {self.dual_clip}")
+        for name in ("entropy_coef", "kl_coef"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.kl_estimator not in DIVERGENCES:
+            raise ValueError(f"kl_estimator must be one of {', '.join(DIVERGENCES)}, got {self.kl_estimator!r}")
+        if self.kl_in not in ("loss", "reward"):
+            raise ValueError(f"kl_in must be loss or reward, got {self.kl_in!r}")
+        if self.reference_refresh is not None:
+            if self.reference_refresh < 1:
+                raise ValueError(f"reference_refresh must be at least 1, or None, got {self.reference_refresh}")
+            if not self.kl_coef:
+                raise ValueError("reference_refresh is set, but kl_coef is 0: there is no reference to refresh")
+
+    @property
+    def upper_clip(self) -> float:
+        """How far above 1 the ratio may count."""
+        return self.clip if self.clip_high is None else self.clip_high
+
+
+class ProximalAgent(PolicyGradientAgent):
+    """Base of agents that make several updates on a batch of attempts, and may stay close to a reference."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._reference: Reference | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {} if self._reference is None else self._reference.state()
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        if self._reference is not None:
+            self._reference.load_state(tensors)
+
+    def reference_logprobs(
+        self,
+        learner: Learner,
+        examples: Sequence[Example],
+        minibatches: Sequence[NDArray[np.int64]],
+        iteration: int,
+    ) -> TokenValues | None:
+        """Log-probabilities `[T]` of each completion's tokens under the reference, if there is one.
+
+        They are computed as those of the policy, see `evaluate_as_trained`.
+        """
+        config: ProximalConfig = self.config
+        if (policy := self._reference) is None:
+            return None
+        if config.reference_refresh is not None and iteration and iteration % config.reference_refresh == 0:
+            policy.refresh()
+        found = evaluate_as_trained(
+            lambda batch: (policy.logprobs(learner, batch, config.temperature),), examples, minibatches
+        )
+        return found[0] if found else None
+
+    def penalties(self, logprobs: TokenValues, reference: TokenValues) -> TokenValues:
+        """Estimates `[T]` of the divergence from the reference at each attempt's tokens."""
+        config: ProximalConfig = self.config
+        estimate = DIVERGENCES[config.kl_estimator]
+        return [
+            estimate(torch.from_numpy(p), torch.from_numpy(q), torch.ones(len(p), dtype=torch.bool)).numpy()
+            for p, q in zip(logprobs, reference, strict=True)
+        ]
+
+    def ratio_metrics(
+        self, ratios: Tensor, logprobs: Tensor, before: Tensor, mask: Tensor, actions: int
+    ) -> dict[str, Tensor]:
+        """How far a minibatch's update has come from the policy that acted.
+
+        Args:
+            ratios: `[B, T]`, log-ratios that the loss has clipped.
+            logprobs: `[B, T]` of the actions now.
+            before: `[B, T]` of the actions before the first update.
+            mask: `[B, T]` bool, true at actions.
+            actions: their number in the whole minibatch.
+        """
+        config: ProximalConfig = self.config
+        ratios, now = ratios.detach(), logprobs.detach()
+        low, high = clipped(ratios, mask, config.clip, config.upper_clip)
+        share = lambda where: masked_aggregate(where.float(), mask, actions)  # noqa: E731
+        return {
+            "clip_fraction": share(low | high),
+            "clip_fraction_low": share(low),
+            "clip_fraction_high": share(high),
+            "approx_kl": masked_aggregate(k3_divergence(before, now, mask), mask, actions),
+            "ratio_max": ratios[mask].max().exp(),
+            "ratio_min": ratios[mask].min().exp(),
+        }
+
+
+class EntropyLearner(Learner):
+    """Gives losses the entropies `[B, T]` of the policy, too, if `entropy` is set."""
+
+    entropy = False
+
+    def forward(self, batch: MicroBatch, temperature: float) -> Tensor | tuple[Tensor, Tensor]:
+        if not self.entropy:
+            return super().forward(batch, temperature)
+        base = cast(PreTrainedModel, self.base)
+        inputs = batch.inputs.arguments(compute_dtype(base))
+        logits = action_logits(self.model, base, select=batch.inputs.read, **inputs)
+        actions = batch.actions[batch.action_mask]
+        logprobs, entropies = token_logprobs_and_entropy(logits[:, : self.vocab_size], actions, temperature)
+        return batch.scatter(logprobs), batch.scatter(entropies)
+
+
+def summarize(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over updates of what each has returned; extremes of what ends in "_max" or "_min"."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for update in updates:
+        for name, value in update.items():
+            found[name].append(value)
+    extremes = {"max": max, "min": min}
+    return {name: float(extremes.get(name.rpartition("_")[2], np.mean)(values)) for name, values in found.items()}
+
+
+def at(values: TokenValues | None, rows: NDArray[np.int64]) -> TokenValues | None:
+    """Those of some attempts."""
+    return None if values is None else [values[i] for i in rows]
