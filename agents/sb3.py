@@ -19,6 +19,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..lazy import lazy_names
 from ..models.critics import ActorCritic, make_critic
 from ..models.loading import load
 from .training.masters import MasterAdamW
@@ -119,3 +120,6 @@ class SB3CausalLMPolicy(ActorCriticPolicy):
         logits, values = self.actor_critic(ids, mask, torch.arange(width, device=ids.device) == lengths[:, None] - 1)
         logits = logits[:, : self.action_space.n].float() / self.temperature  # pyright: ignore[reportAttributeAccessIssue]
         return CategoricalDistribution(logits.shape[1]).proba_distribution(logits), values[:, None]
+
+
+__getattr__, __dir__ = lazy_names(__name__, {}, moved={"CausalLMPolicy": "tokengym.agents.sb3:SB3CausalLMPolicy"})

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from ..lazy import lazy_names
-from .registration import IDS, make_vec_env, register_envs
 
 if TYPE_CHECKING:
     from .curriculum import (
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from .problems.multiplication import Multiplication
     from .problems.parity import Parity
     from .problems.svamp import SVAMP
+    from .prompt_encoder import PromptEncoder
+    from .registration import IDS, make_vec_env, register_envs
     from .sb3 import SB3VecEnv
     from .token_env import TokenEnv
     from .token_vector_env import TokenVectorEnv
@@ -48,6 +49,7 @@ __all__ = [
     "Problem",
     "ProblemList",
     "ProblemSource",
+    "PromptEncoder",
     "SB3VecEnv",
     "Sequential",
     "TokenEnv",
@@ -64,7 +66,6 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "problems.arithmetic": ("Arithmetic",),
         "curriculum": (
             "CURRICULA",
             "Backtracking",
@@ -75,17 +76,20 @@ __getattr__, __dir__ = lazy_names(
             "Uniform",
             "make_curriculum",
         ),
-        "problems.dataset": ("Dataset",),
         "doctor": ("diagnose",),
-        "problems.gsm8k": ("GSM8K",),
+        "infos": ("slot_info",),
+        "problems.arithmetic": ("Arithmetic",),
+        "problems.base": ("PROBLEMS", "Problem", "ProblemList", "ProblemSource", "make_problems"),
         "problems.competition_math": ("MATH",),
+        "problems.dataset": ("Dataset",),
+        "problems.gsm8k": ("GSM8K",),
         "problems.multiplication": ("Multiplication",),
         "problems.parity": ("Parity",),
-        "problems.base": ("PROBLEMS", "Problem", "ProblemList", "ProblemSource", "make_problems"),
-        "sb3": ("SB3VecEnv",),
         "problems.svamp": ("SVAMP",),
+        "prompt_encoder": ("PromptEncoder",),
+        "registration": ("IDS", "make_vec_env", "register_envs"),
+        "sb3": ("SB3VecEnv",),
         "token_env": ("TokenEnv",),
-        "infos": ("slot_info",),
         "token_vector_env": ("TokenVectorEnv",),
     },
 )

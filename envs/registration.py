@@ -1,4 +1,4 @@
-"""The environments' ids, and how they are made from plain values."""
+"""The environments' ids, and how they are made from plain values. Importing this registers them with Gymnasium."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ IDS: Mapping[str, str] = {
 
 
 def register_envs() -> None:
-    """Registers all of `IDS` with Gymnasium; `import tokengym` calls it."""
+    """Registers all of `IDS` with Gymnasium."""
     for env_id, problems in IDS.items():
         gym.register(
             env_id,
@@ -128,3 +128,6 @@ def _divide(
 
 def _keywords(factory: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(factory).parameters)
+
+
+register_envs()

@@ -1,32 +1,30 @@
 """What an attempt is worth: grading, and the rewards that pay for it."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from ..registry import Registry
-from .base import (
-    RUNNING,
-    TERMINATED,
-    TRUNCATED,
-    AttemptReward,
-    AttemptView,
-    FinishedAttempt,
-    ProblemLike,
-    Reward,
-    Step,
-    StepReward,
-)
-from .dense import DenseReward
-from .grading.latex import grade_free_form
-from .grading.numbers import Verdict, grade, normalize_number
-from .outcome import OutcomeReward
-from .sparse import SparseReward
-from .sum import SumReward
+from ..lazy import lazy_names
 
 if TYPE_CHECKING:
-    from ..models import OutcomeModel
+    from .base import (
+        RUNNING,
+        TERMINATED,
+        TRUNCATED,
+        AttemptReward,
+        AttemptView,
+        FinishedAttempt,
+        ProblemLike,
+        Reward,
+        RewardError,
+        Step,
+        StepReward,
+    )
+    from .dense import DenseReward
+    from .grading.latex import grade_free_form
+    from .grading.numbers import Verdict, grade, normalize_number
+    from .outcome import OutcomeReward
+    from .registry import REWARDS, make_reward
+    from .sparse import SparseReward
+    from .sum import SumReward
 
 __all__ = [
     "REWARDS",
@@ -40,6 +38,7 @@ __all__ = [
     "OutcomeReward",
     "ProblemLike",
     "Reward",
+    "RewardError",
     "SparseReward",
     "Step",
     "StepReward",
@@ -51,64 +50,29 @@ __all__ = [
     "normalize_number",
 ]
 
-REWARDS: Registry[Callable[..., Reward]] = Registry("reward")
-REWARDS.register("sparse")(SparseReward)
-REWARDS.register("dense")(DenseReward)
-
-
-@REWARDS.register("sparse_orm")
-@REWARDS.register("orm")
-def _make_sparse_orm(
-    orm: "str | Path | OutcomeModel", orm_mix: Literal["replace", "add"] = "replace", device: str | None = None
-) -> OutcomeReward:
-    """p(correct) by an outcome model, at the last token of an attempt that ended by itself."""
-    return OutcomeReward(orm, dense=False, orm_mix=orm_mix, device=device)
-
-
-@REWARDS.register("dense_orm")
-def _make_dense_orm(
-    orm: "str | Path | OutcomeModel", orm_mix: Literal["replace", "add"] = "replace", device: str | None = None
-) -> OutcomeReward:
-    """p(correct) by an outcome model, at the last token of every step."""
-    return OutcomeReward(orm, dense=True, orm_mix=orm_mix, device=device)
-
-
-@REWARDS.register("sum")
-def _make_sum(terms: Sequence[tuple[float, str | Mapping[str, Any] | Reward]]) -> SumReward:
-    """`{"name": "sum", "terms": [[weight, reward], ...]}`, each reward as `make_reward` takes it."""
-    if isinstance(terms, str | Mapping) or not all(isinstance(term, list | tuple) and len(term) == 2 for term in terms):
-        raise ValueError(f"the terms of a sum are a list of pairs [weight, reward], not {terms!r}")
-    rewards = [make_reward(spec) for _, spec in terms]
-    names = [
-        spec if isinstance(spec, str) else spec["name"] if isinstance(spec, Mapping) else type(spec).__name__
-        for _, spec in terms
-    ]
-    return SumReward(
-        (f"{name}-{names[:i].count(name) + 1}" if names.count(name) > 1 else name, weight, reward)
-        for i, (name, (weight, _), reward) in enumerate(zip(names, terms, rewards, strict=True))
-    )
-
-
-def make_reward(spec: str | Mapping[str, Any] | Reward) -> Reward:
-    """A reward from its name, from `{"name": ..., **arguments}`, or the instance that was given.
-
-    Raises:
-        UnknownNameError: no such reward; the message suggests the nearest name.
-        ValueError: the spec is none of these, or its arguments do not fit the reward.
-    """
-    if isinstance(spec, Reward):
-        return spec
-    arguments = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
-    name = arguments.pop("name", None)
-    if not isinstance(name, str):
-        raise ValueError(f'a reward is a name, a mapping {{"name": ..., **arguments}} or a Reward, not {spec!r}')
-    factory = REWARDS.get(name)
-    signature = inspect.signature(factory)
-    try:
-        signature.bind(**arguments)
-    except TypeError as error:
-        raise ValueError(f"reward {name!r} takes {signature}: {error}") from None
-    reward = factory(**arguments)
-    if not isinstance(reward, Reward):
-        raise ValueError(f"{name!r} is registered as a reward but made a {type(reward).__name__}")
-    return reward
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "base": (
+            "RUNNING",
+            "TERMINATED",
+            "TRUNCATED",
+            "AttemptReward",
+            "AttemptView",
+            "FinishedAttempt",
+            "ProblemLike",
+            "Reward",
+            "RewardError",
+            "Step",
+            "StepReward",
+        ),
+        "dense": ("DenseReward",),
+        "grading.latex": ("grade_free_form",),
+        "grading.numbers": ("Verdict", "grade", "normalize_number"),
+        "outcome": ("OutcomeReward",),
+        "registry": ("REWARDS", "make_reward"),
+        "sparse": ("SparseReward",),
+        "sum": ("SumReward",),
+    },
+    moved={"Attempt": "tokengym.rewards:FinishedAttempt"},
+)

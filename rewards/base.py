@@ -8,15 +8,17 @@ environment grades each finished attempt once and hands the verdict over: reward
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
-from transformers import PreTrainedTokenizerBase
 
 from ..arrays import FloatArray, IntArray
 from .grading.numbers import Verdict
 from .steps import Line, decode, newline_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 RUNNING, TERMINATED, TRUNCATED = 0, 1, 2
 """How an attempt stands after its newest token: going on, ended by end-of-sequence, or cut off by the token budget."""
@@ -39,7 +41,7 @@ class AttemptView(Protocol):
     @property
     def num_envs(self) -> int: ...
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    def tokenizer(self) -> "PreTrainedTokenizerBase": ...
     def prompt(self, slot: int) -> IntArray:
         """The tokens of the prompt [P]."""
         ...

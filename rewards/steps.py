@@ -3,13 +3,15 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from ..arrays import IntArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(slots=True)
@@ -28,7 +30,7 @@ class Line:
 
 
 def step_ends(
-    completions: Sequence[NDArray[np.integer]], terminated: Sequence[bool], tokenizer: PreTrainedTokenizerBase
+    completions: Sequence[NDArray[np.integer]], terminated: Sequence[bool], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[IntArray]:
     """The last token of each step of finished attempts, by the rules of `StepReward`: indices [S] into each completion.
 
@@ -49,12 +51,12 @@ def step_ends(
     return found
 
 
-def newline_tokens(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.bool_]:
+def newline_tokens(tokenizer: "PreTrainedTokenizerBase") -> NDArray[np.bool_]:
     """Which token ids [V] have a newline in their text."""
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     return np.fromiter(("\n" in text for text in texts), dtype=np.bool_, count=len(tokenizer))
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, tokens: NDArray[np.integer]) -> str:
+def decode(tokenizer: "PreTrainedTokenizerBase", tokens: NDArray[np.integer]) -> str:
     text = tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
     return text if isinstance(text, str) else "".join(text)

@@ -1,5 +1,71 @@
 """Problem sources: where the questions, answers and solutions come from."""
 
-from .base import PROBLEMS, SPLITS, Problem, ProblemList, ProblemSource, make_problems
+from typing import TYPE_CHECKING
 
-__all__ = ["PROBLEMS", "SPLITS", "Problem", "ProblemList", "ProblemSource", "make_problems"]
+from ...lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .arithmetic import Arithmetic
+    from .base import (
+        PROBLEMS,
+        SPLITS,
+        FiniteSource,
+        Problem,
+        ProblemList,
+        ProblemSource,
+        PublishedSource,
+        make_problems,
+    )
+    from .competition_math import MATH
+    from .dataset import Dataset
+    from .gsm8k import GSM8K
+    from .multiplication import Multiplication
+    from .parity import Parity
+    from .procedural import ProceduralSource
+    from .prompts import render_prompt
+    from .svamp import SVAMP
+
+__all__ = [
+    "GSM8K",
+    "MATH",
+    "PROBLEMS",
+    "SPLITS",
+    "SVAMP",
+    "Arithmetic",
+    "Dataset",
+    "FiniteSource",
+    "Multiplication",
+    "Parity",
+    "Problem",
+    "ProblemList",
+    "ProblemSource",
+    "ProceduralSource",
+    "PublishedSource",
+    "make_problems",
+    "render_prompt",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "arithmetic": ("Arithmetic",),
+        "base": (
+            "PROBLEMS",
+            "SPLITS",
+            "FiniteSource",
+            "Problem",
+            "ProblemList",
+            "ProblemSource",
+            "PublishedSource",
+            "make_problems",
+        ),
+        "competition_math": ("MATH",),
+        "dataset": ("Dataset",),
+        "gsm8k": ("GSM8K",),
+        "multiplication": ("Multiplication",),
+        "parity": ("Parity",),
+        "procedural": ("ProceduralSource",),
+        "prompts": ("render_prompt",),
+        "svamp": ("SVAMP",),
+    },
+)
