@@ -367,5 +367,5 @@ def test_vllm_samples_the_policy_that_adapters_have_become(env: Any, dtype: str)
     with model.disable_adapter():  # pyright: ignore[reportCallIssue]
         stale = error(model)
     assert max(before, after) < (1e-4 if dtype == "float32" else 0.02)
-    assert stale > 10 * after
+    assert stale > 3 * after
     print(f"{dtype}: before {before:.2g}, after {after:.2g}, against weights without adapters {stale:.2g}")  # noqa: T201
