@@ -1,13 +1,12 @@
 """What all agents are: an environment, a language model, a frozen configuration, and `learn`."""
 
-import copy
 import dataclasses
 import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +18,7 @@ from tqdm.auto import tqdm
 from ..envs.curriculum import Sequential
 from ..envs.token_vector_env import TokenVectorEnv
 from ..files import new_folder, write_json
+from ..models.adapters import save_model
 from ..models.engine.vllm_decoder import VLLM
 from ..models.loading import load, no_progress_bars
 from ..registry import Registry, unknown_name
@@ -31,7 +31,6 @@ from .training.learner import Example
 from .training.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _logger = logging.getLogger(__name__)
@@ -155,7 +154,11 @@ class Agent(ABC):
         return self.policy.predict(observation, state, episode_start, deterministic)
 
     def save(self, path: str | Path) -> None:
-        """Writes the model (adapters merged), its tokenizer and the agent's configuration to a folder, all at once."""
+        """Writes the model, its tokenizer and the agent's configuration to a folder, all at once.
+
+        Adapters are merged into float32 weights, and are in the folder `adapter` inside as well; `models.load` takes
+        either.
+        """
         with new_folder(Path(path)) as folder, no_progress_bars():
             self._write(folder)
 
@@ -167,10 +170,7 @@ class Agent(ABC):
 
     def _write(self, folder: Path) -> None:
         """What `save` writes; for agents that have more to keep."""
-        model = self.model
-        if hasattr(model, "merge_and_unload"):
-            model = cast("PeftModel", copy.deepcopy(model)).merge_and_unload()
-        model.save_pretrained(folder)
+        save_model(self.model, folder)
         self.tokenizer.save_pretrained(folder)
         write_json(folder / "agent.json", self._description())
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 from accelerate.utils import gather_object
@@ -344,6 +344,8 @@ class RCRL(Agent):
                 f"the base model {base!r} has another tokenizer than {self.model_name!r}, whose attempts it is to "
                 "learn from: give the model that the policy was trained from"
             )
+        if hasattr(model, "merge_and_unload"):  # labels change embeddings, which the adapters were not trained on
+            model = cast(Any, model).merge_and_unload().requires_grad_()
         before = Labels.load(base)
         if before is None:
             first = add_labels(model, tokenizer, tokens, self.seed)

@@ -20,15 +20,18 @@ def float32_head(head: nn.Module) -> Iterator[None]:
     Args:
         head: the output embeddings of a language model.
     """
-    layer = cast(Any, head).get_base_layer() if hasattr(head, "get_merged_weights") else head
+    rows = trained_rows(head)
+    layer = head if rows is None else rows.get_base_layer()
     if type(layer) is not nn.Linear:
         yield
         return
 
     def forward(hidden: Tensor) -> Tensor:
+        whole = rows is None or rows.disable_adapters
+        weight = layer.weight if whole else cast(Any, rows).get_merged_weights(cast(Any, rows).active_adapters)
+        bias = layer.bias if whole else None  # a hook adds it else, see `loading.with_lora`
         with torch.autocast(hidden.device.type, enabled=False):
-            bias = None if layer.bias is None else layer.bias.float()
-            return nn.functional.linear(hidden.float(), _weight(head).float(), bias)
+            return nn.functional.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
 
     before = head.__dict__.get("forward")
     head.forward = forward  # hooks and modeling code call it as ever
@@ -40,8 +43,6 @@ def float32_head(head: nn.Module) -> Iterator[None]:
             head.forward = before
 
 
-def _weight(head: Any) -> Tensor:
-    """The weights, with the rows that adapters have trained."""
-    if not hasattr(head, "get_merged_weights"):
-        return head.weight
-    return head.base_layer.weight if head.disable_adapters else head.get_merged_weights(head.active_adapters)
+def trained_rows(head: nn.Module) -> Any:
+    """The adapter of a layer of which only some rows are trained; `None` for others."""
+    return getattr(head, "token_adapter", None)

@@ -1,16 +1,22 @@
 """Language models by name, with their tokenizers: built-in, any Hugging Face causal LM, GGUF files; LoRA on top."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from ..registry import UnknownNameError, unknown_name
+from .adapters import FOLDER, base_name, is_adapter, with_saved_adapters
+from .head import trained_rows
 from .tokenizers import CHARS, load_tokenizer, locate, not_loaded
+
+_logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,6 +37,10 @@ def load(
     With `lora_rank` the weights are frozen, and low-rank adapters are added that start as the identity: the model is
     then a `peft.PeftModel`, and inside `model.disable_adapter()` it is the model as loaded.
 
+    A folder of LoRA adapters gives the model that they were trained on with these adapters, which training goes on
+    with. What agents save holds both: weights in float32 with adapters merged, and `adapter`, a folder of the adapters
+    alone, which is what to load in lower precision.
+
     Args:
         name_or_path: "tokengym/tiny", a name on the Hugging Face hub, a local folder, or a *.gguf file, whose quantized
             weights are expanded to `dtype`.
@@ -47,7 +57,8 @@ def load(
     Raises:
         UnknownNameError: there is no such model or dtype.
         FileNotFoundError: the *.gguf file does not exist, or the folder holds no model.
-        ValueError: the tokenizer has no end-of-sequence token, or has ids that the model lacks; `lora_rank` is under 1.
+        ValueError: the tokenizer has no end-of-sequence token, or has ids that the model lacks; `lora_rank` is under 1,
+            or given for a folder of adapters; adapters were trained on another model.
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
@@ -56,11 +67,23 @@ def load(
     name = str(name_or_path)
     if name.startswith(CHARS):
         raise UnknownNameError(f"no model {name!r}: this names a tokenizer alone")
+    if is_adapter(adapter := Path(name).expanduser()):
+        if lora_rank is not None:
+            raise ValueError(f"{name!r} holds adapters, and training goes on with them: leave out lora_rank")
+        base, tokenizer = load(base_name(adapter), device=device, dtype=dtype, attn=attn)
+        model = with_saved_adapters(base, adapter)
+        _adapter_config(model).base_model_name_or_path = base_name(adapter)
+        return model.eval(), tokenizer
     tokenizer = load_tokenizer(name)
     location = locate(name)
     folder = Path(location["pretrained_model_name_or_path"])
     if "gguf_file" not in location and folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"the folder {str(folder)!r} holds no model: it has no config.json")
+    if dtype != "float32" and is_adapter(folder / FOLDER):
+        _logger.warning(
+            "%s has adapters merged in float32, and %s rounds part of what they learned away: load them from %s, or "
+            "load in float32", name, dtype, folder / FOLDER,
+        )  # fmt: skip
     arguments: dict[str, Any] = {**location, "dtype": DTYPES[dtype], "attn_implementation": attn}
     if "gguf_file" in location:
         arguments["quantization_config"] = GgufConfig(
@@ -74,6 +97,8 @@ def load(
     check_vocabulary(model, tokenizer)
     if lora_rank is not None:
         model = with_lora(model, lora_rank, lora_alpha, lora_targets, lora_seed)
+        local = Path(name).expanduser()
+        _adapter_config(model).base_model_name_or_path = str(local.resolve()) if local.exists() else name
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
 
 
@@ -108,11 +133,19 @@ def with_lora(
         alpha: `lora_alpha`.
         targets: `lora_targets`.
         seed: `lora_seed`.
-        trainable_tokens: ids of new tokens, whose embeddings are trained too.
+        trainable_tokens: ids of new tokens, whose rows are trained, too, in the embeddings and in the output head.
+
+    Raises:
+        ValueError: The model has adapters already.
     """
+    if hasattr(model, "peft_config"):
+        raise ValueError("the model has adapters already: train these, or load the weights that they are merged into")
     from peft import LoraConfig, get_peft_model  # slow to import
 
-    names = [name for name, module in model.named_modules() if module is model.get_input_embeddings()]
+    inputs, head = model.get_input_embeddings(), cast(Any, model.get_output_embeddings())
+    tied = head.weight is cast(Any, inputs).weight  # peft then trains the rows of both as one
+    rows = [inputs] if tied else [inputs, head]
+    names = [name for name, module in model.named_modules() if any(module is part for part in rows)]
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
@@ -123,16 +156,31 @@ def with_lora(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, config)  # pyright: ignore[reportReturnType]  # a PeftModel hands through to the model
+        adapted: Any = get_peft_model(model, config)
+    head = adapted.get_output_embeddings()
+    rows = trained_rows(head)
+    if rows is not None and rows.get_base_layer().bias is not None:
+        head.register_forward_hook(_add_bias)
+    return adapted
+
+
+def _add_bias(head: torch.nn.Module, _: Any, logits: Tensor) -> Tensor:
+    """Adds the bias of a head whose rows are trained: peft leaves it out then."""
+    rows = trained_rows(head)
+    return logits if rows.disable_adapters or rows.merged else logits + rows.get_base_layer().bias.to(logits.dtype)
+
+
+def _adapter_config(model: Any) -> Any:
+    return model.peft_config["default"]
 
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Keeps transformers from showing progress of its own meanwhile."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()

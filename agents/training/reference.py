@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...models.adapters import started
 from .fine_tuning import restore, snapshot
 from .learner import Example, Learner
 
@@ -22,8 +23,8 @@ TokenValues = list[NDArray[np.float32]]
 class Reference:
     """A policy as it was at some time: what a KL penalty is against.
 
-    With LoRA it is the model without its adapter, and after a refresh the model with a copy of the adapter; else it is
-    a frozen copy of the model.
+    With LoRA it is the model without its adapter; after a refresh, or if the adapter was trained before, it is the
+    model with a copy of the adapter. Without LoRA it is a frozen copy of the model.
 
     Args:
         model: the policy, which is the reference as it is now.
@@ -34,6 +35,8 @@ class Reference:
         self._adapted = cast("PeftModel", model) if hasattr(model, "disable_adapter") else None
         self._copy = copy.deepcopy(model).requires_grad_(False) if self._adapted is None else None
         self._refreshed: dict[str, Tensor] = {}  # trainable weights since the last refresh, those of the copy itself
+        if self._adapted is not None and started(model):
+            self.refresh()
 
     def logprobs(self, learner: Learner, examples: Sequence[Example], temperature: float) -> TokenValues:
         """Log-probabilities `[T]` of each completion's tokens."""
@@ -54,13 +57,15 @@ class Reference:
         self.load_state(snapshot(self._model))
 
     def state(self) -> dict[str, Tensor]:
-        """The weights that the last refresh has changed; none before the first."""
+        """The weights that the reference has instead of those that the model was loaded with, if any."""
         return self._refreshed
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores what `state` gave."""
+        if not tensors:
+            return
         self._refreshed = dict(tensors)
-        if self._copy is not None and tensors:
+        if self._copy is not None:
             restore(self._copy, self._refreshed)
             self._refreshed = {name: p for name, p in self._copy.named_parameters() if name in tensors}
 

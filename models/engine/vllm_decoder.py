@@ -8,9 +8,11 @@ ahead with some of them, and what it has drawn waits for the environment.
 
 import copy
 import os
+import shutil
 import tempfile
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -33,7 +35,8 @@ class VLLM:
     the same way in every batch, so an attempt can depend, in rare draws, on what shares the batch with it.
 
     Args:
-        model: whose architecture to build; with adapters or without.
+        model: whose architecture to build; with adapters or without. In lower precision than float32, vLLM gets the
+            adapters themselves, for merging would round them away.
         num_slots: the most attempts at the same time.
         length: the most tokens of one, prompt included.
         memory: share of the GPU's memory for vLLM, weights and cache, between 0 and 1; on a CPU of the machine's.
@@ -73,8 +76,15 @@ class VLLM:
                 "distributed_executor_backend": "external_launcher" if ranks else "uni",
                 "disable_log_stats": True,
             }
-            self._engine: LLMEngine = LLMEngine.from_engine_args(EngineArgs(model=folder, **{**chosen, **arguments}))
+            chosen |= arguments
+            # In float32 they are merged, which loses nothing, and costs nothing per token.
+            self._adapted = hasattr(model, "peft_config") and chosen["dtype"] != "float32"
+            if self._adapted:
+                rank = cast(Any, model).peft_config["default"].r
+                chosen |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": min(r for r in _RANKS if r >= rank)}
+            self._engine: LLMEngine = LLMEngine.from_engine_args(EngineArgs(model=folder, **chosen))
         self.num_slots, self.length = num_slots, length
+        self._adapters = tempfile.TemporaryDirectory()
         self._decoders = 0
         self._decoder: VLLMDecoder | None = None
 
@@ -105,7 +115,8 @@ class VLLM:
             )
         if self._decoder is not None:
             self._decoder.close()
-        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(model)})
+        weights = merged_weights(model, leave_out=self._adapted)
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._engine.reset_prefix_cache()
         self._decoders += 1
         padded = model.config.get_text_config().vocab_size > vocab_size
@@ -115,8 +126,18 @@ class VLLM:
             "stop_token_ids": sorted(eos_token_ids),
             "allowed_token_ids": list(range(vocab_size)) if padded else None,
         }
-        self._decoder = VLLMDecoder(self._engine, self.length, limits, self._decoders)
+        adapter = self._adapter(model) if self._adapted else None
+        self._decoder = VLLMDecoder(self._engine, self.length, limits, self._decoders, adapter)
         return self._decoder
+
+    def _adapter(self, model: PreTrainedModel) -> Any:
+        """The model's adapters as they are now, under a name of their own: vLLM keeps what it has read."""
+        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+        folder = Path(self._adapters.name) / str(self._decoders)
+        cast(Any, model).save_pretrained(folder, save_embedding_layers=False)
+        shutil.rmtree(folder.with_name(str(self._decoders - 1)), ignore_errors=True)
+        return LoRARequest(folder.name, self._decoders, str(folder))
 
 
 class VLLMDecoder:
@@ -127,15 +148,18 @@ class VLLMDecoder:
         length: the most tokens of a sequence.
         limits: what vLLM's `SamplingParams` say of all attempts.
         number: of the decoder, in the names of its requests.
+        adapter: vLLM's `LoRARequest` for all attempts, if the model has adapters that are not merged.
     """
 
-    def __init__(self, engine: "LLMEngine", length: int, limits: Mapping[str, Any], number: int) -> None:
+    def __init__(
+        self, engine: "LLMEngine", length: int, limits: Mapping[str, Any], number: int, adapter: Any = None
+    ) -> None:
         self.slots = np.empty(0, np.int64)
         """The live slots, in the order of what `step` returns."""
         self.prefill_tokens = 0
         """Prompt tokens that vLLM computed; those that it had in its cache do not count."""
         self._engine = engine
-        self._length, self._limits, self._number = length, limits, number
+        self._length, self._limits, self._number, self._adapter = length, limits, number, adapter
         self._begun = 0
         self._new: dict[int, tuple[IntArray, int]] = {}  # sequence and key of slots whose request is yet to be made
         self._requests: dict[int, str] = {}  # of the slots whose attempts go on
@@ -211,7 +235,8 @@ class VLLMDecoder:
             output_kind=RequestOutputKind.DELTA,
             **{**self._limits, "max_tokens": min(self._limits["max_tokens"], self._length - len(sequence))},
         )
-        self._engine.add_request(name, {"prompt_token_ids": sequence.tolist()}, params)
+        prompt: Any = {"prompt_token_ids": sequence.tolist()}
+        self._engine.add_request(name, prompt, params, lora_request=self._adapter)
 
     def _take(self, output: Any) -> None:
         """Keeps what vLLM drew for an attempt, unless that has ended meanwhile."""
@@ -226,17 +251,25 @@ class VLLMDecoder:
             queue.append((token, logprobs[token].logprob))
 
 
-def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+def merged_weights(model: PreTrainedModel, leave_out: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Weights by their names in the model as it was loaded, with what adapters add to them; the model stays as it is.
 
     Merging in place and taking it back would leave rounding errors in the weights, update after update.
+
+    Args:
+        model: the model, with adapters or without.
+        leave_out: give the weights without what adapters add.
     """
     base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     for name, parameter in base.named_parameters(remove_duplicate=False):  # tied ones by both names
         if ".base_layer." in name:
             owner, _, kind = name.partition(".base_layer.")
             layer = cast(Any, base.get_submodule(owner))
-            share = layer.get_delta_weight(layer.active_adapters[0]) if kind == "weight" else 0
-            yield f"{owner}.{kind}", (parameter + share).detach()
+            merged = kind == "weight" and not leave_out
+            yield f"{owner}.{kind}", (parameter + (layer.get_delta_weight("default") if merged else 0)).detach()
         elif ".lora_" not in name:
             yield name, parameter.detach()
+
+
+# What vLLM takes for `max_lora_rank`.
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

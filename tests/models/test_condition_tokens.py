@@ -5,10 +5,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
 
 from tokengym.models import load, load_tokenizer
 from tokengym.models.condition_tokens import Labels, add_labels, with_labels
+from tokengym.models.forward import action_logits
 from tokengym.models.loading import with_lora
 from tokengym.registry import UnknownNameError
 
@@ -21,7 +30,13 @@ def model(architecture: str, rows: int = len(LETTERS)) -> Any:
         torch.manual_seed(0)
         if architecture == "gpt2":
             return GPT2LMHeadModel(GPT2Config(vocab_size=rows, n_embd=16, n_layer=1, n_head=2, n_positions=16)).eval()
+        if architecture == "phi":
+            shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+            phi = PhiForCausalLM(PhiConfig(vocab_size=rows, max_position_embeddings=16, **shape)).eval()
+            torch.nn.init.normal_(phi.lm_head.bias)
+            return phi
         shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        shape["tie_word_embeddings"] = architecture.endswith("tied")
         return LlamaForCausalLM(LlamaConfig(vocab_size=rows, max_position_embeddings=16, **shape)).eval()
 
 
@@ -80,16 +95,28 @@ def test_both_tokenizers_are_saved_and_text_is_never_a_label(tmp_path, name: str
         labels.id("[GOD]")
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_adapters_train_the_embeddings_of_labels_too(architecture: str) -> None:
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "llama tied", "phi"])
+def test_adapters_train_the_rows_of_labels_in_embeddings_and_head(architecture: str) -> None:
+    """Rows of their own in both, or tied; Phi's head has a bias, GPT-2's layers are of the kind `Conv1D`."""
     adapted: Any = model(architecture)
     first = add_labels(adapted, LETTERS, TOKENS)
-    before = adapted.get_input_embeddings().weight.detach().clone()
-    adapted = with_lora(adapted, 2, trainable_tokens=[first, first + 1])
     ids = torch.tensor([[0, first, 1, first + 1, 2]])
+    rows = lambda it: [it.get_input_embeddings().weight, it.get_output_embeddings().weight]  # noqa: E731
+    before, untrained = [weight.detach().clone() for weight in rows(adapted)], adapted(ids).logits.detach()
+    adapted = with_lora(adapted, 2, trainable_tokens=[first, first + 1])
+    torch.testing.assert_close(adapted(ids).logits, untrained)
     optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], 1.0)
     adapted(ids, labels=ids).loss.backward()
     optimizer.step()
-    after = adapted.merge_and_unload().get_input_embeddings().weight
-    changed = (after != before).any(1).numpy()
-    np.testing.assert_array_equal(np.flatnonzero(changed), [first, first + 1])
+    trained = adapted(ids).logits.detach()
+    everywhere = torch.ones_like(ids, dtype=torch.bool)
+    torch.testing.assert_close(action_logits(adapted, adapted, ids, torch.ones_like(ids), everywhere), trained[0])
+    with adapted.disable_adapter():
+        torch.testing.assert_close(adapted(ids).logits, untrained)
+        torch.testing.assert_close(action_logits(adapted, adapted, ids, torch.ones_like(ids), everywhere), untrained[0])
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged(ids).logits, trained)
+    for after, old in zip(rows(merged), before, strict=True):
+        np.testing.assert_array_equal(np.flatnonzero((after != old).any(1).numpy()), [first, first + 1])
+    assert (merged.get_output_embeddings().weight[first] != merged.get_output_embeddings().weight[first + 1]).any()
+    assert (trained[..., first] != trained[..., first + 1]).all()

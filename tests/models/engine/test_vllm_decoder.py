@@ -2,6 +2,8 @@
 
 import importlib.util
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -19,6 +21,7 @@ from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.agents.rollouts.slots import make_rollout_env
 from tokengym.envs.curriculum import Sequential
 from tokengym.models import load
+from tokengym.models.engine.sampling import SamplingConfig
 from tokengym.models.engine.vllm_decoder import VLLM, VLLMDecoder, merged_weights
 from tokengym.models.forward import token_logprobs
 
@@ -58,7 +61,7 @@ class Engine:
         self.params: dict[str, Any] = {}
         self.aborted: list[str] = []
 
-    def add_request(self, name: str, prompt: dict[str, list[int]], params: Any) -> None:
+    def add_request(self, name: str, prompt: dict[str, list[int]], params: Any, lora_request: Any = None) -> None:
         assert name not in self.params, "a name is given to one request"
         self.prompts[name] = prompt["prompt_token_ids"]
         self.running[name] = list(self.prompts[name])
@@ -170,6 +173,68 @@ def test_merged_weights_are_those_of_the_merged_model() -> None:
         assert torch.allclose(merged[name], weight, atol=1e-6), name
 
 
+class Recorder:
+    """What vLLM's engine is given of a model: weights, adapters, requests."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, torch.Tensor] = {}
+        self.adapters: list[Any] = []
+
+    def collective_rpc(self, name: str, kwargs: dict[str, Any]) -> None:
+        assert name == "reload_weights"
+        self.weights = dict(kwargs["weights_iterator"])
+
+    def reset_prefix_cache(self) -> None: ...
+
+    def add_request(self, name: str, prompt: Any, params: Any, lora_request: Any) -> None:
+        self.adapters.append(lora_request)
+
+    def step(self) -> list[Any]:
+        token = SimpleNamespace(token_ids=[1], logprobs=[{1: SimpleNamespace(logprob=-1.0)}])
+        output = {"outputs": [token], "prompt_token_ids": [1], "num_cached_tokens": 0}
+        return [SimpleNamespace(request_id=f"{self.adapters[-1].lora_int_id}/0", **output)]
+
+    def abort_request(self, names: list[str]) -> None: ...
+
+
+@pytest.mark.usefixtures("sampling_params")
+def test_low_precision_gets_adapters_as_they_are_and_the_weights_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Which together are the trained policy, at every rollout; merged in bfloat16 it would be the untrained one."""
+    module = ModuleType("vllm.lora.request")
+    module.LoRARequest = lambda name, number, path: SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
+        lora_int_id=number, files={file.name: file.read_bytes() for file in Path(path).iterdir()}
+    )
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", module)
+    model, tokenizer = load("tokengym/tiny", device="cpu", dtype="bfloat16", lora_rank=2)
+    plain, _ = load("tokengym/tiny", device="cpu", dtype="bfloat16")
+    vllm = object.__new__(VLLM)
+    vllm.num_slots, vllm.length, vllm._adapted, vllm._decoders, vllm._decoder = 1, 64, True, 0, None
+    vllm._adapters, vllm._engine = TemporaryDirectory(), Recorder()  # pyright: ignore[reportAttributeAccessIssue]
+    engine: Any = vllm._engine
+    for number in range(3):
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        decoder = vllm.decoder(model, 1, len(tokenizer), [0], 8)
+        decoder.begin(np.array([0]), [np.array([5, 6])], np.array([0]))
+        decoder.step(SamplingConfig())
+        assert len(engine.adapters) == number + 1
+        expected = dict(plain.named_parameters(remove_duplicate=False))
+        assert engine.weights.keys() == expected.keys()
+        assert all(torch.equal(weight, expected[name]) for name, weight in engine.weights.items())
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, content in engine.adapters[-1].files.items():
+            (folder / name).write_bytes(content)
+        ids = torch.tensor([[5, 6, 7]])
+        again, _ = load(folder, device="cpu", dtype="bfloat16")
+        assert torch.equal(again(ids).logits, model(ids).logits)
+        assert not torch.equal(plain(ids).logits, model(ids).logits)
+    assert len(list(Path(vllm._adapters.name).iterdir())) == 1, "the last rollout's alone is kept"
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
@@ -270,3 +335,37 @@ def test_an_agent_samples_with_vllm(tmp_path: Any) -> None:
     agent.learn()
     assert agent.num_attempts == 32
     assert (tmp_path / "run" / "model" / "config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_vllm_samples_the_policy_that_adapters_have_become(env: Any, dtype: str) -> None:
+    pytest.importorskip("vllm")
+    model, tokenizer = load("tokengym/tiny", device="cpu", dtype=dtype, lora_rank=4)
+    adapted = CausalLMPolicy(model, tokenizer)
+    engine = VLLM(model, SLOTS, 400, memory=0.1, enforce_eager=True)
+
+    def error(other: Any) -> float:
+        """Mean distance of log-probabilities from vLLM's at what it sampled."""
+        attempts = list(collect(adapted.with_sampling(temperature=1.0).with_vllm(engine), env, 16, seed=0))
+        with torch.inference_mode():
+            logits = [other(torch.from_numpy(a.tokens)[None]).logits[0, len(a.prompt) - 1 : -1] for a in attempts]
+        found = [
+            token_logprobs(x, torch.from_numpy(a.completion).long()) for x, a in zip(logits, attempts, strict=True)
+        ]
+        theirs = np.concatenate([attempt.logprobs for attempt in attempts])
+        return float(np.abs(np.concatenate([values.numpy() for values in found]) - theirs).mean())
+
+    before = error(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    ids = torch.arange(64).reshape(2, 32) + 5
+    for _ in range(16):
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = error(model)
+    with model.disable_adapter():  # pyright: ignore[reportCallIssue]
+        stale = error(model)
+    assert max(before, after) < (1e-4 if dtype == "float32" else 0.02)
+    assert stale > 3 * after
+    print(f"{dtype}: before {before:.2g}, after {after:.2g}, against weights without adapters {stale:.2g}")  # noqa: T201

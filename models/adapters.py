@@ -1,0 +1,107 @@
+"""LoRA adapters on disk: beside the weights they are merged into in float32, and bound to those they were trained on.
+
+Merging them into weights in bfloat16 would round nearly all away of what a few updates have taught them.
+"""
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+FOLDER = "adapter"
+"""Where a saved model's adapters are, inside its folder."""
+
+_CONFIG = "adapter_config.json"
+_RECORD = "base.json"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether `folder` holds adapters alone, as peft writes them."""
+    return (folder / _CONFIG).is_file()
+
+
+def base_name(folder: Path) -> str:
+    """The name or path of the model that the adapters in `folder` were trained on.
+
+    Raises:
+        ValueError: The adapters are not LoRA's, or name no model.
+    """
+    config: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
+    if config.get("peft_type") != "LORA" or not config.get("base_model_name_or_path"):
+        raise ValueError(
+            f"{str(folder / _CONFIG)!r} names peft_type {config.get('peft_type')!r} and base_model_name_or_path "
+            f"{config.get('base_model_name_or_path')!r}: LoRA adapters with the name of their model can be loaded"
+        )
+    return config["base_model_name_or_path"]
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Writes a language model to `folder`: its adapters merged into float32 weights, and unmerged in `adapter`.
+
+    Adapters that train the rows of new tokens, too, are written merged only: no model without them has these rows.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        model.save_pretrained(folder)
+        return
+    cast(Any, copy.deepcopy(model)).float().merge_and_unload().save_pretrained(folder)
+    if cast(Any, model).peft_config["default"].trainable_token_indices is None:
+        cast(Any, model).save_pretrained(folder / FOLDER, save_embedding_layers=False)
+        (folder / FOLDER / _RECORD).write_text(json.dumps({"fingerprint": fingerprint(model)}) + "\n")
+
+
+def with_saved_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with the adapters in `folder`, in float32, ready to be trained further.
+
+    Args:
+        model: The model that they were trained on, in any precision; its layers are wrapped in place.
+        folder: What `save_model` or peft wrote.
+
+    Raises:
+        ValueError: They were trained on another model.
+    """
+    from peft import PeftModel  # slow to import
+    from peft.utils.save_and_load import get_peft_model_state_dict
+
+    base = base_name(folder)
+    record = folder / _RECORD
+    if record.is_file() and json.loads(record.read_text())["fingerprint"] != fingerprint(model):
+        raise ValueError(
+            f"the adapters in {str(folder)!r} were trained on other weights than those of {base!r} now: load the "
+            "merged model in the folder above, or put the weights back that they were trained on"
+        )
+    try:
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the adapters in {str(folder)!r} do not fit the model {base!r}: {error}") from error
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if others := wanted ^ set(load_file(folder / "adapter_model.safetensors")):
+        raise ValueError(
+            f"the adapters in {str(folder)!r} do not fit the model {base!r}: {min(others)} is in one of them only"
+        )
+    return cast(PreTrainedModel, adapted)
+
+
+def started(model: PreTrainedModel) -> bool:
+    """Whether the adapters of a model have been trained: they begin as the identity, with one factor 0."""
+    return any(bool(parameter.any()) for name, parameter in model.named_parameters() if ".lora_B." in name)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A digest of a model's weights without adapters, the same in every precision down to bfloat16.
+
+    Read from up to 64 numbers of each weight, evenly spaced: training changes some of them all over the model.
+    """
+    base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+    digest = hashlib.sha256()
+    for name, parameter in sorted(base.named_parameters()):
+        if ".lora_" not in name:
+            flat = parameter.detach().flatten()
+            some = flat[torch.linspace(0, len(flat) - 1, min(64, len(flat)), device=flat.device).long()]
+            digest.update(f"{name.replace('.base_layer.', '.')} {tuple(parameter.shape)}".encode())
+            digest.update(some.bfloat16().view(torch.int16).cpu().numpy().tobytes())
+    return digest.hexdigest()

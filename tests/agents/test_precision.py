@@ -1,0 +1,107 @@
+"""Agents in bfloat16: all weights move, what is saved is the policy, and a reference is the policy before learning."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tokengym.agents import make_agent
+from tokengym.agents.base import Agent
+from tokengym.agents.training.learner import Example
+from tokengym.agents.training.masters import join
+from tokengym.agents.training.reference import Reference
+from tokengym.envs import Problem, ProblemList, TokenVectorEnv
+from tokengym.models import load
+from tokengym.rewards import Verdict
+
+EXAMPLES = [Example(np.array([1, 2, 3]), np.array([4, 5, 16])), Example(np.array([7]), np.array([8, 9]))]
+
+
+class Digits(ProblemList):
+    """Correct is whatever begins with a digit, as about half of what a random model writes does."""
+
+    def __init__(self, split: str = "train") -> None:
+        super().__init__([Problem(f"{split}-{i}", f"{i}+", "1", "1") for i in range(10)], split)
+
+    def grade(self, completion: str, problem: Problem) -> Verdict:
+        return Verdict(completion[:1].isdigit(), "", completion[:1])
+
+
+@pytest.fixture
+def digits(tokenizer: Any) -> TokenVectorEnv:
+    return TokenVectorEnv(
+        Digits(), 4, tokenizer=tokenizer, prompt="{question}", max_prompt_tokens=8, max_new_tokens=4,
+        autoreset_mode="Disabled", copy=False,
+    )  # fmt: skip
+
+
+def make(kind: str, env: Any, model: Path, **settings: Any) -> Agent:
+    small = {"iterations": 2, "problems_per_iteration": 8, "samples_per_problem": 4, "validation_problems": 0}
+    if kind == "ppo":
+        small |= {"minibatch_size": 8, "critic_layers": 1, "epochs": 2, "keep_best": False, "patience": None}
+    if kind == "grpo":
+        small |= {"epochs": 2, "minibatches": 4}
+    return make_agent(kind, env, model, **{"device": "cpu", "num_envs": 4, **small, **settings})  # pyright: ignore
+
+
+def test_ppo_moves_as_many_weights_of_policy_and_critic_as_in_float32(digits: Any, folder: Path) -> None:
+    """At a rate whose steps bfloat16 does not show."""
+    shares = {}
+    for dtype in ("float32", "bfloat16"):
+        agent = make("ppo", digits, folder, dtype=dtype, learning_rate=1e-6)
+        learners = []
+        make_learner = agent.make_learner  # pyright: ignore[reportAttributeAccessIssue]
+        agent.make_learner = lambda steps, made=learners, make=make_learner: made.append(make(steps)) or made[0]  # pyright: ignore
+        before = {name: weight.detach().float().clone() for name, weight in agent.model.named_parameters()}
+        before |= {f"critic.{name}": weight.detach().clone() for name, weight in agent.critic.named_parameters()}  # pyright: ignore
+        agent.learn()
+        changed = {"policy": [0, 0], "critic": [0, 0]}
+        for name, weight in learners[0].base.named_parameters():
+            assert weight.dtype == getattr(torch, dtype) or name.startswith("critic.head")
+            state = learners[0].optimizer.state[weight]
+            now = join(weight, state["low"]) if "low" in state else weight.detach()
+            moved = now != before[name.removeprefix("policy.")]
+            part = changed[name.split(".")[0]]
+            part[0] += int(moved.sum())
+            part[1] += moved.numel()
+        shares[dtype] = {part: moved / total for part, (moved, total) in changed.items()}
+    for part, share in shares["float32"].items():
+        assert share > 0.3, part
+        assert shares["bfloat16"][part] > 0.9 * share, (part, shares)
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_what_an_agent_saves_is_the_policy_that_it_has(digits: Any, folder: Path, tmp_path: Path, kind: str) -> None:
+    settings: dict[str, Any] = {"dtype": "bfloat16", "lora_rank": 2, "learning_rate": 1e-5, "run": tmp_path / "run"}
+    if kind == "sft":
+        agent = make_agent(
+            "sft", digits, folder, device="cpu", validation_env=digits, epochs=2, batch_size=4, **settings
+        )
+    else:
+        agent = make(kind, digits, folder, **settings)
+    agent.learn()
+    ids = torch.tensor([[1, 2, 3, 4, 5, 16]])
+    with torch.no_grad():
+        expected = agent.model(ids).logits
+        adapted = load(tmp_path / "run" / "model" / "adapter", device="cpu", dtype="bfloat16")[0](ids).logits
+        merged = load(tmp_path / "run" / "model", device="cpu")[0](ids).logits
+        base = load(folder, device="cpu")[0](ids).logits
+    assert torch.equal(adapted, expected)
+    exact = agent.model.float()(ids).logits.detach()
+    assert (merged - exact).abs().max() < 0.01 * (base - exact).abs().max()
+
+
+def test_a_reference_of_trained_adapters_is_the_policy_with_them(digits: Any, folder: Path, tmp_path: Path) -> None:
+    first = make("grpo", digits, folder, lora_rank=2, learning_rate=1e-2).learn()
+    first.save(tmp_path / "first")
+    agent = make("grpo", digits, tmp_path / "first" / "adapter", learning_rate=1e-2, kl_coef=0.1)
+    learner = agent.make_learner(8)  # pyright: ignore[reportAttributeAccessIssue]
+    before = np.concatenate(learner.logprobs(EXAMPLES))
+    reference = Reference(agent.model)
+    agent.learn()
+    learned = np.concatenate(learner.logprobs(EXAMPLES))
+    assert np.abs(learned - before).max() > 1e-3
+    np.testing.assert_array_equal(np.concatenate(reference.logprobs(learner, EXAMPLES, 1.0)), before)
+    np.testing.assert_array_equal(np.concatenate(learner.logprobs(EXAMPLES)), learned)
