@@ -1,28 +1,53 @@
-"""Files and folders that a killed process leaves whole: written beside their name, synced, then put in its place."""
+"""Files and folders that a killed process leaves whole, and errors that name the file they are about."""
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Makes errors of writing or reading name the file or folder: a full disk's names none by itself.
+
+    Raises:
+        OSError: the system refused, in `path` or in a file that its message names.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # no import of safetensors for it
+            raise
+        raise OSError(f"{path}: {error}") from error
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears under its name only when it is complete: a process killed before leaves no half of it."""
     partial = path.with_name(f".{path.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    yield partial
-    for file in partial.rglob("*"):
-        _sync(file)
-    retired = _retire(path)
-    os.replace(partial, path)
-    _sync(path.parent)
-    shutil.rmtree(retired, ignore_errors=True)
+    with naming(path):
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for file in partial.rglob("*"):
+                _sync(file)
+        except Exception:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
+            raise
+        retired = _retire(path)
+        os.replace(partial, path)
+        _sync(path.parent)
+        shutil.rmtree(retired, ignore_errors=True)
 
 
 def remove_folder(path: Path) -> None:
@@ -42,9 +67,14 @@ def _retire(path: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Replaces a file in one step."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    _sync(partial)
-    os.replace(partial, path)
+    with naming(path):
+        try:
+            partial.write_text(text)
+            _sync(partial)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+        os.replace(partial, path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -52,9 +82,107 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        ValueError: the file holds no JSON; the message names it.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged, it holds no JSON ({error}): restore it, or delete what it is part of"
+        ) from error
+
+
+def finite(value: Any) -> Any:
+    """JSON values with `None` for numbers that JSON has no name for: infinities and NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+class LineFile:
+    """A text file that grows line by line; a context manager that holds it open.
+
+    A line that a killed process left unfinished is cut off when the file is opened.
+
+    Args:
+        path: the file, which need not exist; its folder is made if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Self:
+        with naming(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[bytes] = self.path.open("ab")
+            self._file.truncate(_whole(self.path))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with naming(self.path):
+            self._file.close()
+
+    def write(self, value: Any) -> None:
+        """Appends a value as a line of JSON, which is on disk afterwards even if the process is killed.
+
+        Raises:
+            OSError: the disk is full or the file cannot be written; the message names it.
+        """
+        with naming(self.path):
+            self._file.write(json.dumps(value).encode() + b"\n")
+            self._file.flush()
+
+
+def lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """The complete lines of a file as (number from 1, offset in bytes, content); none of a file that is not there."""
+    if not path.exists():
+        return
+    offset = 0
+    with naming(path), path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            yield number, offset, line
+            offset += len(line)
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSONL file; a last line that a killed process left unfinished does not count."""
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    """The complete lines of a JSONL file; a last line that a killed process left unfinished does not count.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line holds no JSON; the message names file and line.
+    """
+    path.stat()
+    values: list[dict[str, Any]] = []
+    for number, _, line in lines(path):
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is damaged, it holds no JSON: delete that line") from error
+    return values
+
+
+def _whole(path: Path) -> int:
+    """Bytes of a file up to the end of its last complete line."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for end in range(size, 0, -_BLOCK):
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+    return 0
+
+
+_BLOCK = 1 << 16
 
 
 def _sync(path: Path) -> None:

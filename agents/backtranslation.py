@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 import numpy as np
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from ..envs.problems.base import Problem, ProblemList, ProblemSource
@@ -116,7 +115,7 @@ class Backtranslation(Agent):
                 for p in self.problems
             ]
             write_text(self.run.path / "problems.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        self.accelerator.wait_for_everyone()
+        self.ranks.wait()
         return self
 
     def _solutions(self, known: list[Problem], progress_bar: bool) -> dict[str, str]:
@@ -231,7 +230,7 @@ class Backtranslation(Agent):
         progress_bar: bool,
     ) -> list[Attempt]:
         """All ranks' attempts, in order."""
-        attempts = self.collect_attempts(
+        ours = self.collect_attempts(
             policy.with_sampling(temperature=self.config.temperature),
             env,
             problems,
@@ -241,8 +240,7 @@ class Backtranslation(Agent):
             description=f"{name}: sampling",
             progress_bar=progress_bar,
         )
-        if self.accelerator.num_processes > 1:
-            attempts = gather_object(attempts)
+        attempts = [attempt for part in self.ranks.gather(ours) for attempt in part]
         for attempt in attempts:
             self.num_attempts += 1
             self.num_tokens += len(attempt.completion)

@@ -28,6 +28,7 @@ from .rollouts.collect import collect_into
 from .rollouts.policy import CausalLMPolicy, PolicyState
 from .rollouts.slots import make_rollout_env, make_vllm
 from .training.learner import Example
+from .training.ranks import Ranks
 from .training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Agent(ABC):
         self._source = _spec(env)
         self._validation_env = validation_env
         self.accelerator = Accelerator(cpu=device == "cpu")
+        self.ranks = Ranks(self.accelerator)
         model = self.default_model if model is None else model
         if not isinstance(model, str | Path):
             raise TypeError(
@@ -116,9 +118,9 @@ class Agent(ABC):
         self.run_path = None if run is None else Path(run)
         self.run: RunFolder | None = None
         """The run's folder, on the main process."""
-        if run is not None and self.accelerator.is_main_process:
+        if run is not None and self.ranks.is_main:
             self.run = RunFolder(run, self._description() | {"dtype": dtype, "lora_rank": lora_rank}, resume)
-        self.accelerator.wait_for_everyone()  # lest another rank writes to the folder before it is a run's
+        self.ranks.wait()  # lest another rank writes to the folder before it is a run's
 
     def _load_model(
         self, model: str | Path, device: str, dtype: str, lora_rank: int | None
@@ -166,7 +168,7 @@ class Agent(ABC):
         """Saves to `model` in the run's folder, if there is one; on every rank the model is there afterwards."""
         if self.run is not None:
             self.save(self.run.path / "model")
-        self.accelerator.wait_for_everyone()
+        self.ranks.wait()
 
     def _write(self, folder: Path) -> None:
         """What `save` writes; for agents that have more to keep."""
@@ -244,17 +246,17 @@ class Agent(ABC):
             problems: how many.
             samples: K, attempts at each.
             seed: of the attempts' random streams.
-            folder: where `attempts-<rank>.jsonl` keeps them; what is there already is not sampled again.
+            folder: where `attempts-<rank>.jsonl` keeps them; what any process wrote there is not sampled again.
             description: of the progress bar.
             progress_bar: show it.
         """
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        start, stop = problems * rank // ranks * samples, problems * (rank + 1) // ranks * samples
-        path = None if folder is None else folder / f"attempts-{rank}.jsonl"
+        share = self.ranks.share(problems)
+        numbers = range(share.start * samples, share.stop * samples)
         curriculum, env.curriculum = env.curriculum, Sequential(repeats=samples)
         try:
-            with self.progress(stop - start, description, progress_bar) as bar:
-                return list(collect_into(path, policy, env, stop, seed=seed, start=start, on_step=bar.update))
+            with self.progress(len(numbers), description, progress_bar) as bar:
+                rank = self.ranks.index
+                return list(collect_into(folder, policy, env, numbers, seed=seed, rank=rank, on_step=bar.update))
         finally:
             env.curriculum = curriculum
 
@@ -295,9 +297,7 @@ class Agent(ABC):
 
     def progress(self, total: int, description: str, shown: bool) -> "tqdm[Any]":
         """A progress bar on the main process, if one is wanted."""
-        return tqdm(
-            total=total, desc=description, disable=not (shown and self.accelerator.is_main_process), leave=False
-        )
+        return tqdm(total=total, desc=description, disable=not (shown and self.ranks.is_main), leave=False)
 
     def _description(self) -> dict[str, Any]:
         return {

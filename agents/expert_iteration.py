@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
-from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -186,7 +185,7 @@ class ExpertIteration(Agent):
             restore(self.model, best.weights if best is not None else base)
             if self.run is not None and best is not None:
                 self.save(self.run.path / "model")
-        self.accelerator.wait_for_everyone()  # on every rank the model is there now
+        self.ranks.wait()  # on every rank the model is there now
         return self
 
     def _episodes_per_round(self, budget: int | None) -> int:
@@ -221,26 +220,24 @@ class ExpertIteration(Agent):
         env = self.make_env(shots=shots) if shots else self.env
         if env.size is not None:  # with examples before them more prompts may be too long, and are passed over
             episodes = min(episodes, env.size * self.config.samples_per_problem)
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        start, stop = episodes * rank // ranks, episodes * (rank + 1) // ranks
+        numbers = self.ranks.share(episodes)
         kept: Dataset = {}
         statistics, count = RolloutStatistics(), 0
-        with self.progress(stop - start, f"round {number}: sampling", progress_bar) as bar:
-            for attempt, good in self._judged(self._attempts(number, env, start, stop, bar.update)):
+        with self.progress(len(numbers), f"round {number}: sampling", progress_bar) as bar:
+            for attempt, good in self._judged(self._attempts(number, env, numbers, bar.update)):
                 statistics.add(attempt)
                 if good:
                     key = attempt.problem.id, self._key(env.decode(attempt.completion))
                     count += 1
                     # The prompt of later rounds has no examples in it, whatever this one had.
                     kept.setdefault(key, Example(self.env.encode_prompt(attempt.problem), attempt.completion))
-        if ranks > 1:
-            parts = gather_object([(statistics, count, kept)])
-            statistics, count, kept = RolloutStatistics(), 0, {}
-            for their_statistics, their_count, their_kept in parts:
-                statistics.merge(their_statistics)
-                count += their_count
-                for key, example in their_kept.items():  # in the order in which one process would have kept them
-                    kept.setdefault(key, example)
+        parts = self.ranks.gather((statistics, count, kept))
+        statistics, count, kept = RolloutStatistics(), 0, {}
+        for their_statistics, their_count, their_kept in parts:
+            statistics.merge(their_statistics)
+            count += their_count
+            for key, example in their_kept.items():  # in the order in which one process would have kept them
+                kept.setdefault(key, example)
         self.num_attempts += statistics.attempts
         self.num_tokens += statistics.tokens
         metrics |= statistics.metrics(time.perf_counter() - started)
@@ -255,16 +252,13 @@ class ExpertIteration(Agent):
         return Sequential(repeats=self.config.samples_per_problem)
 
     def _attempts(
-        self, number: int, env: TokenVectorEnv, start: int, stop: int, on_step: Callable[[int], object]
+        self, number: int, env: TokenVectorEnv, numbers: range, on_step: Callable[[int], object]
     ) -> Iterator[Attempt]:
         """The round's attempts, written to the run folder as they come; those already there are not sampled again."""
         policy = self.policy.with_sampling(temperature=self.config.temperature)
         env.curriculum = self._curriculum()
-        folder = self._folder(number)
-        path = None if folder is None else folder / f"attempts-{self.accelerator.process_index}.jsonl"
-        return collect_into(
-            path, policy, env, stop, seed=self.seed + _ROUND_SEED * number, start=start, on_step=on_step
-        )
+        seed, folder = self.seed + _ROUND_SEED * number, self._folder(number)
+        return collect_into(folder, policy, env, numbers, seed=seed, rank=self.ranks.index, on_step=on_step)
 
     def _judged(self, attempts: Iterator[Attempt]) -> Iterator[tuple[Attempt, bool]]:
         """Each attempt, and whether it is to be trained on; one that was cut off by its token budget never is."""
@@ -316,7 +310,7 @@ class ExpertIteration(Agent):
 
     def _keep(self, current: "_Round") -> None:
         folder = self._folder(current.number)
-        if folder is not None and self.accelerator.is_main_process:
+        if folder is not None and self.ranks.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             with new_folder(folder / "finished") as finished:
                 weights = {name: tensor.contiguous().cpu() for name, tensor in current.weights.items()}

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -206,7 +205,7 @@ class PolicyGradientAgent(Agent):
                     going_on = self.log(metrics, callback)
                     last = last or not going_on or best.age == config.patience
                     due = last or (iteration + 1) % config.save_iterations == 0
-                    if checkpoints is not None and due and self.accelerator.is_main_process:
+                    if checkpoints is not None and due and self.ranks.is_main:
                         state = {"iteration": iteration + 1, "attempts": self.num_attempts, "tokens": self.num_tokens}
                         state |= {"best": {"accuracy": best.accuracy, "age": best.age}, "agent": self.state()}
                         state |= {"curriculum": curriculum.state_dict()}
@@ -331,14 +330,14 @@ class PolicyGradientAgent(Agent):
     ) -> list[Attempt]:
         """Attempts with some numbers, in order; this rank puts its own into `attempts` as they come."""
         policy = self.policy.with_sampling(temperature=self.config.temperature)
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        start, stop = (numbers.start + len(numbers) * share // ranks for share in (rank, rank + 1))
+        share = self.ranks.share(len(numbers))
+        start, stop = numbers.start + share.start, numbers.start + share.stop
         own: list[Attempt] = []
         for attempt in collect(policy, self.env, stop, seed=seed, start=start, on_step=on_step):
             attempts.append(attempt)
             own.append(attempt)
             _check_rewards(attempt)
-        return [attempt for part in gather_object([own]) for attempt in part] if ranks > 1 else own
+        return [attempt for part in self.ranks.gather(own) for attempt in part]
 
 
 @dataclass(slots=True)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -284,14 +283,11 @@ class ORM(Agent):
             return self._share(self._pooled())
         problems, started = self.count_problems(self.config.problems), time.perf_counter()
         attempts = self._collect_split("train", self.env, problems, progress_bar)
-        statistics = RolloutStatistics()
+        ours, statistics = RolloutStatistics(), RolloutStatistics()
         for attempt in attempts:
-            statistics.add(attempt)
-        if self.accelerator.num_processes > 1:
-            parts = gather_object([statistics])
-            statistics = RolloutStatistics()
-            for part in parts:
-                statistics.merge(part)
+            ours.add(attempt)
+        for part in self.ranks.gather(ours):
+            statistics.merge(part)
         self.num_attempts, self.num_tokens = statistics.attempts, statistics.tokens
         metrics |= statistics.metrics(time.perf_counter() - started)
         return attempts
@@ -342,13 +338,12 @@ class ORM(Agent):
 
     def _share(self, groups: dict[str, list[Attempt]]) -> list[Attempt]:
         """The attempts that are this rank's share, all those at a problem together."""
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        chosen = list(groups.values())[len(groups) * rank // ranks : len(groups) * (rank + 1) // ranks]
-        return list(itertools.chain.from_iterable(chosen))
+        share = self.ranks.share(len(groups))
+        return list(itertools.chain.from_iterable(list(groups.values())[share.start : share.stop]))
 
     def _gather_labels(self, labelled: list[Labelled]) -> list[Labelled]:
         """The labelled attempts of all ranks, in their order."""
-        return gather_object(labelled) if self.accelerator.num_processes > 1 else labelled
+        return [item for part in self.ranks.gather(labelled) for item in part]
 
     # --------------------------------------------------------------------------------------------------------- labels
 
@@ -411,8 +406,6 @@ class SORM(ORM):
 
     def _label(self, name: str, env: TokenVectorEnv, attempts: Sequence[Attempt], progress_bar: bool) -> list[Labelled]:
         folder = None if self.run_path is None else self.run_path / name
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
         with self.progress(0, f"{name}: continuing prefixes", progress_bar) as bar:
             counts = label_prefixes(
                 self.policy.with_sampling(temperature=self.config.temperature),
@@ -421,7 +414,8 @@ class SORM(ORM):
                 self.config.continuations,
                 seed=self.seed + _CONTINUATION_SEED,
                 consistent=self.config.consistent,
-                path=None if folder is None else folder / f"prefixes-{self.accelerator.process_index}.jsonl",
+                stem=None if folder is None else folder / "prefixes",
+                rank=self.ranks.index,
                 on_step=bar.update,
             )
         labelled = outcome_labels(attempts, self.tokenizer)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import numpy as np
-from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..arrays import FloatArray, IntArray
@@ -23,7 +22,7 @@ from ..models.outcome import OutcomeModel
 from ..rewards.steps import newline_tokens, step_ends
 from .base import AGENTS, Agent, Callback
 from .evaluation.evaluate import validate
-from .rollouts.attempts import Attempt, AttemptFile, RolloutStatistics
+from .rollouts.attempts import Attempt, RolloutStatistics, read_attempts
 from .rollouts.conditioned_policy import ConditionedPolicy
 from .rollouts.continuations import label_prefixes
 from .rollouts.policy import CausalLMPolicy
@@ -196,8 +195,7 @@ class RCRL(Agent):
     def _collect_pool(self) -> list[Attempt]:
         """The attempts of an earlier run's pool."""
         folder = Path(self.config.pool or "")
-        files = sorted(folder.glob("attempts-*.jsonl"), key=lambda path: int(path.stem.removeprefix("attempts-")))
-        attempts = [attempt for file in files for attempt in AttemptFile(file).read(self.env)]
+        attempts = read_attempts(folder, self.env)
         if not attempts:
             raise ValueError(f"{folder} holds no attempts: give the `pool` folder of a run of this agent")
         return attempts
@@ -221,7 +219,7 @@ class RCRL(Agent):
             folder=self._pool,
             progress_bar=progress_bar,
         )
-        return gather_object(ours) if self.accelerator.num_processes > 1 else ours
+        return [attempt for part in self.ranks.gather(ours) for attempt in part]
 
     # ----------------------------------------------------------------------------------------------------- the labels
 
@@ -241,12 +239,13 @@ class RCRL(Agent):
                 )
         # The attempts at a problem stay together: their continuations draw from streams that count them.
         order = {problem: number for number, problem in enumerate(dict.fromkeys(a.problem.id for a in attempts))}
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        ours = [i for i, a in enumerate(attempts) if order[a.problem.id] * ranks // len(order) == rank]
+        share = self.ranks.share(len(order))
+        ours = [i for i, a in enumerate(attempts) if order[a.problem.id] in share]
         values = self._values([attempts[i] for i in ours], [ends[i] for i in ours], metrics, progress_bar)
-        if ranks > 1:
-            pairs = dict(gather_object(list(zip(ours, values, strict=True))))
-            values = [pairs[i] for i in range(len(attempts))]
+        found = {
+            i: value for part in self.ranks.gather(dict(zip(ours, values, strict=True))) for i, value in part.items()
+        }
+        values = [found[i] for i in range(len(attempts))]
         metrics["time/label_seconds"] = time.perf_counter() - started
         return [Judged(*parts) for parts in zip(attempts, ends, values, strict=True) if len(parts[1])]
 
@@ -264,11 +263,8 @@ class RCRL(Agent):
         self, attempts: Sequence[Attempt], metrics: dict[str, float], progress_bar: bool
     ) -> list[FloatArray]:
         """The share of K continuations of each step that succeed."""
-        samples, path = self.config.rollouts_per_step, None
-        if self._pool is not None:
-            self._pool.mkdir(parents=True, exist_ok=True)
-            part = f"{self.accelerator.process_index + 1}-of-{self.accelerator.num_processes}"
-            path = self._pool / f"labels-{samples}-rollouts-{part}.jsonl"
+        samples = self.config.rollouts_per_step
+        stem = None if self._pool is None else self._pool / f"labels-{samples}-rollouts"
         prefixes = Counter[str]()
         with self.progress(0, "labelling", progress_bar) as bar:
 
@@ -282,12 +278,11 @@ class RCRL(Agent):
                 attempts,
                 samples,
                 seed=self.seed + _LABEL_SEED,
-                path=path,
+                stem=stem,
+                rank=self.ranks.index,
                 on_step=on_step,
             )
-        rollouts = samples * prefixes["labelled"]
-        if self.accelerator.num_processes > 1:
-            rollouts = sum(gather_object([rollouts]))
+        rollouts = sum(self.ranks.gather(samples * prefixes["labelled"]))
         metrics["labels/rollouts"] = rollouts
         self.num_attempts += rollouts
         return [count / samples for count in counts]

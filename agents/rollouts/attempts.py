@@ -1,17 +1,23 @@
 """Attempts at problems: as values, in files, and counted."""
 
 import json
+import logging
+import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...envs.problems.base import Problem
 from ...envs.token_vector_env import TokenVectorEnv
+from ...files import LineFile, lines
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +36,7 @@ class Attempt:
         answer: the final answer, if one was given.
         terminated: whether the attempt ended by itself; otherwise its token budget ran out.
         reward_components: what each part of a reward with parts has paid, by name; empty for others.
+        number: which attempt of its collection it is, from 0; -1 for an attempt outside any.
     """
 
     problem: Problem
@@ -43,6 +50,7 @@ class Attempt:
     answer: str | None
     terminated: bool
     reward_components: dict[str, float] = field(default_factory=dict)
+    number: int = -1
 
     @property
     def tokens(self) -> NDArray[np.int64]:
@@ -105,66 +113,32 @@ class RolloutStatistics:
         }
 
 
-class AttemptFile:
-    """Attempts as JSON lines, appended as they come.
+class AttemptFile(LineFile):
+    """Attempts as JSON lines, appended as they come, each with its number in the collection.
 
-    As a context manager it holds the file open for `write`; if the file has been read, a line that a killed process
-    left unfinished is cut off first.
-
-    Args:
-        path: the file, which need not exist.
+    As a context manager it holds the file open for `write`; a line that a killed process left unfinished is cut off
+    first.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.count = 0
-        """Attempts that the file holds."""
-        self._complete: int | None = None  # bytes of the whole lines, once they have been read
-
     def read(self, env: TokenVectorEnv) -> Iterator[Attempt]:
-        """The attempts in the file, their problems and prompts taken from `env`; log-probabilities are not kept."""
-        if not self.path.exists():
-            return
-        complete = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                complete += len(line)
-                record = json.loads(line)
-                problem = env.problems.find(record["problem_id"])
-                tokens = np.array(record["completion"], np.int32)
-                rewards = np.zeros(len(tokens), np.float32)
-                rewards[record["rewards"][0]] = record["rewards"][1]
-                self.count += 1
-                yield Attempt(
-                    problem=problem,
-                    index=record["index"],
-                    prompt=env.encode_prompt(problem),
-                    completion=tokens,
-                    logprobs=np.full(len(tokens), np.nan, np.float32),
-                    rewards=rewards,
-                    is_success=record["is_success"],
-                    verdict=record["verdict"],
-                    answer=record["answer"],
-                    terminated=record["terminated"],
-                    reward_components=record["reward_components"],
-                )
-        self._complete = complete
+        """The attempts in the file, their problems and prompts taken from `env`; log-probabilities are not kept.
 
-    def __enter__(self) -> Self:
-        self._file = self.path.open("a")
-        if self._complete is not None:
-            self._file.truncate(self._complete)
-        return self
+        Raises:
+            ValueError: a line is no attempt at a problem of `env`; the message names file and line.
+        """
+        for line, _, content in lines(self.path):
+            try:
+                attempt = _attempt(json.loads(content), env)
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                why = f"it has no {error}" if isinstance(error, KeyError) else error
+                raise ValueError(f"{self.path}, line {line} is no attempt at a problem here: {why}") from error
+            yield attempt
 
-    def __exit__(self, *exc: object) -> None:
-        self._file.close()
-
-    def write(self, attempt: Attempt) -> None:
+    def write(self, attempt: Attempt) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Appends one attempt; rewards that are not zero are kept as [positions, values]."""
         paid = np.flatnonzero(attempt.rewards)
-        record = {
+        super().write({
+            "number": attempt.number,
             "problem_id": attempt.problem.id,
             "index": attempt.index,
             "completion": attempt.completion.tolist(),
@@ -174,7 +148,96 @@ class AttemptFile:
             "answer": attempt.answer,
             "terminated": attempt.terminated,
             "reward_components": attempt.reward_components,
-        }
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        self.count += 1
+        })  # fmt: skip
+
+
+def attempt_files(folder: Path) -> list[Path]:
+    """The files of attempts in a folder, in the order of the processes that wrote them."""
+    return sorted(folder.glob("attempts-*.jsonl"), key=lambda path: int(path.stem.removeprefix("attempts-")))
+
+
+def read_attempts(folder: Path, env: TokenVectorEnv) -> list[Attempt]:
+    """All attempts of a collection, in its order, however many processes wrote them; see `AttemptFile.read`."""
+    attempts = [attempt for path in attempt_files(folder) for attempt in AttemptFile(path).read(env)]
+    return sorted(attempts, key=lambda attempt: attempt.number)
+
+
+class RecordedAttempts:
+    """Those of a collection's attempts that earlier processes wrote, however many there were of them.
+
+    A line that cannot be read counts as missing, and a warning names it.
+
+    Args:
+        folder: where the processes' `attempts-<rank>.jsonl` are.
+        numbers: which attempts are wanted.
+        env: has their problems.
+    """
+
+    def __init__(self, folder: Path, numbers: range, env: TokenVectorEnv) -> None:
+        self._env = env
+        self._places: dict[int, tuple[Path, int]] = {}
+        for path in attempt_files(folder):
+            for line, offset, content in lines(path):
+                if (number := _number(content)) is not None and number not in numbers:
+                    continue
+                if (number := _readable(content, env)) is None:
+                    _logger.warning("%s, line %d cannot be read: that attempt is sampled again", path, line)
+                elif number in numbers:
+                    self._places[number] = path, offset
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._places
+
+    def read(self, numbers: range) -> Iterator[Attempt]:
+        """The attempts with these numbers, in order."""
+        files: dict[Path, BinaryIO] = {}
+        with ExitStack() as stack:
+            for number in numbers:
+                path, offset = self._places[number]
+                if path not in files:
+                    files[path] = stack.enter_context(path.open("rb"))
+                files[path].seek(offset)
+                yield _attempt(json.loads(files[path].readline()), self._env)
+
+
+def _number(content: bytes) -> int | None:
+    """The number of the attempt in a line, without reading the rest of it."""
+    found = _NUMBER.match(content)
+    return None if found is None else int(found[1])
+
+
+_NUMBER = re.compile(rb'\{"number": (-?\d+),')
+
+
+def _readable(content: bytes, env: TokenVectorEnv) -> int | None:
+    """The number of the attempt in a line from which all of it can be read."""
+    try:
+        record = json.loads(content)
+        env.problems.find(record["problem_id"])
+        return record["number"] if record.keys() >= _FIELDS else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+_FIELDS = {"completion", "rewards", "index", "is_success", "verdict", "answer", "terminated", "reward_components"}
+
+
+def _attempt(record: Mapping[str, Any], env: TokenVectorEnv) -> Attempt:
+    problem = env.problems.find(record["problem_id"])
+    tokens = np.array(record["completion"], np.int32)
+    rewards = np.zeros(len(tokens), np.float32)
+    rewards[record["rewards"][0]] = record["rewards"][1]
+    return Attempt(
+        problem=problem,
+        index=record["index"],
+        prompt=env.encode_prompt(problem),
+        completion=tokens,
+        logprobs=np.full(len(tokens), np.nan, np.float32),
+        rewards=rewards,
+        is_success=record["is_success"],
+        verdict=record["verdict"],
+        answer=record["answer"],
+        terminated=record["terminated"],
+        reward_components=record["reward_components"],
+        number=record["number"],
+    )

@@ -4,6 +4,7 @@ The environment's slots are the decoder's cache slots, so stepping the vector en
 that ends is handed the next problem or leaves the batch.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from ...arrays import IntArray
 from ...envs.token_vector_env import TokenVectorEnv
 from ...models.engine.decoder import COMPACT_BELOW
 from ...models.engine.sampling import SamplingConfig, stream_key
-from .attempts import Attempt, AttemptFile
+from .attempts import Attempt, AttemptFile, RecordedAttempts
 from .policy import CausalLMPolicy
 
 
@@ -59,39 +60,45 @@ def collect(
 
 
 def collect_into(
-    path: Path | None,
+    folder: Path | None,
     policy: CausalLMPolicy,
     env: TokenVectorEnv,
-    episodes: int,
+    numbers: range,
     *,
     seed: int,
-    start: int = 0,
+    rank: int = 0,
     on_step: Callable[[int], object] | None = None,
 ) -> Iterator[Attempt]:
-    """What `collect` collects, written to an `AttemptFile` as it comes; attempts already there are not sampled again.
+    """What `collect` collects, written to a folder as it comes; attempts already there are not sampled again.
+
+    Attempts are known by their numbers, so another number of processes than wrote them can continue the collection.
 
     Args:
-        path: the file; `None` writes nothing.
-        policy: as in `collect`, like all that follow.
-        env: with `autoreset_mode` DISABLED.
-        episodes: number of the last attempt, plus one.
-        seed: of curriculum and random streams.
-        start: number of the first attempt.
+        folder: where each process has its `attempts-<rank>.jsonl`; `None` writes nothing.
+        policy: draws the actions.
+        env: a token environment with `autoreset_mode` DISABLED.
+        numbers: which attempts of the collection, without gaps; those of different processes must not overlap.
+        seed: of the curriculum and of the attempts' random streams.
+        rank: which process this is.
         on_step: called with the number of attempts that were read or that ended.
     """
-    if path is None:
-        yield from collect(policy, env, episodes, seed=seed, start=start, on_step=on_step)
+    if folder is None:
+        yield from collect(policy, env, numbers.stop, seed=seed, start=numbers.start, on_step=on_step)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = AttemptFile(path)
-    for attempt in record.read(env):
-        if on_step is not None:
-            on_step(1)
-        yield attempt
-    with record:
-        for attempt in collect(policy, env, episodes, seed=seed, start=start + record.count, on_step=on_step):
-            record.write(attempt)
-            yield attempt
+    recorded = RecordedAttempts(folder, numbers, env)
+    for known, group in itertools.groupby(numbers, recorded.__contains__):
+        first, *others = group
+        part = range(first, first + 1 + len(others))
+        if known:
+            for attempt in recorded.read(part):
+                if on_step is not None:
+                    on_step(1)
+                yield attempt
+            continue
+        with AttemptFile(folder / f"attempts-{rank}.jsonl") as file:
+            for attempt in collect(policy, env, part.stop, seed=seed, start=part.start, on_step=on_step):
+                file.write(attempt)
+                yield attempt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -251,6 +258,7 @@ class Rollout:
                     answer=infos["answer"][slot],
                     terminated=bool(terminations[slot]),
                     reward_components=_components(infos, slot),
+                    number=int(number[slot]),
                 )
             if len(ended):
                 number[ended] = -1

@@ -5,16 +5,16 @@ succeeds, for return conditioning if at least a share of them does (Havrilla et 
 """
 
 import itertools
-import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...arrays import IntArray
 from ...envs.token_vector_env import TokenVectorEnv
-from ...files import read_jsonl, write_text
+from ...files import LineFile, read_jsonl
 from ...rewards.grading.solutions import uses_results
 from ...rewards.steps import step_ends
 from .attempts import Attempt
@@ -33,7 +33,8 @@ def label_prefixes(
     *,
     seed: int,
     consistent: bool = False,
-    path: Path | None = None,
+    stem: Path | None = None,
+    rank: int = 0,
     on_step: Callable[[int], object] | None = None,
 ) -> list[IntArray]:
     """Counts, for each step of each attempt, the continuations of the attempt up to there that reach the answer.
@@ -48,14 +49,16 @@ def label_prefixes(
         samples: K, continuations of each prefix.
         seed: of their random streams; another one than the attempts were sampled with.
         consistent: count a continuation only if it builds on the results of the prefix (`uses_results`) [GLoRe].
-        path: JSON lines to write the counts to as they come; those already there are not sampled again.
+        stem: each process writes its counts to `<stem>-<rank>.jsonl` as they come, and samples none again that any of
+            them has written; `None` writes nothing.
+        rank: which process this is. All attempts at a problem must be on one.
         on_step: called with the number of prefixes just labelled.
 
     Returns:
         Counts `[S]` between 0 and `samples` for the S steps of each attempt.
 
     Raises:
-        ValueError: `samples` is below 1, or the file holds counts of other prefixes or of another number of samples.
+        ValueError: `samples` is below 1, or a file holds counts of other prefixes or of another number of samples.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
@@ -64,7 +67,10 @@ def label_prefixes(
     for attempt, steps in zip(attempts, ends, strict=True):
         for end in steps[steps < len(attempt.completion) - 1]:
             prefixes.setdefault(_prefix(attempt, end), len(prefixes))
-    counts = _counts(policy, env, list(prefixes), samples, seed, consistent, path, on_step)
+    problems = {attempt.problem.id for attempt in attempts}
+    recorded = {} if stem is None else _recorded(stem, problems, prefixes, samples)
+    path = None if stem is None else stem.with_name(f"{stem.name}-{rank}.jsonl")
+    counts = _counts(policy, env, list(prefixes), samples, seed, consistent, recorded, path, on_step)
     return [
         np.array([
             counts[prefixes[_prefix(attempt, end)]] if end < len(attempt.completion) - 1
@@ -86,38 +92,63 @@ def _counts(
     samples: int,
     seed: int,
     consistent: bool,
+    recorded: Mapping[int, int],
     path: Path | None,
     on_step: Callable[[int], object] | None,
 ) -> list[int]:
-    """Successes among the continuations of each prefix, by the file as far as it goes."""
-    counts: list[int] = []
-    if path is not None and path.exists():
-        lines = read_jsonl(path)
-        counts = [line["successes"] for line in lines]
-        if lines != [_line(*item, samples) for item in zip(prefixes, counts, strict=False)]:
-            raise ValueError(
-                f"{path} holds labels of other prefixes, or of another number of samples than {samples}: delete it, or "
-                "choose another file"
-            )
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))  # less a line that was left unfinished
-        if on_step is not None:
-            on_step(len(counts))
+    """Successes among the continuations of each prefix; those that are recorded are not sampled."""
+    indices = _indices(prefixes)
+    if recorded and on_step is not None:
+        on_step(len(recorded))
     starts = [start for name, tokens in prefixes for start in [Start(name, np.array(tokens, np.int64))] * samples]
-    continuations = continue_from(policy, env, starts, seed=seed, start=samples * len(counts))
-    for prefix in prefixes[len(counts) :]:
-        verified = [
-            item.is_success
-            and (not consistent or uses_results(env.decode(np.array(prefix[1])), env.decode(item.completion)))
-            for item in itertools.islice(continuations, samples)
-        ]
-        counts.append(sum(verified))
-        if path is not None:
-            with path.open("a") as file:
-                file.write(json.dumps(_line(prefix, counts[-1], samples)) + "\n")
-        if on_step is not None:
-            on_step(1)
+    counts = dict(recorded)
+    for known, group in itertools.groupby(range(len(prefixes)), recorded.__contains__):
+        if known:
+            continue
+        part = list(group)
+        continuations = continue_from(
+            policy, env, starts[: samples * (part[-1] + 1)], seed=seed, start=samples * part[0]
+        )
+        with nullcontext() if path is None else LineFile(path) as file:
+            for number in part:
+                problem_id, prefix = prefixes[number]
+                verified = [
+                    item.is_success
+                    and (not consistent or uses_results(env.decode(np.array(prefix)), env.decode(item.completion)))
+                    for item in itertools.islice(continuations, samples)
+                ]
+                counts[number] = sum(verified)
+                if file is not None:
+                    line = {"problem_id": problem_id, "prefix": list(prefix), "index": indices[number]}
+                    file.write({**line, "samples": samples, "successes": counts[number]})
+                if on_step is not None:
+                    on_step(1)
+    return [counts[number] for number in range(len(prefixes))]
+
+
+def _indices(prefixes: Iterable[_Prefix]) -> list[int]:
+    """How many prefixes of the same problem come before each: by this their continuations draw from other streams."""
+    seen = Counter[str]()
+    indices: list[int] = []
+    for problem_id, _ in prefixes:
+        indices.append(seen[problem_id])
+        seen[problem_id] += 1
+    return indices
+
+
+def _recorded(stem: Path, problems: Set[str], prefixes: Mapping[_Prefix, int], samples: int) -> dict[int, int]:
+    """Counts that are in the processes' files, by the number of the prefix."""
+    indices = _indices(prefixes)
+    counts: dict[int, int] = {}
+    for path in sorted(stem.parent.glob(f"{stem.name}-*.jsonl")):
+        for line in read_jsonl(path):
+            if line["problem_id"] not in problems:
+                continue  # another process's
+            number = prefixes.get((line["problem_id"], tuple(line["prefix"])))
+            if number is None or indices[number] != line["index"] or line["samples"] != samples:
+                raise ValueError(
+                    f"{path} holds labels of other prefixes, or of another number of samples than {samples}: delete "
+                    "it, or choose another folder"
+                )
+            counts[number] = line["successes"]
     return counts
-
-
-def _line(prefix: _Prefix, successes: int, samples: int) -> dict[str, Any]:
-    return {"problem_id": prefix[0], "prefix": list(prefix[1]), "samples": samples, "successes": successes}

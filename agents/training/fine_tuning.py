@@ -108,7 +108,7 @@ def run_epochs(
         if on_step is not None:
             on_step(step + 1, learner.total_steps, metrics)
         due = step + 1 == learner.total_steps or (step + 1) % config.save_steps == 0
-        if checkpoints is not None and due and learner.accelerator.is_main_process:
+        if checkpoints is not None and due and learner.ranks.is_main:
             save_checkpoint(learner, checkpoints, {"metrics": metrics})
 
 

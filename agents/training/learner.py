@@ -12,7 +12,6 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from ...models.critics import ActorCritic
 from ...models.forward import action_logits, compute_dtype, token_logprobs
 from ...models.packing import TokenRows, attention_window, pack, plan_rows, takes_shared_prompts
 from .masters import ROUNDINGS, MasterAdamW
+from .ranks import Ranks
 
 # Decayed by cosine to 2e-7, with warm-up (Havrilla et al. 2024).
 PAPER_LEARNING_RATE = 2e-5
@@ -215,12 +215,13 @@ class Learner:
             rate = getattr(model.config, "recommended_learning_rate", PAPER_LEARNING_RATE)
         self.learning_rate, self.total_steps = rate, total_steps
         self.base, self.config, self.accelerator, self.vocab_size = model, config, accelerator, vocab_size
+        self.ranks = Ranks(accelerator)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = MasterAdamW(
             self.parameters, rate, config.betas, weight_decay=config.weight_decay, rounding=config.rounding
         )
         # Gradients of another precision than their weights are more than the wrapper for data parallel training takes.
-        self._wrapped = accelerator.num_processes > 1 and all(p.grad_dtype == p.dtype for p in self.parameters)
+        self._wrapped = self.ranks.count > 1 and all(p.grad_dtype == p.dtype for p in self.parameters)
         self.model: nn.Module = accelerator.prepare_model(model) if self._wrapped else model
         self.steps = 0
 
@@ -260,7 +261,7 @@ class Learner:
             ValueError: a sequence is longer than the model's positions.
             NonFiniteError: loss or gradient is infinite or not a number; the weights are left as they were.
         """
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        ranks, rank = self.ranks.count, self.ranks.index
         groups = self._micro_batches(examples)
         # Ranks synchronise in their last backward pass, so all must run the same number: idle ones repeat at weight 0.
         rounds = -(-len(groups) // ranks)
@@ -293,7 +294,7 @@ class Learner:
         share = cosine(self.steps, self.total_steps, self.config.warmup_ratio, self.config.min_learning_rate_ratio)
         rate = self.learning_rate * share
         if ranks > 1:
-            totals = _over_ranks(totals)
+            totals = _combined_totals(self.ranks.gather({name: value.cpu() for name, value in totals.items()}))
         metrics = {name: value.item() for name, value in totals.items()} | {
             "grad_norm": norm.item(),
             "learning_rate": rate,
@@ -350,7 +351,7 @@ class Learner:
         groups = self._micro_batches(examples)
         wrapped, self.model = self.model, self.base  # ranks take part unequally often, and the wrapper would wait
         try:
-            for group in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
+            for group in groups[self.ranks.index :: self.ranks.count]:
                 batch = self._collate(examples, group)
                 with torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16):
                     found = forward(batch, temperature)
@@ -361,8 +362,7 @@ class Learner:
                 values |= zip(rows, zip(*parts, strict=True), strict=True)
         finally:
             self.model = wrapped
-        if self.accelerator.num_processes > 1:
-            values = {row: arrays for part in gather_object([values]) for row, arrays in part.items()}
+        values = {row: arrays for part in self.ranks.gather(values) for row, arrays in part.items()}
         return tuple(list(arrays) for arrays in zip(*(values[row] for row in range(len(examples))), strict=True))
 
     def _collate(self, examples: Sequence[Example], rows: Sequence[NDArray[np.int64]]) -> MicroBatch:
@@ -439,10 +439,10 @@ def _combined(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     return torch.maximum if name.endswith("_max") else torch.minimum if name.endswith("_min") else torch.add
 
 
-def _over_ranks(totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _combined_totals(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Scalars of all ranks; a rank that had nothing to do may lack some."""
     combined: dict[str, Tensor] = {}
-    for part in gather_object([{name: value.cpu() for name, value in totals.items()}]):
+    for part in parts:
         for name, value in part.items():
             combined[name] = _combined(name)(combined[name], value) if name in combined else value
     return combined

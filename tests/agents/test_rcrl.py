@@ -197,7 +197,7 @@ def test_steps_are_labelled_by_the_share_of_continuations_that_succeed(make, tmp
         agent.learn()
     env, pool = slots(), tmp_path / "run" / "pool"
     attempts = list(AttemptFile(pool / "attempts-0.jsonl").read(env))
-    lines = map(json.loads, (pool / "labels-3-rollouts-1-of-1.jsonl").read_text().splitlines())
+    lines = map(json.loads, (pool / "labels-3-rollouts-0.jsonl").read_text().splitlines())
     counts = {(line["problem_id"], tuple(line["prefix"])): line["successes"] for line in lines}
     expected = []
     for attempt in attempts:
@@ -292,7 +292,7 @@ def test_killed_and_resumed_equals_never_stopped(make, tmp_path, stage: str, cou
     lines = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("whole", "cut")]
     plain = [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
     assert plain[0] == plain[1]
-    for name in ("attempts-0.jsonl", "labels-3-rollouts-1-of-1.jsonl"):
+    for name in ("attempts-0.jsonl", "labels-3-rollouts-0.jsonl"):
         assert (tmp_path / "cut/pool" / name).read_text() == (tmp_path / "whole/pool" / name).read_text()
     again = make(run=tmp_path / "cut", resume=True).learn()  # nothing is left to do
     assert same(weights(whole), weights(again))

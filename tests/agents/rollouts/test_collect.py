@@ -1,6 +1,8 @@
 """Rollouts: the same attempts in the same order, whatever the slots, the start and the refills."""
 
+import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tokengym.agents.rollouts.attempts import Attempt, AttemptFile, RolloutStatistics
-from tokengym.agents.rollouts.collect import Start, collect, continue_from
+from tokengym.agents.rollouts.attempts import Attempt, AttemptFile, RolloutStatistics, read_attempts
+from tokengym.agents.rollouts.collect import Start, collect, collect_into, continue_from
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.envs.curriculum import Sequential
@@ -273,30 +275,69 @@ def test_attempts_come_back_from_their_file(policy, make_sums, tmp_path) -> None
     record = AttemptFile(tmp_path / "attempts.jsonl")
     assert list(record.read(env)) == []
     with record:
-        for attempt in attempts:
+        for number, attempt in enumerate(attempts):
             record.write(attempt)
-            assert len((tmp_path / "attempts.jsonl").read_text().splitlines()) == record.count  # on disk at once
-    again = AttemptFile(tmp_path / "attempts.jsonl")
-    back = list(again.read(make_sums(2)))
-    assert again.count == 9
+            assert len((tmp_path / "attempts.jsonl").read_text().splitlines()) == number + 1  # on disk at once
+    back = list(AttemptFile(tmp_path / "attempts.jsonl").read(make_sums(2)))
     assert all(map(same, back, attempts))
+    assert [attempt.number for attempt in back] == list(range(9))
     assert all(np.isnan(attempt.logprobs).all() for attempt in back)
 
 
 @pytest.mark.parametrize("lost", [1, 5, 40])
 def test_a_line_that_a_killed_process_left_is_cut_off_and_written_again(policy, make_sums, tmp_path, lost) -> None:
-    env, path = make_sums(4), tmp_path / "attempts.jsonl"
+    env, path = make_sums(4), tmp_path / "attempts-0.jsonl"
     attempts = list(collect(policy, env, 6, seed=0))
     with AttemptFile(path) as record:
         for attempt in attempts[:4]:
             record.write(attempt)
     path.write_bytes(path.read_bytes()[:-lost])
-    record = AttemptFile(path)
-    kept = list(record.read(env))
-    assert record.count == len(kept) == 3
-    with record:
-        for attempt in collect(policy, env, 6, seed=0, start=record.count):
-            record.write(attempt)
-    assert record.count == 6
+    assert len(list(AttemptFile(path).read(env))) == 3
+    assert all(map(same, collect_into(tmp_path, policy, env, range(6), seed=0), attempts))
     assert all(map(same, AttemptFile(path).read(env), attempts))
     assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [a.index for a in attempts]
+
+
+def written(folder: Path) -> list[int]:
+    """The numbers of all attempts that are in the files, sorted."""
+    return sorted(json.loads(line)["number"] for file in folder.iterdir() for line in file.read_text().splitlines())
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_another_number_of_processes_continues_a_collection(policy, make_sums, tmp_path, before, ranks) -> None:
+    """Every attempt is there once, and is the one that a single process would have sampled."""
+    env, total = make_sums(4), 11
+    attempts = list(collect(policy, env, total, seed=0))
+
+    def share(count: int, rank: int) -> range:
+        return range(total * rank // count, total * (rank + 1) // count)
+
+    for rank in range(before):  # each is killed in its third attempt
+        list(itertools.islice(collect_into(tmp_path, policy, env, share(before, rank), seed=0, rank=rank), 2))
+    assert len(written(tmp_path)) == 2 * before
+    told: list[int] = []
+    found = [
+        attempt
+        for rank in range(ranks)
+        for attempt in collect_into(tmp_path, policy, env, share(ranks, rank), seed=0, rank=rank, on_step=told.append)
+    ]
+    assert len(found) == total
+    assert all(map(same, found, attempts))
+    assert written(tmp_path) == list(range(total))
+    assert sum(told) == total
+    assert all(map(same, read_attempts(tmp_path, env), attempts))
+
+
+def test_a_damaged_line_is_named_and_its_attempt_sampled_again(policy, make_sums, tmp_path, caplog) -> None:
+    env, path = make_sums(4), tmp_path / "attempts-0.jsonl"
+    attempts = list(collect_into(tmp_path, policy, env, range(6), seed=0))
+    lines = path.read_text().splitlines(keepends=True)
+    lines[2], lines[4] = lines[2][:30] + "\0" * 9 + lines[2][39:], "\n"
+    path.write_text("".join(lines))
+    with pytest.raises(ValueError, match=r"attempts-0\.jsonl, line 3 is no attempt at a problem here"):
+        list(AttemptFile(path).read(env))
+    assert all(map(same, collect_into(tmp_path, policy, env, range(6), seed=0), attempts))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}, line {number} cannot be read: that attempt is sampled again" for number in (3, 5)
+    ]

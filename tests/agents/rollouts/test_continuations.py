@@ -104,8 +104,8 @@ def test_counts_are_binomial_with_the_enumerated_chance_and_the_last_step_is_the
 
 
 def test_a_shared_prefix_is_continued_once_and_slots_change_nothing(policy, attempts, tmp_path) -> None:
-    counts = label_prefixes(policy, slots(5), attempts, 4, seed=1, path=tmp_path / "labels.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    counts = label_prefixes(policy, slots(5), attempts, 4, seed=1, stem=tmp_path / "labels")
+    lines = [json.loads(line) for line in (tmp_path / "labels-0.jsonl").read_text().splitlines()]
     wanted = [(a.problem.id, *a.completion[: e + 1].tolist()) for a in attempts for e in ends(a)
               if e < len(a.completion) - 1]  # fmt: skip
     assert [(line["problem_id"], *line["prefix"]) for line in lines] == list(dict.fromkeys(wanted))
@@ -118,9 +118,9 @@ def test_a_shared_prefix_is_continued_once_and_slots_change_nothing(policy, atte
 
 @pytest.mark.parametrize("stop", [0, 1, 4])
 def test_labelling_that_was_cut_short_goes_on_where_it_stopped(policy, attempts, tmp_path, monkeypatch, stop) -> None:
-    whole = label_prefixes(policy, slots(), attempts, 3, seed=1, path=tmp_path / "whole.jsonl")
-    path, told = tmp_path / "labels.jsonl", Counter()
-    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    whole = label_prefixes(policy, slots(), attempts, 3, seed=1, stem=tmp_path / "whole")
+    path, told = tmp_path / "labels-0.jsonl", Counter()
+    lines = (tmp_path / "whole-0.jsonl").read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:stop]) + lines[stop][:-5])  # killed in the middle of a line
     real = prefix_labels.continue_from
 
@@ -129,10 +129,42 @@ def test_labelling_that_was_cut_short_goes_on_where_it_stopped(policy, attempts,
         return real(policy, env, starts, **options)
 
     monkeypatch.setattr(prefix_labels, "continue_from", spy)
-    counts = label_prefixes(policy, slots(), attempts, 3, seed=1, path=path, on_step=lambda n: told.update(done=n))
+    counts = label_prefixes(
+        policy, slots(), attempts, 3, seed=1, stem=tmp_path / "labels", on_step=lambda n: told.update(done=n)
+    )
     assert [c.tolist() for c in counts] == [c.tolist() for c in whole]
-    assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert path.read_text() == (tmp_path / "whole-0.jsonl").read_text()
     assert told == {"asked for": 3 * (len(lines) - stop), "done": len(lines)}
+
+
+def test_another_number_of_processes_continues_the_labels(policy, attempts, tmp_path, monkeypatch) -> None:
+    """Two processes were killed after three labels each; one, then two do the rest, none of them twice."""
+    whole = label_prefixes(policy, slots(), attempts, 3, seed=1)
+    shares = [[a for a in attempts if a.problem.id == name] for name in "yz"]
+    assert all(shares)
+
+    def kill(_: int, calls: Counter[str]) -> None:
+        calls["labels"] += 1
+        if calls["labels"] == 3:
+            raise KeyboardInterrupt
+
+    for rank, share in enumerate(shares):
+        calls = Counter[str]()
+        with pytest.raises(KeyboardInterrupt):
+            label_prefixes(
+                policy, slots(), share, 3, seed=1, stem=tmp_path / "a", rank=rank, on_step=lambda n, c=calls: kill(n, c)
+            )
+    for rank in (0, 1):
+        (tmp_path / f"b-{rank}.jsonl").write_text((tmp_path / f"a-{rank}.jsonl").read_text())
+    counts = label_prefixes(policy, slots(), attempts, 3, seed=1, stem=tmp_path / "a")
+    assert [c.tolist() for c in counts] == [c.tolist() for c in whole]
+    for rank, share in enumerate(shares):
+        found = label_prefixes(policy, slots(), share, 3, seed=1, stem=tmp_path / "b", rank=rank)
+        assert [c.tolist() for c in found] == [c.tolist() for a, c in zip(attempts, whole, strict=True) if a in share]
+    for stem in "ab":
+        lines = [line for file in tmp_path.glob(f"{stem}-*") for line in file.read_text().splitlines()]
+        assert len(lines) == len(set(lines)) == len({(a.problem.id, *a.completion[: e + 1].tolist())
+            for a in attempts for e in ends(a) if e < len(a.completion) - 1})  # fmt: skip
 
 
 def test_inconsistent_continuations_do_not_count(policy, attempts, monkeypatch) -> None:
@@ -145,11 +177,11 @@ def test_inconsistent_continuations_do_not_count(policy, attempts, monkeypatch) 
 
 
 def test_labels_of_something_else_are_not_mistaken_for_these(policy, attempts, tmp_path) -> None:
-    path = tmp_path / "labels.jsonl"
-    label_prefixes(policy, slots(), attempts, 3, seed=1, path=path)
+    stem = tmp_path / "labels"
+    label_prefixes(policy, slots(), attempts, 3, seed=1, stem=stem)
     for others, samples in ((attempts[::-1], 3), (attempts, 2), (attempts[:2], 3)):
-        with pytest.raises(ValueError, match=r"labels\.jsonl holds labels of other prefixes"):
-            label_prefixes(policy, slots(), others, samples, seed=1, path=path)
+        with pytest.raises(ValueError, match=r"labels-0\.jsonl holds labels of other prefixes"):
+            label_prefixes(policy, slots(), others, samples, seed=1, stem=stem)
     with pytest.raises(ValueError, match="samples must be at least 1"):
         label_prefixes(policy, slots(), attempts, 0, seed=1)
     assert label_prefixes(policy, slots(), [], 3, seed=1) == []
