@@ -1,5 +1,6 @@
 """Language models by name, with their tokenizers: built-in, any Hugging Face causal LM, GGUF files; LoRA on top."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreT
 from transformers.utils import logging
 
 from ..registry import UnknownNameError, unknown_name
+from .engine.self_check import check_training
 from .tokenizers import CHARS, load_tokenizer, locate, not_loaded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -24,7 +26,7 @@ def load(
     lora_alpha: float | None = None,
     lora_targets: str | Sequence[str] = "all-linear",
     lora_seed: int = 0,
-    attn: str = "sdpa",
+    attn: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The language model of that name and its tokenizer; the model is in evaluation mode.
 
@@ -42,12 +44,14 @@ def load(
             [choice].
         lora_targets: names of the layers that get adapters; "all-linear" is all but the LM head [choice].
         lora_seed: seed of the adapters' first values.
-        attn: transformers' `attn_implementation`: "sdpa", "eager", "flash_attention_2", ...
+        attn: attention implementation: "sdpa", "eager", "flash_attention_2", ...; by default transformers' own choice
+            for the model, which is "sdpa" where the model supports it.
 
     Raises:
         UnknownNameError: there is no such model or dtype.
         FileNotFoundError: the *.gguf file does not exist, or the folder holds no model.
-        ValueError: the tokenizer has no end-of-sequence token, or has ids that the model lacks; `lora_rank` is under 1.
+        ValueError: the tokenizer has no end-of-sequence token, or has ids that the model lacks; `lora_rank` is under 1;
+            the model has no such attention; or it computes other things in padded batches than on their rows alone.
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
@@ -61,7 +65,9 @@ def load(
     folder = Path(location["pretrained_model_name_or_path"])
     if "gguf_file" not in location and folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"the folder {str(folder)!r} holds no model: it has no config.json")
-    arguments: dict[str, Any] = {**location, "dtype": DTYPES[dtype], "attn_implementation": attn}
+    arguments: dict[str, Any] = {**location, "dtype": DTYPES[dtype]}
+    if attn is not None:
+        arguments["attn_implementation"] = attn
     if "gguf_file" in location:
         arguments["quantization_config"] = GgufConfig(
             dequantize=True
@@ -71,10 +77,17 @@ def load(
             model: Any = AutoModelForCausalLM.from_pretrained(**arguments)
     except OSError as error:
         raise not_loaded("model", name, location, error) from error
+    except (ValueError, ImportError) as error:
+        if attn is None or "attention" not in str(error):
+            raise
+        cause = textwrap.shorten(str(error), 300)
+        raise ValueError(f"the model {name!r} cannot run with attn={attn!r}; leave attn out. {cause}") from error
     check_vocabulary(model, tokenizer)
     if lora_rank is not None:
         model = with_lora(model, lora_rank, lora_alpha, lora_targets, lora_seed)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    check_training(model)
+    return model, tokenizer
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
