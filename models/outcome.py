@@ -91,7 +91,7 @@ class OutcomeModel:
         _remove_dropout(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            scorer = TokenScorer._from_config(
+            scorer: Any = TokenScorer._from_config(
                 config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
             )
         scorer.base_model.load_state_dict(model.base_model.state_dict())
@@ -126,7 +126,8 @@ class OutcomeModel:
             _check_same_tokens(str(path), own, tokenizer)
         with no_progress_bars():
             config = AutoConfig.from_pretrained(folder)
-            model, report = TokenScorer.from_pretrained(folder, config=config, dtype="auto", output_loading_info=True)
+            loaded: Any = TokenScorer.from_pretrained(folder, config=config, dtype="auto", output_loading_info=True)
+        model, report = loaded
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"the outcome model {str(path)!r} lacks {len(missing)} weights, the first {missing[0]!r}")
         return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), own, kind)
@@ -153,7 +154,7 @@ class OutcomeModel:
     @property
     def limit(self) -> int:
         """The longest sequence, in tokens, that the model can judge."""
-        return position_limit(self.model)[0]
+        return position_limit(self.model.config)[0]
 
     def logits(
         self,
@@ -199,7 +200,7 @@ class OutcomeModel:
             if lengths[i] > len(sequence) or min(wanted, default=0) < 0:
                 raise ValueError(f"sequence {i} has {len(sequence)} tokens: none at positions {list(wanted)}")
         if len(sequences):
-            check_length(self.model, int(lengths.max()))
+            check_length(self.model.config, int(lengths.max()))
         scores = [np.empty(0)] * len(sequences)
         read = np.flatnonzero(lengths)
         for group in micro_batches(lengths[read].tolist(), micro_batch_tokens):
@@ -237,7 +238,7 @@ class WholeScorer:
 
     def begin(self, slots: IntArray, prompts: Sequence[IntArray]) -> None:
         """New sequences begin in `slots` `[M]`; see `SlotScorer.begin`."""
-        check_length(self._outcome_model.model, max(len(prompt) for prompt in prompts))
+        check_length(self._outcome_model.model.config, max(len(prompt) for prompt in prompts))
 
     def score(self, slots: IntArray, sequences: Sequence[IntArray], positions: Sequence[IntArray]) -> list[FloatArray]:
         """p(correct) at chosen tokens of the sequences in some slots; see `SlotScorer.score`."""

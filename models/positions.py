@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig
 
 _NO_LIMIT = 2**31
 
 
-def position_limit(model: PreTrainedModel) -> tuple[int, str]:
+def position_limit(config: PreTrainedConfig) -> tuple[int, str]:
     """The longest sequence, in tokens, that a model computes the same alone, in a padded batch and token by token.
 
     Past some lengths, models change how they compute every token of a batch, the short sequences in it included. None
@@ -16,7 +16,7 @@ def position_limit(model: PreTrainedModel) -> tuple[int, str]:
     Returns:
         The limit, 2^31 without one, and what sets it, for messages.
     """
-    config = model.config.get_text_config()
+    config = config.get_text_config()
     limits = [(_NO_LIMIT, "anything")]
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     if isinstance(positions, int) and positions > 0:
@@ -36,9 +36,9 @@ def position_limit(model: PreTrainedModel) -> tuple[int, str]:
     return min(limits)
 
 
-def check_length(model: PreTrainedModel, longest: int, what: str = "a sequence", advice: str = "") -> None:
+def check_length(config: PreTrainedConfig, longest: int, what: str = "a sequence", advice: str = "") -> None:
     """Raises `ValueError`, with `advice` at its end, if `what`, of `longest` tokens, is too long for a model."""
-    limit, why = position_limit(model)
+    limit, why = position_limit(config)
     if longest > limit:
         raise ValueError(f"{what} of {longest} tokens is longer than {why}{advice}")
 

@@ -23,8 +23,9 @@ class TokenScorer(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        causal: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-        self.model = causal.base_model
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        causal: PreTrainedModel = kind(config)
+        self.model: Any = causal.base_model
         embeddings: Any = causal.get_output_embeddings()
         self.score = nn.Linear(embeddings.weight.shape[1], 1)
         self.post_init()

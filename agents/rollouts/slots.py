@@ -35,7 +35,7 @@ def make_rollout_env(
     """
     slots = _make_slots(env, policy, num_envs, settings)
     longest = slots.max_prompt_tokens + slots.max_new_tokens
-    check_length(policy.model, longest, "an attempt", ". Lower max_prompt_tokens or max_new_tokens")
+    check_length(policy.model.config, longest, "an attempt", ". Lower max_prompt_tokens or max_new_tokens")
     return slots
 
 

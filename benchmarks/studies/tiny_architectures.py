@@ -37,7 +37,8 @@ _SIZES: dict[int, str] = {
     "num_kv_shared_layers",
     _HEAD: "head_dim qk_nope_head_dim qk_rope_head_dim v_head_dim hidden_size_per_layer_input mamba_d_head "
     "mamba_d_state mamba_head_dim ssm_state_size state_size linear_key_head_dim linear_value_head_dim",
-    _INNER: "intermediate_size ffn_dim d_inner ffn_hidden_size decoder_ffn_dim encoder_ffn_dim n_inner dff mlp_dim d_ff",
+    _INNER: "intermediate_size ffn_dim d_inner ffn_hidden_size decoder_ffn_dim encoder_ffn_dim n_inner dff mlp_dim "
+    "d_ff",
     POSITIONS: "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions seq_length "
     "max_sequence_length",
     _INNER // 2: "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size",
@@ -71,12 +72,13 @@ _OWN: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "deepseek_v4": {
-        "hidden_size": 32, "o_groups": 2, "o_lora_rank": 8, "num_key_value_heads": 1, "index_topk": 4
-    },  # fmt: skip
+    "deepseek_v4": {"hidden_size": 32, "o_groups": 2, "o_lora_rank": 8, "num_key_value_heads": 1, "index_topk": 4},
     "dots1": {
-        "n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "layer_types": [_SLIDING, _FULL] * 2
-    },  # fmt: skip
+        "n_shared_experts": 1,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "layer_types": [_SLIDING, _FULL] * 2,
+    },
     "falcon_h1": {"mamba_d_ssm": 128},
     "gemma4_text": {"layer_types": [_SLIDING, _FULL] * 2},
     "gemma4_unified_text": {"layer_types": [_SLIDING, _FULL] * 2},
@@ -99,20 +101,36 @@ _OWN: dict[str, dict[str, Any]] = {
         "index_topk_blocks": 2,
     },
     "qwen4_exp_text": {
-        "hc_lowrank": 8, "hc_count": 2, "ple_layer_ids": [1], "ple_embed_dim": 16, "ngram_vocab_size_base": 64,
-        "heads_per_ngram": 2, "split_ngram_parts": 2, "make_ngram_vocab_size_divisible_by": 2, "indexer_n_heads": 2,
-        "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8, "indexer_compress_ratio": 2,
-    },  # fmt: skip
+        "hc_lowrank": 8,
+        "hc_count": 2,
+        "ple_layer_ids": [1],
+        "ple_embed_dim": 16,
+        "ngram_vocab_size_base": 64,
+        "heads_per_ngram": 2,
+        "split_ngram_parts": 2,
+        "make_ngram_vocab_size_divisible_by": 2,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
     "reformer": {
-        "axial_pos_embds": False, "attn_layers": ["local", "local"], "local_attn_chunk_length": 16,
-        "attention_head_size": 16, "feed_forward_size": _INNER,
-    },  # fmt: skip
+        "axial_pos_embds": False,
+        "attn_layers": ["local", "local"],
+        "local_attn_chunk_length": 16,
+        "attention_head_size": 16,
+        "feed_forward_size": _INNER,
+    },
     "roc_bert": {
-        "pronunciation_embed_dim": 8, "shape_embed_dim": 8, "shape_vocab_size": 16, "pronunciation_vocab_size": 16
-    },  # fmt: skip
+        "pronunciation_embed_dim": 8,
+        "shape_embed_dim": 8,
+        "shape_vocab_size": 16,
+        "pronunciation_vocab_size": 16,
+    },
     "zamba2": {"layers_block_type": [_LINEAR, "hybrid"] * 2, "adapter_rank": 8},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
-}  # fmt: skip
+}
 # Types that hold a text model and encoders for other things, and what the text model is if they do not say.
 _TEXT = {
     "emu3": "emu3_text_model",
@@ -122,13 +140,22 @@ _TEXT = {
     "moss_transcribe_diarize": "qwen3",
 }
 _ENCODER = {
-    "patch_size": 14, "image_size": 28, "depth": 2, "num_layers": 2, "num_hidden_layers": 2, "conf_hidden_size": 64,
+    "patch_size": 14,
+    "image_size": 28,
+    "depth": 2,
+    "num_layers": 2,
+    "num_hidden_layers": 2,
+    "conf_hidden_size": 64,
     "hidden_channels": 32,
-}  # fmt: skip
+}
 _VISION = {
-    "hidden_size": _WIDTH, "intermediate_size": _INNER, "num_hidden_layers": 2, "num_attention_heads": _HEADS,
-    "patch_size": 14, "image_size": 56,
-}  # fmt: skip
+    "hidden_size": _WIDTH,
+    "intermediate_size": _INNER,
+    "num_hidden_layers": 2,
+    "num_attention_heads": _HEADS,
+    "patch_size": 14,
+    "image_size": 56,
+}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon, ALiBi": ("falcon", {"alibi": True}),
@@ -142,23 +169,34 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "original_max_position_embeddings": 32,
             "rope_parameters": {
-                "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 8,
+                "long_factor": [4.0] * 8,
                 "original_max_position_embeddings": 32,
             },
         },
     ),
     "qwen2, windows": (
-        "qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": [_SLIDING, _FULL] * 2}
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": [_SLIDING, _FULL] * 2},
     ),
     "qwen3, windows": (
-        "qwen3", {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": [_SLIDING, _FULL] * 2}
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": [_SLIDING, _FULL] * 2},
     ),
     "llama, yarn": (
         "llama",
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
-                             "original_max_position_embeddings": 64}},
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
     ),
-}  # fmt: skip
+}
 """Configurations beside the defaults: the type, and settings of its own."""
 
 
@@ -173,7 +211,7 @@ def tiny_config(kind: str, vocab_size: int, **own: Any) -> PreTrainedConfig:
     Raises:
         Exception: whatever transformers raises for sizes that do not fit together in a type not known here.
     """
-    cls = CONFIG_MAPPING[kind]
+    cls: Any = CONFIG_MAPPING[kind]
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     if "text_config" in defaults and "hidden_size" not in defaults:
         parts = {name: part for name, part in cls.sub_configs.items() if dataclasses.is_dataclass(part)}
@@ -190,7 +228,11 @@ def tiny_config(kind: str, vocab_size: int, **own: Any) -> PreTrainedConfig:
     sizes |= {name: WINDOW for name in _WINDOWS if isinstance(defaults.get(name), int)}
     sizes |= {name: 0.0 for name, default in defaults.items() if "drop" in name and isinstance(default, float)}
     sizes |= {"attention_chunk_size": CHUNK} if defaults.get("attention_chunk_size") else {}
-    sizes |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0 if defaults.get("pad_token_id") is not None else None}
+    sizes |= {
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0 if defaults.get("pad_token_id") is not None else None,
+    }
     sizes |= {"vocab_size": vocab_size, "vocab_size_per_layer_input": vocab_size, "is_decoder": True}
     sizes = {name: size for name, size in sizes.items() if name in defaults}
     if kind == "inkling2_text":

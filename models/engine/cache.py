@@ -82,7 +82,9 @@ class SlotCache(Cache):
         self.length = 0
         super().__init__(layers=[_SlotLayer(self) for _ in range(num_layers)])
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
+    ) -> tuple[Tensor, Tensor]:
         while len(self.layers) <= layer_idx:
             self.layers.append(_SlotLayer(self))
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
@@ -126,7 +128,7 @@ class SlotModel:
         self.model = model
         self.num_slots = num_slots
         self.cache = SlotCache(config.num_hidden_layers, num_slots, _GROW)
-        self.limit, _ = position_limit(model)
+        self.limit, _ = position_limit(model.config)
         self.device = model.device
         self.prefill_tokens = 0
         """Prompt tokens whose keys and values were computed; those copied from another row do not count."""
@@ -197,11 +199,11 @@ class SlotModel:
         where = self._tensor(positions)
         self.cache.place(rows, self._tensor(row_index), where, length)
         columns = torch.arange(length, device=self.device)
-        positions = where.clamp(max=self.limit - 1) if length > self.limit else where  # padding may lie beyond
+        position_ids = where.clamp(max=self.limit - 1) if length > self.limit else where  # padding may lie beyond
         with layout(where, columns[None]):
             return self.model(
                 input_ids=self._tensor(tokens),
-                position_ids=positions,
+                position_ids=position_ids,
                 past_key_values=self.cache,
                 use_cache=True,
                 **self._arguments,
@@ -209,7 +211,7 @@ class SlotModel:
 
     def _check_length(self, longest: int) -> None:
         if longest > self.limit:
-            check_length(self.model, longest)
+            check_length(self.model.config, longest)
 
     def _tensor(self, array: IntArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)

@@ -86,7 +86,7 @@ class RowDecoder:
         """Starts attempts in `slots`, see `SlotDecoder.begin`."""
         if any(len(sequence) == 0 for sequence in sequences):
             raise ValueError("an attempt needs at least one prompt token to decode from")
-        check_length(self.model, max(len(sequence) for sequence in sequences))
+        check_length(self.model.config, max(len(sequence) for sequence in sequences))
         rows: dict[bytes, Row] = {}
         for slot, sequence, key in zip(slots.tolist(), sequences, keys.tolist(), strict=True):
             prefix = np.asarray(sequence[:-1])
@@ -123,7 +123,7 @@ class RowDecoder:
         if not len(growing):
             return tokens, logprobs
         attempts = [live[i] for i in growing]
-        check_length(self.model, max(attempt.length for attempt in attempts))
+        check_length(self.model.config, max(attempt.length for attempt in attempts))
         logits = torch.cat([attempt.row.advance(np.array([attempt.pending]))[:, -1] for attempt in attempts])
         keys, drawn = (
             torch.tensor([getattr(attempt, name) for attempt in attempts], device=logits.device)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ...arrays import IntArray
 from ..attention import ATTENTION
-from ..layers import model_name, without_adapters
+from ..layers import evaluating, model_name, without_adapters
 from .cache import SlotModel
 from .row_decoder import Row
 
@@ -55,7 +55,9 @@ def check_training(model: PreTrainedModel) -> None:
     if base not in _TRAINING:
         _TRAINING[base] = _training_fault(base)
     if fault := _TRAINING[base]:
-        raise ValueError(f"{model_name(base)}, of type {base.config.model_type!r}, cannot be trained or scored: {fault}")
+        raise ValueError(
+            f"{model_name(base)}, of type {base.config.model_type!r}, cannot be trained or scored: {fault}"
+        )
 
 
 def decoding(model: PreTrainedModel) -> Decoding:
@@ -187,22 +189,20 @@ def _trial(model: PreTrainedModel) -> Iterator[list[IntArray]]:
     """Rows of random tokens, and a model without dropout whose windows and chunks they reach past."""
     config = model.config.get_text_config()
     rng = np.random.default_rng(0)
-    special = [value for name, value in config.to_dict().items() if name.endswith("token_id") and isinstance(value, int)]
+    special = [
+        value for name, value in config.to_dict().items() if name.endswith("token_id") and isinstance(value, int)
+    ]
     ordinary = np.setdiff1d(np.arange(min(config.vocab_size, _TOKENS)), special)
     sizes = {name: getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")}
     sizes = {name: size for name, size in sizes.items() if isinstance(size, int) and size > _WINDOW}
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     for name in sizes:
         setattr(config, name, _WINDOW)
     try:
-        with torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             yield [rng.choice(ordinary, length) for length in _LENGTHS]
     finally:
         for name, size in sizes.items():
             setattr(config, name, size)
-        for module in training:
-            module.training = True
 
 
 def _tensor(model: PreTrainedModel, array: IntArray) -> Tensor:
