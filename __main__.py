@@ -72,6 +72,7 @@ class TrainOptions(EnvChoice):
         seed: of problems, attempts and the order of training.
         device: "cpu", "cuda", ...; by default a GPU if there is one.
         dtype: of the weights.
+        attn: attention implementation: sdpa, eager, flash_attention_2, ...; by default transformers' own choice.
         lora_rank: train low-rank adapters of this rank instead of all weights.
         vllm_memory: share of the GPU's memory for vLLM, between 0 and 1, which then samples; needs the extra "vllm".
         preset: Published recipe whose settings become the defaults, such as "dapo" or "dr-grpo" of grpo.
@@ -86,6 +87,7 @@ class TrainOptions(EnvChoice):
     seed: int = 0
     device: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attn: str | None = None
     lora_rank: int | None = None
     vllm_memory: float | None = None
     preset: str | None = None
@@ -110,6 +112,7 @@ class EvalOptions(EnvChoice):
         seed: of the samples.
         device: "cpu", "cuda", ...; by default a GPU if there is one.
         dtype: of the weights.
+        attn: attention implementation: sdpa, eager, flash_attention_2, ...; by default transformers' own choice.
         vllm_memory: share of the GPU's memory for vLLM, between 0 and 1, which then samples; needs the extra "vllm".
         threads: CPU threads; by default PyTorch's choice.
         output: JSON file for the results.
@@ -127,6 +130,7 @@ class EvalOptions(EnvChoice):
     seed: int = 0
     device: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attn: str | None = None
     vllm_memory: float | None = None
     threads: int | None = None
     output: Path | None = None
@@ -148,7 +152,7 @@ def train(arguments: Sequence[str]) -> None:
         from .agents.outcome_models import ORM
 
         _set_threads(options.threads)
-        passed_on = ("resume", "num_envs", "seed", "device", "dtype", "lora_rank", "vllm_memory", "preset")
+        passed_on = ("resume", "num_envs", "seed", "device", "dtype", "attn", "lora_rank", "vllm_memory", "preset")
         agent = kind(
             options.spec(),
             options.model,
@@ -182,7 +186,9 @@ def evaluate(arguments: Sequence[str]) -> None:
         from .models.outcome import OutcomeModel
 
         _set_threads(options.threads)
-        policy = load_policy(options.model, options.condition, device=options.device, dtype=options.dtype)
+        policy = load_policy(
+            options.model, options.condition, device=options.device, dtype=options.dtype, attn=options.attn
+        )
         reranker = None
         if options.orm is not None:
             reranker = OutcomeModel.load(options.orm, policy.tokenizer, str(policy.model.device))

@@ -56,6 +56,7 @@ class Agent(ABC):
         resume: go on with the run in that folder.
         device: "cpu", "cuda", ...; by default what `accelerate` finds.
         dtype: of the weights.
+        attn: attention implementation: "sdpa", "eager", ...; by default transformers' own choice for the model.
         lora_rank: train low-rank adapters of this rank instead of the weights.
         vllm_memory: share of the GPU's memory for vLLM, between 0 and 1, which then samples in place of the built-in
             decoder; policies that act under labels keep that one. Needs the extra "vllm".
@@ -64,7 +65,8 @@ class Agent(ABC):
 
     Raises:
         TypeError: an unknown configuration field; the nearest is suggested.
-        ValueError: the tokenizers of environment and model differ.
+        ValueError: the tokenizers of environment and model differ; an attempt may be longer than the model's positions;
+            or the model is of an architecture that would be sampled or trained wrong.
         FileExistsError: the folder holds a run already and `resume` is false.
         ImportError: `vllm_memory` is given, and vLLM is not installed.
     """
@@ -85,6 +87,7 @@ class Agent(ABC):
         resume: bool = False,
         device: str | None = None,
         dtype: str = "float32",
+        attn: str | None = None,
         lora_rank: int | None = None,
         vllm_memory: float | None = None,
         preset: str | None = None,
@@ -96,6 +99,7 @@ class Agent(ABC):
         self._validation_env = validation_env
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.ranks = Ranks(self.accelerator)
+        self._attn = attn
         model = self.default_model if model is None else model
         if not isinstance(model, str | Path):
             raise TypeError(
@@ -111,6 +115,7 @@ class Agent(ABC):
         if vllm_memory is not None:
             half = {"dtype": "bfloat16"} if getattr(self.config, "bf16", False) else {}
             self._vllm = make_vllm(self.policy, self.env, vllm_memory, **half)
+        self.policy.check()
         self.num_attempts = 0
         """Attempts sampled for learning so far: the cost that all algorithms count."""
         self.num_tokens = 0
@@ -126,7 +131,7 @@ class Agent(ABC):
         self, model: str | Path, device: str, dtype: str, lora_rank: int | None
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """The model to train and its tokenizer; for agents that make models of their own."""
-        return load(model, device=device, dtype=dtype, lora_rank=lora_rank, lora_seed=self.seed)
+        return load(model, device=device, dtype=dtype, attn=self._attn, lora_rank=lora_rank, lora_seed=self.seed)
 
     @property
     def policy(self) -> CausalLMPolicy:

@@ -211,7 +211,7 @@ class ORM(Agent):
         if is_outcome_model(start_from):
             trained = OutcomeModel.load(start_from, tokenizer, device)
             return OutcomeModel(trained.model, tokenizer, self.name)
-        model, other = load(start_from, device=device, dtype=dtype)
+        model, other = load(start_from, device=device, dtype=dtype, attn=self._attn)
         if other.get_vocab() != tokenizer.get_vocab():
             raise ValueError(
                 f"the tokenizers of start_from={start_from!r} and of the policy {policy.name_or_path!r} differ"

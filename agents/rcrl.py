@@ -23,7 +23,7 @@ from ..rewards.steps import newline_tokens, step_ends
 from .base import AGENTS, Agent, Callback
 from .evaluation.evaluate import validate
 from .rollouts.attempts import Attempt, RolloutStatistics, read_attempts
-from .rollouts.conditioned_policy import ConditionedPolicy
+from .rollouts.conditioned_policy import ConditionedPolicy, check_takes_labels
 from .rollouts.continuations import label_prefixes
 from .rollouts.policy import CausalLMPolicy
 from .training.fine_tuning import fine_tune
@@ -133,7 +133,13 @@ class RCRL(Agent):
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         self.labels = Labels.load(model)
         self._device, self._dtype, self._lora_rank = device, dtype, lora_rank
-        return load(model, device=device, dtype=dtype)
+        return self._load(model)
+
+    def _load(self, model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """A model that can be given labels, and its tokenizer."""
+        loaded = load(model, device=self._device, dtype=self._dtype, attn=self._attn)
+        check_takes_labels(loaded[0])
+        return loaded
 
     @property
     def policy(self) -> CausalLMPolicy:
@@ -333,7 +339,7 @@ class RCRL(Agent):
     def _base(self, tokens: tuple[str, ...], edges: tuple[float, ...]) -> tuple[PreTrainedModel, Labels]:
         """The model to train, fresh from where it is stored, with the labels added, and these."""
         config, base = self.config, self.config.base or self.model_name
-        model, tokenizer = load(base, device=self._device, dtype=self._dtype)
+        model, tokenizer = self._load(base)
         if tokenizer.get_vocab() != self.tokenizer.get_vocab():
             raise ValueError(
                 f"the base model {base!r} has another tokenizer than {self.model_name!r}, whose attempts it is to "

@@ -12,6 +12,8 @@ The first two read the policy's own forward pass.
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -21,7 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..registry import unknown_name
 from .forward import Index, action_logits
-from .layers import check_depth, decoder_layers, final_norm, without_adapters
+from .layers import check_depth, decoder_layers, evaluating, model_name, path_to_head, without_adapters
 
 CRITICS = ("branch", "head", "model")
 
@@ -37,7 +39,8 @@ class Critic(nn.Module, ABC):
 
     def __init__(self, policy: PreTrainedModel) -> None:
         super().__init__()
-        self.head = nn.Linear(policy.config.get_text_config().hidden_size, 1, device=policy.device)
+        embeddings: Any = policy.get_output_embeddings()
+        self.head = nn.Linear(embeddings.weight.shape[1], 1, device=policy.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -78,16 +81,41 @@ class BranchCritic(Critic):
         depth: how many layers.
 
     Raises:
-        ValueError: the model has fewer layers.
+        ValueError: the model has fewer layers, or copies of them do not make the hidden states that its head reads.
     """
 
     def __init__(self, policy: PreTrainedModel, depth: int) -> None:
         super().__init__(policy)
         check_depth("critic_layers", depth, policy)
-        stack, layers = decoder_layers(policy)
+        _, layers = decoder_layers(policy)
         self.depth = depth
         self.layers = nn.ModuleList(_plain_copy(layer) for layer in layers[-depth:])
-        self.norm = _plain_copy(final_norm(stack))
+        path, reads_it = path_to_head(policy)
+        self.path_to_head = nn.Sequential(*map(_plain_copy, path))
+        if not reads_it or not self._is_faithful(policy):
+            raise ValueError(
+                f"the top layers of {model_name(policy)} cannot be copied for a critic, because more than hidden "
+                'states passes between them and the head: choose critic="head" or critic="model"'
+            )
+
+    @torch.no_grad()
+    def _is_faithful(self, policy: PreTrainedModel) -> bool:
+        """Whether the new branch makes the hidden states that the policy's head reads, tried on a few tokens."""
+        right: list[Any] = []
+        heard: list[Any] = []
+        hooks = [*self.listen(policy, heard), *HeadCritic.listen(cast(HeadCritic, self), policy, right)]
+        ids = torch.arange(1, 9, device=policy.device)[None] % policy.config.get_text_config().vocab_size
+        with evaluating(policy), getattr(policy, "disable_adapter", nullcontext)():
+            try:
+                policy(input_ids=ids, use_cache=False)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        try:
+            found = self.eval().hidden(heard, torch.ones_like(ids, dtype=torch.bool), {})
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            return False
+        return found.shape == right[0][0].shape and torch.allclose(found, right[0][0], rtol=1e-2, atol=1e-2)
 
     def listen(self, policy: PreTrainedModel, heard: list[Any]) -> list[RemovableHandle]:
         note = lambda _, inputs, named: heard.append((inputs, named))  # noqa: E731
@@ -95,11 +123,12 @@ class BranchCritic(Critic):
         return [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers[-self.depth :]]
 
     def hidden(self, heard: list[Any], select: Index, inputs: dict[str, Tensor]) -> Tensor:
-        states = heard[0][0][0].detach()
+        heard = [(_detached(list(arguments)), _detached(named)) for arguments, named in heard]
+        states = heard[0][0][0]
         for layer, (arguments, named) in zip(self.layers, heard, strict=True):
             states = layer(states, *arguments[1:], **named)
             states = states[0] if isinstance(states, tuple) else states
-        return self.norm(states[select])
+        return self.path_to_head(states[select])
 
 
 class ModelCritic(Critic):
@@ -174,8 +203,25 @@ def make_critic(kind: str, policy: PreTrainedModel, layers: int) -> Critic:
 def _plain_copy(module: nn.Module) -> nn.Module:
     """A trainable copy without adapters."""
     module = copy.deepcopy(module)
-    for name, part in list(module.named_modules()):
-        if hasattr(part, "lora_A"):
-            parent, _, own = name.rpartition(".")
-            setattr(module.get_submodule(parent), own, cast(Any, part).get_base_layer())
+    _strip_adapters(module)
     return module.requires_grad_()
+
+
+def _strip_adapters(module: nn.Module) -> None:
+    """Puts what they adapt in the place of adapters, of which those of experts lie inside one another."""
+    for name, part in list(module.named_children()):
+        if hasattr(part, "lora_A"):
+            setattr(module, name, cast(Any, part).get_base_layer())
+        else:
+            _strip_adapters(part)
+
+
+def _detached(value: Any) -> Any:
+    """Arguments of a layer without their gradients; keys and values that layers share stand in a mapping."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, list | tuple):
+        return type(value)(map(_detached, value))
+    if isinstance(value, Mapping):
+        return type(value)({name: _detached(part) for name, part in value.items()})  # pyright: ignore[reportCallIssue]
+    return value

@@ -1,7 +1,10 @@
 """The layers of a language model, whatever its architecture calls them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -12,18 +15,76 @@ def decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     Raises:
         ValueError: no list has as many modules as the model's configuration has layers.
     """
-    count = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        for part in module.children():
-            if isinstance(part, nn.ModuleList) and len(part) == count:
-                return module, part
+    config = model.config.get_text_config()
+    count = getattr(config, "decoder_layers", None) or config.num_hidden_layers  # BART's other name counts its encoder
+    decoder = without_adapters(model).get_decoder()  # beside an encoder for images it is what reads text
+    for root in (decoder, model):
+        for module in root.modules() if isinstance(root, nn.Module) else ():
+            for part in module.children():
+                if isinstance(part, nn.ModuleList) and len(part) == count:
+                    return module, part
     raise ValueError(f"{model_name(model)} does not keep its {count} layers in a list: its top ones cannot be told")
 
 
-def final_norm(stack: nn.Module) -> nn.Module:
-    """The norm behind the layers in the module that holds them; nothing for architectures without one."""
-    norms = [part for part in stack.children() if "norm" in type(part).__name__.lower()]
-    return norms[-1] if norms else nn.Identity()
+@torch.no_grad()
+def path_to_head(model: PreTrainedModel) -> tuple[list[nn.Module], bool]:
+    """The modules that hidden states pass from the last layer to the output layer: a norm, and in some a projection.
+
+    Names do not tell them: there are norms for other things, and some of those come last. So the hidden states of a
+    short forward pass are followed from module to module.
+
+    Returns:
+        The modules in order, and whether the output layer reads what the last of them makes, or something else.
+    """
+    _, layers = decoder_layers(model)
+    path: list[nn.Module] = []
+    current: list[Any] = []
+    inside: list[nn.Module] = []
+    reads_it = False
+
+    def leave_layers(_: nn.Module, inputs: Any, output: Any) -> None:
+        current[:] = [output[0] if isinstance(output, tuple) else output]
+
+    def enter(module: nn.Module, inputs: Any, named: Any) -> None:
+        if current and not inside and any(value is current[0] for value in (*inputs, *named.values())):
+            inside.append(module)
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        if inside and inside[0] is module:
+            inside.clear()
+            path.append(module)
+            current[:] = [output]
+
+    def read(_: nn.Module, inputs: Any) -> None:
+        nonlocal reads_it
+        reads_it = bool(current) and inputs[0].shape == current[0].shape and torch.equal(inputs[0], current[0])
+        current.clear()
+
+    head = cast(nn.Module, model.get_output_embeddings())
+    within = {part for layer in layers for part in layer.modules()} | set(head.modules())
+    hooks = [layers[-1].register_forward_hook(leave_layers), head.register_forward_pre_hook(read)]
+    for module in model.modules():
+        if module not in within:
+            hooks += [module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)]
+    try:
+        with evaluating(model):
+            model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return path, reads_it
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block, all modules of a model are in evaluation mode, without dropout."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def train_top_layers(model: PreTrainedModel, count: int) -> None:
@@ -32,10 +93,10 @@ def train_top_layers(model: PreTrainedModel, count: int) -> None:
     Raises:
         ValueError: the model has fewer layers.
     """
-    stack, layers = decoder_layers(model)
+    _, layers = decoder_layers(model)
     check_depth("trained_layers", count, model)
     model.requires_grad_(False)
-    for part in (*layers[-count:], final_norm(stack)):
+    for part in (*layers[-count:], *path_to_head(model)[0]):
         part.requires_grad_()
 
 
@@ -54,4 +115,4 @@ def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
 def model_name(model: PreTrainedModel) -> str:
     """For messages: the class, and where the weights came from."""
     model = without_adapters(model)
-    return f"{type(model).__name__} {model.name_or_path!r}"
+    return f"{type(model).__name__} {model.name_or_path!r}" if model.name_or_path else type(model).__name__

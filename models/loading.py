@@ -1,6 +1,7 @@
 """Language models by name, with their tokenizers: built-in, any Hugging Face causal LM, GGUF files; LoRA on top."""
 
 import logging
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..registry import UnknownNameError, unknown_name
 from .adapters import FOLDER, base_name, is_adapter, with_saved_adapters
+from .engine.self_check import check_training
 from .head import trained_rows
 from .tokenizers import CHARS, load_tokenizer, locate, not_loaded
 
@@ -30,7 +32,7 @@ def load(
     lora_alpha: float | None = None,
     lora_targets: str | Sequence[str] = "all-linear",
     lora_seed: int = 0,
-    attn: str = "sdpa",
+    attn: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The language model of that name and its tokenizer; the model is in evaluation mode.
 
@@ -52,13 +54,15 @@ def load(
             [choice].
         lora_targets: names of the layers that get adapters; "all-linear" is all but the LM head [choice].
         lora_seed: seed of the adapters' first values.
-        attn: transformers' `attn_implementation`: "sdpa", "eager", "flash_attention_2", ...
+        attn: attention implementation: "sdpa", "eager", "flash_attention_2", ...; by default transformers' own choice
+            for the model, which is "sdpa" where the model supports it.
 
     Raises:
         UnknownNameError: there is no such model or dtype.
         FileNotFoundError: the *.gguf file does not exist, or the folder holds no model.
         ValueError: the tokenizer has no end-of-sequence token, or has ids that the model lacks; `lora_rank` is under 1,
-            or given for a folder of adapters; adapters were trained on another model.
+            or given for a folder of adapters; adapters were trained on another model;
+            the model has no such attention; or it computes other things in padded batches than on their rows alone.
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
@@ -84,7 +88,9 @@ def load(
             "%s has adapters merged in float32, and %s rounds part of what they learned away: load them from %s, or "
             "load in float32", name, dtype, folder / FOLDER,
         )  # fmt: skip
-    arguments: dict[str, Any] = {**location, "dtype": DTYPES[dtype], "attn_implementation": attn}
+    arguments: dict[str, Any] = {**location, "dtype": DTYPES[dtype]}
+    if attn is not None:
+        arguments["attn_implementation"] = attn
     if "gguf_file" in location:
         arguments["quantization_config"] = GgufConfig(
             dequantize=True
@@ -94,12 +100,19 @@ def load(
             model: Any = AutoModelForCausalLM.from_pretrained(**arguments)
     except OSError as error:
         raise not_loaded("model", name, location, error) from error
+    except (ValueError, ImportError) as error:
+        if attn is None or "attention" not in str(error):
+            raise
+        cause = textwrap.shorten(str(error), 300)
+        raise ValueError(f"the model {name!r} cannot run with attn={attn!r}; leave attn out. {cause}") from error
     check_vocabulary(model, tokenizer)
     if lora_rank is not None:
         model = with_lora(model, lora_rank, lora_alpha, lora_targets, lora_seed)
         local = Path(name).expanduser()
         _adapter_config(model).base_model_name_or_path = str(local.resolve()) if local.exists() else name
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    check_training(model)
+    return model, tokenizer
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,9 +1,9 @@
 """Outcome models: how likely an attempt is to end in the correct answer, judged from what has been written so far.
 
 An outcome reward model (ORM) of Havrilla et al. 2024 predicts p(correct | question, prefix) for a prefix of an attempt,
-which may be the whole of it. Here it is a causal transformer with transformers' own token-classification head of one
-logit: causal attention makes the logit at a token depend on the text up to that token alone, so one forward pass judges
-every prefix, and a key-value cache judges an attempt while it is being written.
+which may be the whole of it. Here it is a causal language model with a head of one logit in place of its own: causal
+attention makes the logit at a token depend on the text up to that token alone, so one forward pass judges every prefix,
+and a key-value cache judges an attempt while it is being written.
 """
 
 import copy
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForTokenClassification,
+    AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,8 +26,11 @@ from transformers import (
 from ..arrays import FloatArray, IntArray
 from ..registry import unknown_name
 from .engine.scorer import SlotScorer
+from .engine.self_check import check_training, decoding
 from .forward import Index, micro_batches, selected_logits, sigmoid
 from .loading import check_vocabulary, no_progress_bars
+from .positions import check_length, position_limit
+from .token_scorer import TokenScorer
 from .tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ class OutcomeModel:
     """p(correct | question, prefix), read at chosen tokens.
 
     Args:
-        model: a `*ForTokenClassification` with one label and causal attention.
+        model: a `TokenScorer`, or a `*ForTokenClassification` of transformers with one label and causal attention.
         tokenizer: its tokenizer.
         kind: "orm" or "sorm"; see `KINDS`.
 
@@ -59,6 +62,7 @@ class OutcomeModel:
         if model.config.num_labels != 1:
             raise ValueError(f"an outcome model has one label, this {type(model).__name__} {model.config.num_labels}")
         check_vocabulary(model, tokenizer)
+        check_training(model)
         self.model = model
         self.tokenizer = tokenizer
         self.kind = kind
@@ -78,7 +82,7 @@ class OutcomeModel:
             seed: of the head's weights.
 
         Raises:
-            ValueError: transformers has no token-classification head for this architecture.
+            ValueError: padding or later tokens change what the model computes at a token; see `self_check`.
         """
         if hasattr(model, "merge_and_unload"):
             model = cast("PeftModel", copy.deepcopy(model)).merge_and_unload()  # pyright: ignore[reportAssignmentType]
@@ -87,20 +91,11 @@ class OutcomeModel:
         _remove_dropout(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            try:
-                scorer = cast(
-                    PreTrainedModel,
-                    AutoModelForTokenClassification.from_config(
-                        config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
-                    ),
-                )
-            except ValueError as error:
-                raise ValueError(
-                    f"no outcome model can be made from a {type(model).__name__}: transformers has no token-"
-                    f"classification head for model type {config.model_type!r}"
-                ) from error
+            scorer: Any = TokenScorer._from_config(
+                config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+            )
         scorer.base_model.load_state_dict(model.base_model.state_dict())
-        return cls(scorer.to(model.device).eval(), tokenizer, kind)  # pyright: ignore[reportArgumentType]
+        return cls(scorer.to(model.device).eval(), tokenizer, kind)
 
     @classmethod
     def load(
@@ -130,7 +125,11 @@ class OutcomeModel:
         if tokenizer is not None:
             _check_same_tokens(str(path), own, tokenizer)
         with no_progress_bars():
-            model = AutoModelForTokenClassification.from_pretrained(folder, dtype="auto")
+            config = AutoConfig.from_pretrained(folder)
+            loaded: Any = TokenScorer.from_pretrained(folder, config=config, dtype="auto", output_loading_info=True)
+        model, report = loaded
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"the outcome model {str(path)!r} lacks {len(missing)} weights, the first {missing[0]!r}")
         return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), own, kind)
 
     def save(self, folder: str | Path) -> None:
@@ -154,8 +153,8 @@ class OutcomeModel:
 
     @property
     def limit(self) -> int:
-        """The longest sequence, in tokens, that the model has positions for."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+        """The longest sequence, in tokens, that the model can judge."""
+        return position_limit(self.model.config)[0]
 
     def logits(
         self,
@@ -200,8 +199,8 @@ class OutcomeModel:
             lengths[i] = max(wanted, default=-1) + 1
             if lengths[i] > len(sequence) or min(wanted, default=0) < 0:
                 raise ValueError(f"sequence {i} has {len(sequence)} tokens: none at positions {list(wanted)}")
-        if len(sequences) and lengths.max() > self.limit:
-            raise ValueError(f"a sequence of {lengths.max()} tokens is longer than the model's {self.limit} positions")
+        if len(sequences):
+            check_length(self.model.config, int(lengths.max()))
         scores = [np.empty(0)] * len(sequences)
         read = np.flatnonzero(lengths)
         for group in micro_batches(lengths[read].tolist(), micro_batch_tokens):
@@ -221,12 +220,29 @@ class OutcomeModel:
                 scores[i] = sigmoid(table[row, positions[i]])
         return scores
 
-    def scorer(self, num_slots: int) -> SlotScorer:
+    def scorer(self, num_slots: int) -> "SlotScorer | WholeScorer":
         """Scores the attempts in an environment's slots as they grow; the model is put in evaluation mode."""
-        return SlotScorer(self.model.eval(), self.head, num_slots)
+        self.model.eval()
+        by_slots = decoding(self.model) == "slots"
+        return SlotScorer(self.model, self.head, num_slots) if by_slots else WholeScorer(self)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.model.device, non_blocking=True)
+
+
+class WholeScorer:
+    """The interface of `SlotScorer` by passes over whole sequences, for models whose caches take no batch of slots."""
+
+    def __init__(self, outcome_model: OutcomeModel) -> None:
+        self._outcome_model = outcome_model
+
+    def begin(self, slots: IntArray, prompts: Sequence[IntArray]) -> None:
+        """New sequences begin in `slots` `[M]`; see `SlotScorer.begin`."""
+        check_length(self._outcome_model.model.config, max(len(prompt) for prompt in prompts))
+
+    def score(self, slots: IntArray, sequences: Sequence[IntArray], positions: Sequence[IntArray]) -> list[FloatArray]:
+        """p(correct) at chosen tokens of the sequences in some slots; see `SlotScorer.score`."""
+        return self._outcome_model.score(sequences, positions)
 
 
 def is_outcome_model(path: str | Path) -> bool:

@@ -196,6 +196,8 @@ def attention_window(model: PreTrainedModel) -> float:
     config: Any = model.config.get_text_config()
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     types = getattr(config, "layer_types", None)
+    if config.model_type == "gpt_neo" or getattr(config, "attn_temperature_tuning", False):
+        return 0  # what it hides, or scales, it counts by columns
     if types is not None and set(types) == {"full_attention"}:
         return math.inf
     return min((window for window in windows if window), default=math.inf)

@@ -12,7 +12,9 @@ from ...models.condition_tokens import OWN, Labels
 from ...models.engine.conditioned_decoder import ConditionedDecoder
 from ...models.engine.decoder import SlotDecoder
 from ...models.engine.sampling import SamplingConfig
+from ...models.engine.self_check import decoding
 from ...models.engine.vllm_decoder import VLLM
+from ...models.layers import model_name
 from ...models.loading import load
 from ...rewards.steps import newline_tokens
 from .policy import CausalLMPolicy
@@ -73,11 +75,22 @@ class ConditionedPolicy(CausalLMPolicy):
             raise ValueError("a policy that acts under labels is sampled by the built-in decoder: leave vLLM out")
         return self
 
+    def check(self) -> None:
+        """Raises `ValueError` unless labels can be put between the model's tokens."""
+        check_takes_labels(self.model)
+
     def decoder(self, num_slots: int) -> SlotDecoder:
         """A fresh key-value cache for `num_slots` slots; the model is put in evaluation mode (no dropout)."""
+        self.check()
         self.model.eval()
         ends_step = _newlines(self.tokenizer)
         return ConditionedDecoder(self.model, num_slots, len(self.tokenizer), self.labels, self._label, ends_step)
+
+
+def check_takes_labels(model: PreTrainedModel) -> None:
+    """Raises `ValueError` unless a model is decoded in slots, where labels can be put between its tokens."""
+    if decoding(model) != "slots":
+        raise ValueError(f"{model_name(model)} cannot act under labels, because it is decoded one row at a time")
 
 
 @functools.lru_cache(maxsize=8)
@@ -86,7 +99,12 @@ def _newlines(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.bool_]:
 
 
 def load_policy(
-    name_or_path: str | Path, condition: str | None = None, *, device: str | None = None, dtype: str = "float32"
+    name_or_path: str | Path,
+    condition: str | None = None,
+    *,
+    device: str | None = None,
+    dtype: str = "float32",
+    attn: str | None = None,
 ) -> CausalLMPolicy:
     """The policy of a saved model: under the best label, or under `condition`, if it was trained with labels.
 
@@ -95,6 +113,7 @@ def load_policy(
         condition: a label, or "own" for those that the model draws itself.
         device: where to put the model.
         dtype: of its weights.
+        attn: attention implementation; by default transformers' own choice.
 
     Raises:
         ValueError: a condition for a model without labels.
@@ -106,7 +125,7 @@ def load_policy(
             f"{str(name_or_path)!r} has no label tokens and cannot be conditioned on {condition!r}: train such a model "
             "with `tokengym train rcrl`, or leave the condition out"
         )
-    model, tokenizer = load(name_or_path, device=device, dtype=dtype)
+    model, tokenizer = load(name_or_path, device=device, dtype=dtype, attn=attn)
     if labels is None:
         return CausalLMPolicy(model, tokenizer)
     return ConditionedPolicy(model, tokenizer, labels, condition)

@@ -11,7 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...arrays import IntArray
 from ...envs.token_vector_env import TokenVectorEnv
 from ...models.engine.decoder import SlotDecoder
+from ...models.engine.row_decoder import RowDecoder
 from ...models.engine.sampling import GREEDY, SamplingConfig, stream_key
+from ...models.engine.self_check import decoding
 from ...models.engine.vllm_decoder import VLLM, VLLMDecoder
 
 
@@ -44,10 +46,20 @@ class CausalLMPolicy:
         policy.sampling = replace(self.sampling, **changes)
         return policy
 
-    def decoder(self, num_slots: int) -> SlotDecoder:
-        """A fresh key-value cache for `num_slots` slots; the model is put in evaluation mode (no dropout)."""
+    def decoder(self, num_slots: int) -> SlotDecoder | RowDecoder:
+        """A fresh key-value cache for `num_slots` slots; the model is put in evaluation mode (no dropout).
+
+        Raises:
+            ValueError: the model cannot be decoded token by token; see `self_check.decoding`.
+        """
         self.model.eval()
-        return SlotDecoder(self.model, num_slots, len(self.tokenizer))
+        kind = SlotDecoder if decoding(self.model) == "slots" else RowDecoder
+        return kind(self.model, num_slots, len(self.tokenizer))
+
+    def check(self) -> None:
+        """Raises `ValueError` unless the model can be sampled: by vLLM if the policy has it, else token by token."""
+        if self._vllm is None:
+            decoding(self.model)
 
     def with_vllm(self, vllm: VLLM | None) -> Self:
         """The same model with vLLM to sample its rollouts, or without."""
@@ -55,7 +67,7 @@ class CausalLMPolicy:
         policy._vllm = vllm
         return policy
 
-    def rollout_decoder(self, env: TokenVectorEnv) -> SlotDecoder | VLLMDecoder:
+    def rollout_decoder(self, env: TokenVectorEnv) -> SlotDecoder | RowDecoder | VLLMDecoder:
         """What rollouts in an environment sample with: vLLM if the policy has it, else what `decoder` gives."""
         if self._vllm is None:
             return self.decoder(env.num_envs)
@@ -90,7 +102,7 @@ class CausalLMPolicy:
 class PolicyState:
     """The decoder behind `CausalLMPolicy.predict`, and the sequences of at most `width` tokens that its cache holds."""
 
-    def __init__(self, decoder: SlotDecoder, width: int) -> None:
+    def __init__(self, decoder: SlotDecoder | RowDecoder, width: int) -> None:
         self.decoder = decoder
         self.begun = 0
         self.ids = np.zeros((decoder.num_slots, width), np.int64)  # as last seen

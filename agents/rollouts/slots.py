@@ -1,6 +1,7 @@
 """Environment slots and vLLM engines for a policy's rollouts."""
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import EnvSpec
@@ -8,6 +9,7 @@ from gymnasium.envs.registration import EnvSpec
 from ...envs.registration import make_vec_env
 from ...envs.token_vector_env import TokenVectorEnv
 from ...models.engine.vllm_decoder import VLLM
+from ...models.positions import check_length
 from ...models.tokenizers import load_tokenizer
 from .policy import CausalLMPolicy
 
@@ -28,8 +30,18 @@ def make_rollout_env(
         settings: arguments of the environment, before all others.
 
     Raises:
-        ValueError: the environment's tokenizer is not the policy's, or there are settings for a ready environment.
+        ValueError: the environment's tokenizer is not the policy's, there are settings for a ready environment, or an
+            attempt may be longer than the model's positions.
     """
+    slots = _make_slots(env, policy, num_envs, settings)
+    longest = slots.max_prompt_tokens + slots.max_new_tokens
+    check_length(policy.model.config, longest, "an attempt", ". Lower max_prompt_tokens or max_new_tokens")
+    return slots
+
+
+def _make_slots(
+    env: EnvSpec | TokenVectorEnv, policy: CausalLMPolicy, num_envs: int, settings: Mapping[str, Any]
+) -> TokenVectorEnv:
     if isinstance(env, EnvSpec):
         own = {name: value for name, value in env.kwargs.items() if name not in _SLOTS}
         tokenizer = own.pop("tokenizer", policy.tokenizer)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from ...models.critics import ActorCritic
 from ...models.forward import action_logits, compute_dtype, token_logprobs
 from ...models.packing import TokenRows, attention_window, pack, plan_rows, takes_shared_prompts
+from ...models.positions import check_length
 from .masters import ROUNDINGS, MasterAdamW
 from .ranks import Ranks
 
@@ -372,9 +373,7 @@ class Learner:
         """Rows of each micro-batch, by the numbers of the examples in each row."""
         longest = max(map(len, examples))
         config = self.base.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None) or math.inf
-        if longest > limit:
-            raise ValueError(f"a sequence of {longest} tokens is longer than the model's {limit} positions")
+        check_length(config, longest)
         return plan_rows(
             [example.prompt for example in examples],
             [len(example.completion) for example in examples],

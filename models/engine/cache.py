@@ -17,6 +17,8 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from ...arrays import IntArray
+from ..attention import layout
+from ..positions import check_length, position_limit
 
 # A prefix shared by all new prompts is computed once, before the others, from this many tokens on.
 _SHARED_HEADER = 16
@@ -64,7 +66,7 @@ class _SlotLayer(CacheLayerMixin):
         return self.cache.length, 0
 
     def get_seq_length(self) -> int:
-        return self.cache.length
+        return self.cache.length - self.cache.index[2].shape[1]
 
     def get_max_length(self) -> int:
         return self.cache.capacity
@@ -79,6 +81,13 @@ class SlotCache(Cache):
         self.index: tuple[Tensor, slice, Tensor]
         self.length = 0
         super().__init__(layers=[_SlotLayer(self) for _ in range(num_layers)])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
+    ) -> tuple[Tensor, Tensor]:
+        while len(self.layers) <= layer_idx:
+            self.layers.append(_SlotLayer(self))
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def place(self, rows: slice | Tensor, row_index: Tensor, positions: Tensor, length: int) -> None:
         """Directs the next forward pass.
@@ -109,7 +118,7 @@ class SlotModel:
     """A causal transformer whose cache has a row for each slot: base of what decodes and of what scores.
 
     Args:
-        model: any causal transformer of transformers with full attention.
+        model: any causal transformer of transformers that `self_check.decoding` finds right for slots.
         num_slots: the most slots that can be live at once.
         arguments: for every forward pass.
     """
@@ -119,7 +128,7 @@ class SlotModel:
         self.model = model
         self.num_slots = num_slots
         self.cache = SlotCache(config.num_hidden_layers, num_slots, _GROW)
-        self.limit = int(getattr(config, "max_position_embeddings", 0) or 2**31)
+        self.limit, _ = position_limit(model.config)
         self.device = model.device
         self.prefill_tokens = 0
         """Prompt tokens whose keys and values were computed; those copied from another row do not count."""
@@ -128,7 +137,7 @@ class SlotModel:
         self._lengths = np.zeros(num_slots, np.int64)  # cached tokens of each row
 
     @torch.inference_mode()
-    def _prefill(self, rows: IntArray, prefixes: list[IntArray]) -> None:
+    def prefill(self, rows: IntArray, prefixes: list[IntArray]) -> None:
         """Fills the cache of `rows`: computes each token once, and only where no resident row shares it."""
         owner = _owners(prefixes)
         first = np.unique(owner)
@@ -172,7 +181,7 @@ class SlotModel:
             tokens[i, : len(prefix) - start] = prefix[start:]
             self.prefill_tokens += len(prefix) - int(start)
         # Padding is written behind each prefix, where later tokens overwrite it before anything attends to it.
-        self._forward(self._tensor(rows), rows, tokens, starts[:, None] + np.arange(width))
+        self.forward(self._tensor(rows), rows, tokens, starts[:, None] + np.arange(width))
 
     def _resident(self, prefix: IntArray) -> tuple[int, int]:
         """The row whose cached prefix shares most tokens with `prefix`, and how many."""
@@ -184,27 +193,25 @@ class SlotModel:
         row = int(shared.argmax())
         return row, int(shared[row])
 
-    def _forward(self, rows: slice | Tensor, row_index: IntArray, tokens: IntArray, positions: IntArray) -> Any:
+    def forward(self, rows: slice | Tensor, row_index: IntArray, tokens: IntArray, positions: IntArray) -> Any:
         """What the model makes of `tokens` `[R, Q]`, which are written at `positions` `[R, Q]`."""
         length = int(positions.max()) + 1
         where = self._tensor(positions)
         self.cache.place(rows, self._tensor(row_index), where, length)
         columns = torch.arange(length, device=self.device)
-        visible = columns[None, None, :] <= where[:, :, None]
-        mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=self.device)
-        mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
-        return self.model(
-            input_ids=self._tensor(tokens),
-            attention_mask=mask[:, None],
-            position_ids=where.clamp(max=self.limit - 1) if length > self.limit else where,  # padding may lie beyond
-            past_key_values=self.cache,
-            use_cache=True,
-            **self._arguments,
-        )
+        position_ids = where.clamp(max=self.limit - 1) if length > self.limit else where  # padding may lie beyond
+        with layout(where, columns[None]):
+            return self.model(
+                input_ids=self._tensor(tokens),
+                position_ids=position_ids,
+                past_key_values=self.cache,
+                use_cache=True,
+                **self._arguments,
+            )
 
     def _check_length(self, longest: int) -> None:
         if longest > self.limit:
-            raise ValueError(f"a sequence of {longest} tokens is longer than the model's {self.limit} positions")
+            check_length(self.model.config, longest)
 
     def _tensor(self, array: IntArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)

@@ -63,7 +63,7 @@ class ConditionedDecoder(SlotDecoder):
         lengths = self._lengths[rows]
         self._check_length(int(lengths.max()) + 1)
         index = self._tensor(rows)
-        output = self._forward(index, rows, self._pending[rows, None], lengths[:, None])
+        output = self.forward(index, rows, self._pending[rows, None], lengths[:, None])
         self._lengths[rows] += 1
         if self.label is None:
             logits = output.logits[:, -1, self.labels.first : self.labels.stop]

@@ -1,5 +1,6 @@
 """Decoding: one forward pass per token over the live slots of an environment; slots that retire leave the batch."""
 
+import inspect
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from ...arrays import IntArray
+from ..layers import without_adapters
 from .cache import SlotModel
 from .sampling import SamplingConfig, sample
 
@@ -23,13 +25,14 @@ class SlotDecoder(SlotModel):
     last token, and no other pass is ever needed for it.
 
     Args:
-        model: any causal language model of transformers with full attention.
+        model: any causal language model of transformers that `self_check.decoding` finds right for slots.
         num_slots: the most slots that can be live at once.
         vocab_size: the tokenizer's; logits beyond it are nobody's action and are never drawn.
     """
 
     def __init__(self, model: PreTrainedModel, num_slots: int, vocab_size: int) -> None:
-        super().__init__(model, num_slots, logits_to_keep=1)
+        takes = inspect.signature(without_adapters(model).forward).parameters
+        super().__init__(model, num_slots, **({"logits_to_keep": 1} if "logits_to_keep" in takes else {}))
         self.vocab_size = vocab_size
         self.slots = np.empty(0, np.int64)
         """The slot of each row of the batch."""
@@ -57,7 +60,7 @@ class SlotDecoder(SlotModel):
         self._row[fresh] = len(self.slots) + np.arange(len(fresh))
         self.slots = np.concatenate([self.slots, fresh])
         rows = self._row[slots]
-        self._prefill(rows, [sequence[:-1] for sequence in sequences])
+        self.prefill(rows, [sequence[:-1] for sequence in sequences])
         self._pending[rows] = [sequence[-1] for sequence in sequences]
         self._keys[rows] = keys
         self._drawn[rows] = 0
@@ -93,7 +96,7 @@ class SlotDecoder(SlotModel):
         """
         count = len(self.slots)
         self._check_length(int(self._lengths[:count].max()) + 1)
-        output = self._forward(slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
+        output = self.forward(slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
         logits = output.logits[:, -1, : self.vocab_size]
         tokens, logprobs = sample(logits, self._tensor(self._keys[:count]), self._tensor(self._drawn[:count]), config)
         drawn = tokens.cpu().numpy()

@@ -26,7 +26,7 @@ class SlotScorer(SlotModel):
     scored together share forward passes. Prompts are run when the first score is asked for, each distinct one once.
 
     Args:
-        model: a causal transformer of transformers with full attention and a head of one logit.
+        model: a causal transformer with a head of one logit that `self_check.decoding` finds right for slots.
         head: that head.
         num_slots: the environment's.
     """
@@ -62,7 +62,7 @@ class SlotScorer(SlotModel):
             ValueError: a position is past the model's positions.
         """
         if self._waiting:
-            self._prefill(np.array(list(self._waiting)), list(self._waiting.values()))
+            self.prefill(np.array(list(self._waiting)), list(self._waiting.values()))
             self._waiting.clear()
         begins = np.minimum(self._lengths[slots], [wanted.min() for wanted in positions])
         ends = np.maximum(self._lengths[slots], [wanted.max() + 1 for wanted in positions])
@@ -79,7 +79,7 @@ class SlotScorer(SlotModel):
             index = self._tensor(np.repeat(np.arange(len(batch)), counts)), self._tensor(np.concatenate(reads))
             # Padding is written behind each sequence, where its next tokens overwrite it.
             with head_at(self._head, index):
-                output = self._forward(self._tensor(slots[batch]), slots[batch], tokens, where)
+                output = self.forward(self._tensor(slots[batch]), slots[batch], tokens, where)
             found = sigmoid(output.logits[:, 0].float().cpu().numpy())
             for i, part in zip(batch.tolist(), np.split(found, np.cumsum(counts)[:-1]), strict=True):
                 scores[i] = part

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tokengym.models import load, load_tokenizer
 from tokengym.models.forward import sigmoid
@@ -160,21 +160,8 @@ def test_models_that_cannot_be_outcome_models(tmp_path) -> None:
     with pytest.raises(ValueError, match="does not fit the model"):
         OutcomeModel(model, load_tokenizer("tokengym/tiny"), "orm")
     model.config.num_labels = 2
-    with pytest.raises(ValueError, match="an outcome model has one label, this LlamaForTokenClassification 2"):
+    with pytest.raises(ValueError, match="an outcome model has one label, this TokenScorer 2"):
         OutcomeModel(model, TOKENIZER, "orm")
-    without_head = OPTForCausalLM(
-        OPTConfig(
-            vocab_size=15,
-            hidden_size=8,
-            num_hidden_layers=1,
-            ffn_dim=8,
-            num_attention_heads=2,
-            word_embed_proj_dim=8,
-            max_position_embeddings=16,
-        )
-    )
-    with pytest.raises(ValueError, match=r"OPTForCausalLM: transformers has no token-classification head for .* 'opt'"):
-        OutcomeModel.from_causal_lm(without_head, TOKENIZER, "orm")
 
 
 def test_a_position_outside_a_sequence_and_a_sequence_over_the_limit_are_errors(model: OutcomeModel) -> None:

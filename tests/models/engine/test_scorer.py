@@ -44,10 +44,10 @@ class CountingScorer(SlotScorer):
     run = 0
     passes = 0
 
-    def _forward(self, rows, row_index, tokens, positions):
+    def forward(self, rows, row_index, tokens, positions):
         self.run += tokens.size
         self.passes += 1
-        return super()._forward(rows, row_index, tokens, positions)
+        return super().forward(rows, row_index, tokens, positions)
 
 
 def counting(model: OutcomeModel, num_slots: int) -> CountingScorer:
