@@ -61,8 +61,8 @@ def load(
         UnknownNameError: there is no such model or dtype.
         FileNotFoundError: the *.gguf file does not exist, or the folder holds no model.
         ValueError: the tokenizer has no end-of-sequence token, or has ids that the model lacks; `lora_rank` is under 1,
-            or given for a folder of adapters; adapters were trained on another model;
-            the model has no such attention; or it computes other things in padded batches than on their rows alone.
+            or given for a folder of adapters; adapters were trained on another model; the model has no such attention,
+            or computes other things in padded batches than on their rows alone.
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)

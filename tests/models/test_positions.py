@@ -30,5 +30,5 @@ def test_the_limit_is_where_a_batch_is_no_longer_computed_as_its_rows(found, lim
 
 def test_what_is_too_long_is_an_error_with_advice() -> None:
     check_length(config("llama"), 256)
-    with pytest.raises(ValueError, match="an attempt of 257 tokens is longer than the model's 256 positions. Lower it"):
+    with pytest.raises(ValueError, match="an attempt of 257 tokens is longer than the model's 256 positions"):
         check_length(config("llama"), 257, "an attempt", ". Lower it")
