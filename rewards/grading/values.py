@@ -538,9 +538,6 @@ def _spell_polynomial(polynomial: Polynomial) -> str:
 # --------------------------------------------------------------------------------------------- is it a number, or work
 
 
-_SIMPLE_ROOTS = ("root",)
-
-
 def operations(node: Node) -> dict[str, int]:
     r"""What is left to do in a constant expression, by kind, until it is a number.
 
@@ -548,7 +545,7 @@ def operations(node: Node) -> dict[str, int]:
     a multiple of pi, e or i. A sum, a product of numbers, a power, a root and so on each count where they stand.
     """
     count: dict[str, int] = {}
-    _count(node, count, nested=False)
+    _count(node, count)
     return count
 
 
@@ -557,7 +554,7 @@ def _add(count: dict[str, int], kind: str, by: int = 1) -> None:
         count[kind] = count.get(kind, 0) + by
 
 
-def _count(node: Node, count: dict[str, int], nested: bool) -> None:
+def _count(node: Node, count: dict[str, int]) -> None:
     parts = node.parts
     match node.kind:
         case "number" | "constant" | "symbol":
@@ -565,48 +562,39 @@ def _count(node: Node, count: dict[str, int], nested: bool) -> None:
         case "negative":
             if parts[0].kind == "negative" or (parts[0].kind == "group" and parts[0].parts[0].kind == "negative"):
                 _add(count, "sign")
-            _count(parts[0], count, nested)
+            _count(parts[0], count)
         case "group":
-            _count(parts[0], count, nested)
-        case "sum":
+            _count(parts[0], count)
+        case "sum" | "plus_minus":
             _add(count, "sum", len(parts) - 1)
             for part in parts:
-                _count(part, count, nested)
-        case "plus_minus":
-            _add(count, "sum", len(parts) - 1)
-            for part in parts:
-                _count(part, count, nested)
+                _count(part, count)
         case "product":
             plain = [part for part in parts if not is_power_of_ten(part)]
             rational = [part for part in plain if _is_rational(part)]
             sums = [part for part in plain if _strip(part).kind == "sum"]
             _add(count, "product", max(0, len(rational) - 1) + max(0, len(sums) - 1))
             for part in plain:
-                _count(part, count, nested=len(rational) > 0 and part in rational)
+                _count(part, count)
         case "quotient":
             _add(count, "division", int(node.value == r"\div"))
-            for part in parts:
-                _add(count, "division", int(nested or (_strip(part).kind == "quotient" and _is_rational(part))))
-            _count(parts[0], count, nested=False)
+            _add(count, "division", sum(_strip(part).kind == "quotient" and _is_rational(part) for part in parts))
+            _count(parts[0], count)
             below: dict[str, int] = {}
-            _count(parts[1], below, nested=False)
+            _count(parts[1], below)
             for kind, times in below.items():
-                _add(count, f"{kind} below" if kind in _SIMPLE_ROOTS else kind, times)
+                _add(count, f"{kind} below" if kind == "root" else kind, times)
         case "power":
             if not is_power_of_ten(node):
                 _add(count, "power")
                 for part in parts:
-                    _count(part, count, nested)
+                    _count(part, count)
         case "degrees":
-            _count(parts[0], count, nested)
-        case "function":
-            _add(count, "function")
-            for part in parts:
-                _count(part, count, nested)
+            _count(parts[0], count)
         case _:
             _add(count, node.kind)
             for part in parts:
-                _count(part, count, nested)
+                _count(part, count)
 
 
 def _strip(node: Node) -> Node:
