@@ -31,6 +31,7 @@ from .values import (
     letters,
     sign_of_ratio,
     spell_expression,
+    spell_multiple,
 )
 from .worker import WORKER, Worker
 
@@ -98,10 +99,9 @@ def is_readable(gold: str, worker: Worker = WORKER) -> bool:
     """Whether anything but its own text can equal a gold answer: a value, a choice or a few words."""
     if _CHOICE.fullmatch(_plain(clean(gold))):
         return True
-    node = _try_read(clean(gold))
-    if node is not None:
-        return node.kind != "words" or len(node.value.split()) <= 3
-    return worker.compare(clean(gold), [clean(gold)])[0] in ("correct", "wrong")
+    if _is_prose(_plain(clean(gold))):
+        return False
+    return _try_read(clean(gold)) is not None or worker.compare(clean(gold), [clean(gold)])[0] in ("correct", "wrong")
 
 
 class _Comparison:
@@ -169,7 +169,7 @@ class _Comparison:
         return correct if chosen[0] == letter else Verdict(False, "wrong", chosen[0])
 
     def _same_text(self, text: str) -> bool:
-        return "".join(text.split()) == "".join(self.gold.split())
+        return _without_spaces(text) == _without_spaces(self.gold)
 
     def _by_worker(self, text: str) -> Verdict:
         """For texts outside the grammar; where the gold answer is a number or words, no such text is the answer."""
@@ -178,10 +178,20 @@ class _Comparison:
         gold = _try_read(self.gold)
         if gold is not None and (gold.kind == "words" or not letters(gold)):
             return _UNPARSED
-        if not text.isascii():
+        if not text.isascii() or _is_prose(_plain(self.gold)) or _is_prose(_plain(text)):
             return _UNPARSED
         reason, found = self.worker.compare(self.gold, [text])
         return Verdict(reason == "correct", reason, self.given if reason == "correct" else found)
+
+
+def _without_spaces(text: str) -> str:
+    """The text without white space, but between letters or digits."""
+    return re.sub(r"\s+(?![A-Za-z0-9])|(?<![A-Za-z0-9])\s+", "", text)
+
+
+def _is_prose(text: str) -> bool:
+    """Whether it has more than three words outside of commands."""
+    return len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text)) > 3
 
 
 def _squeeze(text: str) -> str:
@@ -518,6 +528,8 @@ def _is_region(node: Node) -> bool:
 def _equal_regions(a: Node, g: Node) -> bool:
     if a.kind == "numbers" and g.kind == "numbers":
         return a.value == g.value
+    if not {a.kind, g.kind} <= _SETS | _ARITHMETIC | {"set", "list", "tuple", "relation"}:
+        return False
     try:
         left, right = _pieces(a), _pieces(g)
     except Unreadable:
@@ -703,8 +715,6 @@ def _spell_region(node: Node) -> str:
 def _spell_relation(node: Node) -> str:
     if len(node.parts) == 2 and node.value == ("=",):
         left, right = node.parts
-        text = spell_expression(Node("sum", (left, Node("negative", (right,)))))
-        other = spell_expression(Node("sum", (right, Node("negative", (left,)))))
-        return f"{min(text, other)} = 0"
+        return f"{spell_multiple(Node('sum', (left, Node('negative', (right,)))))} = 0"
     parts = [_spell(part) for part in node.parts]
     return "".join(f"{part} {sign} " for part, sign in zip(parts, node.value, strict=False)) + parts[-1]

@@ -415,7 +415,7 @@ class _Parser:
         if self.take("{"):
             node = self.sum()
             self.expect("}")
-            return Node("group", (node,)) if node.kind in ("sum", "negative") else node
+            return _grouped(node)
         token = self.token()
         if token.kind == "number" and len(token.text) > 1 and not whole_number:
             if not token.text.isdigit():
@@ -579,7 +579,7 @@ class _Parser:
             case "{":
                 node = self.sum()
                 self.expect("}")
-                return Node("group", (node,)) if node.kind in ("sum", "negative") else node
+                return _grouped(node)
             case "|":
                 return self._between("absolute", ("|",))
             case "(" | "[":
@@ -588,7 +588,7 @@ class _Parser:
                 if inner.kind != "list":
                     if sign + closing != "()":
                         raise Unreadable("one value in a bracket")
-                    return Node("group", (inner,)) if inner.kind in ("sum", "negative") else inner
+                    return _grouped(inner)
                 if sign + closing == "()":
                     return Node("tuple", inner.parts)
                 if len(inner.parts) != 2:
@@ -639,6 +639,11 @@ class _Parser:
 _ATOMS = frozenset(
     {r"\frac", r"\binom", r"\dbinom", r"\tbinom", r"\sqrt", r"\pi", r"\infty", r"\lfloor", r"\lceil", r"\lvert"}
 )
+
+
+def _grouped(node: Node) -> Node:
+    """What stands in brackets or braces, marked where that makes a difference to what comes after it."""
+    return Node("group", (node,)) if node.kind in ("sum", "negative", "power") else node
 
 
 def _times(left: Node, right: Node) -> Node:

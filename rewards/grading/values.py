@@ -391,6 +391,30 @@ def spell_expression(node: Node) -> str:
     raise Unreadable("no value")
 
 
+def spell_multiple(node: Node) -> str:
+    """One spelling for all expressions that are a constant times this one.
+
+    Raises:
+        Unreadable: it has no values.
+    """
+    polynomial = _polynomial(node)
+    if polynomial:
+        lead = polynomial[min(polynomial.items(), key=_order)[0]]
+        return _spell_polynomial({monomial: coefficient / lead for monomial, coefficient in polynomial.items()})
+    names = letters(node)
+    values: list[Value] = []
+    for index in range(MAX_POINTS):
+        try:
+            value = Evaluation(_point(names, index))(node)
+        except (ZeroDivisionError, Unreadable):
+            continue
+        if value and _is_real(value):
+            values.append(value)
+    if len(values) < 2:
+        raise Unreadable("hardly any values")
+    return f"{_spell_value(_pair(lambda a, b: a / b, values[0], values[1]))} of {', '.join(sorted(names))}"
+
+
 def _spell_value(value: Value) -> str:
     if isinstance(value, Fraction):
         return _spell_fraction(value)
@@ -520,12 +544,14 @@ def _divide(top: Polynomial, bottom: Polynomial) -> Polynomial:
     raise Unreadable("no polynomial")
 
 
-def _spell_polynomial(polynomial: Polynomial) -> str:
-    def order(item: tuple[Monomial, Fraction]) -> tuple[int, list[tuple[str, int]]]:
-        return -sum(power for _, power in item[0]), [(name, -power) for name, power in item[0]]
+def _order(item: tuple[Monomial, Fraction]) -> tuple[int, list[tuple[str, int]]]:
+    """By falling degree, then by letters."""
+    return -sum(power for _, power in item[0]), [(name, -power) for name, power in item[0]]
 
+
+def _spell_polynomial(polynomial: Polynomial) -> str:
     text = ""
-    for monomial, coefficient in sorted(polynomial.items(), key=order):
+    for monomial, coefficient in sorted(polynomial.items(), key=_order):
         factors = [name if power == 1 else f"{name}^{power}" for name, power in monomial]
         size = abs(coefficient)
         if size != 1 or not factors:
