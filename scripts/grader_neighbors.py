@@ -1,8 +1,8 @@
 r"""Fifty answers under tokengym and four other graders, as a table: `python scripts/grader_neighbors.py`.
 
-Each other grader runs in a temporary virtual environment of its own with pinned versions, on the same rows: a completion
-with its answer in a box, and a gold answer. TRL's needs torch and transformers, which it takes from the environment that
-runs this script. The answers are ordinary ones; nothing here is meant to break anything.
+Each other grader runs in a temporary virtual environment of its own with pinned versions, on the same rows: a
+completion with its answer in a box, and a gold answer. TRL's needs torch and transformers, which it takes from the
+environment that runs this script. The answers are ordinary ones; nothing here is meant to break anything.
 """
 
 import argparse
@@ -182,9 +182,10 @@ def table(columns: dict[str, list[str]]) -> str:
     lines = [
         "# Fifty answers under five graders",
         "",
-        "Made by `python scripts/grader_neighbors.py`, with the versions in the titles. Bold is what differs from our own",
+        "Made by `python scripts/grader_neighbors.py`, with the versions in the titles. Bold is what differs from our",
         "reading, whose reason is in the last column. `none`: the grader skips the row. A grader that was made for",
-        "another purpose, such as math-verify for expressions of any kind, may be right by its own rules.",
+        "another purpose, such as math-verify for expressions of any kind, may be right by its own rules. In a thread",
+        "that is not the main one math-verify refuses its time limits, which verifiers counts as a wrong answer.",
         "",
         "| completion | gold answer | " + " | ".join(titles) + " | why |",
         "|---" * (len(titles) + 3) + "|",

@@ -547,7 +547,10 @@ def _end(node: Node) -> _End:
         raise Unreadable("no end of an interval")
     names = letters(node)
     value = Evaluation(dict.fromkeys(names, Fraction(1, 2)))(node)
-    return _End(node, float(value.real if hasattr(value, "real") else value))
+    try:
+        return _End(node, float(value.real))
+    except OverflowError:
+        raise Unreadable("too large") from None
 
 
 def _pieces(node: Node) -> list[_Piece]:

@@ -87,7 +87,8 @@ class Verdict:
     """The grade of an attempt and the reason for it.
 
     `reason` is `correct`, `wrong`, or why there was nothing to compare: `no_answer`, `ambiguous` (several different
-    marked answers), `unparsed` (no number of the grammar), `too_long` (over 256 characters), `timeout` or `crashed` (a
+    marked answers), `unparsed` (no number of the grammar, nothing that can be read,
+    or an expression where a number is the answer), `too_long` (over 256 characters), `timeout` or `crashed` (a
     free-form answer that took too long, or ended the process that read it), or `truncated` (given by the environment to
     an attempt that ran out of tokens). `answer` is the number in its normal form, equal in text if
     and only if equal in value, so that answers can be counted as they are; None where there was nothing to compare.

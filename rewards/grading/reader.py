@@ -95,7 +95,9 @@ def clean(text: str) -> str:
     text = _STYLE.sub(" ", _DELIMITERS.sub(" ", text))
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
     text = _SPACES.sub(" ", text)
-    text = re.sub(r"\\text\s*\{\s*\.?\s*\}", "", text)
+    text = re.sub(r"\\text\s*\{\s*\.?\s*\}", "", text).strip()
+    while text.startswith("{") and _is_one_group(text):
+        text = text[1:-1].strip()
     text = re.sub(r"(?:\\\\|\\newline)\s*$", "", text.strip()).strip()
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1].rstrip()

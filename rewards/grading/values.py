@@ -64,7 +64,10 @@ class Evaluation:
             Unreadable: it has none, or is too large for exact work.
             ZeroDivisionError: it divides by zero.
         """
-        value = self._value(node, angle)
+        try:
+            value = self._value(node, angle)
+        except (OverflowError, TypeError, ValueError) as error:  # a function outside of its domain
+            raise error if isinstance(error, Unreadable) else Unreadable(str(error)) from None
         if isinstance(value, Fraction):
             if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
                 raise Unreadable("too large")

@@ -177,7 +177,7 @@ def test_other_bad_arguments(folder, tmp_path):
         ("Enter all values, separated by commas.", r"$x = \boxed{-1}$ or $x = \boxed{2}$.", "-1, 2", r"\boxed{2}$."),
         ("What is $a+b$?", r"It is $\boxed{\frac{7+\sqrt2}{3}}$, so $\boxed{12}$.", "12", r"\boxed{12}$."),
         ("Which vertex?", r"$\boxed{(1,0)}$ (or $\boxed{(0,0)}$).", "(0,0)", r"\boxed{(0,0)}$)."),
-        (r"Put what into $\boxed{\phantom{2}}=7$?", r"$\boxed{\phantom{2}}=7$ if it is $\boxed{7}$.", "7", r"\boxed{7}$."),
+        (r"Fill $\boxed{\phantom{2}}=7$.", r"$\boxed{\phantom{2}}=7$ if it is $\boxed{7}$.", "7", r"\boxed{7}$."),
         (r"$\boxed{N}$ is $2N$. What is $\boxed{5}$?", r"$\boxed{5}=2$, so $\boxed{2}$.", "2", r"\boxed{2}$."),
     ],
 )  # fmt: skip

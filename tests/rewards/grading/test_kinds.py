@@ -1,4 +1,4 @@
-r"""Answers by kind, each with its right verdict; rewritings that change nothing; expressions that earn nothing; votes."""
+r"""Answers by kind, with their right verdicts; rewritings that change nothing; expressions that earn nothing; votes."""
 
 import random
 from fractions import Fraction
@@ -513,8 +513,8 @@ def test_equal_wrong_answers_have_one_vote(texts: list[str]) -> None:
 
 
 def test_different_wrong_answers_have_different_votes() -> None:
-    texts = ["1", "2", r"\sqrt{2}", r"\sqrt{3}", "x", "x+1", "x^2", "1,2", "(1,2)", "[1,2]", "x>1", "2:30", "even", "odd",
-             r"\frac{1}{x}", r"\sin x", r"\cos x", "x+y=2", r"\pi", "e", "i"]  # fmt: skip
+    texts = ["1", "2", r"\sqrt{2}", r"\sqrt{3}", "x", "x+1", "x^2", "1,2", "(1,2)", "[1,2]", "x>1", "2:30", "even",
+             "odd", r"\frac{1}{x}", r"\sin x", r"\cos x", "x+y=2", r"\pi", "e", "i"]  # fmt: skip
     assert len({compare([text], r"\text{another}", worker=NOBODY).answer for text in texts}) == len(texts)
 
 
