@@ -248,6 +248,8 @@ def doctor(arguments: Sequence[str]) -> None:
         findings = diagnose_env(options.spec(tokenizer=options.model), limit=options.limit)
         for finding in findings.findings:
             _print(str(finding))
+        for split, reason in findings.absent.items():
+            _print(f"no {split} split: {reason}")
         checked = ", ".join(f"{count} of {source}" for source, count in findings.checked.items())
         _print(f"checked {checked}: {len(findings.errors)} errors, {len(findings.warnings)} warnings")
         if findings.errors:

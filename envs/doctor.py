@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from .problems.base import SPLITS, Problem, ProblemSource
 from .problems.expressions import evaluate
 from .problems.prompts import render_prompt
+from .problems.tables import malformed_rows
 from .registration import make_vec_env
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
     from transformers import PreTrainedTokenizerBase
+
+    from .token_vector_env import TokenVectorEnv
 
 _ANNOTATION = re.compile(r"<<([^<>\n]*)>>")
 
@@ -27,10 +30,10 @@ class Finding:
     Attributes:
         severity: "error" if it would falsify a result or stop a run, else "warning".
         check: which check complains: "gold_answer", "duplicate", "overlap", "prompt_length", "solution_length",
-            "annotation" or "solution_steps".
+            "annotation", "solution_steps" or "row".
         split: split of the source.
-        index: the problem's index in its source.
-        problem_id: its id, which names the row of the data where they have rows.
+        index: the problem's index in its source; -1 for a malformed row, which is no problem of it.
+        problem_id: its id, which names the row of the data where they have rows; "" for a malformed row.
         message: what is wrong, in one sentence.
     """
 
@@ -42,6 +45,8 @@ class Finding:
     message: str
 
     def __str__(self) -> str:
+        if self.index < 0:
+            return f"{self.severity}: {self.message}"
         return f"{self.severity}: {self.problem_id} ({self.split} {self.index}): {self.message}"
 
 
@@ -52,10 +57,12 @@ class Findings:
     Attributes:
         findings: all complaints, source by source and in the order of the problems.
         checked: how many problems of each source were looked at, by the source's text.
+        absent: splits that the data does not have, and what was said of each.
     """
 
     findings: tuple[Finding, ...]
     checked: Mapping[str, int]
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -78,7 +85,8 @@ def diagnose(
 ) -> Findings:
     """Checks problem sources, each by itself, and against one another for problems that they share.
 
-    - The gold answer grades as correct, and so does the reference solution.
+    - The gold answer grades as correct, and so does the reference solution. Something else than its own text can equal
+      the gold answer, too.
     - No question occurs twice in a source (an error if the answers differ, not checked in endless sources), or in two
       sources; letter case and white space make no difference.
     - Prompts and solutions fit into the token limits.
@@ -109,13 +117,17 @@ def diagnose(
     checked: dict[str, int] = {}
     seen: dict[str, tuple[ProblemSource, Problem]] = {}  # by question, in the sources before
     for source in sources:
-        count = limit if source.size is None else source.size
-        problems = [source[index] for index in range(count)]
+        # Sources that were made outside of `diagnose_env` may read their rows now.
+        with malformed_rows() as rows:
+            count = limit if source.size is None else source.size
+            problems = [source[index] for index in range(count)]
+        findings += [_malformed(source.split, row) for row in (*rows, *getattr(source, "bad_rows", ()))]
         complaints: dict[int, list[tuple[Literal["error", "warning"], str, str]]] = defaultdict(list)
         here: dict[str, Problem] = {}
         for index, problem in enumerate(problems):
             complain = complaints[index]
             complain += _check_answers(source, problem)
+            complain += _check_readable(source, problem)
             question = " ".join(problem.question.split()).casefold()
             if question in seen:
                 other, twin = seen[question]
@@ -143,6 +155,10 @@ def diagnose(
     return Findings(tuple(findings), checked)
 
 
+def _malformed(split: str, row: str) -> Finding:
+    return Finding("error", "row", split, -1, "", row)
+
+
 _Complaint = tuple[Literal["error", "warning"], str, str]
 
 
@@ -160,6 +176,15 @@ def _check_answers(source: ProblemSource, problem: Problem) -> Iterator[_Complai
         if not any(verdict.correct for verdict in verdicts):
             reason = f"the gold {what} grades as {verdicts[0].reason}"
             yield "error", "gold_answer", f"{reason}, with {verdicts[0].answer} for {problem.answer}"
+
+
+def _check_readable(source: ProblemSource, problem: Problem) -> Iterator[_Complaint]:
+    try:
+        readable = source.answer_format.is_readable(problem.answer)
+    except ValueError:  # `_check_answers` says why
+        return
+    if not readable:
+        yield "warning", "gold_answer", f"nothing but its own text can equal the gold answer {problem.answer[:60]!r}"
 
 
 def _check_solution(problem: Problem) -> Iterator[_Complaint]:
@@ -219,16 +244,38 @@ def _check_lengths(
 
 
 def diagnose_env(env: "str | EnvSpec", limit: int = 1000, **settings: Any) -> Findings:
-    """`diagnose` for all splits of a registered environment, with its own tokenizer, prompt and token limits.
+    """`diagnose` for the splits that a registered environment has, with its own tokenizer, prompt and token limits.
+
+    A malformed row is a finding, and the others are checked all the same.
 
     Args:
         env: the environment's id or spec.
         limit: how many problems of each split to look at in an endless source.
         settings: arguments of the environment.
+
+    Raises:
+        ValueError: no split can be made, which the message says of the first.
+        OSError: likewise.
     """
-    made = [make_vec_env(env, 1, **{**settings, "split": split}) for split in SPLITS]
+    made: list[TokenVectorEnv] = []
+    absent: dict[str, str] = {}
+    failures: list[Exception] = []
+    rows: dict[str, str] = {}  # a malformed row, and the first split that it was met in
+    for split in SPLITS:
+        with malformed_rows() as found:
+            try:
+                one = make_vec_env(env, 1, **{**settings, "split": split})
+                one.problems.size  # noqa: B018 - sources may read their rows only now
+                made.append(one)
+            except (ValueError, FileNotFoundError) as error:
+                absent[split] = str(error)
+                failures.append(error)
+        for row in found:
+            rows.setdefault(row, split)
+    if not made:
+        raise failures[0]
     first = made[0]
-    return diagnose(
+    findings = diagnose(
         [one.problems for one in made],
         first.tokenizer,
         first.max_prompt_tokens,
@@ -236,3 +283,5 @@ def diagnose_env(env: "str | EnvSpec", limit: int = 1000, **settings: Any) -> Fi
         first.prompt_template,
         limit,
     )
+    malformed = tuple(_malformed(split, row) for row, split in rows.items())
+    return replace(findings, findings=malformed + findings.findings, absent=absent)

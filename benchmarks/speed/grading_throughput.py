@@ -1,9 +1,10 @@
-r"""How many answers per second are graded: numbers by the grammar, LaTeX by the warm worker, LaTeX by math-verify here.
+r"""How many answers per second are graded: numbers and LaTeX as they are by default, LaTeX by math-verify.
 
 math-verify in process is what a grader without a worker would do: `parse` each gold answer once and each completion,
 and `verify` them. It has neither a deadline that works in every thread, nor a cap on memory, nor any help against an
-answer that ends the process. The worker grades the same pairs, eight attempts at each problem, half of them right, all
-different; none equals its gold answer in text or is a plain number, so that every one goes through the pipes.
+answer that ends the process. The worker, which by default gets only what the grammar of `reader` does not read, is
+given the same pairs: eight attempts at each problem, half of them right, all different; none equals its gold answer in
+text or is a plain number. What was read before is forgotten at the start of every measurement.
 """
 
 import os
@@ -12,10 +13,12 @@ from typing import Any
 
 import psutil
 
+from ...rewards.grading import comparison, reader
+from ...rewards.grading.boxes import boxed
 from ...rewards.grading.latex import Worker, grade_free_form
 from ...rewards.grading.numbers import grade
 
-GOALS = {"worker": 0.9}
+GOALS = {"latex": 3.0, "worker": 0.9}
 """Grades per second over math-verify in process, at least."""
 _ATTEMPTS = 8
 # Gold answers, and attempts in which a is \frac{ka}{k}, or in the wrong ones \frac{ka+1}{k}.
@@ -32,19 +35,24 @@ _FORMS = (
 
 
 def run(problems: int = 48, rounds: int = 3) -> dict[str, Any]:
-    """Measures all three ways in turns, in CPU seconds, the worker's own included.
+    """Measures all ways in turns, in CPU seconds, the worker's own included.
 
     Args:
         problems: number of gold answers, each with eight attempts.
         rounds: how often each way is measured, with caches as at the start; the best of them counts.
 
     Returns:
-        Grades per CPU second: "grammar" of numbers, "worker" and "in_process" of the same answers in LaTeX;
-        "worker_ratio" and "grammar_ratio" over "in_process"; "agreement", the share of verdicts that worker and process
-        have in common; "cpus", how many there are.
+        Grades per CPU second: "grammar" of numbers, "latex", "worker" and "in_process" of the same answers in LaTeX;
+        "latex_ratio", "worker_ratio" and "grammar_ratio" over "in_process"; "agreement", the share of verdicts that all
+        three have in common; "cpus", how many there are.
     """
     latex, numbers = _latex(problems), _numbers(problems)
-    ways = {"grammar": lambda: _grammar(numbers), "worker": lambda: _worker(latex), "in_process": lambda: _here(latex)}
+    ways = {
+        "grammar": lambda: _grammar(numbers),
+        "latex": lambda: _latex_grades(latex),
+        "worker": lambda: _worker(latex),
+        "in_process": lambda: _here(latex),
+    }
     _here(latex[: _ATTEMPTS * len(_FORMS)])  # what math-verify sets up at its first use
     verdicts: dict[str, list[bool]] = {}
     best = dict.fromkeys(ways, 0.0)
@@ -52,18 +60,19 @@ def run(problems: int = 48, rounds: int = 3) -> dict[str, Any]:
         for name, way in ways.items():
             verdicts[name], seconds = way()
             best[name] = max(best[name], len(verdicts[name]) / seconds)
-    ratios = {f"{name}_ratio": best[name] / best["in_process"] for name in ("worker", "grammar")}
-    same = sum(ours == theirs for ours, theirs in zip(verdicts["worker"], verdicts["in_process"], strict=True))
+    ratios = {f"{name}_ratio": best[name] / best["in_process"] for name in ("latex", "worker", "grammar")}
+    three = zip(verdicts["latex"], verdicts["worker"], verdicts["in_process"], strict=True)
+    same = sum(len(set(found)) == 1 for found in three)
     return {**best, **ratios, "agreement": same / len(latex), "cpus": os.cpu_count()}
 
 
 def table(results: dict[str, Any]) -> str:
     """What `run` returned, laid out as text."""
     lines = [f"{'way':<12}{'grades/s':>12}{'ratio':>10}{'goal':>8}"]
-    for name in ("in_process", "worker", "grammar"):
+    for name in ("in_process", "worker", "latex", "grammar"):
         goal = f"{GOALS[name]:.1f}" if name in GOALS else ""
         lines.append(f"{name:<12}{results[name]:>12,.0f}{results.get(f'{name}_ratio', 1):>10.2f}{goal:>8}")
-    return "\n".join([*lines, f"the same verdict as in process: {results['agreement']:.1%}"])
+    return "\n".join([*lines, f"the same verdict all three ways: {results['agreement']:.1%}"])
 
 
 def _grammar(pairs: list[tuple[str, str]]) -> tuple[list[bool], float]:
@@ -71,11 +80,18 @@ def _grammar(pairs: list[tuple[str, str]]) -> tuple[list[bool], float]:
     return [grade(completion, gold).correct for completion, gold in pairs], time.process_time() - begin
 
 
+def _latex_grades(pairs: list[tuple[str, str]]) -> tuple[list[bool], float]:
+    reader.read.cache_clear()
+    comparison.spell.cache_clear()
+    begin = time.process_time()
+    return [grade_free_form(completion, gold).correct for completion, gold in pairs], time.process_time() - begin
+
+
 def _worker(pairs: list[tuple[str, str]]) -> tuple[list[bool], float]:
     worker = Worker()
-    grade_free_form(r"\boxed{x+1}", "1+x", worker=worker)
+    worker.compare("1+x", ["x+1"])
     begin = time.process_time() + _cpu_seconds(worker)
-    verdicts = [grade_free_form(completion, gold, worker=worker).correct for completion, gold in pairs]
+    verdicts = [worker.compare(gold, boxed(completion))[0] == "correct" for completion, gold in pairs]
     seconds = time.process_time() + _cpu_seconds(worker) - begin
     worker.close()
     return verdicts, seconds

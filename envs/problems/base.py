@@ -75,7 +75,7 @@ class ProblemSource(ABC):
 
     def grade(self, completion: str, problem: Problem) -> Verdict:
         """What a finished attempt at `problem` is worth; `completion` is the text after the prompt."""
-        return self.answer_format.grade(completion, problem.answer)
+        return self.answer_format.grade(completion, problem.answer, question=problem.question)
 
     @property
     def instruction(self) -> str:

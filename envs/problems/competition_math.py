@@ -1,14 +1,15 @@
 r"""MATH: 12,500 competition problems (Hendrycks et al., 2021), with answers in LaTeX."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...rewards.grading.boxes import boxed, boxed_answers, unbox_earlier
 from ...rewards.grading.formats import AnswerFormat, Boxed
-from ...rewards.grading.latex import boxed
 from ...rewards.grading.numbers import MAX_LENGTH
 from .base import PROBLEMS, Problem, PublishedSource
-from .tables import Row, carve, file_of, read_file, read_folder, read_hub
+from .tables import Row, carve, convert, file_of, read_file, read_folder, read_hub
 
 HUB_NAME = "EleutherAI/hendrycks_math"
 SUBJECTS = (
@@ -28,8 +29,9 @@ VALIDATION_FRACTION = 1 / 15
 class MATH(PublishedSource):
     r"""MATH with its own solutions; the answer is what the last `\boxed{}` of a solution holds.
 
-    Attempts show their answer in `\boxed{}` too. Numbers are graded exactly, other answers by math-verify, as in
-    `rewards.grading.latex`.
+    Where a question asks for several values, "separated by commas", the answer is what all its boxes hold. Of other
+    solutions with several boxes the earlier ones are taken off: an intermediate result, or another acceptable answer.
+    Attempts show their answer in `\boxed{}` too, graded as in `rewards.grading.latex`.
 
     The published splits have 7,500 train and 5,000 test problems and no validation split: a fixed hash of the train
     questions makes one in fifteen of them "validation". Ids name the published split and the row in it, from 0, on the
@@ -63,7 +65,11 @@ class MATH(PublishedSource):
 
     def load(self) -> Sequence[Problem]:
         published = "test" if self.split == "test" else "train"
-        problems = [self._problem(prefix, row) for prefix, rows in self._tables(published) for row in rows]
+        problems = [
+            problem
+            for prefix, rows in self._tables(published)
+            for problem in convert(rows, partial(self._problem, prefix))
+        ]
         if self.split == "test":
             return problems
         held_out = round(VALIDATION_FRACTION * len(problems))
@@ -105,4 +111,10 @@ class MATH(PublishedSource):
             raise ValueError(
                 f"{row.place}: the boxed answer has {len(answers[-1])} characters, over the grader's {MAX_LENGTH}"
             )
-        return self.make_problem(f"{prefix}-{row.index}", row.place, question, answers[-1], solution)
+        answer = answers[-1]
+        rivals = list(dict.fromkeys(reversed(boxed_answers(solution, question))))
+        if len(rivals) > 1 and "comma" in question:
+            answer = ", ".join(rivals)
+        elif len(rivals) > 1:
+            solution = unbox_earlier(solution)
+        return self.make_problem(f"{prefix}-{row.index}", row.place, question, answer, solution)

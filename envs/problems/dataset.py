@@ -11,7 +11,19 @@ from ...registry import unknown_name
 from ...rewards.grading.formats import GSM8K_MARKER, AnswerFormat, make_format
 from ...rewards.grading.latex import boxed
 from .base import PROBLEMS, SPLITS, FiniteSource, Message, Problem, check_split
-from .tables import SUFFIXES, ColumnError, Row, carve, file_of, hub_splits, read_file, read_hub, split_solution
+from .tables import (
+    SUFFIXES,
+    ColumnError,
+    Row,
+    carve,
+    convert,
+    file_of,
+    hub_splits,
+    malformed_rows,
+    read_file,
+    read_hub,
+    split_solution,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -206,16 +218,20 @@ class Dataset(FiniteSource):
         if not rows:
             raise ValueError(f"{self._name}, split {split!r}, has no rows")
         self._check_columns(rows if skip else rows[:1])
-        problems: list[Problem] = []
-        for row in rows:
-            try:
-                problems.append(self._problem(f"{label}-{row.index}", row))
-            except ValueError as error:
-                if not skip:
-                    raise
-                self.bad_rows.append(str(error))
+
+        def make(row: Row) -> Problem:
+            return self._problem(f"{label}-{row.index}", row)
+
+        if skip:
+            with malformed_rows() as bad_rows:
+                problems = convert(rows, make)
+            self.bad_rows += bad_rows
+        else:
+            problems = convert(rows, make)
         if not problems:
-            raise ValueError(f"{self._name}: none of {len(rows)} rows can be read: {self.bad_rows[0]}")
+            raise ValueError(
+                f"{self._name}: none of {len(rows)} rows can be read" + "".join(f": {row}" for row in self.bad_rows[:1])
+            )
         if self.bad_rows:
             _logger.warning(
                 "%s: %d of %d rows are left out, the first because of: %s",

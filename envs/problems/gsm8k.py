@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import PROBLEMS, Problem, PublishedSource
-from .tables import Row, read_file, read_hub, split_solution
+from .tables import Row, convert, read_file, read_hub, split_solution
 
 HUB_NAME, HUB_CONFIG = "openai/gsm8k", "main"
 VALIDATION_ROWS = 473
@@ -48,7 +48,7 @@ class GSM8K(PublishedSource):
                     "the validation split; for other files than GSM8K's own use the Dataset source"
                 )
             rows = rows[:-VALIDATION_ROWS] if self.split == "train" else rows[-VALIDATION_ROWS:]
-        return [self._problem(row, published) for row in rows]
+        return convert(rows, lambda row: self._problem(row, published))
 
     def _rows(self, published: str) -> list[Row]:
         if self.data is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .base import PROBLEMS, Problem, PublishedSource
 from .expressions import evaluate
-from .tables import Row, carve, read_file, read_hub
+from .tables import Row, carve, convert, read_file, read_hub
 
 HUB_NAME = "ChilleD/SVAMP"
 VALIDATION_ROWS, TEST_ROWS = 100, 300
@@ -41,7 +41,7 @@ class SVAMP(PublishedSource):
     def load(self) -> Sequence[Problem]:
         if self.data is None:
             if self.split == "test":
-                return [self._problem(row) for row in read_hub(HUB_NAME, None, "test")]
+                return convert(read_hub(HUB_NAME, None, "test"), self._problem)
             rows, test_rows = read_hub(HUB_NAME, None, "train"), 0
         else:
             path = Path(self.data)
@@ -51,7 +51,7 @@ class SVAMP(PublishedSource):
                 f"{self.data or HUB_NAME} has {len(rows)} rows, of which {VALIDATION_ROWS + test_rows} are held out of "
                 "train; for other files than SVAMP's own use the Dataset source"
             )
-        problems = [self._problem(row) for row in rows]
+        problems = convert(rows, self._problem)
         splits = carve([problem.question for problem in problems], VALIDATION_ROWS, test_rows)
         return [problem for problem, split in zip(problems, splits, strict=True) if split == self.split]
 

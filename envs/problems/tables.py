@@ -7,12 +7,14 @@ decimal that is theirs. Where a column of floats cannot have kept all digits of 
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -21,12 +23,28 @@ from .base import SPLITS
 if TYPE_CHECKING:
     import pyarrow as pa
 
+T = TypeVar("T")
+
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 # `reward_model.ground_truth`, `messages[0].content`
 _PATH = re.compile(r"(?:^|\.)([^.\[\]]+)|\[(-?[0-9]{1,9})\]")
 # A whole number this long, as text; longer ones keep their exponents.
 _MAX_WHOLE = 40
+
+
+_MALFORMED: ContextVar[list[str] | None] = ContextVar("_MALFORMED", default=None)
+
+
+@contextmanager
+def malformed_rows() -> Iterator[list[str]]:
+    """Inside, sources leave malformed rows out, and the list says what is wrong with each."""
+    found: list[str] = []
+    token = _MALFORMED.set(found)
+    try:
+        yield found
+    finally:
+        _MALFORMED.reset(token)
 
 
 class ColumnError(ValueError):
@@ -121,6 +139,24 @@ def _is_finite(value: int | Decimal) -> bool:
     return isinstance(value, int) or value.is_finite()
 
 
+def convert(rows: Iterable[Row], make: Callable[[Row], T]) -> list[T]:
+    """What is made of each row.
+
+    Raises:
+        ValueError: what `make` says of the first malformed row, outside of `malformed_rows`.
+    """
+    bad_rows = _MALFORMED.get()
+    if bad_rows is None:
+        return [make(row) for row in rows]
+    made: list[T] = []
+    for row in rows:
+        try:
+            made.append(make(row))
+        except ValueError as error:
+            bad_rows.append(str(error))
+    return made
+
+
 def read_file(path: str | Path, bad_rows: list[str] | None = None) -> list[Row]:
     """All rows of a JSONL, JSON (a list of objects, or an object a line), CSV (with a header) or Parquet file.
 
@@ -138,6 +174,7 @@ def read_file(path: str | Path, bad_rows: list[str] | None = None) -> list[Row]:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is none of {', '.join(SUFFIXES)}")
     rows: list[Row] = []
+    bad_rows = _MALFORMED.get() if bad_rows is None else bad_rows
     bad = bad_rows if bad_rows is not None else []
     try:
         for row in _READERS[path.suffix](path):

@@ -17,7 +17,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from ...registry import Registry, unknown_name
-from .latex import boxed, grade_free_form
+from .boxes import boxed, boxed_answers
+from .comparison import compare, is_copied, is_readable
+from .latex import grade_free_form
 from .numbers import MAX_MARKS, Percent, Verdict, find_last_number, grade, marked, normalize_number
 
 GSM8K_MARKER = "####"
@@ -47,22 +49,36 @@ class AnswerFormat(ABC):
 
     def compare(self, answers: list[str], gold: str) -> Verdict:
         """The grade of an attempt by the answers that it shows, the last one first, one or more."""
-        return grade_free_form("\n".join(rf"\boxed{{{answer}}}" for answer in reversed(answers)), gold)
+        return compare(answers, gold)
 
-    def grade(self, completion: str, answer: str) -> Verdict:
-        """The grade of a completion, by the gold answer alone. Never raises because of the completion.
+    def grade(self, completion: str, answer: str, *, question: str | None = None) -> Verdict:
+        """The grade of a completion. Never raises because of the completion.
+
+        Args:
+            completion: the text of an attempt.
+            answer: the gold answer alone.
+            question: the question, where it is known: an expression copied from it is no answer.
 
         Raises:
             ValueError: the gold answer is none that this format reads.
         """
         answers = self.extract(completion)
-        return self.compare(answers, answer) if answers else Verdict(False, "no_answer", None)
+        if not answers:
+            return Verdict(False, "no_answer", None)
+        verdict = self.compare(answers, answer)
+        if verdict.correct and question is not None and is_copied(answers[0], answer, question):
+            return Verdict(False, "unparsed", None)
+        return verdict
 
     def check(self, answer: str) -> None:
         """Raises `ValueError` with the reason when `answer` is no gold answer in this format."""
         verdict = self.grade(self.show(answer), answer)
         if not verdict.correct:
             raise ValueError(f"the gold answer {answer[:60]!r} is read as {verdict.answer!r} ({verdict.reason})")
+
+    def is_readable(self, answer: str) -> bool:
+        """Whether anything but its own text can equal a gold answer that `check` lets pass."""
+        return is_readable(answer)
 
     def complete(self, solution: str, answer: str) -> str:
         """A reference solution that ends in this format: one that shows no answer gets a last line that does.
@@ -115,6 +131,9 @@ class _ValueFormat(AnswerFormat):
             raise ValueError(f"the gold answer {answer[:60]!r} is not a number that the grader reads")
         super().check(answer)
 
+    def is_readable(self, answer: str) -> bool:
+        return self.answers == "number" or super().is_readable(answer)
+
 
 @ANSWER_FORMATS.register("marker")
 class Marker(_ValueFormat):
@@ -145,9 +164,9 @@ class Marker(_ValueFormat):
     def extract(self, completion: str) -> list[str]:
         return marked(completion, self.marker)
 
-    def grade(self, completion: str, answer: str) -> Verdict:
+    def grade(self, completion: str, answer: str, *, question: str | None = None) -> Verdict:
         if self.answers == "latex":
-            return super().grade(completion, answer)
+            return super().grade(completion, answer, question=question)
         return grade(completion, answer, marker=self.marker, percent=self.percent)
 
 
@@ -163,10 +182,10 @@ class Boxed(AnswerFormat):
         return rf"\boxed{{{answer}}}"
 
     def extract(self, completion: str) -> list[str]:
-        return [text for text in reversed(boxed(completion)) if text]
+        return boxed_answers(completion)
 
-    def grade(self, completion: str, answer: str) -> Verdict:
-        return grade_free_form(completion, answer)
+    def grade(self, completion: str, answer: str, *, question: str | None = None) -> Verdict:
+        return grade_free_form(completion, answer, question=question)
 
 
 @ANSWER_FORMATS.register("tag")
@@ -265,6 +284,9 @@ class Choice(AnswerFormat):
     def check(self, answer: str) -> None:
         if self._letter(answer) is None:
             raise ValueError(f"the gold answer {answer[:60]!r} is none of the letters {self.letters}")
+
+    def is_readable(self, answer: str) -> bool:
+        return True
 
     def _letter(self, text: str) -> str | None:
         """The letter of a gold answer: "B", "(B)", "B." or "b"."""

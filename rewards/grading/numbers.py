@@ -13,7 +13,9 @@ number in it, for prompted models that were never taught the marker.
     integer  = digits | digits with a comma before every three and none elsewhere: 12,345 but not 12,34
 
 A final full stop is ignored (`42.`), and so are words after the number (`42 apples left`, `5 miles per hour`, `10cm`)
-unless they may change it (`5 million`, `42 or more`, `5x`). GSM8K's own regular expression, `#### (\-?[0-9\.\,]+)`,
+unless they may change it (`5 million`, `42 or more`, `5x`, `5 x`), and what is set around it: emphasis and quotation
+marks, LaTeX's delimiters and boxes, signs of currencies and degrees, and after a marker words such as "The answer is"
+or `x =`. An answer may begin on the line after an empty mark. GSM8K's own regular expression, `#### (\-?[0-9\.\,]+)`,
 ignores anything after the number; here `5 + 3`, `42 or 43`, `5 million` and `99999999!` are `unparsed` and not 5, 42,
 5, 99999999. `percent` says what a percentage means in a data set: with `"number"`, as in GSM8K, 20% is 20; with
 `"fraction"`, 0.2.
@@ -26,6 +28,7 @@ thousandth of it (1/3 = 0.333 but not 0.33), since no decimal could equal it exa
 import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 MAX_LENGTH = 256
@@ -58,6 +61,21 @@ _NOT_UNITS = frozenset(
     | {"hundred", "thousand", "million", "billion", "trillion"}
     | {"hundreds", "thousands", "millions", "billions", "trillions"}
 )
+_UNIT_LETTERS = frozenset("mgshlL")  # meters, grams, seconds, hours, liters; any other letter alone is a variable
+# What is set around a number and does not change it.
+_AROUND = re.compile(
+    r"""
+    (?: \*\* | __ | [*_`"'] | \$\$? | \\[(\[] | \\(?:boxed|fbox|text(?:bf|it|rm)?|mathbf|mathrm)\s*\{ )
+    \s* (?P<inside> [^{}]*? ) \s*
+    (?: \*\* | __ | [*_`"'}] | \$\$? | \\[)\]] )
+    (?P<after> \s*\.? | \s+[A-Za-z][A-Za-z\ ]* )
+    """,
+    re.VERBOSE | re.ASCII,
+)
+_CURRENCY = str.maketrans("", "", "\u20ac\u00a3\u00a5\u20b9\u00b0")
+_LEAD = re.compile(
+    r"(?:(?:(?:the|my|our)\s+)?(?:final\s+)?answer\s*(?:is\b)?\s*[:=]?|[A-Za-z]?\s*=)\s*", re.ASCII | re.IGNORECASE
+)
 # For `last_number`: anything that looks like one number, to be judged by the grammar.
 _NUMBERLIKE = re.compile(
     r"(?:(?<![\w.)])[+\-\u2212])?\$?\.?[0-9](?:[0-9_,./]*[0-9])?(?:[eE][+\-\u2212]?[0-9]+)?%?", re.ASCII
@@ -69,7 +87,8 @@ class Verdict:
     """The grade of an attempt and the reason for it.
 
     `reason` is `correct`, `wrong`, or why there was nothing to compare: `no_answer`, `ambiguous` (several different
-    marked answers), `unparsed` (no number of the grammar), `too_long` (over 256 characters), `timeout` or `crashed` (a
+    marked answers), `unparsed` (no number of the grammar, nothing that can be read,
+    or an expression where a number is the answer), `too_long` (over 256 characters), `timeout` or `crashed` (a
     free-form answer that took too long, or ended the process that read it), or `truncated` (given by the environment to
     an attempt that ran out of tokens). `answer` is the number in its normal form, equal in text if
     and only if equal in value, so that answers can be counted as they are; None where there was nothing to compare.
@@ -120,16 +139,32 @@ def grade(
         return _NO_ANSWER
     if len(texts[0]) > MAX_LENGTH:
         return _TOO_LONG
-    number = normalize_number(texts[0], percent=percent)
+    number = _read(texts[0], percent, marker is not None)
     if number is None:
         return _UNPARSED
     for text in texts[1:]:
         if text != texts[0]:
-            other = normalize_number(text, percent=percent)
+            other = _read(text, percent, marker is not None)
             if other is not None and not equal_numbers(other, number):
                 return _AMBIGUOUS
     correct = equal_numbers(number, gold)
     return Verdict(correct, "correct" if correct else "wrong", number)
+
+
+def _read(text: str, percent: Percent, is_marked: bool) -> str | None:
+    """The number in an answer, without what is set around it."""
+    number = normalize_number(text, percent=percent)
+    if number is not None or len(text) > MAX_LENGTH:
+        return number
+    text = text.strip()
+    if is_marked and (lead := _LEAD.match(text)) is not None:
+        text = text[lead.end() :]
+    for _ in range(4):
+        if (around := _AROUND.fullmatch(text)) is None:
+            break
+        text = (around["inside"] + around["after"]).strip()
+    text = text.replace("\\%", "%").replace("\\$", "$").removesuffix(r"^\circ").translate(_CURRENCY)
+    return normalize_number(text, percent=percent)
 
 
 def normalize_number(text: str, *, percent: Percent = "number") -> str | None:
@@ -156,6 +191,8 @@ def normalize_number(text: str, *, percent: Percent = "number") -> str | None:
             return None
         if tail["percent"] and percent == "fraction":
             shift = -2
+        if tail["words"] and len(word := tail["words"].strip()) == 1 and word not in _UNIT_LETTERS:
+            return None
         if tail["words"] and not _NOT_UNITS.isdisjoint(_WORD.findall(tail["words"].lower())):
             return None
     sign = "-" if head and "-" in head else ""
@@ -175,8 +212,8 @@ def marked(completion: str, marker: str) -> list[str]:
     """The marked answers, the last one first."""
     if marker not in completion:
         return []
-    lines = (part.partition("\n")[0].strip() for part in completion.rsplit(marker, MAX_MARKS)[:0:-1])
-    return [line for line in lines if line]
+    parts = completion.rsplit(marker, MAX_MARKS)[:0:-1]
+    return [line for part in parts if (line := part.lstrip().partition("\n")[0].strip())]
 
 
 def find_last_number(completion: str) -> list[str]:
@@ -200,6 +237,12 @@ def _decimal(sign: str, digits: str, exponent: int) -> str:
     if point > 0:
         return f"{sign}{kept[:point]}.{kept[point:]}"
     return f"{sign}0.{'0' * -point}{kept}"
+
+
+def normalize_fraction(value: Fraction) -> str:
+    """The normal form of an exact value."""
+    normal = _fraction("-" if value < 0 else "", abs(value.numerator), value.denominator)
+    return str(normal)
 
 
 def _fraction(sign: str, numerator: int, denominator: int) -> str | None:

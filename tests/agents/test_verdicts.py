@@ -23,13 +23,13 @@ from tokengym.rewards import grade_free_form
 from tokengym.rewards.grading.latex import Worker
 
 TOKENIZER: Any = load_tokenizer("tokengym/tiny")
-# What the policy writes at the problem that asks for it; the answer is 1/2. A stand-in for math-verify reads it.
+# What the policy writes at the problem that asks for it. The answer is an integral, which a stand-in reads.
 SCRIPT = {
-    "correct": r"\boxed{it is \frac{1}{2}}",
-    "wrong": r"\boxed{it is \frac{2}{3}}",
+    "correct": r"\boxed{it is \int x}",
+    "wrong": r"\boxed{it is \int y}",
     "ambiguous": r"\boxed{\frac{1}{2}} or \boxed{undecided}",
     "unparsed": r"\boxed{unreadable}",
-    "no_answer": "1/2",
+    "no_answer": "x",
     "too_long": r"\boxed{" + "0" * 257 + "}",
     "timeout": r"\boxed{slow}",
     "crashed": r"\boxed{dying}",
@@ -77,7 +77,7 @@ def worker(make_stand_in) -> Worker:
 
 @pytest.fixture
 def env(tmp_path, monkeypatch, worker) -> TokenVectorEnv:
-    rows = [{"problem": f"Write <{name}>.", "solution": r"\boxed{\frac{1}{2}}"} for name in SCRIPT]
+    rows = [{"problem": f"Write <{name}>.", "solution": r"\boxed{\int x}"} for name in SCRIPT]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setattr("tokengym.rewards.grading.formats.grade_free_form", partial(grade_free_form, worker=worker))
     env = gym.make_vec(
@@ -105,7 +105,7 @@ def test_terminal_infos_logs_and_evaluation_tell_every_verdict(env: TokenVectorE
         assert (attempt.answer is not None) == (name in ("correct", "wrong"))
         statistics.add(attempt)
     # The worker saw those that needed it.
-    asked = ("correct", "wrong", "ambiguous", "unparsed", "timeout", "crashed")
+    asked = ("correct", "wrong", "unparsed", "timeout", "crashed")
     assert Counter(worker.counters) - before == Counter(asked)
     metrics = statistics.metrics(seconds=1.0)
     for name in SCRIPT:

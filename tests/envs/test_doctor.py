@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from tokengym.envs.doctor import check_annotation, diagnose
+from tokengym.envs import MATH
+from tokengym.envs.doctor import check_annotation, diagnose, diagnose_env
 from tokengym.envs.problems.arithmetic import Arithmetic
 from tokengym.envs.problems.base import SPLITS, Problem, ProblemList
 from tokengym.envs.problems.dataset import Dataset
@@ -114,6 +115,43 @@ def test_a_source_grades_by_its_own_rules():
     assert [finding.message for finding in diagnose(Boxed([Problem("a", "?", "4")])).findings] == [
         "the gold answer grades as no_answer, with None for 4"
     ]
+
+
+def test_all_malformed_rows_are_listed_once_and_the_others_checked(tmp_path):
+    lines = [json.dumps({"question": f"{i}?", "answer": f"<<{i}+1={i + 1}>>\n#### {i + 1}"}) for i in range(9)]
+    lines[2], lines[5] = "{not JSON", json.dumps({"question": "5?", "answer": "no marker"})
+    lines[7] = json.dumps({"question": "7?", "answer": "<<7+1=9>>\n#### 8"})
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    findings = diagnose_env("tokengym/Dataset-v0", data=str(tmp_path / "mine.jsonl"), validation=0.2, test=0.2)
+    rows = [finding for finding in findings.findings if finding.check == "row"]
+    assert len(rows) == 2
+    assert "line 3" in rows[0].message
+    assert "line 6" in rows[1].message
+    assert str(rows[0]) == f"error: {rows[0].message}"
+    assert [finding.problem_id for finding in findings.findings if finding.check == "annotation"] == ["mine-7"]
+    assert sum(findings.checked.values()) == 7
+
+
+def test_the_splits_that_are_there_are_checked(tmp_path):
+    row = {"problem": "1+1?", "solution": r"It is $\boxed{2}$."}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row))
+    findings = diagnose_env("tokengym/MATH-v0", data=str(tmp_path))
+    assert list(findings.absent) == ["train", "validation"]
+    assert "train.jsonl" in findings.absent["train"]
+    assert list(findings.checked.values()) == [1]
+    assert findings.errors == ()
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        diagnose_env("tokengym/MATH-v0", data=str(tmp_path / "nowhere"))
+
+
+def test_gold_answers_that_only_their_own_text_can_equal_are_named(tmp_path):
+    gold = "the correct answer as we normally do"
+    rows = [{"problem": f"{i}?", "solution": rf"$\boxed{{{i}}}$"} for i in range(3)]
+    rows.append({"problem": "Which?", "solution": rf"\boxed{{{gold}}}"})
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (finding,) = diagnose(MATH("test", tmp_path)).findings
+    assert (finding.severity, finding.check, finding.problem_id) == ("warning", "gold_answer", "math-test-3")
+    assert gold in finding.message
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The grading benchmark: its pairs are what it says, and both ways give the same verdicts."""
+"""The grading benchmark: its pairs are what it says, and all ways give the same verdicts."""
 
 from fractions import Fraction
 
@@ -7,7 +7,7 @@ from tokengym.rewards import normalize_number
 from tokengym.rewards.grading.latex import boxed
 
 
-def test_half_of_the_answers_are_right_and_none_is_graded_without_the_worker() -> None:
+def test_half_of_the_answers_are_right_and_none_is_the_gold_text_or_a_plain_number() -> None:
     pairs = grading_throughput._latex(8)
     assert len(set(pairs)) == len(pairs) == 64
     assert not any(answer == gold or normalize_number(answer) for text, gold in pairs for answer in boxed(text))

@@ -169,3 +169,31 @@ def test_other_bad_arguments(folder, tmp_path):
     (folder / "train.jsonl").write_text(json.dumps(TRAIN[0]))
     with pytest.raises(ValueError, match="1 train rows: too few to hold some out"):
         MATH("validation", folder)
+
+
+@pytest.mark.parametrize(
+    ("question", "solution", "answer", "ends"),
+    [
+        ("Enter all values, separated by commas.", r"$x = \boxed{-1}$ or $x = \boxed{2}$.", "-1, 2", r"\boxed{2}$."),
+        ("What is $a+b$?", r"It is $\boxed{\frac{7+\sqrt2}{3}}$, so $\boxed{12}$.", "12", r"\boxed{12}$."),
+        ("Which vertex?", r"$\boxed{(1,0)}$ (or $\boxed{(0,0)}$).", "(0,0)", r"\boxed{(0,0)}$)."),
+        (r"Fill $\boxed{\phantom{2}}=7$.", r"$\boxed{\phantom{2}}=7$ if it is $\boxed{7}$.", "7", r"\boxed{7}$."),
+        (r"$\boxed{N}$ is $2N$. What is $\boxed{5}$?", r"$\boxed{5}=2$, so $\boxed{2}$.", "2", r"\boxed{2}$."),
+    ],
+)  # fmt: skip
+def test_solutions_with_several_boxes_grade_right(tmp_path, question, solution, answer, ends):
+    (tmp_path / "test.jsonl").write_text(json.dumps({"problem": question, "solution": solution}))
+    source = MATH("test", tmp_path)
+    problem = source[0]
+    assert problem.answer == answer
+    assert problem.solution.endswith(ends)
+    assert source.grade(problem.solution, problem).correct
+
+
+def test_a_formula_of_the_question_in_a_box_earns_nothing(tmp_path):
+    row = {"problem": r"Simplify $\sqrt{180}$.", "solution": r"It is $\boxed{6\sqrt5}$."}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row))
+    source = MATH("test", tmp_path)
+    assert source.grade(r"\boxed{\sqrt{180}}", source[0]).reason == "unparsed"
+    assert source.grade(r"\boxed{\sqrt{36}\sqrt5}", source[0]).reason == "unparsed"
+    assert source.grade(r"\boxed{6\sqrt{5}}", source[0]).correct

@@ -25,7 +25,7 @@ DAPO = {"name": "marker", "marker": "Answer:", "answers": "latex"}
         (ANSWER_TAG, "<answer>41</answer> no: <answer>42</answer>", "42", "ambiguous"),
         (ANSWER_TAG, "<answer>42", "42", "no_answer"),
         (ANSWER_TAG, "42</answer>", "42", "no_answer"),
-        ({"name": "tag", "tag": "result"}, r"<result>\sqrt{4}</result>", "2", "correct"),
+        ({"name": "tag", "tag": "result"}, r"<result>\frac{4}{2}</result>", "2", "correct"),
         ({"name": "tag", "answers": "number"}, r"<answer>\sqrt{4}</answer>", "2", "unparsed"),
         ("choice", "The answer is (B).", "B", "correct"),
         ("choice", "**Answer:** C", "B", "wrong"),

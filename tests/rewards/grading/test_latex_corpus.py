@@ -20,18 +20,38 @@ Answer = str | tuple[str, str]
 
 EXPRESSIONS: dict[str, list[Answer]] = {
     "wrong": [
-        *("(-1)!", "x!!", "7!", "2^{31}", "7e1", "1+1", "7." + "0" * 200 + "1", "-" * 201 + "7", "1+" * 60 + "1"),
-        *(r"\phantom{8}7", "7%8", r"{8 \over 7}", r"\vec{7}", r"\overline{7}"),
+        *("7!", "2^{31}", "7e1", "1+1", "7." + "0" * 200 + "1", "1+" * 60 + "1", "7y", r"x+7", r"\frac{7}{x}"),
+        ("\\frac{1}{2006!}", "\\frac{1}{2004!}"),
+        (r"2^{100}+1", "2^{100}"),
+        (r"\sqrt{10^{60}+1}", "10^{30}"),
+        (r"\sin 10^\circ", r"\sin 20^\circ"),
     ],
     "unparsed": [
-        *("(((7)", "7)))", "[7)", r"\sum", r"\int", r"\prod_{p}", "1,,000"),
-        *("% 8\n7", r"\begin{pmatrix}7", r"\cancel{8}7", r"\stackrel{8}{7}", r"8 \atop 7", r"\tag{7}"),
+        # What comes to 7, but is no number.
+        *(r"\log_{2}(128)", "7^{1^{9}}", "3!+1", r"\binom{7}{1}", r"\frac{1}{\frac{1}{7}}", r"\gcd(7, 14)", "3+4"),
+        *(r"\lfloor 7 \rfloor", r"\sum_{n=1}^{7} 1", "--7", "-(-7)", "7\u00d71", "7\u00f71", r"\sqrt{49}", r"\sqrt49"),
+        *(r"7 \cdot 1", "(1)(7)", "7^1", "|7|", "|-7|", "8-1", r"\frac{7 \cdot 2}{2}", r"\frac{6+1}{1}", "7+0i"),
+        (r"2\pi+3\pi", r"5\pi"),
+        (r"\sqrt{2}\sqrt{3}", r"\sqrt{6}"),
+        (r"(1+\sqrt{2})^2", r"3+2\sqrt{2}"),
+        ("3(4)", "12"),
+        (r"\log_2(8)", "3"),
+        (r"\det\begin{pmatrix}7\end{pmatrix}", "7"),
+        # What is no answer at all.
+        (r"\frac{1}{0}", r"\infty"),
+        *("(-1)!", "x!!", "7%8", r"{8 \over 7}", r"\overline{7}", r"\vec{7}", "-" * 201 + "7", "1,,000"),
+        *("(((7)", "7)))", "[7)", r"\sum", r"\int", r"\prod_{p}", "% 8\n7", r"\begin{pmatrix}7"),
+        *(r"\cancel{8}7", r"\stackrel{8}{7}", r"8 \atop 7", r"\tag{7}", r"\frac{7}{0}"),
     ],
     "too_long": ["9" * 257, "7." + "0" * 300, "7" + "x" * 300],
     "correct": [
-        *(r"\log_{2}(128)", r"7^{1^{9}}", "3!+1", r"\binom{7}{1}", r"\frac{1}{\frac{1}{7}}", r"\gcd(7, 14)"),
-        *(r"\boxed{\boxed{7}}", r"\lfloor 7 \rfloor", r"70\cdot 10^{-1}", r"\sum_{n=1}^{7} 1"),
+        *(r"\boxed{\boxed{7}}", r"70\cdot 10^{-1}", r"0.7 \times 10^1", r"\frac{14}{2}", "14/2", r"\phantom{8}7"),
         *(r"\$7\$", "$$7$$", r"\text{7}", r"\frac71", "7." + "0" * 200, "0" * 200 + "7", "7e0", "7\n", "\u00a07"),
+        (r"4\cdot 2^{10}", "2^{12}"),
+        (r"\frac{1}{2004!}", r"\frac{2}{2 \cdot 2004!}"),
+        (r"\sqrt{8}", r"2\sqrt{2}"),
+        (r"\frac{\sqrt{2}}{\sqrt{3}}", r"\frac{\sqrt{6}}{3}"),
+        (r"\frac{1}{2-\sqrt{3}}", r"2+\sqrt{3}"),
     ],
 }
 MATRICES: dict[str, list[Answer]] = {
@@ -42,7 +62,6 @@ MATRICES: dict[str, list[Answer]] = {
         (r"\begin{pmatrix}1\\2\\3\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
     ],
     "correct": [
-        r"\det\begin{pmatrix}7\end{pmatrix}",
         (r"\begin{pmatrix} \frac{2}{2} \\ 2.0 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
     ],
 }
@@ -55,15 +74,24 @@ SETS: dict[str, list[Answer]] = {
         r"\{7\}\cup\{8\}",
         r"(-\infty, 7) \cup (7, \infty)",
         r"\mathbb{R}\setminus\{8\}",
-        r"\mathbb{N}",
         r"\emptyset",
-        r"\{1,\ldots,7\}",
         ("[1,2]", "(1,2)"),
         ("(2,1)", "(1,2)"),
         ("1,2,3", "1,2"),
         ("1", "1,2"),
     ],
-    "unparsed": ["()", "[]", "(7,)", "(,7)", "7,", ",7", ",,,,", r"\bigcup_{n=1}^{\infty}[n,n+1]"],
+    "unparsed": [
+        r"\mathbb{N}",
+        r"\{1,\ldots,7\}",
+        "()",
+        "[]",
+        "(7,)",
+        "(,7)",
+        "7,",
+        ",7",
+        ",,,,",
+        r"\bigcup_{n=1}^{\infty}[n,n+1]",
+    ],
     "correct": [r"\{7,7,7\}", ",".join("7" * 60), (r"\{2,1,1\}", "1,2"), (r"x \in [1,2]", "[1,2]")],
 }
 RELATIONS: dict[str, list[Answer]] = {
@@ -84,17 +112,16 @@ RELATIONS: dict[str, list[Answer]] = {
         "x^{99}+x+1=0",
         r"7 \pm 8",
         r"\pm 7",
-        r"8 \approx 7",
         "y=7x",
     ],
-    "unparsed": ["===", "<>", "7<", "=7", "x=", "7=", r"x \to 7", r"7\sim8", r"7 \equiv 0 \pmod 7"],
+    "unparsed": [r"8 \approx 7", "===", "<>", "7<", "=7", "x=", "7=", r"x \to 7", r"7\sim8", r"7 \equiv 0 \pmod 7"],
     "correct": ["x=7", "x=y=7", "=".join(["7"] * 60)],
 }
 # Digits and letters of other scripts are none of ours; U+2212 and the signs of operations are what they look like.
 SIGNS: dict[str, list[Answer]] = {
     "unparsed": [
         *("\u0667", "\u06f7", "\uff17", "\u17e7", "\U0001d7d5", "\u2077", "\u2166", "\u2466", "\u4e03"),
-        *("\uff17\uff0e\uff10", "7\u0660", "7\uff0c000", "7\u066b0", "7\u2044\u0661", "\u00bd", "7\u00b0", "7\u2032"),
+        *("\uff17\uff0e\uff10", "7\u0660", "7\uff0c000", "7\u066b0", "7\u2044\u0661", "\u00bd", "7\u2032"),
         *("\u221a49", "\u20147", "\u2013 7", "\u00b77", "\u22641"),
         ("\u0445", "x"),
         ("\u0430+1", "a+1"),
@@ -105,7 +132,7 @@ SIGNS: dict[str, list[Answer]] = {
         ("5\u20435", "5-5"),
     ],
     "wrong": ["\u22127", "\u00b17", "I", "VII", "l", "seven", r"\text{seven}", ("O", "0"), ("l", "1")],
-    "correct": ["7\u00d71", "7\u00f71", ("\u22127", "-7"), ("\u03c0", r"\pi")],
+    "correct": ["7\u00b0", ("\u22127", "-7"), ("2\u00d710^3", "2000"), ("\u03c0", r"\pi")],
 }
 # What is easily taken for more, or for something else, than was written.
 DRESSED: dict[str, list[Answer]] = {
@@ -114,16 +141,13 @@ DRESSED: dict[str, list[Answer]] = {
         *(
             "7x",
             "7d",
-            r"7\text{ million}",
-            "7 million",
             r"7\text{ or more}",
             r"7\text{ or so}",
             "7 and 8",
             r"7 \text{ or } 8",
         ),
-        *(r"700\%", "700%", "7_8", "7_2", "+-7", "7.7.7", "0.7.7", r"\sqrt49", "78", r"\text{not }7", "nan", r"\infty"),
+        *(r"700\%", "700%", "7_8", "7_2", "78", "nan", r"\infty"),
         (r"7\%", "0.07"),
-        (r"\frac{1}{0}", r"\infty"),
         ("2", "2t"),
         ("6", "6ab"),
         ("2", "2 m"),
@@ -149,15 +173,20 @@ DRESSED: dict[str, list[Answer]] = {
             "7..",
             "7...",
             "..7",
-            "~7",
+            r"7\text{ million}",
+            "7 million",
+            "+-7",
+            r"\text{not }7",
+            "7.7.7",
+            "0.7.7",
         ),
         *("7?", "?7", "@7", "#7", "&7", "7&8", r"7\\8", "7^", "7_", "^7", "_7", "*7", "/7", r"7\times", r"\frac{7}"),
-        *(r"\text{}", r"\,", "$", "%", r"\%", r"\sqrt", r"\left(7\right."),
+        *(r"\,", "%", r"\%", r"\sqrt", r"\left(7\right."),
     ],
     "correct": [
         *(
             "7.",
-            "--7",
+            "~7",
             "(7)",
             "7,7",
             "7^\\circ",
@@ -176,9 +205,7 @@ DRESSED: dict[str, list[Answer]] = {
         (r"3\frac{1}{2}", "3.5"),
         (r"\frac{1}{2}\text{ hours}", r"\frac{1}{2}"),
         (r"5\sqrt{3}\text{ cm}", r"5\sqrt3"),
-        ("3(4)", "12"),
         ("(x+1)(x-1)", "x^2-1"),
-        (r"\log_2(8)", "3"),
     ],
 }
 # Whole completions: which box counts.
