@@ -47,7 +47,7 @@ def tiny_llama(
         # The final norm makes hidden states of squared length `width`, so the other logits have this variance, and
         # their exponentials this mean.
         others = (len(tokenizer) - 1) * math.exp(width * config.initializer_range**2 / 2)
-        head.bias[eos] = math.log(others * stop / (1 - stop)) if stop else -math.inf
+        head.bias[eos] = math.log(others * stop / (1 - stop)) if stop else -1e4
     model.lm_head = head
     return model.eval()
 

@@ -104,8 +104,9 @@ def test_an_environment_may_come_as_id_spec_single_or_vector(folder, sums, make_
         assert agent.make_env(split="validation").problems.split == "validation"
         assert agent.make_validation_env().problems[0] != agent.env.problems[0]
     ready = TokenVectorEnv(
-        ProblemList([Problem("p", "1", "1")]), 3, tokenizer=tokenizer, prompt="{question}", autoreset_mode="Disabled"
-    )
+        ProblemList([Problem("p", "1", "1")]), 3,
+        tokenizer=tokenizer, prompt="{question}", autoreset_mode="Disabled", max_prompt_tokens=16, max_new_tokens=4,
+    )  # fmt: skip
     agent = ExpertIteration(ready, folder, **SMALL)
     assert agent.env is ready
     with pytest.raises(ValueError, match="made already"):
@@ -114,7 +115,11 @@ def test_an_environment_may_come_as_id_spec_single_or_vector(folder, sums, make_
 
 def test_the_environment_gets_the_models_tokenizer(folder) -> None:
     agent = ExpertIteration(
-        gym.make("tokengym/Arithmetic-v0", tokenizer=str(folder), style="equation").spec, folder, **SMALL
+        gym.make(
+            "tokengym/Arithmetic-v0", tokenizer=str(folder), style="equation", max_prompt_tokens=16, max_new_tokens=4
+        ).spec,
+        folder,
+        **SMALL,
     )
     assert agent.env.tokenizer.get_vocab() == agent.tokenizer.get_vocab()
 
@@ -193,8 +198,9 @@ def test_saving_leaves_the_agents_adapters_in_place(folder, sums, tmp_path) -> N
 
 def test_an_agent_on_an_environment_made_by_hand_is_loaded_with_one(folder, tokenizer, tmp_path) -> None:
     env = TokenVectorEnv(
-        ProblemList([Problem("p", "1+1=", "2")]), 3, tokenizer=tokenizer, prompt="{question}", autoreset_mode="Disabled"
-    )
+        ProblemList([Problem("p", "1+1=", "2")]), 3,
+        tokenizer=tokenizer, prompt="{question}", autoreset_mode="Disabled", max_prompt_tokens=16, max_new_tokens=4,
+    )  # fmt: skip
     ExpertIteration(env, folder, device="cpu").save(tmp_path / "agent")
     assert ExpertIteration.load(tmp_path / "agent", env, device="cpu").env is env
     with pytest.raises(ValueError, match="env"):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig
 
 from tokengym.__main__ import main
 from tokengym.agents.rollouts.attempts import Attempt
@@ -121,7 +122,7 @@ def test_the_probe_tells_long_from_short_and_right_from_wrong(monkeypatch, digit
             return self
 
     spec = experiment.spec(0.25, "e2e")
-    model = SimpleNamespace(generation_config=None, name_or_path="")
+    model = SimpleNamespace(generation_config=None, name_or_path="", config=LlamaConfig())
     monkeypatch.setattr(after_pretraining, "collect", collect)
     policy = Policy(tokenizer=make_vec_env(spec, 1).tokenizer, model=model)
     found = probe(policy, spec, 5)  # pyright: ignore[reportArgumentType]
