@@ -33,7 +33,7 @@ from ...models.loading import load
 from ...models.outcome import OutcomeModel
 
 UPDATES = 16
-MODES = {
+MODES: dict[str, tuple[str, Any]] = {
     "float32": ("float32", "exact"),
     "bfloat16, masters": ("bfloat16", "exact"),
     "bfloat16, stochastic": ("bfloat16", "stochastic"),
