@@ -137,7 +137,8 @@ def real(path: str, data: Path, rows: int) -> dict[str, dict[str, float]]:
     """Fine-tuning of a model on GSM8K's rows, then its loss on other rows, trained and saved and loaded."""
     lines = [json.loads(line) for line in data.read_text().splitlines()[: rows + 16]]
     found: dict[str, dict[str, float]] = {}
-    for rank in (None, 8):
+    ranks: tuple[int | None, ...] = (None, 8)
+    for rank in ranks:
         for mode, (dtype, rounding) in MODES.items():
             if rank is not None and rounding == "stochastic":
                 continue  # adapters are float32
