@@ -102,7 +102,12 @@ def _sft(examples: Sequence[Example], dtype: str, rounding: Any) -> dict[str, di
 
 
 def _ppo(attempts: Sequence[Attempt], dtype: str, rounding: Any) -> dict[str, dict[str, float]]:
-    settings = {"problems_per_iteration": 64, "samples_per_problem": 4, "minibatch_size": 64, "critic_layers": 1}
+    settings: dict[str, Any] = {
+        "problems_per_iteration": 64,
+        "samples_per_problem": 4,
+        "minibatch_size": 64,
+        "critic_layers": 1,
+    }
     agent: Any = make_agent("ppo", ENV, device="cpu", dtype=dtype, rounding=rounding, learning_rate=1e-6, **settings)
     learner = agent.make_learner(UPDATES)
     before = values(learner)
