@@ -69,6 +69,8 @@ _STYLE = re.compile(
     r"|quad|qquad)(?![A-Za-z])"
 )
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|(?<!\\)\$|\\\$|\\%|(?<!\\)%")
+_LINE_END = re.compile(r"(?:\\\\|\\newline)$")
+_BOX = re.compile(r"(?:\\(?:boxed|fbox)\s*)?\{")
 _SPACES = re.compile(r"(?<!\\)\\[,;:!\ ]|~")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?=(,\\!|\{,\}|\\[,!\ ;]|~|\ )\d{3})(?:\1\d{3})+(?![\d]|,?\d)", re.ASCII)
 _COMMAS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d]|,\d)", re.ASCII)
@@ -87,20 +89,21 @@ def clean(text: str) -> str:
 
     Dollar and percent signs are taken off, too: 20% is 20 here, as in `numbers` by default.
     """
-    text = text.translate(_SYMBOLS).strip()
-    for box in (r"\boxed", r"\fbox"):
-        while text.startswith(box) and text.endswith("}") and _is_one_group(text[len(box) :].lstrip()):
-            text = text[len(box) :].lstrip()[1:-1].strip()
+    text = text.translate(_SYMBOLS)
     text = _THOUSANDS.sub(lambda match: re.sub(r"\D", "", match[0]), text)
     text = _STYLE.sub(" ", _DELIMITERS.sub(" ", text))
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
     text = _SPACES.sub(" ", text)
-    text = re.sub(r"\\text\s*\{\s*\.?\s*\}", "", text).strip()
-    while text.startswith("{") and _is_one_group(text):
-        text = text[1:-1].strip()
-    text = re.sub(r"(?:\\\\|\\newline)\s*$", "", text.strip()).strip()
-    if text.endswith(".") and not text.endswith(".."):
-        text = text[:-1].rstrip()
+    text = re.sub(r"\\text\s*\{\s*\.?\s*\}", "", text)
+    dressed = ""
+    while text != dressed:  # in whatever order boxes, groups, line ends and full stops were put around it
+        dressed = text
+        text = _LINE_END.sub("", text.strip()).strip()
+        if text.endswith(".") and not text.endswith(".."):
+            text = text[:-1].rstrip()
+        box = _BOX.match(text)
+        if box and _is_one_group(text[box.end() - 1 :]):
+            text = text[box.end() : -1]
     return text
 
 

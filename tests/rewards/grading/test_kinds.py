@@ -104,6 +104,9 @@ RIGHT = {
     ],
     "dressing": [
         ("17.", "17"),
+        (r"{17}.", "17"),
+        (r"\color{blue}{x = 0}.", "0"),
+        (r"\boxed{\boxed{17.}}.", "17"),
         (r"\textbf{17}", "17"),
         (r"\mathbf{17}", "17"),
         (r"\displaystyle \frac{1}{2}", r"\frac12"),
