@@ -1,0 +1,60 @@
+"""Pages that the build makes: the command line's help texts, and the results with their links into the repository."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+_TEMPORARY: list[Path] = []
+COMMANDS = ("", "list", "train", "train ei", "train ppo", "train grpo", "eval", "doctor", "bench", "demo")
+
+
+@event_priority(100)  # before mkdocstrings reads its paths
+def on_config(config: Any) -> None:
+    """Lets the API's pages find the package under its name: its folder, the repository's root, may have any."""
+    folder = Path(tempfile.mkdtemp(prefix="tokengym-docs-"))
+    (folder / "tokengym").symlink_to(ROOT, target_is_directory=True)
+    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(folder)]
+    _TEMPORARY.append(folder)
+
+
+def on_post_build(config: Any) -> None:
+    """Removes what `on_config` made."""
+    for folder in _TEMPORARY:
+        (folder / "tokengym").unlink()
+        folder.rmdir()
+    _TEMPORARY.clear()
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds `cli.md` and `results.md`."""
+    for name, text in (("cli.md", command_line()), ("results.md", results())):
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def command_line() -> str:
+    """The help of each command, as a terminal of 100 columns shows it."""
+    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    parts = ["# Command line\n\nEvery text below is what the command prints with `--help`.\n"]
+    for command in COMMANDS:
+        arguments = [*command.split(), "--help"]
+        shown = subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "tokengym", *arguments], capture_output=True, text=True, env=environment, check=True
+        )
+        name = f"tokengym {command}".strip()
+        parts.append(f"## {name}\n\n```text\n{shown.stdout.strip()}\n```\n")
+    return "\n".join(parts)
+
+
+def results() -> str:
+    """The page of measured results; links to files beside it become names."""
+    text = (ROOT / "benchmarks" / "results" / "README.md").read_text()
+    return re.sub(r"\[([^\]]+)\]\((?!http|#)[^)]*\)", r"\1", text)

@@ -1,0 +1,133 @@
+"""Every block of the README and the documentation runs: Python as it stands, commands with smaller numbers."""
+
+import json
+import re
+import runpy
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tokengym.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
+BLOCKS = [
+    (page, language, block)
+    for page, text in TEXTS.items()
+    for language, block in re.findall(r"^ *```(\w+)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+]
+INCLUDED = re.compile(r'--8<-- "(.*)"')
+PYTHON = [(page, block) for page, language, block in BLOCKS if language == "python" and not INCLUDED.search(block)]
+COMMANDS = [line for _, language, block in BLOCKS if language == "bash" for line in block.splitlines() if line]
+OURS = list(dict.fromkeys(line for line in COMMANDS if line.startswith("tokengym")))
+
+# What a test can not afford, or not reach, in the words of the pages.
+SMALLER = {
+    "--model HuggingFaceTB/SmolLM2-135M --lora-rank 128 --bf16": "--lora-rank 4 --data gsm8k --iterations 1 "
+    "--problems-per-iteration 2 --minibatch-size 8 --validation-problems 1 --env-args max_new_tokens=16",
+    "--model runs/gsm8k/model --lora-rank 128 --bf16 --run runs/ppo": "--lora-rank 4 --data gsm8k --iterations 1 "
+    "--problems-per-iteration 2 --minibatch-size 8 --validation-problems 1 --env-args max_new_tokens=16 "
+    "--run runs/ppo2",
+    "--demonstrations 64 --problems 1600 --samples-per-problem 2 --batch-size 16": "--demonstrations 4 --rounds 1 "
+    "--epochs 1 --validation-problems 2 --problems 4 --samples-per-problem 2 --batch-size 16",
+    "--demonstrations 64 --batch-size 16": "--demonstrations 4 --epochs 1 --validation-problems 2 --batch-size 4",
+    "--problems 200 --n 8": "--problems 2 --n 4",
+    "--base tokengym/tiny --problems 1600": "--base tokengym/tiny --problems 8 --samples-per-problem 4 "
+    "--rollouts-per-step 2 --positive-ratio None --validation-problems 2",
+    '--condition "[BAD]" --n 16': '--condition "[BAD]" --n 4 --problems 2',
+    "--problems 2500 --no-balance": "--problems 4 --samples-per-problem 4 --validation-problems 2 --no-balance",
+    "--n 16 --orm": "--problems 2 --n 4 --orm",
+    "--demonstrations 64 --problems 1600 --samples-per-problem 2 --orm": "--demonstrations 4 --rounds 1 --epochs 1 "
+    "--validation-problems 2 --problems 4 --samples-per-problem 2 --orm",
+    "--preset dapo": "--preset dapo --iterations 1 --problems-per-iteration 2 --samples-per-problem 8 "
+    "--validation-problems 0 --env-args max_new_tokens=8",
+}
+
+
+def smaller(command: str) -> str:
+    for words, replacement in SMALLER.items():
+        command = command.replace(words, replacement)
+    return command
+
+
+def test_all_that_is_made_smaller_is_in_the_pages() -> None:
+    text = "\n".join(TEXTS.values())
+    assert [words for words in SMALLER if words not in text] == []
+    assert {language for _, language, _ in BLOCKS} <= {"python", "bash", "toml", "text"}
+
+
+def test_included_files_are_there() -> None:
+    names = [name for text in TEXTS.values() for name in INCLUDED.findall(text)]
+    assert names
+    for name in names:
+        assert (ROOT / name).is_file(), name
+
+
+def test_links_lead_to_files_and_headings() -> None:
+    generated = {"docs/cli.md", "docs/results.md"}
+    broken = []
+    for page, text in TEXTS.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if re.match(r"[a-z]+:", target):
+                continue
+            name, _, anchor = target.partition("#")
+            path = (ROOT / page).parent / name if name else ROOT / page
+            if str(path.resolve().relative_to(ROOT.resolve())) in generated:
+                continue
+            if not path.exists() or (anchor and path.suffix == ".md" and anchor not in anchors(path.read_text())):
+                broken.append(f"{page}: {target}")
+    assert broken == []
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub and Python-Markdown call the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("code", [code for _, code in PYTHON], ids=[page for page, _ in PYTHON])
+def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "block.py").write_text(code)
+    runpy.run_path(str(tmp_path / "block.py"), run_name="__main__")
+
+
+def test_toml_blocks_name_the_registry() -> None:
+    blocks = [tomllib.loads(code) for _, language, code in BLOCKS if language == "toml"]
+    assert blocks
+    assert all(list(block["project"]["entry-points"]) == ["tokengym.agents"] for block in blocks)
+
+
+def test_make_targets_exist() -> None:
+    targets = {shlex.split(line)[1] for line in COMMANDS if line.startswith("make")}
+    assert targets >= {"demo", "test", "install"}
+    for target in targets:
+        subprocess.run(["make", "-n", target], check=True, cwd=ROOT, capture_output=True)
+
+
+def test_commands_train_and_evaluate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands in their order, with the built-in model, on GSM8K's format or generated problems."""
+    rows = [
+        {"question": f"Tom has {n} apples and buys 3 more. How many?", "answer": f"{n}+3 = {n + 3}\n#### {n + 3}"}
+        for n in range(480)
+    ]
+    (tmp_path / "gsm8k").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "gsm8k" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    for i, command in enumerate(OURS):
+        arguments = shlex.split(smaller(command))[1:]
+        if "--run" in arguments and (tmp_path / arguments[arguments.index("--run") + 1]).exists():
+            arguments[arguments.index("--run") + 1] += f"-{i}"
+        assert main(arguments) == 0, f"{command}\n{capsys.readouterr().err}"
+    shown = capsys.readouterr().out
+    assert "maj@1" in shown
+    assert "rerank@4" in shown
+    assert "180 jobs" in shown
+    assert (tmp_path / "runs" / "ei" / "model" / "model.safetensors").exists()
