@@ -88,7 +88,7 @@ class GRPO(ProximalAgent):
         return self.config.epochs * self.config.minibatches
 
     def make_learner(self, total_steps: int) -> EntropyLearner:
-        learner = EntropyLearner(self.model, self.config, total_steps, self.accelerator, len(self.tokenizer))
+        learner = EntropyLearner(self.model, self.learner_config(), total_steps, self.accelerator, len(self.tokenizer))
         learner.entropy = self.config.entropy_coef > 0
         return learner
 

@@ -5,7 +5,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -21,10 +21,14 @@ from .rollouts.attempts import Attempt, AttemptFile, RolloutStatistics
 from .rollouts.collect import collect
 from .rollouts.groups import Groups, sample_groups
 from .training.advantages import overlong_penalty
+from .training.alarms import Alarms
 from .training.checkpoints import load_checkpoint, load_tensors, save_checkpoint
 from .training.fine_tuning import restore, snapshot
-from .training.learner import Learner, NonFiniteError, OptimizerConfig
+from .training.learner import PAPER_LEARNING_RATE, Learner, NonFiniteError, OptimizerConfig
 from .training.losses import importance_weights, k3_divergence, log_ratios, masked_aggregate
+
+# Rate of policy gradients over that of fine-tuning: 1e-6 and 2e-5 in Havrilla et al. 2024.
+RATE_RATIO = 0.05
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class PolicyGradientConfig(OptimizerConfig):
         samples_per_problem: K, attempts at each of them.
         temperature: of sampling, and of the log-probabilities in the update, so that it is the sampling policy whose
             gradient is taken; 1, and 0.75 and 1.5 in comparisons [paper].
-        learning_rate: 1e-4 [choice, for models of some million parameters; pretrained ones need 1e-6 or so].
+        learning_rate: Peak rate; `None` takes a twentieth of the model's own `recommended_learning_rate`, else of the
+            paper's 2e-5 for fine-tuning: 1e-6, which is its rate for PPO [paper].
         min_learning_rate_ratio: 1, a constant rate [choice].
         warmup_ratio: 0 [choice].
         validation_problems: problems of the validation split for maj@1, pass@1 and length; 0 for none; [choice].
@@ -63,7 +68,7 @@ class PolicyGradientConfig(OptimizerConfig):
     problems_per_iteration: int = 64
     samples_per_problem: int = 1
     temperature: float = 1.0
-    learning_rate: float | None = 1e-4
+    learning_rate: float | None = None
     min_learning_rate_ratio: float = 1.0
     warmup_ratio: float = 0.0
     validation_problems: int = 200
@@ -125,7 +130,15 @@ class PolicyGradientAgent(Agent):
 
     def make_learner(self, total_steps: int) -> Learner:
         """What updates the policy."""
-        return Learner(self.model, self.config, total_steps, self.accelerator, len(self.tokenizer))
+        return Learner(self.model, self.learner_config(), total_steps, self.accelerator, len(self.tokenizer))
+
+    def learner_config(self) -> PolicyGradientConfig:
+        """The configuration with a learning rate."""
+        config: PolicyGradientConfig = self.config
+        if config.learning_rate is not None:
+            return config
+        rate = getattr(self.model.config, "recommended_learning_rate", PAPER_LEARNING_RATE)
+        return replace(config, learning_rate=RATE_RATIO * rate)
 
     def state(self) -> dict[str, Any]:
         """What changes with learning besides weights, as JSON values."""
@@ -166,8 +179,14 @@ class PolicyGradientAgent(Agent):
         self.load_tensors(_part(tensors, "agent/"))
         best = _Best(**state.get("best", {}), weights=_part(tensors, "best/"))
         if self.run is not None:
-            self.run.rewind(self.num_attempts)  # what a killed process logged behind its last checkpoint
+            # What a killed process logged after its last checkpoint, or at all.
+            self.run.rewind(self.num_attempts if begin else -1)
+        alarms = Alarms()
         validation = self.make_validation_env() if config.validation_problems else None
+        if validation is not None and config.keep_best and begin == 0:
+            metrics = validate(self, validation, config.validation_problems)  # learning may end where it began
+            best.compare(metrics["eval/maj@1"], snapshot(self.model))
+            self.log(metrics, None)
         episodes = config.problems_per_iteration * config.samples_per_problem
         budget = math.inf if total_episodes is None else total_episodes
         curriculum = self.env.curriculum
@@ -185,8 +204,9 @@ class PolicyGradientAgent(Agent):
                     with self._kept_if_not_finite(attempts, iteration, learner):
                         groups = self._sample(iteration, left, attempts, metrics, bar.update)
                         attempts = groups.batch
+                        stage = curriculum.stage
                         for attempt in groups.sampled:
-                            curriculum.ended(attempt.problem, attempt.is_success)
+                            curriculum.ended(attempt.problem, attempt.is_success, stage)
                         metrics |= {f"curriculum/{name}": value for name, value in curriculum.metrics().items()}
                         started = time.perf_counter()
                         self.model.eval()  # dropout would make the updated policy another than the one that acted
@@ -202,6 +222,7 @@ class PolicyGradientAgent(Agent):
                     for part in ("rollout", "train"):
                         seconds = metrics[f"time/{part}_seconds"]
                         metrics[f"time/{part}_share"] = seconds / (time.perf_counter() - began)
+                    metrics |= alarms.watch(metrics, iteration)
                     going_on = self.log(metrics, callback)
                     last = last or not going_on or best.age == config.patience
                     due = last or (iteration + 1) % config.save_iterations == 0

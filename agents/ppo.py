@@ -1,27 +1,32 @@
 """PPO: token-level proximal policy optimisation with a critic (Schulman et al. 2017; Havrilla et al. 2024)."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, cast
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..models.critics import ActorCritic, make_critic
-from ..models.forward import compute_dtype, token_logprobs_and_entropy
+from ..models.critics import ActorCritic, Critic, make_critic
+from ..models.forward import Entropy, action_logprobs, compute_dtype
 from ..models.layers import train_top_layers
-from .base import AGENTS
+from ..models.positions import check_length
+from .base import AGENTS, Environment
 from .proximal import ProximalAgent, ProximalConfig, at, summarize
 from .rollouts.attempts import Attempt
 from .training.advantages import adapted_kl_coef, explained_variance, generalized_advantages, whiten
-from .training.learner import PAPER_LEARNING_RATE, Example, Learner, Loss, MicroBatch
+from .training.learner import Example, Learner, Loss, MicroBatch
 from .training.losses import DIVERGENCES, clipped_surrogate, k3_divergence, log_ratios, masked_aggregate, value_error
 from .training.reference import Reference, TokenValues, evaluate_as_trained, shuffled
 
-# Of reinforcement learning over that of supervised fine-tuning: 1e-6 over 2e-5 in the paper.
-RATE_RATIO = 0.05
+# A critic that is new has more to learn than its policy, and nothing to forget.
+CRITIC_RATE_RATIO = 10
+_CRITIC = "critic.safetensors"
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,6 @@ class PPOConfig(ProximalConfig):
         samples_per_problem: N = 4: 1024 attempts in each iteration [paper].
         best_of: learn from the K best of the N attempts at each problem; `None` for all [paper: K = N = 4].
         temperature: of exploration; 0.7 from an SFT checkpoint, 0.2 from a pretrained model without SFT [paper].
-        learning_rate: `None` takes a twentieth of the model's own `recommended_learning_rate`, else 1e-6 [paper].
         betas, weight_decay: AdamW's; [choice].
         epochs: Passes over the attempts of each iteration; 4 [paper].
         minibatch_size: Attempts of each update; 256 [paper].
@@ -56,6 +60,13 @@ class PPOConfig(ProximalConfig):
         critic: "branch" (a trained copy of the top layers, no gradient into the policy) [paper], "head" (a linear head
             on the policy's last hidden states), "model" (a copy of the whole).
         critic_layers: depth of the branch; 4 [paper].
+        critic_learning_rate: Peak rate of the critic's own weights; `None` takes ten times the policy's [choice].
+        critic_lambda: Lambda of the returns that the critic learns; `None` takes `gae_lambda`, and 1 makes them whole
+            returns while advantages keep theirs (Yuan et al. 2025, arXiv 2503.01491: 1).
+        critic_warmup: First iterations in which only the critic learns [choice].
+        critic_from: Folder of a saved PPO agent whose critic is the first one here; `None` begins with a new one.
+        bootstrap_truncated: Pay attempts that their token budget cut off what the critic still expects after their last
+            token; the environment's own reward of an attempt without an answer is 0 [choice].
         trained_layers: train only so many top layers of the policy; `None` for all, or the adapters of `lora_rank`.
         keep_best: the best checkpoint by validation counts [paper].
         patience: [choice].
@@ -66,7 +77,6 @@ class PPOConfig(ProximalConfig):
     samples_per_problem: int = 4
     best_of: int | None = None
     temperature: float = 0.7
-    learning_rate: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 1e-6
     epochs: int = 4
@@ -85,6 +95,11 @@ class PPOConfig(ProximalConfig):
     reward_clip: float = 10.0
     critic: Literal["branch", "head", "model"] = "branch"
     critic_layers: int = 4
+    critic_learning_rate: float | None = None
+    critic_lambda: float | None = None
+    critic_warmup: int = 0
+    critic_from: str | None = None
+    bootstrap_truncated: bool = False
     trained_layers: int | None = None
     keep_best: bool = True
     patience: int | None = 10
@@ -100,9 +115,14 @@ class PPOConfig(ProximalConfig):
                 raise ValueError(f"{name} must be above 0, got {value}")
         if not self.value_coef >= 0:
             raise ValueError(f"value_coef must be at least 0, got {self.value_coef}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda", "critic_lambda"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        if self.critic_learning_rate is not None and not 0 <= self.critic_learning_rate < math.inf:
+            raise ValueError(f"critic_learning_rate must be a finite number >= 0, got {self.critic_learning_rate}")
+        if self.critic_warmup < 0:
+            raise ValueError(f"critic_warmup must be at least 0, got {self.critic_warmup}")
         if self.adaptive_kl is not None and not self.kl_coef:
             raise ValueError("adaptive_kl multiplies kl_coef, which is 0: start it above")
         if not 1 <= self.kept <= self.samples_per_problem:
@@ -128,14 +148,39 @@ class PPOConfig(ProximalConfig):
 
 
 class PPOLearner(Learner):
-    """Updates a policy and its critic: losses get log-probabilities, entropies and values, `[B, T]` each."""
+    """Updates a policy and its critic: losses get log-probabilities, values and entropies, `[B, T]` each.
 
-    def forward(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        mask = batch.action_mask
+    Outside of updates there are no entropies.
+    """
+
+    entropy: Entropy = "value"
+    """In updates; a bonus for entropy needs its "gradient"."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        config, critic = cast(PPOConfig, self.config), cast(ActorCritic, self.base).critic
+        own = {id(parameter) for parameter in critic.parameters()}
+        ratio = CRITIC_RATE_RATIO
+        if config.critic_learning_rate is not None:
+            if not self.learning_rate:
+                raise ValueError("critic_learning_rate needs a learning_rate above 0, whose schedule it follows")
+            ratio = config.critic_learning_rate / self.learning_rate
+        return [
+            {"params": [p for p in self.parameters if id(p) not in own], "ratio": 1.0},
+            {"params": [p for p in self.parameters if id(p) in own], "ratio": ratio},
+        ]
+
+    def train_policy(self, trained: bool) -> None:
+        """Whether updates step the policy, or only the critic."""
+        self.optimizer.param_groups[0]["ratio"] = float(trained)
+
+    def forward(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, ...]:
         inputs = batch.inputs.arguments(compute_dtype(self.base))
-        logits, values = self.model(select=batch.inputs.read, **inputs)
-        logprobs, entropies = token_logprobs_and_entropy(logits[:, : self.vocab_size], batch.actions[mask], temperature)
-        return batch.scatter(logprobs), batch.scatter(entropies), batch.scatter(values)
+        states, values = self.model(select=batch.inputs.read, **inputs)
+        policy, actions = cast(ActorCritic, self.base).policy, batch.actions[batch.action_mask]
+        entropy = self.entropy if torch.is_grad_enabled() else "none"
+        logprobs, entropies = action_logprobs(policy, states, actions, self.vocab_size, temperature, entropy)
+        found = (logprobs, values) if entropies is None else (logprobs, values, entropies)
+        return tuple(map(batch.scatter, found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +224,11 @@ class PPO(ProximalAgent):
                 raise ValueError("trained_layers and lora_rank are two ways to train less: choose one")
             train_top_layers(self.model, config.trained_layers)
         self.critic = make_critic(config.critic, self.model, config.critic_layers)
+        if config.critic_from is not None:
+            load_critic(self.critic, Path(config.critic_from) / _CRITIC)
+        if config.bootstrap_truncated:
+            # The critic reads the state after the last token.
+            check_length(self.model.config.get_text_config(), self.env.max_prompt_tokens + self.env.max_new_tokens + 1)
         self.kl_coef = config.kl_coef
         self._reference = Reference(self.model) if config.kl_coef else None
 
@@ -187,11 +237,22 @@ class PPO(ProximalAgent):
         return self.config.epochs * self.config.minibatches
 
     def make_learner(self, total_steps: int) -> PPOLearner:
-        config, model = self.config, ActorCritic(self.model, self.critic)
-        if config.learning_rate is None:
-            rate = getattr(self.model.config, "recommended_learning_rate", PAPER_LEARNING_RATE)
-            config = replace(config, learning_rate=RATE_RATIO * rate)
-        return PPOLearner(model, config, total_steps, self.accelerator, len(self.tokenizer))
+        model = ActorCritic(self.model, self.critic)
+        learner = PPOLearner(model, self.learner_config(), total_steps, self.accelerator, len(self.tokenizer))
+        learner.entropy = "gradient" if self.config.entropy_coef else "value"
+        return learner
+
+    def _write(self, folder: Path) -> None:
+        super()._write(folder)
+        save_file(
+            {name: value.contiguous().cpu() for name, value in self.critic.state_dict().items()}, folder / _CRITIC
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, env: Environment | None = None, **settings: Any) -> Self:
+        if (Path(path) / _CRITIC).exists():
+            settings.setdefault("critic_from", str(path))
+        return super().load(path, env, **settings)
 
     def state(self) -> dict[str, Any]:
         return {"kl_coef": self.kl_coef}
@@ -214,6 +275,8 @@ class PPO(ProximalAgent):
         parts = [numbers[rows[learnable[rows]]] for rows in parts]
         reference = self.reference_logprobs(learner, examples, parts[: config.minibatches], iteration)
         experience, found = self._experience(learner, attempts, examples, reference, parts[: config.minibatches])
+        learns = iteration >= config.critic_warmup
+        cast(PPOLearner, learner).train_policy(learns)
 
         def accept(update: Mapping[str, float]) -> bool:
             return config.target_kl is None or update["approx_kl"] <= 1.5 * config.target_kl
@@ -222,7 +285,7 @@ class PPO(ProximalAgent):
         before = learner.steps
         for rows in parts:
             if len(rows):
-                loss = self._loss(experience.of(rows))
+                loss = self._loss(experience.of(rows), learns)
                 batch = [examples[i] for i in rows]
                 updates.append(learner.update(batch, loss, self.seed, config.temperature, accept))
                 if not accept(updates[-1]):
@@ -248,7 +311,7 @@ class PPO(ProximalAgent):
     ) -> tuple[Experience, dict[str, float]]:
         """Rewards less the KL penalty, and what follows from them, with metrics of it."""
         config = self.config
-        old_logprobs, _, old_values = evaluate_as_trained(
+        old_logprobs, old_values = evaluate_as_trained(
             lambda batch: learner.evaluate(batch, config.temperature), examples, minibatches
         )
         lengths = np.array([len(row) for row in old_values])
@@ -266,9 +329,14 @@ class PPO(ProximalAgent):
                 self.kl_coef = adapted_kl_coef(
                     self.kl_coef, divergence, config.adaptive_kl, len(attempts), config.kl_horizon
                 )
+        if config.bootstrap_truncated:
+            cut = [i for i, attempt in enumerate(attempts) if not attempt.terminated]
+            rewards[cut, lengths[cut] - 1] += config.gamma * self._expected_after(learner, [examples[i] for i in cut])
         values = _padded(old_values, mask)
         advantages = generalized_advantages(rewards, values, mask, config.gamma, config.gae_lambda)
         returns = advantages + values
+        if config.critic_lambda is not None:
+            returns = values + generalized_advantages(rewards, values, mask, config.gamma, config.critic_lambda)
         metrics["explained_variance"] = explained_variance(values[mask], returns[mask])
         metrics["mean_return"] = float(rewards.sum(1).mean())
         if config.whiten:
@@ -277,12 +345,20 @@ class PPO(ProximalAgent):
         ragged = _ragged(advantages, lengths), _ragged(returns, lengths)
         return Experience(sampled, old_logprobs, reference, old_values, *ragged), metrics
 
-    def _loss(self, experience: Experience) -> Loss:
-        """The loss of a minibatch: averages over its tokens."""
+    def _expected_after(self, learner: Learner, examples: Sequence[Example]) -> NDArray[np.float64]:
+        """What the critic expects, `[A]`, after the last token of each example."""
+        if not examples:
+            return np.zeros(0)
+        further = [Example(example.prompt, np.append(example.completion, 0)) for example in examples]
+        _, values = learner.evaluate(further, self.config.temperature)
+        return np.array([row[-1] for row in values], np.float64)
+
+    def _loss(self, experience: Experience, learns: bool) -> Loss:
+        """The loss of a minibatch: averages over its tokens, of the critic alone unless the policy learns."""
         config, actions = self.config, sum(len(row) for row in experience.values)
 
         def loss(batch: MicroBatch, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-            logprobs, entropies, values = output
+            logprobs, values, entropies = output
             mask, old_logprobs = batch.action_mask, batch.spread(experience.logprobs)
             ratios, advantages = log_ratios(logprobs, old_logprobs, mask), batch.spread(experience.advantages)
             surrogate = clipped_surrogate(ratios, advantages, mask, config.clip, config.upper_clip, config.dual_clip)
@@ -294,16 +370,36 @@ class PPO(ProximalAgent):
                 value_error(values, old_values, returns, mask, config.value_clip), mask, actions
             )
             entropy = masked_aggregate(entropies, mask, actions)
-            total = policy_loss + config.value_coef * value_loss
-            if config.entropy_coef:
+            total = policy_loss * learns + config.value_coef * value_loss
+            if config.entropy_coef and learns:
                 total = total - config.entropy_coef * entropy
-            if experience.reference is not None and config.kl_in == "loss":
+            if experience.reference is not None and config.kl_in == "loss" and learns:
                 penalty = DIVERGENCES[config.kl_estimator](logprobs, batch.spread(experience.reference), mask)
                 total = total + self.kl_coef * masked_aggregate(penalty, mask, actions)
             metrics |= {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
             return total, metrics | self.ratio_metrics(ratios, logprobs, old_logprobs, mask, actions)
 
         return loss
+
+
+def load_critic(critic: Critic, path: Path) -> None:
+    """Gives a critic the weights in a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds another kind of critic, or one of another shape.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path.parent} holds no critic: PPO saves {path.name} beside its model")
+    saved, own = load_file(path), critic.state_dict()
+    for name in sorted(saved.keys() | own.keys()):
+        shapes = [str(tuple(part[name].shape)) if name in part else "nothing" for part in (saved, own)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{path} is of another critic: {name} is {shapes[0]} there and {shapes[1]} here; give the `critic` and "
+                "`critic_layers` that it was trained with"
+            )
+    critic.load_state_dict(saved)
 
 
 def _padded(rows: Sequence[NDArray[np.floating]], mask: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..models.forward import action_logits, compute_dtype, token_logprobs_and_entropy
 from .on_policy import PolicyGradientAgent, PolicyGradientConfig
-from .training.learner import Example, Learner, MicroBatch
+from .training.learner import Example, Learner, MicroBatch, batch_logprobs
 from .training.losses import DIVERGENCES, clipped, k3_divergence, masked_aggregate
 from .training.reference import Reference, TokenValues, evaluate_as_trained
 
@@ -155,14 +154,9 @@ class EntropyLearner(Learner):
     entropy = False
 
     def forward(self, batch: MicroBatch, temperature: float) -> Tensor | tuple[Tensor, Tensor]:
-        if not self.entropy:
-            return super().forward(batch, temperature)
-        base = cast(PreTrainedModel, self.base)
-        inputs = batch.inputs.arguments(compute_dtype(base))
-        logits = action_logits(self.model, base, select=batch.inputs.read, **inputs)
-        actions = batch.actions[batch.action_mask]
-        logprobs, entropies = token_logprobs_and_entropy(logits[:, : self.vocab_size], actions, temperature)
-        return batch.scatter(logprobs), batch.scatter(entropies)
+        base, entropy = cast(PreTrainedModel, self.base), "gradient" if self.entropy else "none"
+        logprobs, entropies = batch_logprobs(self.model, base, batch, self.vocab_size, temperature, entropy)
+        return logprobs if entropies is None else (logprobs, entropies)
 
 
 def summarize(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:

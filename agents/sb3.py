@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from ..lazy import lazy_names
 from ..models.critics import ActorCritic, make_critic
+from ..models.forward import logits_of
 from ..models.loading import load
 from .training.masters import MasterAdamW
 
@@ -117,8 +118,8 @@ class SB3CausalLMPolicy(ActorCriticPolicy):
         lengths = obs["attention_mask"].sum(1).long()
         width = int(lengths.max())
         ids, mask = obs["input_ids"][:, :width].long(), obs["attention_mask"][:, :width].long()
-        logits, values = self.actor_critic(ids, mask, torch.arange(width, device=ids.device) == lengths[:, None] - 1)
-        logits = logits[:, : self.action_space.n].float() / self.temperature  # pyright: ignore[reportAttributeAccessIssue]
+        states, values = self.actor_critic(ids, mask, torch.arange(width, device=ids.device) == lengths[:, None] - 1)
+        logits = logits_of(self.actor_critic.policy, states)[:, : self.action_space.n].float() / self.temperature  # pyright: ignore[reportAttributeAccessIssue]
         return CategoricalDistribution(logits.shape[1]).proba_distribution(logits), values[:, None]
 
 

@@ -1,5 +1,6 @@
 """Curricula: which problem the next attempt starts from, and how much of its solution is given."""
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -39,8 +40,13 @@ class Curriculum(ABC):
         """What the attempt at `problem` is given of its reference solution, as far as `max_new_tokens` leaves room."""
         return ""
 
-    def ended(self, problem: _Problem, is_success: bool) -> None:  # noqa: B027 (most do not learn)
-        """An attempt at `problem` has ended."""
+    @property
+    def stage(self) -> int:
+        """The stage that an attempt which begins now belongs to; most curricula have one."""
+        return 0
+
+    def ended(self, problem: _Problem, is_success: bool, stage: int) -> None:  # noqa: B027 (most do not learn)
+        """An attempt at `problem`, which began at `stage`, has ended."""
 
     def metrics(self) -> dict[str, float]:
         """What is to be logged of where it stands."""
@@ -56,7 +62,9 @@ class Curriculum(ABC):
 
 @CURRICULA.register("uniform")
 class Uniform(Curriculum):
-    """Every problem equally likely, drawn anew for every `repeats` attempts in a row.
+    """All problems in a random order, each `repeats` times in a row, and then in another order.
+
+    From endless sources, and from those of more than four million problems, every draw is a new one.
 
     Args:
         repeats: K >= 1, attempts at each problem drawn; group methods compare the K.
@@ -67,19 +75,38 @@ class Uniform(Curriculum):
 
     def __init__(self, repeats: int = 1) -> None:
         self.repeats = _check_repeats(repeats)
-        self._index, self._left = 0, 0
+        self.load_state_dict({})
 
     def next(self, rng: np.random.Generator, size: int) -> int:
         if self._left == 0:
-            self._index, self._left = int(rng.integers(size)), self.repeats
+            self._index, self._left = self._draw(rng, size), self.repeats
         self._left -= 1
         return self._index
 
+    def _draw(self, rng: np.random.Generator, size: int) -> int:
+        if size > _LARGEST_ORDER:
+            return int(rng.integers(size))
+        if self._size != size or self._place == size:
+            self._seed, self._size, self._place = int(rng.integers(2**63)), size, 0
+        self._place += 1
+        return int(_order(self._seed, size)[self._place - 1])
+
     def state_dict(self) -> dict[str, Any]:
-        return {"index": self._index, "left": self._left}
+        return {name: getattr(self, f"_{name}") for name in _UNIFORM_STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._index, self._left = int(state.get("index", 0)), int(state.get("left", 0))
+        self._index, self._left, self._seed, self._size, self._place = (
+            int(state.get(name, 0)) for name in _UNIFORM_STATE
+        )
+
+
+_UNIFORM_STATE = ("index", "left", "seed", "size", "place")
+_LARGEST_ORDER = 2**22
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, size: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).permutation(size)
 
 
 @CURRICULA.register("sequential")
@@ -116,8 +143,9 @@ class Backtracking(Curriculum):
     """Attempts begin near the end of the reference solution, then ever earlier (Salimans & Chen 2018).
 
     As in the appendix of Havrilla et al. 2024, which found no gain. Of a solution with L steps, ceil(tau * L) are
-    given; tau falls by `decrement` as soon as a `window` of attempts has succeeded often enough, down to 0. Steps are
-    lines; the last, which has the answer, is never given. Problems without a solution begin at their beginning.
+    given; tau falls by `decrement` as soon as a `window` of attempts that began at it has succeeded often enough, down
+    to 0. Steps are lines; the last, which has the answer, is never given. Problems without a solution begin at their
+    beginning.
 
     Args:
         start: tau at first, in [0, 1]; 0.9 [paper, not sure].
@@ -136,7 +164,12 @@ class Backtracking(Curriculum):
                 f"{start}, {decrement}, {threshold} and {window}"
             )
         self.start, self.decrement, self.threshold, self.window = start, decrement, threshold, window
+        self._problems = Uniform()
         self._level, self._seen, self._successes = 0, 0, 0
+
+    @property
+    def stage(self) -> int:
+        return self._level
 
     @property
     def tau(self) -> float:
@@ -144,13 +177,15 @@ class Backtracking(Curriculum):
         return max(0.0, round(self.start - self._level * self.decrement, 9))
 
     def next(self, rng: np.random.Generator, size: int) -> int:
-        return int(rng.integers(size))
+        return self._problems.next(rng, size)
 
     def prefix(self, problem: _Problem) -> str:
         *steps, _ = [line for line in (problem.solution or "").split("\n") if line.strip()] or [""]
         return "".join(f"{step}\n" for step in steps[: math.ceil(self.tau * len(steps))])
 
-    def ended(self, problem: _Problem, is_success: bool) -> None:
+    def ended(self, problem: _Problem, is_success: bool, stage: int) -> None:
+        if stage != self._level:
+            return  # it was given more than attempts are now
         self._seen += 1
         self._successes += is_success
         if self._seen == self.window:
@@ -161,9 +196,11 @@ class Backtracking(Curriculum):
         return {"tau": self.tau}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"level": self._level, "seen": self._seen, "successes": self._successes}
+        counts = {"level": self._level, "seen": self._seen, "successes": self._successes}
+        return counts | {"problems": self._problems.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._problems.load_state_dict(state.get("problems", {}))
         self._level, self._seen, self._successes = (int(state.get(key, 0)) for key in ("level", "seen", "successes"))
 
 
@@ -174,34 +211,44 @@ class PrioritizedReplay(Curriculum):
     Havrilla et al. 2024 found no gain, either. An attempt is at a new problem with probability `new`, else at one that
     has begun before, drawn from (1 - rho) P_score + rho P_staleness. P_score goes with 1 / rank^(1/beta) of the score
     p (1 - p), p being the problem's share of successes with one success and one failure added [choice: needs no
-    critic]; equal scores share their mean rank. P_staleness goes with how many draws ago it came last.
+    critic]; equal scores share their mean rank. P_staleness goes with how many draws ago it came last. Where every
+    problem has begun, all draws are of those.
 
     Args:
-        new: probability of a new problem; 0.5.
+        new: probability of a new problem, while there is one; 0.5.
         staleness: rho; 0.1.
         temperature: beta; 1 [choice: at the source's 0.1 nearly all draws of a batch would be of one problem].
         capacity: problems remembered; beyond, that with the lowest score goes, the stalest of equal ones; [choice].
+        memory: what earlier visits of a problem still count at the next one, in [0, 1]: the policy has changed; 0.5
+            [choice: the source keeps nothing].
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
     def __init__(
-        self, new: float = 0.5, staleness: float = 0.1, temperature: float = 1.0, capacity: int = 4096
+        self,
+        new: float = 0.5,
+        staleness: float = 0.1,
+        temperature: float = 1.0,
+        capacity: int = 4096,
+        memory: float = 0.5,
     ) -> None:
-        if not (0 < new <= 1 and 0 <= staleness <= 1 and temperature > 0 and capacity >= 1):
+        if not (0 < new <= 1 and 0 <= staleness <= 1 and temperature > 0 and capacity >= 1 and 0 <= memory <= 1):
             raise ValueError(
-                "prioritized_replay needs new in (0, 1], staleness in [0, 1], temperature above 0 and capacity >= 1, "
-                f"got {new}, {staleness}, {temperature} and {capacity}"
+                "prioritized_replay needs new in (0, 1], staleness and memory in [0, 1], temperature above 0 and "
+                f"capacity >= 1, got {new}, {staleness}, {memory}, {temperature} and {capacity}"
             )
-        self.new, self.staleness, self.temperature, self.capacity = new, staleness, temperature, capacity
-        self._levels: dict[str, list[int]] = {}  # by id: attempts, successes, the draw that it came last at
-        self._draws = 0
+        self.new, self.staleness, self.temperature = new, staleness, temperature
+        self.capacity, self.memory = capacity, memory
+        self.load_state_dict({})
 
     def next(self, rng: np.random.Generator, size: int) -> int | str:
         self._draws += 1
-        if rng.random() < self.new or not self._levels:
-            return int(rng.integers(size))
+        begins_new = rng.random() < self.new and (self._num_new < size or self.capacity < size)
+        if begins_new or not self._levels:
+            self._num_new += 1
+            return self._problems.next(rng, size)
         ids = list(self._levels)
         chosen = ids[int(rng.choice(len(ids), p=self.probabilities()))]
         self._levels[chosen][2] = self._draws
@@ -215,12 +262,15 @@ class PrioritizedReplay(Curriculum):
         return (1 - self.staleness) * weights / weights.sum() + self.staleness * ages / ages.sum()
 
     @staticmethod
-    def _scores(levels: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _scores(levels: NDArray[np.float64]) -> NDArray[np.float64]:
         attempts, successes = levels[:, 0], levels[:, 1]
         return (successes + 1) * (attempts - successes + 1) / (attempts + 2) ** 2
 
-    def ended(self, problem: _Problem, is_success: bool) -> None:
-        level = self._levels.setdefault(problem.id, [0, 0, self._draws])
+    def ended(self, problem: _Problem, is_success: bool, stage: int) -> None:
+        level = self._levels.setdefault(problem.id, [0.0, 0.0, self._draws, self._draws])
+        if level[3] != self._draws:  # another visit
+            level[:2] = self.memory * level[0], self.memory * level[1]
+            level[2] = level[3] = self._draws
         level[0] += 1
         level[1] += is_success
         if len(self._levels) > self.capacity:
@@ -231,11 +281,20 @@ class PrioritizedReplay(Curriculum):
         return {"remembered": float(len(self._levels))}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"levels": {key: list(level) for key, level in self._levels.items()}, "draws": self._draws}
+        levels = {key: list(level) for key, level in self._levels.items()}
+        return {
+            "levels": levels,
+            "draws": self._draws,
+            "new": self._num_new,
+            "problems": self._problems.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._levels = {key: list(level) for key, level in state.get("levels", {}).items()}
-        self._draws = int(state.get("draws", 0))
+        # By id: attempts and successes, faded, the draws that it came last at, and those at which it was last counted.
+        self._levels: dict[str, list[float]] = {key: list(level) for key, level in state.get("levels", {}).items()}
+        self._draws, self._num_new = int(state.get("draws", 0)), int(state.get("new", 0))
+        self._problems = Uniform()
+        self._problems.load_state_dict(state.get("problems", {}))
 
 
 class Batch(Curriculum):

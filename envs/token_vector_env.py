@@ -155,6 +155,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._lengths = np.zeros(num_envs, dtype=np.int64)  # tokens in each row
         self._prompt_lengths = np.zeros(num_envs, dtype=np.int64)
         self._starts = np.zeros(num_envs, dtype=np.int64)  # where the first action is written: prompt and prefix
+        self._stages = np.zeros(num_envs, dtype=np.int64)  # of the curriculum, when the attempt began
         self._limits = np.zeros(num_envs, dtype=np.int64)  # length at which the budget is spent
         self._returns = np.zeros(num_envs, dtype=np.float64)
         self._terminations = np.zeros(num_envs, dtype=np.bool_)
@@ -433,6 +434,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         prefixes: Sequence[IntArray],
     ) -> Infos:
         """Puts the problems, prompts and prefixes into the slots; adds to `infos` what a reset tells."""
+        self._stages[slots] = self.curriculum.stage
         prefix_lengths = np.zeros(len(slots), dtype=np.int64)
         for i, (slot, (problem, prompt)) in enumerate(zip(slots.tolist(), starts, strict=True)):
             prefix_lengths[i] = len(prefixes[i])
@@ -503,7 +505,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self._terminations |= terminated
             self._truncations |= truncated
             for slot in ending.tolist():
-                self.curriculum.ended(self.problem(slot), cast(Verdict, verdicts[slot]).correct)
+                is_success = cast(Verdict, verdicts[slot]).correct
+                self.curriculum.ended(self.problem(slot), is_success, int(self._stages[slot]))
             final_infos = self._end_infos(ending, [cast(Verdict, verdicts[slot]) for slot in ending])
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 final = {"final_obs": self._final_observations(ending), "final_info": final_infos}

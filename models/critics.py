@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..registry import unknown_name
-from .forward import Index, action_logits
+from .forward import Index, action_states, ends_with_its_head
 from .layers import check_depth, decoder_layers, evaluating, model_name, path_to_head, without_adapters
 
 CRITICS = ("branch", "head", "model")
@@ -148,6 +148,7 @@ class ActorCritic(nn.Module):
     def __init__(self, policy: PreTrainedModel, critic: Critic) -> None:
         super().__init__()
         self.policy, self.critic = policy, critic
+        ends_with_its_head(policy)  # known before the critic listens to forward passes
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -160,7 +161,7 @@ class ActorCritic(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, select: Index, **inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits `[A, V]` and values `[A]` at the A selected positions.
+        """What `forward.action_states` gives for the A selected positions, and values `[A]` there.
 
         Args:
             input_ids: `[B, T]` right-padded tokens.
@@ -171,12 +172,12 @@ class ActorCritic(nn.Module):
         heard: list[Any] = []
         hooks = self.critic.listen(self.policy, heard)
         try:
-            logits = action_logits(self.policy, self.policy, input_ids, attention_mask, select, **inputs)
+            states = action_states(self.policy, self.policy, input_ids, attention_mask, select, **inputs)
         finally:
             for hook in hooks:
                 hook.remove()
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
-        return logits, self.critic(heard, select, inputs)
+        return states, self.critic(heard, select, inputs)
 
 
 _WHOLE: dict[str, type[Critic]] = {"head": HeadCritic, "model": ModelCritic}

@@ -2,15 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .head import float32_head
+from .layers import evaluating
+
+# Logits that exist at a time: 256 MB in float32, about 440 positions of a vocabulary of 151,936.
+CHUNK_LOGITS = 2**26
+
+Entropy = Literal["none", "value", "gradient"]
+"""Whether a policy's entropy is computed, and whether with a gradient."""
 
 Index = Tensor | tuple[Tensor, Tensor]
 """Positions of `[B, T]`: a mask of that shape, or their rows and columns."""
@@ -32,10 +41,134 @@ def action_logits(
         select: the positions where the next token's logits are wanted.
         inputs: what else the model is called with.
     """
-    head = base.get_output_embeddings()
+    return selected_logits(model, output_head(base), input_ids, attention_mask, select, **inputs)
+
+
+def action_states(
+    model: nn.Module, base: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, select: Index, **inputs: Tensor
+) -> Tensor:
+    """What `action_logprobs` turns into log-probabilities of the A selected positions: less than their logits.
+
+    These are the hidden states `[A, H]` that the head reads. Of models that change what their head makes, by a soft cap
+    or a factor, they are the logits `[A, V]`.
+
+    Args:
+        model: what is called: `base`, or a wrapper of it for data parallel training.
+        base: the language model itself.
+        input_ids: `[B, T]` right-padded tokens.
+        attention_mask: `[B, T]`, 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
+        select: the positions where the next token's logits are wanted.
+        inputs: what else the model is called with.
+    """
+    if not ends_with_its_head(base):
+        return action_logits(model, base, input_ids, attention_mask, select, **inputs)
+    states: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        states.append(inputs[0][select])
+        return (states[0][:1],)
+
+    hook = output_head(base).register_forward_pre_hook(keep)
+    try:
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **inputs)
+    finally:
+        hook.remove()
+    return states[0]
+
+
+def action_logprobs(
+    base: PreTrainedModel,
+    states: Tensor,
+    tokens: Tensor,
+    vocab_size: int,
+    temperature: float = 1.0,
+    entropy: Entropy = "none",
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities `[A]`, float32, of tokens, and the entropies `[A]`, in nats, of their distributions if wanted.
+
+    A vocabulary's logits are the largest tensors of an update. Where they are many, the head runs on some positions at
+    a time, and again in the backward pass, so that no more than `CHUNK_LOGITS` exist at once.
+
+    Args:
+        base: the language model.
+        states: `[A, ...]`, what `action_states` made of the positions.
+        tokens: `[A]`, the next token of each.
+        vocab_size: the tokenizer's; logits beyond it are dropped before the softmax.
+        temperature: of the distribution.
+        entropy: "value" gives entropies without a gradient.
+    """
+
+    def some(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits = logits_of(base, states)[:, :vocab_size]
+        logprobs = token_logprobs(logits, tokens, temperature)
+        if entropy == "none":
+            return logprobs, None
+        with torch.set_grad_enabled(entropy == "gradient" and torch.is_grad_enabled()):
+            return logprobs, token_entropies(logits, temperature)
+
+    weight: Any = output_head(base).weight
+    count = max(1, CHUNK_LOGITS // len(weight))
+    if len(states) <= count or not ends_with_its_head(base):
+        return some(states, tokens)
+    learns = torch.is_grad_enabled()
+    parts = [
+        checkpoint(some, *part, use_reentrant=False, preserve_rng_state=False) if learns else some(*part)
+        for part in zip(states.split(count), tokens.split(count), strict=True)
+    ]
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), None if entropy == "none" else torch.cat(entropies)
+
+
+def logits_of(base: PreTrainedModel, states: Tensor) -> Tensor:
+    """Logits `[A, V]` of what `action_states` gave for A positions."""
+    if not ends_with_its_head(base):
+        return states
+    with float32_head(head := output_head(base)):
+        return head(states)
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability `[A]`, float32, of `tokens` `[A]` under `logits` `[A, V]` at a sampling temperature."""
+    return -nn.functional.cross_entropy(logits.float() / temperature, tokens, reduction="none")
+
+
+def token_entropies(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy `[A]`, in nats, of the distributions that `logits` `[A, V]` give at a sampling temperature."""
+    logprobs = (logits.float() / temperature).log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def output_head(model: PreTrainedModel) -> nn.Module:
+    """The layer that makes logits of hidden states.
+
+    Raises:
+        TypeError: the model has none.
+    """
+    head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
-        raise TypeError(f"{type(base).__name__} has no output embeddings: not a causal language model")
-    return selected_logits(model, head, input_ids, attention_mask, select, **inputs)
+        raise TypeError(f"{type(model).__name__} has no output embeddings: not a causal language model")
+    return head
+
+
+@torch.no_grad()
+def ends_with_its_head(model: PreTrainedModel) -> bool:
+    """Whether a model's logits are what its head makes, tried once on two tokens."""
+    if (known := _HEAD_IS_LAST.get(model)) is not None:
+        return known
+    made: list[Any] = []
+    hook = output_head(model).register_forward_hook(lambda _, inputs, output: made.append(output))
+    try:
+        tokens = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+        with evaluating(model):  # dropout would draw from the stream of the update
+            logits = model(input_ids=tokens, use_cache=False).logits
+    finally:
+        hook.remove()
+    same = len(made) == 1 and logits.shape == made[0].shape and torch.equal(logits.float(), made[0].float())
+    _HEAD_IS_LAST[model] = same
+    return same
+
+
+_HEAD_IS_LAST: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 def selected_logits(
@@ -71,18 +204,6 @@ def head_at(head: nn.Module, index: Index) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability `[A]`, float32, of `tokens` `[A]` under `logits` `[A, V]` at a sampling temperature."""
-    logits = logits.float() / temperature
-    return -nn.functional.cross_entropy(logits, tokens, reduction="none")
-
-
-def token_logprobs_and_entropy(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The same, with the entropy `[A]`, in nats, of the whole distribution at each of the positions."""
-    logprobs = (logits.float() / temperature).log_softmax(-1)
-    return logprobs.gather(-1, tokens[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
 
 
 def sigmoid(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...models.critics import ActorCritic
-from ...models.forward import action_logits, compute_dtype, token_logprobs
+from ...models.forward import Entropy, action_logprobs, action_states, compute_dtype
+from ...models.layers import decoder_layers, recomputed
 from ...models.packing import TokenRows, attention_window, pack, plan_rows, takes_shared_prompts
 from ...models.positions import check_length
 from .masters import ROUNDINGS, MasterAdamW
@@ -56,6 +57,8 @@ class OptimizerConfig:
         weight_decay: AdamW's; 0 [choice, the RFT paper's public script].
         max_grad_norm: gradients are clipped to this norm; [choice].
         micro_batch_tokens: tokens, padding included, of one forward pass; bounds memory and never changes the result.
+        gradient_checkpointing: Keep no activations inside of layers, and compute them again in the backward pass: less
+            memory for about a third more computing.
         bf16: autocast the training forward pass to bfloat16.
         rounding: how weights in bfloat16 take steps too small for them: "exact" keeps float32 master weights in 2 more
             bytes per weight; "stochastic" rounds at random, right on average, and saves 4 bytes per weight over "exact"
@@ -69,6 +72,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     micro_batch_tokens: int = 16_384
+    gradient_checkpointing: bool = False
     bf16: bool = False
     rounding: Literal["exact", "stochastic"] = "exact"
 
@@ -170,12 +174,22 @@ def collate(
     return MicroBatch(move(numbers), move(actions), move(mask), pack(pairs, device, read_after=read_after))
 
 
-def action_logprobs(
-    model: torch.nn.Module, base: PreTrainedModel, batch: MicroBatch, vocab_size: int, temperature: float = 1.0
-) -> Tensor:
-    """Log-probabilities `[B, T]`, float32, of the batch's actions at a temperature; 0 outside `action_mask`."""
-    logits = action_logits(model, base, select=batch.inputs.read, **batch.inputs.arguments(compute_dtype(base)))
-    return batch.scatter(token_logprobs(logits[:, :vocab_size], batch.actions[batch.action_mask], temperature))
+def batch_logprobs(
+    model: torch.nn.Module,
+    base: PreTrainedModel,
+    batch: MicroBatch,
+    vocab_size: int,
+    temperature: float = 1.0,
+    entropy: Entropy = "none",
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities `[B, T]`, float32, of the batch's actions at a temperature, and entropies `[B, T]` if wanted.
+
+    Both are 0 outside `action_mask`; see `forward.action_logprobs`.
+    """
+    states = action_states(model, base, select=batch.inputs.read, **batch.inputs.arguments(compute_dtype(base)))
+    actions = batch.actions[batch.action_mask]
+    logprobs, entropies = action_logprobs(base, states, actions, vocab_size, temperature, entropy)
+    return batch.scatter(logprobs), None if entropies is None else batch.scatter(entropies)
 
 
 Loss = Callable[[MicroBatch, Any], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
@@ -219,12 +233,16 @@ class Learner:
         self.ranks = Ranks(accelerator)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = MasterAdamW(
-            self.parameters, rate, config.betas, weight_decay=config.weight_decay, rounding=config.rounding
+            self.parameter_groups(), rate, config.betas, weight_decay=config.weight_decay, rounding=config.rounding
         )
         # Gradients of another precision than their weights are more than the wrapper for data parallel training takes.
         self._wrapped = self.ranks.count > 1 and all(p.grad_dtype == p.dtype for p in self.parameters)
         self.model: nn.Module = accelerator.prepare_model(model) if self._wrapped else model
         self.steps = 0
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, as the optimizer's groups: `params`, and `ratio`, the group's part of the learning rate."""
+        return [{"params": self.parameters, "ratio": 1.0}]
 
     def forward(self, batch: MicroBatch, temperature: float) -> Any:
         """What losses are computed from: log-probabilities `[B, T]` of the actions. For learners of other things, too.
@@ -232,7 +250,7 @@ class Learner:
         It must call `self.model`, which is the model or its wrapper for data parallel training.
         """
         base = cast(PreTrainedModel, self.base)
-        return action_logprobs(self.model, base, batch, self.vocab_size, temperature)
+        return batch_logprobs(self.model, base, batch, self.vocab_size, temperature)[0]
 
     def update(
         self,
@@ -274,7 +292,8 @@ class Learner:
                 turn = i * ranks + rank
                 batch = self._collate(examples, groups[turn % len(groups)])
                 quiet = self.accelerator.no_sync(self.model) if i < rounds - 1 and self._wrapped else nullcontext()
-                with quiet, torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16):
+                bf16 = torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16)
+                with quiet, self._saving_memory(), bf16:
                     value = loss(batch, self.forward(batch, temperature))
                     value, further = value if isinstance(value, tuple) else (value, {})
                     value = value * (turn < len(groups))
@@ -304,7 +323,7 @@ class Learner:
         broken = [f"{name} {metrics[name]}" for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
         if not broken and (accept is None or accept(metrics)):
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["ratio"]
             self.optimizer.step()
             self.steps += 1
         self.optimizer.zero_grad(set_to_none=True)
@@ -327,7 +346,7 @@ class Learner:
         """
         other: Forward | None = None
         if model is not None:
-            other = lambda batch, temperature: action_logprobs(model, model, batch, self.vocab_size, temperature)  # noqa: E731
+            other = lambda batch, temperature: batch_logprobs(model, model, batch, self.vocab_size, temperature)[0]  # noqa: E731
         return self.evaluate(examples, temperature, other)[0]
 
     @torch.no_grad()
@@ -365,6 +384,13 @@ class Learner:
             self.model = wrapped
         values = {row: arrays for part in self.ranks.gather(values) for row, arrays in part.items()}
         return tuple(list(arrays) for arrays in zip(*(values[row] for row in range(len(examples))), strict=True))
+
+    def _saving_memory(self) -> AbstractContextManager[None]:
+        """Within the block, layers are computed again in the backward pass if the configuration says so."""
+        if not self.config.gradient_checkpointing:
+            return nullcontext()
+        model = self.base.policy if isinstance(self.base, ActorCritic) else self.base
+        return recomputed(decoder_layers(model)[1])
 
     def _collate(self, examples: Sequence[Example], rows: Sequence[NDArray[np.int64]]) -> MicroBatch:
         return collate(examples, rows, self.base.device, self.read_after)

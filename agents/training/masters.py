@@ -25,7 +25,7 @@ class MasterAdamW(torch.optim.Optimizer):
     ("stochastic"), the gradient in bfloat16. Float32 weights take 16 and are stepped as `torch.optim.AdamW` does.
 
     Args:
-        parameters: Weights in float32 or bfloat16.
+        parameters: Weights in float32 or bfloat16, or groups of them as `torch.optim` takes them.
         lr: Learning rate.
         betas: Decay rates of the two moments.
         eps: Added to the root of the second moment.
@@ -38,7 +38,7 @@ class MasterAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,

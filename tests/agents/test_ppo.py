@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from stable_baselines3 import PPO as SB3PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.logger import configure
 
-from tokengym.agents import ppo
+from tokengym.agents import on_policy, ppo
 from tokengym.agents.ppo import PPO
 from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.agents.rollouts.collect import collect
@@ -33,6 +34,7 @@ from tokengym.envs import Problem, ProblemList, SB3VecEnv, TokenVectorEnv
 from tokengym.envs.curriculum import Uniform
 from tokengym.models import OutcomeModel, load, load_tokenizer
 from tokengym.models.critics import ActorCritic
+from tokengym.models.forward import logits_of
 from tokengym.models.packing import pack
 from tokengym.rewards import Reward, SparseReward, Verdict
 
@@ -171,7 +173,13 @@ class Orders(DictRolloutBuffer):
 )
 def test_a_phase_of_updates_equals_that_of_stable_baselines3(make, letters_folders, kind: str, settings: dict) -> None:
     """Same attempts, same minibatches: SB3's buffer, advantages, losses and loop leave the same parameters."""
-    defaults = {"value_clip": None, "kl_coef": 0.3, "learning_rate": 1e-3, "minibatch_size": 24}
+    defaults = {
+        "value_clip": None,
+        "kl_coef": 0.3,
+        "learning_rate": 1e-3,
+        "critic_learning_rate": 1e-3,
+        "minibatch_size": 24,
+    }
     agent = make(critic=kind, **(defaults | settings))
     config, initial = agent.config, agent._reference._copy
     disturb(agent)
@@ -218,7 +226,8 @@ def test_a_phase_of_updates_equals_that_of_stable_baselines3(make, letters_folde
     before = weights(agent)
     learner = agent.make_learner(99)
     # SB3's own epsilon: with a smaller one, Adam makes steps of the rounding where gradients vanish.
-    learner.optimizer.param_groups[0]["eps"] = 1e-5
+    for group in learner.optimizer.param_groups:
+        group["eps"] = 1e-5
     told = agent.improve(learner, attempts, 0)
     sb3.train()
     after = weights(agent)
@@ -290,18 +299,18 @@ def test_old_values_and_log_probabilities_are_those_of_every_attempt_alone(make)
     disturb(agent)
     attempts = attempts_of(agent)
     examples = [Example(attempt.prompt, attempt.completion) for attempt in attempts]
-    logprobs, entropies, values = agent.make_learner(1).evaluate(examples, 0.8)
+    logprobs, values = agent.make_learner(1).evaluate(examples, 0.8)
     pair = ActorCritic(agent.model, agent.critic)
     for i, example in enumerate(examples):
         ids = torch.from_numpy(np.concatenate([example.prompt, example.completion]))[None]
         at = torch.arange(ids.shape[1]) >= len(example.prompt) - 1
         at[-1] = False
         with torch.no_grad():
-            logits, theirs = pair(ids, torch.ones_like(ids), at[None])
+            states, theirs = pair(ids, torch.ones_like(ids), at[None])
+            logits = logits_of(agent.model, states)
         distribution = torch.distributions.Categorical(logits=logits / 0.8)
         np.testing.assert_allclose(logprobs[i], distribution.log_prob(ids[0, len(example.prompt) :]), atol=1e-5)
         np.testing.assert_allclose(logprobs[i], attempts[i].logprobs, atol=1e-5)
-        np.testing.assert_allclose(entropies[i], distribution.entropy(), atol=1e-5)
         np.testing.assert_allclose(values[i], theirs, atol=1e-5)
 
 
@@ -511,7 +520,8 @@ def test_rewards_are_clipped_and_returned_in_full(make) -> None:
 def test_logs_let_a_person_see_trouble(make, tmp_path) -> None:
     agent = make(run=tmp_path / "run", validation_problems=5, validation_iterations=2)
     agent.learn()
-    lines = metrics_of(tmp_path / "run", times=True)
+    start, *lines = metrics_of(tmp_path / "run", times=True)
+    assert start.keys() == {"step", "eval/maj@1", "eval/pass@1", "eval/median_response_length"}
     assert len(lines) == 4
     names = {
         "train/approx_kl", "train/clip_fraction", "train/ratio_max", "train/ratio_min", "train/explained_variance",
@@ -780,3 +790,86 @@ def test_two_ranks_give_the_parameters_of_one(letters_folders, tmp_path) -> None
         # Adam turns the rounding of a vanishing gradient into a step of its own.
         atol = 1e-3 if name.endswith("told") else 5e-4
         torch.testing.assert_close(two[name], tensor, atol=atol, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# ---------------------------------------------------------------------------------------------- options of the critic
+
+
+def test_the_critic_has_a_rate_of_its_own_ten_times_the_policys_by_default(make) -> None:
+    def rates(**settings) -> list[float]:
+        learner = make(learning_rate=1e-3, warmup_ratio=0.0, **settings).make_learner(10)
+        return [learner.learning_rate * group["ratio"] for group in learner.optimizer.param_groups]
+
+    assert rates() == pytest.approx([1e-3, 1e-2])
+    assert rates(critic_learning_rate=5e-4) == pytest.approx([1e-3, 5e-4])
+    with pytest.raises(ValueError, match="critic_learning_rate needs a learning_rate above 0"):
+        make(learning_rate=0.0, critic_learning_rate=1e-3).make_learner(10)
+
+
+@pytest.mark.parametrize("kind", ["branch", "head", "model"])
+def test_in_the_warmup_only_the_critic_learns(make, kind: str) -> None:
+    agent = make(critic=kind, critic_warmup=2, iterations=3, entropy_coef=0.1, weight_decay=0.1)
+    before, seen = weights(agent), []
+
+    def callback(agent: PPO, metrics: dict[str, float]) -> None:
+        moved = {name for name, weight in weights(agent).items() if not torch.equal(weight, before[name])}
+        seen.append({name.split(".")[0] for name in moved})
+
+    agent.learn(callback=callback)
+    assert seen == [{"critic"}, {"critic"}, {"critic", "policy"}]
+
+
+def test_the_critics_returns_take_a_lambda_of_their_own(make) -> None:
+    agent = make(gae_lambda=0.5, critic_lambda=1.0, kl_coef=0.0, whiten=False)
+    disturb(agent)
+    attempts = attempts_of(agent)
+    examples = [Example(attempt.prompt, attempt.completion) for attempt in attempts]
+    learner = agent.make_learner(1)
+    found, _ = agent._experience(learner, attempts, examples, None, [np.arange(len(attempts))])
+    agent.config = replace(agent.config, critic_lambda=None)
+    without, _ = agent._experience(learner, attempts, examples, None, [np.arange(len(attempts))])
+    for i, attempt in enumerate(attempts):
+        np.testing.assert_allclose(found.returns[i], attempt.rewards[::-1].cumsum()[::-1], atol=1e-5)
+        np.testing.assert_array_equal(found.advantages[i], without.advantages[i])
+    assert any((a != b).any() for a, b in zip(found.returns, without.returns, strict=True))
+
+
+def test_cut_off_attempts_are_paid_what_the_critic_still_expects(make) -> None:
+    agent = make(bootstrap_truncated=True, gae_lambda=1.0, kl_coef=0.0, whiten=False, architecture="llama")
+    disturb(agent)
+    attempts = attempts_of(agent)
+    assert 0 < sum(attempt.terminated for attempt in attempts) < len(attempts)
+    examples = [Example(attempt.prompt, attempt.completion) for attempt in attempts]
+    found, _ = agent._experience(agent.make_learner(1), attempts, examples, None, [np.arange(len(attempts))])
+    pair = ActorCritic(agent.model, agent.critic)
+    for attempt, returns in zip(attempts, found.returns, strict=True):
+        ids = torch.from_numpy(attempt.tokens)[None]
+        with torch.no_grad():
+            _, values = pair(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))
+        expected = attempt.total_reward + (0.0 if attempt.terminated else values[-1].item())
+        assert returns[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_saved_critic_goes_on_and_one_of_another_shape_is_refused(make, letters_folders, tmp_path) -> None:
+    agent = make(architecture="llama")
+    disturb(agent)
+    agent.save(tmp_path / "saved")
+    again = PPO.load(tmp_path / "saved", agent.env, device="cpu")
+    assert same(weights(agent), weights(again))
+    fresh = make(architecture="llama", critic_from=str(tmp_path / "saved"))
+    assert same(agent.critic.state_dict(), fresh.critic.state_dict())
+    with pytest.raises(ValueError, match=r"critic.safetensors is of another critic: .* give the `critic`"):
+        make(architecture="llama", critic="head", critic_from=str(tmp_path / "saved"))
+    with pytest.raises(FileNotFoundError, match="holds no critic: PPO saves"):
+        make(critic_from=str(letters_folders["gpt2"]))
+
+
+def test_the_start_counts_for_the_best_checkpoint(make, monkeypatch) -> None:
+    accuracies = iter([0.9, 0.1, 0.2])
+    validated = lambda *args: {"eval/maj@1": next(accuracies), "eval/pass@1": 0.0, "eval/median_response_length": 1.0}  # noqa: E731
+    monkeypatch.setattr(on_policy, "validate", validated)
+    agent = make(validation_problems=1, validation_iterations=1, iterations=2, patience=None)
+    before = {name: weight.clone() for name, weight in agent.model.named_parameters()}
+    agent.learn()
+    assert same(before, dict(agent.model.named_parameters()))
+    assert next(accuracies, None) is None

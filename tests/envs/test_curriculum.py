@@ -34,11 +34,14 @@ def test_uniform_reaches_every_problem_equally_often_and_endless_sources_all_ove
 @pytest.mark.parametrize("saved_after", [0, 1, 4, 17])
 def test_uniform_draws_anew_for_every_k_attempts_and_continues_where_it_was_saved(saved_after):
     rng = np.random.default_rng(5)
-    expected = [int(index) for index in np.random.default_rng(5).integers(10**6, size=8) for _ in range(3)]
+    whole = Uniform(repeats=3)
+    expected = [whole.next(np.random.default_rng(5), 9) for _ in range(27)]
     curriculum, other = Uniform(repeats=3), Uniform(repeats=3)
-    got = [curriculum.next(rng, 10**6) for _ in range(saved_after)]
+    got = [curriculum.next(rng, 9) for _ in range(saved_after)]
     other.load_state_dict(json.loads(json.dumps(curriculum.state_dict())))
-    assert got + [other.next(rng, 10**6) for _ in range(24 - saved_after)] == expected
+    assert got + [other.next(rng, 9) for _ in range(27 - saved_after)] == expected
+    assert expected == [index for index in expected[::3] for _ in range(3)]
+    assert sorted(expected[::3]) == list(range(9)) != expected[::3]
     with pytest.raises(ValueError, match="repeats must be at least 1"):
         Uniform(repeats=0)
 
@@ -93,7 +96,7 @@ def test_backtracking_gives_ever_less_of_the_solution_as_attempts_succeed() -> N
     for successes in (4, 2, 3, 4, 4):
         given.append((curriculum.tau, curriculum.prefix(WORKED)))
         for number in range(4):
-            curriculum.ended(WORKED, number < successes)
+            curriculum.ended(WORKED, number < successes, curriculum.stage)
     assert (
         given
         == [
@@ -113,10 +116,10 @@ def test_backtracking_gives_ever_less_of_the_solution_as_attempts_succeed() -> N
 def test_backtracking_goes_on_where_it_was_saved_and_begins_anew_without_a_state() -> None:
     curriculum, other = Backtracking(window=2, decrement=0.3), Backtracking(window=2, decrement=0.3)
     for _ in range(5):
-        curriculum.ended(WORKED, True)
+        curriculum.ended(WORKED, True, curriculum.stage)
     other.load_state_dict(json.loads(json.dumps(curriculum.state_dict())))
     for one in (curriculum, other):
-        one.ended(WORKED, True)
+        one.ended(WORKED, True, one.stage)
         assert one.tau == 0.0
     other.load_state_dict({})
     assert other.tau == 0.9
@@ -156,13 +159,33 @@ def test_a_solution_that_would_fill_the_budget_is_not_given() -> None:
         assert len(env.completion(0)) == expected
 
 
+def test_attempts_count_for_the_level_they_began_at_and_no_level_is_passed_over() -> None:
+    """A whole batch that began at one level ends at once, as in policy-gradient agents."""
+    curriculum, taus = Backtracking(start=0.9, decrement=0.1, window=4), []
+    for _ in range(3):
+        stage = curriculum.stage
+        for _ in range(40):
+            curriculum.ended(WORKED, True, stage)
+        taus.append(curriculum.tau)
+    assert taus == [0.8, 0.7, 0.6]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_no_problem_comes_again_before_all_have_come(size: int) -> None:
+    rng = np.random.default_rng(0)
+    for curriculum in (Uniform(), Backtracking()):
+        drawn = [curriculum.next(rng, size) for _ in range(5 * size)]
+        for begin in range(0, 5 * size, size):
+            assert sorted(drawn[begin : begin + size]) == list(range(size))
+
+
 # ------------------------------------------------------------------------------------------- prioritized level replay
 
 
 def told(curriculum: Curriculum, successes: dict[str, tuple[int, int]]) -> None:
     for name, (right, attempts) in successes.items():
         for number in range(attempts):
-            curriculum.ended(Problem(name, "?", "1"), number < right)
+            curriculum.ended(Problem(name, "?", "1"), number < right, curriculum.stage)
 
 
 def test_problems_that_are_neither_solved_nor_hopeless_come_again() -> None:
@@ -177,6 +200,31 @@ def test_problems_that_are_neither_solved_nor_hopeless_come_again() -> None:
     assert abs(len(new) / 4000 - 0.25) < 0.03
     assert len(set(new)) == len(new)
     assert abs(drawn.count("even") / 3000 - weights[1] / weights.sum()) < 0.03
+
+
+def test_new_problems_are_new_and_end() -> None:
+    curriculum, rng, seen = PrioritizedReplay(new=0.5), np.random.default_rng(0), []
+    for _ in range(200):
+        drawn = curriculum.next(rng, 20)
+        if isinstance(drawn, int):
+            seen.append(drawn)
+        told(curriculum, {str(drawn): (1, 2)})
+    assert sorted(seen) == list(range(20))
+
+
+def test_old_scores_fade_and_every_visit_is_stamped() -> None:
+    curriculum, rng = PrioritizedReplay(new=1e-9, staleness=0.0, memory=0.0), np.random.default_rng(0)
+    told(curriculum, {"once solved": (4, 4), "other": (4, 4)})
+    curriculum.next(rng, 9)
+    told(curriculum, {"once solved": (2, 4)})
+    levels = curriculum.state_dict()["levels"]
+    assert levels["once solved"][:3] == [4, 2, 1]
+    assert levels["other"][:3] == [4, 4, 0]
+    faded = PrioritizedReplay(memory=0.5)
+    told(faded, {"a": (4, 4)})
+    faded.next(rng, 9)
+    told(faded, {"a": (0, 2)})
+    assert faded.state_dict()["levels"]["a"][:2] == [4, 2]
 
 
 def test_what_has_not_come_for_long_comes_again() -> None:
@@ -212,6 +260,7 @@ def test_no_more_than_its_capacity_is_remembered_and_a_saved_state_goes_on() -> 
         {"name": "prioritized_replay", "staleness": 2},
         {"name": "prioritized_replay", "temperature": 0},
         {"name": "prioritized_replay", "capacity": 0},
+        {"name": "prioritized_replay", "memory": 1.5},
     ],
 )
 def test_bad_arguments_of_curricula_that_learn(spec: dict) -> None:

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tokengym.models.critics import ActorCritic, make_critic
+from tokengym.models.forward import logits_of
 from tokengym.models.layers import train_top_layers
 from tokengym.registry import UnknownNameError
 
@@ -81,7 +82,8 @@ def test_before_training_every_critic_reads_the_policys_last_hidden_states(archi
     for layers in range(1, DEPTH + 1):
         pair = awake(policy, kind, layers)
         ids, mask, select = inputs()
-        logits, values = pair(ids, mask, select)
+        states, values = pair(ids, mask, select)
+        logits = logits_of(policy, states)
         plain = policy(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         torch.testing.assert_close(logits, plain.logits[select], atol=1e-5, rtol=1e-5)
         expected = pair.critic.head(plain.hidden_states[-1][select])[:, 0]

@@ -28,7 +28,7 @@ from tokengym.agents.training.learner import (
     FineTuneConfig,
     Learner,
     OptimizerConfig,
-    action_logprobs,
+    batch_logprobs,
     collate,
 )
 from tokengym.agents.training.losses import masked_aggregate
@@ -267,7 +267,7 @@ def test_action_logprobs_equal_a_full_forward_pass_over_the_tokenizers_vocabular
     model = make_model(architecture, vocab_size=24)  # padded, as many vocabularies are
     sequences = examples(6)
     batch = collate(sequences, alone(6), CPU)
-    ours = action_logprobs(model, model, batch, VOCABULARY, temperature)
+    ours, _ = batch_logprobs(model, model, batch, VOCABULARY, temperature)
     for mine, mask, example in zip(ours, batch.action_mask, sequences, strict=True):
         ids = torch.from_numpy(np.concatenate([example.prompt, example.completion]))
         logits = model(input_ids=ids[None]).logits[0, :-1, :VOCABULARY]
@@ -280,10 +280,12 @@ def test_the_head_runs_on_action_positions_only_and_is_left_as_it_was(make_model
     model, sizes = make_model(), []
     batch = collate(examples(5), alone(5), CPU)
     hook = model.lm_head.register_forward_hook(lambda _m, _i, out: sizes.append(tuple(out.shape)))
-    action_logprobs(model, model, batch, VOCABULARY)
+    batch_logprobs(model, model, batch, VOCABULARY)
+    batch_logprobs(model, model, batch, VOCABULARY)
     model(input_ids=batch.inputs.input_ids)
     hook.remove()
-    assert sizes == [(int(batch.action_mask.sum()), VOCABULARY), (*batch.inputs.input_ids.shape, VOCABULARY)]
+    once, a_row, actions = (1, 2, VOCABULARY), (1, VOCABULARY), (int(batch.action_mask.sum()), VOCABULARY)
+    assert sizes == [once, a_row, actions, a_row, actions, (*batch.inputs.input_ids.shape, VOCABULARY)]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -305,7 +307,7 @@ def test_recorded_log_probabilities_equal_the_training_forward_pass(
     assert len({len(row) for row in rows}) > 1
     batch = collate(rows, alone(len(rows)), CPU)
     with torch.no_grad():
-        training = action_logprobs(model, model, batch, VOCABULARY, temperature)
+        training, _ = batch_logprobs(model, model, batch, VOCABULARY, temperature)
     for i, attempt in enumerate(attempts):
         np.testing.assert_allclose(training[i][batch.action_mask[i]].numpy(), attempt.logprobs, atol=1e-4)
 
