@@ -229,8 +229,10 @@ class ExpertIteration(Agent):
                 if good:
                     key = attempt.problem.id, self._key(env.decode(attempt.completion))
                     count += 1
-                    # The prompt of later rounds has no examples in it, whatever this one had.
-                    kept.setdefault(key, Example(self.env.encode_prompt(attempt.problem), attempt.completion))
+                    # The prompt of later rounds has no examples in it, whatever this one had; without them nobody
+                    # would go on to the next question, where attempts stopped.
+                    completion = env.encoder.end_by_token(attempt.completion) if shots else attempt.completion
+                    kept.setdefault(key, Example(self.env.encode_prompt(attempt.problem), completion))
         parts = self.ranks.gather((statistics, count, kept))
         statistics, count, kept = RolloutStatistics(), 0, {}
         for their_statistics, their_count, their_kept in parts:

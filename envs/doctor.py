@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .problems.base import SPLITS, Problem, ProblemSource
 from .problems.expressions import evaluate
-from .problems.prompts import render_prompt
+from .problems.prompts import Chat, render_prompt
 from .problems.tables import malformed_rows
 from .registration import make_vec_env
 
@@ -30,7 +30,7 @@ class Finding:
     Attributes:
         severity: "error" if it would falsify a result or stop a run, else "warning".
         check: which check complains: "gold_answer", "duplicate", "overlap", "prompt_length", "solution_length",
-            "annotation", "solution_steps" or "row".
+            "annotation", "solution_steps", "stop" or "row".
         split: split of the source.
         index: the problem's index in its source; -1 for a malformed row, which is no problem of it.
         problem_id: its id, which names the row of the data where they have rows; "" for a malformed row.
@@ -80,8 +80,9 @@ def diagnose(
     tokenizer: "str | PreTrainedTokenizerBase | None" = None,
     max_prompt_tokens: int | None = None,
     max_new_tokens: int | None = None,
-    prompt: str = "qa",
+    prompt: "str | Mapping[str, Any] | Chat" = "qa",
     limit: int = 1000,
+    stop: Sequence[str] = (),
 ) -> Findings:
     """Checks problem sources, each by itself, and against one another for problems that they share.
 
@@ -90,15 +91,17 @@ def diagnose(
     - No question occurs twice in a source (an error if the answers differ, not checked in endless sources), or in two
       sources; letter case and white space make no difference.
     - Prompts and solutions fit into the token limits.
-    - Calculator annotations `<<a+b=c>>` compute, decimals up to rounding or cutting off; solutions have steps.
+    - Calculator annotations `<<a+b=c>>` compute, decimals up to rounding or cutting off; solutions have steps, and do
+      not go on after a stop string.
 
     Args:
         sources: one source, or several (the splits of one data set, usually).
         tokenizer: for the token limits: name for `models.load_tokenizer`, or a tokenizer.
         max_prompt_tokens: longest prompt; `None` for any.
         max_new_tokens: longest solution, its end-of-sequence token included; `None` for any.
-        prompt: template of the prompts.
+        prompt: template of the prompts, or settings of chats.
         limit: how many problems to look at in an endless source.
+        stop: texts that end an attempt, and that no solution should hold.
 
     Raises:
         ValueError: there is a token limit and no tokenizer.
@@ -141,6 +144,7 @@ def diagnose(
                     complain.append(("error", "duplicate", message))
             here.setdefault(question, problem)
             complain += _check_solution(problem)
+            complain += _check_stops(source, problem, stop)
         if tokenizer is not None:
             for index, complaint in _check_lengths(problems, tokenizer, limits, prompt, source.instruction):
                 complaints[index].append(complaint)
@@ -199,6 +203,14 @@ def _check_solution(problem: Problem) -> Iterator[_Complaint]:
             yield "warning", "annotation", complaint
 
 
+def _check_stops(source: ProblemSource, problem: Problem, stop: Sequence[str]) -> Iterator[_Complaint]:
+    # At the very end of a solution one does no harm: "</answer>".
+    solution = "" if problem.solution is None else problem.solution.strip()
+    for string in stop:
+        if string in solution.removesuffix(string.rstrip()):
+            yield "warning", "stop", f"the solution goes on after {string!r}, which ends an attempt"
+
+
 def check_annotation(annotation: str) -> str | None:
     """What is wrong with the inside of a calculator annotation such as "48/2=24"; `None` when it computes."""
     sides = re.sub(r"[$,\s]", "", annotation).split("=")
@@ -222,7 +234,7 @@ def _check_lengths(
     problems: Sequence[Problem],
     tokenizer: "PreTrainedTokenizerBase",
     limits: tuple[int | None, int | None],
-    prompt: str,
+    prompt: "str | Mapping[str, Any] | Chat",
     instruction: str,
 ) -> Iterator[tuple[int, _Complaint]]:
     max_prompt_tokens, max_new_tokens = limits
@@ -282,6 +294,7 @@ def diagnose_env(env: "str | EnvSpec", limit: int = 1000, **settings: Any) -> Fi
         first.max_new_tokens,
         first.prompt_template,
         limit,
+        first.stop,
     )
     malformed = tuple(_malformed(split, row) for row, split in rows.items())
     return replace(findings, findings=malformed + findings.findings, absent=absent)

@@ -1,6 +1,6 @@
 """Problems to token ids, and token ids back to text: a prompt template, worked examples and a tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..arrays import BoolArray, IntArray
 from .problems.base import Problem, ProblemSource
-from .problems.prompts import CHAT, render_prompt, resolve_template
+from .problems.prompts import Chat, next_question, render_prompt, resolve_template
+from .stop_strings import StopStrings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,14 +25,16 @@ class PromptEncoder:
         problems: where problems come from.
         tokenizer: name for `models.load_tokenizer`, or a tokenizer.
         eos_token_ids: ids that end an attempt beside the tokenizer's own.
-        template: named template, or any text with `{question}` in it, as in `prompts.render_prompt`.
+        template: named template, any text with `{question}` in it, or chat settings, as in `prompts.render_prompt`.
         shots: number of worked examples before each question, the first of `examples`.
         examples: where they come from.
+        stop: texts that end a completion; `None` for the beginning of the next question where there are shots.
 
     Attributes:
         problems: where problems come from.
         tokenizer: the tokenizer.
         template: the template as it was given.
+        stops: the texts that end a completion.
         eos_token_ids: all ids that end an attempt.
         eos_token_id: the tokenizer's own.
         pad_token_id: the tokenizer's, or `eos_token_id` where it has none.
@@ -40,7 +43,7 @@ class PromptEncoder:
 
     Raises:
         ValueError: the tokenizer has no end-of-sequence token, an id is outside its vocabulary, the template has no
-            `{question}`, or there are no examples for the shots.
+            `{question}`, there are no examples for the shots, or a stop string is empty or cuts off every answer.
         UnknownNameError: no template has the name given.
     """
 
@@ -50,19 +53,24 @@ class PromptEncoder:
         tokenizer: "str | PreTrainedTokenizerBase",
         *,
         eos_token_ids: Sequence[int] = (),
-        template: str = "qa",
+        template: str | Mapping[str, Any] | Chat = "qa",
         shots: int = 0,
         examples: ProblemSource | None = None,
+        stop: str | Sequence[str] | None = None,
     ) -> None:
         if shots < 0 or (shots > 0 and examples is None):
             raise ValueError(f"shots must be at least 0, and need `examples` to take them from, got {shots}")
-        resolve_template(template)  # its errors belong here, not in the first prompt
+        resolved = resolve_template(template)  # its errors belong here, not in the first prompt
         if isinstance(tokenizer, str):
             from ..models import load_tokenizer  # here and not above: `import tokengym` must not import transformers
 
             tokenizer = load_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.template = template
+        self._is_chat = isinstance(resolved, Chat)
+        if stop is None:
+            stop = next_question(resolved) if shots and isinstance(resolved, str) else ()
+        self.stops = StopStrings(stop, tokenizer)
         self.eos_token_ids = _end_of_sequence_ids(tokenizer, eos_token_ids)
         self.eos_token_id = cast(int, tokenizer.eos_token_id)
         self.pad_token_id = self.eos_token_id if tokenizer.pad_token_id is None else cast(int, tokenizer.pad_token_id)
@@ -70,6 +78,7 @@ class PromptEncoder:
         self.is_eos: BoolArray = np.zeros(self.vocab_size, dtype=np.bool_)
         self.is_eos[list(self.eos_token_ids)] = True
         self.problems = problems
+        self._kept_stops()  # its errors, too
         self._shots = shots
         self._examples = examples
         self._recent: dict[int | str, tuple[Problem, IntArray]] = {}
@@ -97,7 +106,7 @@ class PromptEncoder:
         shots = [] if self._examples is None else [self._examples[index] for index in range(self._shots)]
         text = render_prompt(self.template, problem, shots, self.tokenizer, self.problems.instruction)
         # A chat template writes the special tokens itself.
-        return self.encode(text, add_special_tokens=self.template != CHAT)
+        return self.encode(text, add_special_tokens=not self._is_chat)
 
     def encode_solution(self, problem: Problem) -> IntArray:
         """Token ids of the reference solution of `problem`, an end-of-sequence token at their end.
@@ -113,8 +122,8 @@ class PromptEncoder:
         """Token ids of the beginning of a completion, given as text, as token ids or as None for none.
 
         Raises:
-            ValueError: the prefix holds an end-of-sequence token or one outside the vocabulary, or leaves nothing of
-                `max_new_tokens`.
+            ValueError: the prefix holds an end-of-sequence token, a stop string or a token outside the vocabulary, or
+                leaves nothing of `max_new_tokens`.
         """
         if prefix is None:
             return np.empty(0, dtype=np.int64)
@@ -124,12 +133,46 @@ class PromptEncoder:
         self.check_vocabulary(tokens)
         if self.is_eos[tokens].any():
             raise ValueError(f"a prefix must not hold an end-of-sequence token, got {tokens.tolist()}")
+        if self.stops.first_end(tokens) is not None:
+            raise ValueError(f"a prefix must not hold one of stop={self.stops.strings!r}, got {self.decode(tokens)!r}")
         return tokens
 
     def decode(self, completion: NDArray[np.integer[Any]]) -> str:
-        """The text of a completion; only an end-of-sequence token at its end is left out."""
-        tokens = completion[:-1] if len(completion) and completion[-1] in self.eos_token_ids else completion
-        return cast(str, self.tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False))
+        """The text of a completion as it is graded: an end-of-sequence token or stop string at its end is left out.
+
+        A stop string with which the answer format ends an answer, such as "</answer>", stays.
+        """
+        ended = len(completion) > 0 and completion[-1] in self.eos_token_ids
+        tokens = completion[:-1] if ended else completion
+        text = cast(str, self.tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False))
+        return text if ended or not self.stops else self.stops.cut(text, self._kept_stops())
+
+    def end_by_token(self, completion: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+        """A finished completion, ended by an end-of-sequence token in the place of a stop string.
+
+        For training without the prompts that make a model write the stop string.
+        """
+        if completion[-1] in self.eos_token_ids or self.stops.first_end(completion) is None:
+            return completion
+        return np.append(completion[: self.stops.whole_tokens(completion, self._kept_stops())], self.eos_token_id)
+
+    def _kept_stops(self) -> list[str]:
+        """The stop strings that end an answer in the source's format.
+
+        Raises:
+            ValueError: one begins every answer instead, so that none would be graded.
+        """
+        kept: list[str] = []
+        for string in self.stops.strings:
+            before, found, after = self.problems.answer_format.show("0").partition(string)
+            if found and "0" in after and "0" not in before + string:
+                raise ValueError(
+                    f"stop={string!r} would cut off every answer, which is shown as {before + found + after!r}: stop "
+                    "after it, or choose another answer_format"
+                )
+            if found:
+                kept.append(string)
+        return kept
 
     def check_vocabulary(self, tokens: NDArray[Any], slots: IntArray | None = None) -> None:
         """Checks that all of `tokens` are token ids; an error names the slot of the first that is none.

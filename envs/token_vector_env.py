@@ -21,6 +21,7 @@ from ..rewards.base import TERMINATED, TRUNCATED
 from .curriculum import Curriculum, make_curriculum
 from .infos import Infos, add_infos, end_infos, objects, start_infos
 from .problems.base import Problem, ProblemSource
+from .problems.prompts import Chat
 from .prompt_encoder import PromptEncoder
 
 if TYPE_CHECKING:
@@ -36,11 +37,12 @@ _MAX_SKIPS = 10_000
 
 
 class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
-    """`num_envs` attempts at problems, one token of each per step.
+    r"""`num_envs` attempts at problems, one token of each per step.
 
     Observation: `input_ids`, int64 `[N, L]`, and `attention_mask`, int8 `[N, L]`, right-padded, with
     `L = max_prompt_tokens + max_new_tokens`. Action: one token id per slot, int64 `[N]`. An attempt is terminated by an
-    end-of-sequence token and truncated by its `max_new_tokens`-th token.
+    end-of-sequence token or by the token with which its text first holds a stop string, and truncated by its
+    `max_new_tokens`-th token. What is graded is the text before the stop string; that token remains in the completion.
 
     One curriculum and one random stream serve all slots, in the order in which attempts begin, so the sequence of
     problems attempted does not depend on `num_envs`.
@@ -60,9 +62,12 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         tokenizer: name for `models.load_tokenizer`, or a tokenizer.
         eos_token_ids: ids that end an attempt beside the tokenizer's own; a model's generation config may list some.
         reward: name, mapping with "name", or instance, which from then on belongs to this environment.
-        prompt: named template, or any text with `{question}` in it, as in `prompts.render_prompt`.
+        prompt: named template, any text with `{question}` in it, or a mapping with "name": "chat" and the fields of
+            `prompts.Chat`: a system prompt, what the user says, and whether the model is to think.
         shots: number of worked examples before each question, the first of `examples`.
         examples: where they come from; the registered environments take the validation split.
+        stop: texts that terminate an attempt, or one; `None` for the beginning of the next question ("\nQ:" with the
+            "qa" template) where there are shots and no chat, and else for none.
         max_prompt_tokens: longest prompt.
         max_new_tokens: longest completion, a reset prefix and the end-of-sequence token included.
         num_problems: use the first so many problems only.
@@ -75,7 +80,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         render_mode: "ansi" or None.
 
     Raises:
-        ValueError: an argument is out of range, or the tokenizer has no end-of-sequence token.
+        ValueError: an argument is out of range, the tokenizer has no end-of-sequence token, or a stop string is empty
+            or cuts off every answer.
         UnknownNameError: no reward, curriculum or template has the name given.
     """
 
@@ -89,9 +95,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         tokenizer: "str | PreTrainedTokenizerBase" = "tokengym/tiny",
         eos_token_ids: Sequence[int] = (),
         reward: str | Mapping[str, Any] | Reward = "sparse",
-        prompt: str = "qa",
+        prompt: str | Mapping[str, Any] | Chat = "qa",
         shots: int = 0,
         examples: ProblemSource | None = None,
+        stop: str | Sequence[str] | None = None,
         max_prompt_tokens: int = 256,
         max_new_tokens: int = 256,
         num_problems: int | None = None,
@@ -129,7 +136,13 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """How many problems the curriculum chose, since seeding, whose prompts were over the limit."""
         self._seed = seed
         self.encoder = PromptEncoder(
-            problems, tokenizer, eos_token_ids=eos_token_ids, template=prompt, shots=shots, examples=examples
+            problems,
+            tokenizer,
+            eos_token_ids=eos_token_ids,
+            template=prompt,
+            shots=shots,
+            examples=examples,
+            stop=stop,
         )
         self._make_spaces(max_prompt_tokens + max_new_tokens)
         self._make_slots(max_prompt_tokens + max_new_tokens)
@@ -256,7 +269,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         Raises:
             ResetNeeded: before the first reset.
             ValueError: arrays of another shape or type, a token outside the vocabulary, tokens after an end-of-sequence
-                token, or more tokens than are left of `max_new_tokens`; nothing has then changed.
+                token or a stop string, or more tokens than are left of `max_new_tokens`; nothing has then changed.
         """
         tokens, lengths = np.asarray(tokens), np.asarray(lengths)
         if tokens.ndim != 2 or len(tokens) != self.num_envs or tokens.shape[1] < 1 or tokens.dtype.kind not in "iu":
@@ -316,12 +329,17 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         return self.encoder.eos_token_ids
 
     @property
-    def prompt_template(self) -> str:
-        """The prompt template, by name or as text."""
+    def stop(self) -> tuple[str, ...]:
+        """Texts that terminate an attempt."""
+        return self.encoder.stops.strings
+
+    @property
+    def prompt_template(self) -> str | Mapping[str, Any] | Chat:
+        """The prompt template, as it was given."""
         return self.encoder.template
 
     def decode(self, completion: NDArray[np.integer[Any]]) -> str:
-        """The text of a completion; only an end-of-sequence token at its end is left out."""
+        """The text of a completion as it is graded, see `PromptEncoder.decode`."""
         return self.encoder.decode(completion)
 
     def encode_prompt(self, problem: Problem) -> IntArray:
@@ -417,9 +435,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         )
 
     def _solution_prefix(self, problem: Problem) -> IntArray:
-        """What the curriculum gives of a solution; nothing, where that would leave no token to add."""
+        """What the curriculum gives of a solution; nothing, where that would leave no token to add or hold a stop."""
         tokens = self.encoder.encode(self.curriculum.prefix(problem))
-        return tokens if len(tokens) < self.max_new_tokens else tokens[:0]
+        fits = len(tokens) < self.max_new_tokens and self.encoder.stops.first_end(tokens) is None
+        return tokens if fits else tokens[:0]
 
     def _begin_next(self, infos: Infos, slots: IntArray) -> Infos:
         """Begins the curriculum's next attempts in the slots."""
@@ -488,6 +507,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
         positions = self._lengths[slots] + columns
         self._tokens[slots, positions] = appended
+        if self.encoder.stops:
+            terminated[self._stopped(slots, columns, appended, lengths)] = True
         self._mask[slots, positions] = 1
         self._lengths += lengths
         truncated = (self._lengths == self._limits) & (lengths > 0) & ~terminated
@@ -536,10 +557,29 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                 f"slot {slot}: {lengths[slot]} tokens, but max_new_tokens={self.max_new_tokens} leaves {left[slot]}"
             )
 
+    def _stopped(self, slots: IntArray, columns: Any, appended: IntArray, lengths: IntArray) -> list[int]:
+        """The slots whose tokens, written but not counted yet, end with a stop string.
+
+        Raises:
+            ValueError: tokens follow a stop string; they have been taken back.
+        """
+        stopped: list[int] = []
+        for i in self.encoder.stops.candidates(appended).tolist():
+            slot, column = int(slots[i]), int(columns if isinstance(columns, int) else columns[i])
+            begin, end = self._prompt_lengths[slot], self._lengths[slot] + column + 1
+            if not self.encoder.is_eos[appended[i]] and self.encoder.stops.ends(self._tokens[slot, begin:end]):
+                if column + 1 < lengths[slot]:
+                    self._tokens[slots, self._lengths[slots] + columns] = self.encoder.pad_token_id
+                    raise ValueError(
+                        f"slot {slot}: token {column + 1} of {lengths[slot]} ends one of stop={self.stop!r}: none may "
+                        "follow"
+                    )
+                stopped.append(slot)
+        return stopped
+
     def _grade(self, slot: int) -> Verdict:
         # The one time that an attempt's text is decoded; special tokens stay visible, lest "4<pad>2" read as 42.
-        text = self.tokenizer.decode(self.completion(slot)[:-1], clean_up_tokenization_spaces=False)
-        return self.problems.grade(cast(str, text), self.problem(slot))
+        return self.problems.grade(self.decode(self.completion(slot)), self.problem(slot))
 
     def _score(self, width: int, lengths: IntArray, ended: IntArray, verdicts: list[Verdict | None]) -> FloatArray:
         rewards = self.reward.score(lengths, ended, verdicts)

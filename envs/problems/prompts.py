@@ -1,8 +1,10 @@
 """Prompts: how a problem, and worked examples before it, become the text that a completion continues."""
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ...registry import unknown_name
 from ...rewards.grading.formats import Marker
@@ -18,16 +20,56 @@ TEMPLATES: Mapping[str, str] = {
 }
 """Templates by name; `chat` is what the user says, inside the tokenizer's own chat template."""
 
+# What chat templates call the switch that turns thinking on or off: Qwen3, SmolLM3 and others; DeepSeek, Granite.
+_THINKING = ("enable_thinking", "thinking")
 
-def resolve_template(template: str) -> str:
-    """The text of a template: one of `TEMPLATES` by its name, or the text itself.
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """Settings of prompts in the tokenizer's own chat template.
+
+    Attributes:
+        system: System prompt, in place of the one that a problem's own messages may have; `None` leaves those as they
+            are, and the template's default.
+        user: What the user says: a text with `{question}` in it, and `{instruction}` where it is wanted.
+        thinking: Whether the model is to think before it answers, for templates with such a switch; `None` leaves it to
+            the template.
+    """
+
+    system: str | None = None
+    user: str = TEMPLATES[CHAT]
+    thinking: bool | None = None
+
+
+def resolve_template(template: "str | Mapping[str, Any] | Chat") -> str | Chat:
+    """A template: the text itself or one of `TEMPLATES` by its name, and for chats their settings.
 
     Raises:
         UnknownNameError: a name, and no template has it.
-        ValueError: a text without `{question}`.
+        ValueError: a text without `{question}`, or a mapping that is not "name": "chat" with the fields of `Chat`.
     """
+    if isinstance(template, Mapping):
+        settings = {name: value for name, value in template.items() if name != "name"}
+        try:
+            inspect.signature(Chat).bind(**settings)
+        except TypeError as error:
+            raise ValueError(f'prompt "chat" takes system, user and thinking: {error}') from None
+        if template.get("name") != CHAT:
+            raise ValueError(f'prompt={dict(template)!r}: only "chat" has settings, as in {{"name": "chat", ...}}')
+        template = Chat(**settings)
+    if isinstance(template, Chat):
+        if template.thinking not in (None, True, False):
+            raise ValueError(f"thinking must be true, false or None, got {template.thinking!r}")
+        _check_text(template.user)
+        return template
+    if template == CHAT:
+        return Chat()
     if template in TEMPLATES:
         return TEMPLATES[template]
+    return _check_text(template)
+
+
+def _check_text(template: str) -> str:
     if "{question}" not in template:
         if re.fullmatch(r"[\w-]+", template):
             raise unknown_name("prompt template", template, TEMPLATES)
@@ -35,8 +77,17 @@ def resolve_template(template: str) -> str:
     return template
 
 
+def next_question(template: str) -> tuple[str, ...]:
+    """How the next question begins after a worked example, as stop strings: what precedes `{question}`, on a new line.
+
+    Empty where the template begins with the question: nothing then tells it from the lines of a solution.
+    """
+    head = template.partition("{question}")[0].strip()
+    return (f"\n{head.splitlines()[0].rstrip()}",) if head and "{instruction}" not in head.splitlines()[0] else ()
+
+
 def render_prompt(
-    template: str,
+    template: "str | Mapping[str, Any] | Chat",
     problem: Problem,
     shots: Sequence[Problem] = (),
     tokenizer: "PreTrainedTokenizerBase | None" = None,
@@ -49,7 +100,8 @@ def render_prompt(
     in a chat, word for word; examples then stand after its system prompt.
 
     Args:
-        template: name among `TEMPLATES`, or any text with `{question}` in it, and `{instruction}` where it is wanted.
+        template: name among `TEMPLATES`, any text with `{question}` in it, and `{instruction}` where it is wanted, or
+            the settings of a chat.
         problem: the problem to ask.
         shots: problems to show with their solutions first.
         tokenizer: whose chat template to use; only "chat" needs it. The special tokens are part of the text then:
@@ -58,19 +110,19 @@ def render_prompt(
 
     Raises:
         UnknownNameError: no template has that name.
-        ValueError: a text without `{question}`, a shot without a solution, or "chat" with a tokenizer that has no chat
-            template.
+        ValueError: a text without `{question}`, a shot without a solution, or a chat with a tokenizer whose chat
+            template is missing or has no system prompt or switch for thinking where one is set.
     """
-    text = resolve_template(template)
-
-    text = text.replace("{instruction}", instruction)
-    if template == CHAT:
+    resolved = resolve_template(template)
+    chat = resolved if isinstance(resolved, Chat) else None
+    text = (resolved if isinstance(resolved, str) else resolved.user).replace("{instruction}", instruction)
+    if chat is not None:
         text = text.strip()
 
     def ask(asked: Problem) -> str:
         return text.replace("{question}", asked.question)
 
-    if template != CHAT:
+    if chat is None:
         return "".join(f"{ask(shot)}{_solution(shot)}\n\n" for shot in shots) + ask(problem)
     if tokenizer is None or not tokenizer.chat_template:
         name = "no tokenizer was given" if tokenizer is None else f"{tokenizer.name_or_path!r} has none"
@@ -82,8 +134,30 @@ def render_prompt(
         for message in (Message("user", ask(shot)), Message("assistant", _solution(shot)))
     ]
     begin = int(asked[0]["role"] == "system")
-    turns = [*asked[:begin], *examples, *asked[begin:]]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    system = asked[:begin] if chat.system is None else [Message("system", chat.system)._asdict()]
+    return _apply(tokenizer, [*system, *examples, *asked[begin:]], chat)
+
+
+def _apply(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, Any]], chat: Chat) -> str:
+    """The tokenizer's chat template with these turns in it, up to where the assistant's answer begins."""
+    switch: dict[str, Any] = {}
+    if chat.thinking is not None:
+        # Nothing else tells: templates ignore the variables that they do not know.
+        source = str(tokenizer.chat_template)
+        name = next((name for name in _THINKING if re.search(rf"\b{name}\b", source)), None)
+        if name is None:
+            raise ValueError(
+                f"the chat template of {tokenizer.name_or_path!r} has no switch for thinking "
+                f"({' or '.join(_THINKING)}): leave `thinking` out"
+            )
+        switch[name] = chat.thinking
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **switch))
+    except Exception as error:  # Jinja's, with what the template raises of its own
+        raise ValueError(f"the chat template of {tokenizer.name_or_path!r} refuses the prompt: {error}") from error
+    if chat.system is not None and chat.system.strip() not in text:
+        raise ValueError(f"the chat template of {tokenizer.name_or_path!r} drops the system prompt: leave `system` out")
+    return text
 
 
 def _solution(shot: Problem) -> str:

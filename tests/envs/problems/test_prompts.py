@@ -2,8 +2,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tokengym.envs.problems.base import Problem
+from tokengym.envs.problems.base import Message, Problem
 from tokengym.envs.problems.prompts import render_prompt, resolve_template
+from tokengym.models import load_tokenizer
 from tokengym.registry import UnknownNameError
 
 PROBLEM = Problem("p-2", "What is {2}+{question}?", "4")
@@ -62,3 +63,57 @@ def test_unknown_templates():
     with pytest.raises(ValueError, match=r"has no \{question\}"):
         resolve_template("Question:")
     assert resolve_template("Question: {question}") == "Question: {question}"
+
+
+def test_chat_settings():
+    tokenizer = ChatTokenizer()
+    chat = {"name": "chat", "system": "Be brief.", "user": "Solve: {question}"}
+    assert render_prompt(chat, SHOTS[0], tokenizer=tokenizer) == (  # type: ignore
+        "<system>Be brief.</><user>Solve: 1+1?</><assistant>"
+    )
+    # A system prompt takes the place of the data's own, and examples stand after it.
+    asked = Problem("p", "hi", "1", messages=(Message("system", "old"), Message("user", "hi")))
+    assert render_prompt(chat, asked, SHOTS[:1], tokenizer) == (  # type: ignore
+        "<system>Be brief.</><user>Solve: 1+1?</><assistant>1+1 = <<1+1=2>>2\n#### 2</><user>hi</><assistant>"
+    )
+    assert render_prompt("chat", asked, tokenizer=tokenizer) == "<system>old</><user>hi</><assistant>"  # type: ignore
+
+
+@pytest.mark.parametrize("name", ["enable_thinking", "thinking"])
+def test_the_switch_for_thinking_is_the_templates_own(name):
+    tokenizer = load_tokenizer("tokengym/tiny")
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+        f"{{% if {name} is defined and not {name} %}}</think>{{% endif %}}"
+    )
+    asked = Problem("p", "hi", "1")
+    chat = {"name": "chat", "user": "{question}"}
+    assert render_prompt(chat, asked, tokenizer=tokenizer) == "[user]hi[assistant]"
+    assert render_prompt(chat | {"thinking": True}, asked, tokenizer=tokenizer) == "[user]hi[assistant]"
+    assert render_prompt(chat | {"thinking": False}, asked, tokenizer=tokenizer) == "[user]hi[assistant]</think>"
+
+
+def test_a_template_that_would_ignore_a_setting():
+    tokenizer = load_tokenizer("tokengym/tiny")
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match="has no switch for thinking"):
+        render_prompt({"name": "chat", "thinking": False}, PROBLEM, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="drops the system prompt"):
+        render_prompt({"name": "chat", "system": "Be brief."}, PROBLEM, tokenizer=tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(ValueError, match="refuses the prompt: no system role"):
+        render_prompt("chat", PROBLEM, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ({"name": "chat", "sytem": "x"}, "takes system, user and thinking.*sytem"),
+        ({"name": "qa"}, 'only "chat" has settings'),
+        ({"name": "chat", "user": "no question"}, r"has no \{question\}"),
+        ({"name": "chat", "thinking": "no"}, "thinking must be true, false or None"),
+    ],
+)
+def test_settings_that_are_none(template, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_template(template)
