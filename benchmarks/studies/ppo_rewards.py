@@ -130,7 +130,7 @@ def supervised(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Do
         validation_problems=0, **light,
     )  # fmt: skip
     agent.learn()
-    return {"seed": settings["seed"], "evaluation": _measure(agent.policy, settings)}
+    return {"seed": settings["seed"], "evaluation": measure(agent.policy, settings)}
 
 
 def outcome_model(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done]) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def outcome_model(folder: Path, settings: Mapping[str, Any], needs: Mapping[str,
     torch.set_num_threads(settings["threads"])
     own = {name: settings[name] for name in ORM_SETTINGS}
     run_folder = {"seed": settings["seed"], "run": folder / "run", "resume": True, "device": "cpu"}
-    agent = ORM(ENV, _start(needs), num_envs=NUM_ENVS, **run_folder, **own)
+    agent = ORM(ENV, start(needs), num_envs=NUM_ENVS, **run_folder, **own)
     agent.learn()
     return {"attempts": agent.num_attempts}
 
@@ -146,7 +146,7 @@ def outcome_model(folder: Path, settings: Mapping[str, Any], needs: Mapping[str,
 def reinforced(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done]) -> dict[str, Any]:
     """PPO from the start."""
     torch.set_num_threads(settings["threads"])
-    variant, start = settings["variant"], _start(needs)
+    variant, initial = settings["variant"], start(needs)
     spec = copy.deepcopy(gym.spec(ENV))
     spec.kwargs["reward"] = "sparse" if variant == "no_penalty" else variant
     if variant.endswith("orm"):
@@ -154,8 +154,8 @@ def reinforced(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Do
         spec.kwargs["reward"] = {"name": variant, "orm": str(folders[0] / "run" / "model")}
     own = {name: settings[name] for name in (*PPO_SETTINGS, *VARIANTS[variant], "iterations")}
     agent = PPO(
-        spec, start, num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume=True, device="cpu",
-        validation_env=_env(CausalLMPolicy(*load(start, device="cpu")), "validation"), **own,
+        spec, initial, num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume=True, device="cpu",
+        validation_env=_env(CausalLMPolicy(*load(initial, device="cpu")), "validation"), **own,
     )  # fmt: skip
     agent.learn()
     curve = read_jsonl(folder / "run" / "metrics.jsonl")
@@ -167,11 +167,11 @@ def reinforced(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Do
         "attempts": agent.num_attempts,
         "minutes": sum(value for line in curve for name, value in line.items() if name.endswith("_seconds")) / 60,
         "curve": [{name: line[name] for name in names if name in line} for line in curve],
-        "evaluation": _measure(agent.policy, settings),
+        "evaluation": measure(agent.policy, settings),
     }
 
 
-def _start(needs: Mapping[str, Done]) -> Path:
+def start(needs: Mapping[str, Done]) -> Path:
     return next(done.folder for name, done in needs.items() if name.endswith("sft")) / "run" / "model"
 
 
@@ -179,7 +179,7 @@ def _env(policy: CausalLMPolicy, split: str) -> TokenVectorEnv:
     return make_rollout_env(gym.spec(ENV), policy, NUM_ENVS, split=split)
 
 
-def _measure(policy: CausalLMPolicy, settings: Mapping[str, Any]) -> dict[str, Any]:
+def measure(policy: CausalLMPolicy, settings: Mapping[str, Any]) -> dict[str, Any]:
     env = _env(policy, "test")
     return evaluate(policy, env, problems=settings["test_problems"], n=settings["n"], seed=0).to_dict()
 

@@ -1,0 +1,148 @@
+"""PPO and GRPO's presets on the built-in model, from the demonstration's SFT start, at equal attempts.
+
+    python -m tokengym.benchmarks.studies.policy_optimization --folder runs/policy-optimization
+
+For each seed the built-in model is fine-tuned on a few demonstrations, and every variant learns from there. Settings
+that are not named here are the agents' defaults. A folder holds all of it; what is done is not done again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import tyro
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from ...agents.base import AGENTS
+from ...agents.on_policy import PolicyGradientAgent
+from ...files import read_jsonl, write_json
+from ..jobs import Done, Job, Missing, run_plan
+from .demo import ENV
+from .ppo_rewards import NUM_ENVS, SFT_SETTINGS, measure, start, supervised
+
+ATTEMPTS = 10_240
+GROUPS: dict[str, Any] = {"problems_per_iteration": 16, "samples_per_problem": 16, "validation_iterations": 10}
+WHOLE: dict[str, Any] = {"validation_iterations": 2, "save_iterations": 1}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ppo": {"agent": "ppo", **WHOLE},
+    "ppo, critic_lambda=1": {"agent": "ppo", "critic_lambda": 1.0, **WHOLE},
+    "ppo, one rate": {"agent": "ppo", "critic_learning_rate": 5e-5, **WHOLE},
+    "grpo": {"agent": "grpo", **GROUPS},
+    **{
+        f"grpo --preset {name}": {"agent": "grpo", "preset": name, **GROUPS}
+        for name in ("dapo", "dr-grpo", "gspo", "cispo", "lite-ppo")
+    },
+    "reinforce --preset rloo": {"agent": "reinforce", "preset": "rloo", **GROUPS},
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is learned and measured.
+
+    Attributes:
+        folder: Folder of all runs.
+        variants: Names in `VARIANTS`.
+        seeds: Seeds of everything random.
+        test_problems: Problems that are measured on, before and after.
+        n: Samples of each, for maj@n and pass@n.
+        workers: Processes at the same time, of one thread each.
+    """
+
+    folder: Path = Path("runs/policy-optimization")
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    test_problems: int = 400
+    n: int = 8
+    workers: int = 2
+
+
+def jobs(experiment: Experiment) -> list[Job]:
+    """The plan, all variants of a seed before the next seed."""
+    measured = {"test_problems": experiment.test_problems, "n": experiment.n, "threads": 1}
+    plan: list[Job] = []
+    for seed in experiment.seeds:
+        plan.append(Job(f"seed-{seed}/sft", supervised, {**measured, **SFT_SETTINGS, "seed": seed}))
+        for number, name in enumerate(VARIANTS):
+            if name in experiment.variants:
+                settings = {**measured, "seed": seed, "variant": name, "settings": VARIANTS[name]}
+                plan.append(Job(f"seed-{seed}/variant-{number}", learned, settings, (f"seed-{seed}/sft",)))
+    return plan
+
+
+def learned(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done]) -> dict[str, Any]:
+    """A variant from the start."""
+    torch.set_num_threads(settings["threads"])
+    own = dict(settings["settings"])
+    kind = cast(type[PolicyGradientAgent], AGENTS.get(own.pop("agent")))
+    agent = kind(
+        ENV, start(needs), num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume=True, device="cpu",
+        iterations=10**6, validation_problems=100, micro_batch_tokens=1024, **own,
+    )  # fmt: skip
+    agent.learn(ATTEMPTS)
+    curve = read_jsonl(folder / "run" / "metrics.jsonl")
+    names = ("step", "eval/maj@1", "rollout/success_rate", "rollout/mean_length", "train/explained_variance")
+    return {
+        "variant": settings["variant"],
+        "seed": settings["seed"],
+        "attempts": agent.num_attempts,
+        "learning_rate": agent.make_learner(1).learning_rate,
+        "minutes": sum(value for line in curve for name, value in line.items() if name.endswith("_seconds")) / 60,
+        "curve": [{name: line[name] for name in names if name in line} for line in curve],
+        "evaluation": measure(agent.policy, settings),
+    }
+
+
+def run(experiment: Experiment) -> dict[str, Any]:
+    """Does what is not done yet, and writes `results.json` into the folder."""
+    states = run_plan(jobs(experiment), experiment.folder, workers=experiment.workers)
+    results: dict[str, Any] = {"attempts": ATTEMPTS, "test_problems": experiment.test_problems, "sft": [], "runs": []}
+    results["missing"] = {name: state.reason for name, state in states.items() if isinstance(state, Missing)}
+    for name, state in states.items():
+        if not isinstance(state, Missing):
+            results["sft" if name.endswith("sft") else "runs"].append(dict(state.result))
+    write_json(experiment.folder / "results.json", results)
+    return results
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """One row for the start and each variant: means over seeds, and standard deviations."""
+    grid = Table(
+        "", "seeds", "maj@1", "gain", "pass@8", "explained variance", "minutes", box=SIMPLE, show_edge=False,
+        title=f"{ENV}, {results['attempts']:,} attempts, {results['test_problems']} test problems",
+        caption="mean ± standard deviation over seeds; explained variance in the fourth iteration",
+    )  # fmt: skip
+    score = lambda one, metric: one["evaluation"]["metrics"][metric][0]  # noqa: E731
+    starts = {one["seed"]: one for one in results["sft"]}
+    grid.add_row("SFT", str(len(starts)), *(_spread([score(one, m) for one in starts.values()]) for m in ("maj@1",)))
+    for name in VARIANTS:
+        runs = [one for one in results["runs"] if one["variant"] == name]
+        if runs:
+            key = "train/explained_variance"
+            explained = [[line[key] for line in one["curve"] if key in line] for one in runs]
+            grid.add_row(
+                name,
+                str(len(runs)),
+                _spread([score(one, "maj@1") for one in runs]),
+                _spread([score(one, "maj@1") - score(starts[one["seed"]], "maj@1") for one in runs]),
+                _spread([score(one, "pass@8") for one in runs]),
+                _spread([values[3] for values in explained if len(values) > 3]),
+                _spread([one["minutes"] for one in runs]),
+            )
+    return grid
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{deviation}"
+
+
+if __name__ == "__main__":
+    Console().print(table(run(tyro.cli(Experiment))))
