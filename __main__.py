@@ -1,10 +1,13 @@
-"""The command line: `tokengym list | train | eval | doctor | bench | demo`."""
+"""The command line: `tokengym list | train | eval | runs | doctor | bench | demo`."""
 
 import copy
 import dataclasses
 import json
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -65,8 +68,10 @@ class TrainOptions(EnvChoice):
     Attributes:
         model: "tokengym/tiny", a name on the Hugging Face hub, a folder or a *.gguf file; by default the agent's own
             choice, which is tokengym/tiny, and for pretraining a new model.
-        run: folder of the run: configuration, metrics, attempts, checkpoints, the trained model.
-        resume: go on with the run in that folder.
+        run: Folder of the run: configuration, metrics, attempts, checkpoints, the trained model. By default a new one,
+            `runs/AGENT-DATE-TIME`.
+        resume: Continue the run in that folder; `--resume auto` begins it where there is none.
+        max_hours: Stop after this many hours of wall time, with everything kept that `--resume` needs.
         total_episodes: budget of sampled attempts; by default the agent's settings alone decide.
         num_envs: environment slots, which are rows of the decoder's batch.
         seed: of problems, attempts and the order of training.
@@ -74,14 +79,18 @@ class TrainOptions(EnvChoice):
         dtype: of the weights.
         attn: attention implementation: sdpa, eager, flash_attention_2, ...; by default transformers' own choice.
         lora_rank: train low-rank adapters of this rank instead of all weights.
+        lora_alpha: Scale of the adapters times their rank; by default the rank itself, a scale of 1.
+        lora_targets: Names of the layers that get adapters; by default all linear ones but the output head.
+        lora_rank_stabilized: Divide the scale by the root of the rank and not by the rank (rsLoRA).
         vllm_memory: share of the GPU's memory for vLLM, between 0 and 1, which then samples; needs the extra "vllm".
         preset: Published recipe whose settings become the defaults, such as "dapo" or "dr-grpo" of grpo.
         threads: CPU threads; by default PyTorch's choice.
     """
 
     model: str | None = None
-    run: Path = Path("runs/latest")
-    resume: bool = False
+    run: Path | None = None
+    resume: Literal["no", "yes", "auto"] = "no"
+    max_hours: float | None = None
     total_episodes: int | None = None
     num_envs: int = 64
     seed: int = 0
@@ -89,6 +98,9 @@ class TrainOptions(EnvChoice):
     dtype: Literal["float32", "bfloat16"] = "float32"
     attn: str | None = None
     lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    lora_rank_stabilized: bool = False
     vllm_memory: float | None = None
     preset: str | None = None
     threads: int | None = None
@@ -152,26 +164,97 @@ def train(arguments: Sequence[str]) -> None:
         from .agents.outcome_models import ORM
 
         _set_threads(options.threads)
-        passed_on = ("resume", "num_envs", "seed", "device", "dtype", "attn", "lora_rank", "vllm_memory", "preset")
+        folder = options.run or Path("runs") / time.strftime(f"{arguments[0]}-%Y%m%d-%H%M%S")
+        if options.run is None and options.resume == "yes":
+            raise ValueError("--resume continues the run in a folder: say which by --run")
+        passed_on = ("num_envs", "seed", "device", "dtype", "attn", "vllm_memory", "preset")
+        passed_on += ("lora_rank", "lora_alpha", "lora_targets", "lora_rank_stabilized")
         agent = kind(
             options.spec(),
             options.model,
-            run=options.run,
+            run=folder,
+            resume={"no": False, "yes": True}.get(options.resume, "auto"),
             **{name: getattr(options, name) for name in passed_on},
             **dataclasses.asdict(config),
         )
         try:
-            agent.learn(options.total_episodes, callback=lambda _, metrics: _print(_line(metrics)), progress_bar=True)
-        except KeyboardInterrupt:
-            _print(f"interrupted: what was finished is in {options.run}; the same command with --resume goes on")
+            with stoppable(options.max_hours):
+                agent.learn(
+                    options.total_episodes, callback=lambda _, metrics: _print(_line(metrics)), progress_bar=True
+                )
+        except KeyboardInterrupt as stop:
+            cause = str(stop) or "interrupted"
+            _print(
+                f"{cause}: what was finished is in {folder}; the same command with --run {folder} --resume continues"
+            )
+            if isinstance(stop, TimeIsUp):
+                return
             raise
         if isinstance(agent, ORM):
             _print(outcome_table(agent.reports))
-        what = "run, logs and model are" if (options.run / "model").exists() else "run and logs are"
-        _print(f"{what} in {options.run} (tensorboard --logdir {options.run})")
+        what = "run, logs and model are" if (folder / "model").exists() else "run and logs are"
+        _print(f"{what} in {folder} (tensorboard --logdir {folder})")
 
     run.__annotations__["config"] = with_preset(kind.config_class, _flag(arguments, "--preset"), kind.name)
-    _cli(run, f"tokengym train {arguments[0]}", arguments[1:], _summary(kind))
+    _cli(run, f"tokengym train {arguments[0]}", _resume_said(arguments[1:]), _summary(kind))
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), as schedulers do before they kill."""
+
+
+class TimeIsUp(KeyboardInterrupt):
+    """The wall time that was given is over."""
+
+
+@contextmanager
+def stoppable(max_hours: float | None) -> Iterator[None]:
+    """Within the block, SIGTERM and the end of some hours interrupt as Ctrl-C does.
+
+    Args:
+        max_hours: Wall time from now; `None` for no limit.
+
+    Raises:
+        Terminated: The process was asked to end.
+        TimeIsUp: The time is over.
+        ValueError: A time that is not above 0.
+    """
+
+    def stop(number: int, _: object) -> None:
+        raise Terminated("terminated") if number == signal.SIGTERM else TimeIsUp(f"{max_hours:g} hours are over")
+
+    if max_hours is not None and not 0 < max_hours < 1e6:
+        raise ValueError(f"--max-hours must be above 0, got {max_hours}")
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_REAL, 0 if max_hours is None else 3600 * max_hours)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def runs(arguments: Sequence[str]) -> None:
+    """List the runs in a folder: agent, environment, attempts, best validation, state."""
+    from .agents.training.run_folder import find_runs
+
+    def run(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> None:
+        """List the runs in a folder, and in the folders inside it.
+
+        Args:
+            folder: Folder to look in.
+        """
+        found = list(find_runs(folder))
+        if not found:
+            raise ValueError(f"{folder} holds no run")
+        for one in found:
+            best = f", best maj@1 {one.best}" if one.best else ""
+            written = f", written {one.written}" if one.written else ""
+            sys.stdout.write(f"{one.path}  {one.state}  {one.agent} on {one.environment}\n")
+            sys.stdout.write(f"    {one.attempts} attempts{best}{written}, {one.versions}\n")
+
+    _cli(run, "tokengym runs", arguments, runs.__doc__)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -380,6 +463,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "list": list_names,
     "train": train,
     "eval": evaluate,
+    "runs": runs,
     "doctor": doctor,
     "bench": bench,
     "demo": demo,
@@ -400,8 +484,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UnknownNameError, ValueError, TypeError, OSError, ImportError) as error:
         sys.stderr.write(f"tokengym: {error}\n")
         return 1
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     return 0
 
 
@@ -414,6 +498,16 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def _resume_said(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a value for `--resume`, which may stand alone."""
+    said: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        said.append(argument)
+        if argument == "--resume" and following not in ("no", "yes", "auto"):
+            said.append("yes")
+    return said
 
 
 def _flag(arguments: Sequence[str], name: str) -> str | None:

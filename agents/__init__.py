@@ -13,6 +13,7 @@ from ..lazy import lazy_names
 if TYPE_CHECKING:
     from .backtranslation import Backtranslation
     from .base import AGENTS, Agent, make_agent
+    from .dpo import DPO
     from .evaluation.evaluate import Evaluation, evaluate
     from .expert_iteration import RFT, ExpertIteration, STaR
     from .grpo import GRPO
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGENTS",
+    "DPO",
     "GRPO",
     "ORM",
     "PPO",
@@ -57,6 +59,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "backtranslation": ("Backtranslation",),
         "base": ("AGENTS", "Agent", "make_agent"),
+        "dpo": ("DPO",),
         "rollouts.conditioned_policy": ("ConditionedPolicy", "load_policy"),
         "evaluation.evaluate": ("Evaluation", "evaluate"),
         "expert_iteration": ("RFT", "ExpertIteration", "STaR"),

@@ -185,7 +185,7 @@ class Backtranslation(Agent):
             num_envs=self.num_envs,
             seed=self.seed + seed,
             run=folder,
-            resume=True,
+            resume="auto",
             device=str(self.model.device),
             dtype=str(self.model.dtype).removeprefix("torch."),
             validation_problems=0,

@@ -1,10 +1,11 @@
 """What all agents are: an environment, a language model, a frozen configuration, and `learn`."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..envs.curriculum import Sequential
+from ..envs.problems.base import ProblemSource
 from ..envs.token_vector_env import TokenVectorEnv
 from ..files import new_folder, write_json
 from ..models.adapters import save_model
@@ -29,7 +31,7 @@ from .rollouts.policy import CausalLMPolicy, PolicyState
 from .rollouts.slots import make_rollout_env, make_vllm
 from .training.learner import Example
 from .training.ranks import Ranks
-from .training.run_folder import RunFolder
+from .training.run_folder import Resume, RunFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,6 +40,33 @@ _logger = logging.getLogger(__name__)
 
 Environment = str | EnvSpec | gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
 Callback = Callable[["Agent", dict[str, float]], bool | None]
+
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters to train instead of the weights; the arguments of `models.load` without "lora_".
+
+    Raises:
+        ValueError: settings of adapters without a rank.
+    """
+
+    rank: int | None = None
+    alpha: float | None = None
+    targets: str | Sequence[str] = ALL_LINEAR
+    rank_stabilized: bool = False
+
+    def __post_init__(self) -> None:
+        if tuple(self.targets) == (ALL_LINEAR,):
+            object.__setattr__(self, "targets", ALL_LINEAR)  # as command lines give it
+        if self.rank is None and (self.alpha, self.targets, self.rank_stabilized) != (None, ALL_LINEAR, False):
+            raise ValueError("lora_alpha, lora_targets and lora_rank_stabilized shape adapters: give lora_rank, too")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments of `models.load`."""
+        return {f"lora_{name}": value for name, value in dataclasses.asdict(self).items()}
 
 
 class Agent(ABC):
@@ -53,11 +82,15 @@ class Agent(ABC):
         num_envs: environment slots, which are rows of the decoder's batch.
         seed: of everything random: problems, attempts, order of training, adapters.
         run: folder for configuration, metrics, attempts, checkpoints and the trained model; `None` writes nothing.
-        resume: go on with the run in that folder.
+        resume: Continue the run in that folder: `True` needs one there, "auto" begins it where there is none. Settings
+            that change no result, and its length, may then differ.
         device: "cpu", "cuda", ...; by default what `accelerate` finds.
         dtype: of the weights.
         attn: attention implementation: "sdpa", "eager", ...; by default transformers' own choice for the model.
         lora_rank: train low-rank adapters of this rank instead of the weights.
+        lora_alpha: Scale of the adapters times their rank; by default the rank itself, a scale of 1.
+        lora_targets: Names of the layers that get adapters; "all-linear" is all but the output head.
+        lora_rank_stabilized: Divide the scale by the root of the rank and not by the rank (rsLoRA).
         vllm_memory: share of the GPU's memory for vLLM, between 0 and 1, which then samples in place of the built-in
             decoder; policies that act under labels keep that one. Needs the extra "vllm".
         preset: Published recipe whose settings are the defaults, see `presets`; what `config` gives wins.
@@ -68,6 +101,8 @@ class Agent(ABC):
         ValueError: the tokenizers of environment and model differ; an attempt may be longer than the model's positions;
             or the model is of an architecture that would be sampled or trained wrong.
         FileExistsError: the folder holds a run already and `resume` is false.
+        FileNotFoundError: `resume` is true and the folder holds none.
+        BlockingIOError: another process writes to the folder.
         ImportError: `vllm_memory` is given, and vLLM is not installed.
     """
 
@@ -84,11 +119,14 @@ class Agent(ABC):
         num_envs: int = 64,
         seed: int = 0,
         run: str | Path | None = None,
-        resume: bool = False,
+        resume: Resume = False,
         device: str | None = None,
         dtype: str = "float32",
         attn: str | None = None,
         lora_rank: int | None = None,
+        lora_alpha: float | None = None,
+        lora_targets: str | Sequence[str] = ALL_LINEAR,
+        lora_rank_stabilized: bool = False,
         vllm_memory: float | None = None,
         preset: str | None = None,
         **config: Any,
@@ -109,7 +147,8 @@ class Agent(ABC):
         if isinstance(self._source, EnvSpec) and self._source.kwargs.get("split") == "test":
             _logger.warning("this agent learns on the test split: its evaluation there says nothing about new problems")
         self.model_name = str(model)
-        self.model, self.tokenizer = self._load_model(model, device or str(self.accelerator.device), dtype, lora_rank)
+        lora = LoRA(lora_rank, lora_alpha, lora_targets, lora_rank_stabilized)
+        self.model, self.tokenizer = self._load_model(model, device or str(self.accelerator.device), dtype, lora)
         self._vllm: VLLM | None = None
         self.env = self.make_env()
         if vllm_memory is not None:
@@ -124,14 +163,15 @@ class Agent(ABC):
         self.run: RunFolder | None = None
         """The run's folder, on the main process."""
         if run is not None and self.ranks.is_main:
-            self.run = RunFolder(run, self._description() | {"dtype": dtype, "lora_rank": lora_rank}, resume)
-        self.ranks.wait()  # lest another rank writes to the folder before it is a run's
+            description = self._description() | {"data": fingerprint(self.env.problems)}
+            self.run = RunFolder(run, description | {"dtype": dtype} | lora.to_dict(), resume)
+        self.ranks.wait()  # no other rank writes to the folder before it is a run's
 
     def _load_model(
-        self, model: str | Path, device: str, dtype: str, lora_rank: int | None
+        self, model: str | Path, device: str, dtype: str, lora: "LoRA"
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """The model to train and its tokenizer; for agents that make models of their own."""
-        return load(model, device=device, dtype=dtype, attn=self._attn, lora_rank=lora_rank, lora_seed=self.seed)
+        return load(model, device=device, dtype=dtype, attn=self._attn, lora_seed=self.seed, **lora.to_dict())
 
     @property
     def policy(self) -> CausalLMPolicy:
@@ -217,8 +257,8 @@ class Agent(ABC):
         return make_rollout_env(self._source, self.policy, self.num_envs, **settings)
 
     def make_validation_env(self) -> TokenVectorEnv:
-        """The environment that learning is validated on."""
-        return self._validation_env or self.make_env(split="validation")
+        """The environment that learning is validated on: by the grader alone, whatever rewards are paid in training."""
+        return self._validation_env or self.make_env(split="validation", reward="sparse")
 
     def count_problems(self, limit: int | None) -> int:
         """How many problems attempts are sampled at: as many as there are, but no more than `limit`.
@@ -295,10 +335,14 @@ class Agent(ABC):
         return examples
 
     def log(self, metrics: Mapping[str, float], callback: Callback | None, step: int | None = None) -> bool:
-        """Records metrics, by default at the attempts sampled so far; whether learning goes on."""
+        """Records metrics, by default at the attempts sampled so far; whether learning goes on.
+
+        The callback is called on every process, and the main process's answer counts for all.
+        """
         if self.run is not None:
             self.run.log(self.num_attempts if step is None else step, metrics)
-        return callback is None or callback(self, dict(metrics)) is not False
+        going_on = callback is None or callback(self, dict(metrics)) is not False
+        return self.ranks.broadcast(going_on)
 
     def progress(self, total: int, description: str, shown: bool) -> "tqdm[Any]":
         """A progress bar on the main process, if one is wanted."""
@@ -317,6 +361,7 @@ class Agent(ABC):
 
 _BUILT_INS = (
     "backtranslation",
+    "dpo",
     "expert_iteration",
     "grpo",
     "outcome_models",
@@ -329,6 +374,17 @@ _BUILT_INS = (
 
 AGENTS: Registry[type[Agent]] = Registry("agent", (f"{__package__}.{name}" for name in _BUILT_INS))
 """Agents by name; third parties join through the entry-point group `tokengym.agents`."""
+
+
+def fingerprint(problems: ProblemSource) -> str:
+    """A digest of a finite source's first problems, by which a run notices that its data changed."""
+    if problems.size is None:
+        return repr(problems)
+    digest = hashlib.sha256(str(problems.size).encode())
+    for index in range(min(problems.size, 10_000)):
+        problem = problems[index]
+        digest.update(repr((problem.id, problem.question, problem.answer, problem.solution)).encode())
+    return digest.hexdigest()[:16]
 
 
 def make_agent(name: str, env: Environment, model: str | Path | None = None, **config: Any) -> Agent:

@@ -4,7 +4,6 @@ RFT (Yuan et al. 2023) and STaR (Zelikman et al. 2022) are settings of it: see `
 """
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,21 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ..envs.curriculum import Curriculum, Sequential, Uniform
 from ..envs.token_vector_env import TokenVectorEnv
-from ..files import new_folder, remove_folder, write_json
+from ..files import remove_folder
 from ..models.engine.sampling import SamplingConfig
 from ..models.outcome import OutcomeModel
 from ..rewards.grading.solutions import equation_sequence, exact_text
-from .base import AGENTS, Agent, Callback
+from .base import AGENTS, Agent, Callback, LoRA
 from .evaluation.evaluate import score_attempts, validate
 from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.collect import collect_into
 from .training.fine_tuning import fine_tune, restore, snapshot
 from .training.learner import Example, FineTuneConfig
+from .training.rounds import Round
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -130,9 +128,9 @@ class ExpertIteration(Agent):
     config: ExpertIterationConfig
 
     def _load_model(
-        self, model: str | Path, device: str, dtype: str, lora_rank: int | None
+        self, model: str | Path, device: str, dtype: str, lora: LoRA
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        policy, tokenizer = super()._load_model(model, device, dtype, lora_rank)
+        policy, tokenizer = super()._load_model(model, device, dtype, lora)
         self._orm = None if self.config.orm is None else OutcomeModel.load(self.config.orm, tokenizer, device)
         return policy, tokenizer
 
@@ -153,7 +151,7 @@ class ExpertIteration(Agent):
         validation = self.make_validation_env()
         base, curriculum = snapshot(self.model), self.env.curriculum
         dataset = self._demonstrations()
-        best: _Round | None = None
+        best: Round | None = None
         try:
             for number in range(config.rounds + 1):
                 if number and total_episodes is not None and self.num_attempts + episodes > total_episodes:
@@ -162,7 +160,7 @@ class ExpertIteration(Agent):
                 if number:
                     kept = self._collect_round(number, episodes, metrics, progress_bar)
                     dataset = {**kept, **dataset} if config.accumulate else kept
-                current = self._finished(number)
+                current = Round.load(self._folder(number), number)
                 if current is None:
                     if self.run is not None:
                         self.run.rewind(self.num_attempts - 1)  # what a killed process logged of this round
@@ -174,7 +172,7 @@ class ExpertIteration(Agent):
                     going_on = self.log(metrics, callback)
                     self._keep(current)
                 else:
-                    restore(self.model, current.weights)
+                    restore(self.model, dict(current.weights))
                     going_on = True
                 if best is None or current.accuracy > best.accuracy:
                     best = current
@@ -182,7 +180,7 @@ class ExpertIteration(Agent):
                     break
         finally:
             self.env.curriculum = curriculum
-            restore(self.model, best.weights if best is not None else base)
+            restore(self.model, dict(best.weights) if best is not None else base)
             if self.run is not None and best is not None:
                 self.save(self.run.path / "model")
         self.ranks.wait()  # on every rank the model is there now
@@ -298,43 +296,23 @@ class ExpertIteration(Agent):
         metrics["train/examples"] = len(dataset)
         metrics["time/train_seconds"] = time.perf_counter() - started
 
-    def _validate(self, number: int, env: TokenVectorEnv, metrics: dict[str, float]) -> "_Round":
+    def _validate(self, number: int, env: TokenVectorEnv, metrics: dict[str, float]) -> Round:
         started = time.perf_counter()
-        metrics |= validate(self, env, self.config.validation_problems)
+        metrics |= validate(self.policy, env, self.config.validation_problems, self.ranks)
         metrics["time/eval_seconds"] = time.perf_counter() - started
         metrics["round"] = number
-        return _Round(number, metrics["eval/maj@1"], snapshot(self.model))
+        return Round(number, metrics["eval/maj@1"], snapshot(self.model))
 
     # ------------------------------------------------------------------------------------------------------- keeping
 
     def _folder(self, number: int) -> Path | None:
         return None if self.run_path is None else self.run_path / f"round-{number}"
 
-    def _keep(self, current: "_Round") -> None:
+    def _keep(self, current: Round) -> None:
         folder = self._folder(current.number)
         if folder is not None and self.ranks.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            with new_folder(folder / "finished") as finished:
-                weights = {name: tensor.contiguous().cpu() for name, tensor in current.weights.items()}
-                save_file(weights, finished / "weights.safetensors")
-                write_json(finished / "round.json", {"accuracy": current.accuracy})
+            current.save(folder)
             remove_folder(folder / "training")
-
-    def _finished(self, number: int) -> "_Round | None":
-        folder = self._folder(number)
-        if folder is None or not (folder / "finished").exists():
-            return None
-        accuracy = json.loads((folder / "finished" / "round.json").read_text())["accuracy"]
-        return _Round(number, accuracy, load_file(folder / "finished" / "weights.safetensors"))
-
-
-@dataclass(frozen=True, slots=True)
-class _Round:
-    """A finished round: its validation maj@1 and the trainable weights it ended with."""
-
-    number: int
-    accuracy: float
-    weights: dict[str, Tensor]
 
 
 # Attempts that an outcome model scores at a time: some forward passes of a micro-batch each.

@@ -5,7 +5,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -24,7 +24,7 @@ from .training.advantages import overlong_penalty
 from .training.alarms import Alarms
 from .training.checkpoints import load_checkpoint, load_tensors, save_checkpoint
 from .training.fine_tuning import restore, snapshot
-from .training.learner import PAPER_LEARNING_RATE, Learner, NonFiniteError, OptimizerConfig
+from .training.learner import Learner, NonFiniteError, OptimizerConfig, with_rate
 from .training.losses import importance_weights, k3_divergence, log_ratios, masked_aggregate
 
 # Rate of policy gradients over that of fine-tuning: 1e-6 and 2e-5 in Havrilla et al. 2024.
@@ -134,11 +134,7 @@ class PolicyGradientAgent(Agent):
 
     def learner_config(self) -> PolicyGradientConfig:
         """The configuration with a learning rate."""
-        config: PolicyGradientConfig = self.config
-        if config.learning_rate is not None:
-            return config
-        rate = getattr(self.model.config, "recommended_learning_rate", PAPER_LEARNING_RATE)
-        return replace(config, learning_rate=RATE_RATIO * rate)
+        return with_rate(self.config, self.model, RATE_RATIO)
 
     def state(self) -> dict[str, Any]:
         """What changes with learning besides weights, as JSON values."""
@@ -184,7 +180,9 @@ class PolicyGradientAgent(Agent):
         alarms = Alarms()
         validation = self.make_validation_env() if config.validation_problems else None
         if validation is not None and config.keep_best and begin == 0:
-            metrics = validate(self, validation, config.validation_problems)  # learning may end where it began
+            metrics = validate(
+                self.policy, validation, config.validation_problems, self.ranks
+            )  # learning may end where it began
             best.compare(metrics["eval/maj@1"], snapshot(self.model))
             self.log(metrics, None)
         episodes = config.problems_per_iteration * config.samples_per_problem
@@ -216,7 +214,7 @@ class PolicyGradientAgent(Agent):
                     last = iteration + 1 == iterations or budget - self.num_attempts < episodes
                     if validation is not None and (last or (iteration + 1) % config.validation_iterations == 0):
                         started = time.perf_counter()
-                        metrics |= validate(self, validation, config.validation_problems)
+                        metrics |= validate(self.policy, validation, config.validation_problems, self.ranks)
                         best.compare(metrics["eval/maj@1"], snapshot(self.model) if config.keep_best else {})
                         metrics["time/eval_seconds"] = time.perf_counter() - started
                     for part in ("rollout", "train"):

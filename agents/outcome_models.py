@@ -9,7 +9,7 @@ two differ in their labels and in how these are balanced, and in nothing else.
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -25,10 +25,11 @@ from ..models.engine.sampling import SamplingConfig
 from ..models.forward import compute_dtype
 from ..models.loading import load
 from ..models.outcome import OutcomeModel, is_outcome_model
-from .base import AGENTS, Agent, Callback
+from .base import AGENTS, Agent, Callback, LoRA
 from .evaluation.classification import Bin, accuracy, auc, calibration, expected_calibration_error
-from .rollouts.attempts import Attempt, AttemptFile, RolloutStatistics
+from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.continuations import label_prefixes
+from .rollouts.pools import pool_files, read_pool
 from .training.fine_tuning import run_epochs, updates
 from .training.learner import Example, FineTuneConfig, Learner, Loss, MicroBatch, OptimizerConfig
 from .training.losses import masked_aggregate
@@ -190,15 +191,15 @@ class ORM(Agent):
     """Held-out reports after `learn`: on the model, by its kind, and on others by their path."""
 
     def _load_model(
-        self, model: str | Path, device: str, dtype: str, lora_rank: int | None
+        self, model: str | Path, device: str, dtype: str, lora: LoRA
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        if lora_rank is not None:
+        if lora.rank is not None:
             raise ValueError("an outcome model is trained as a whole: leave out lora_rank")
-        policy, tokenizer = super()._load_model(model, device, dtype, None)
+        policy, tokenizer = super()._load_model(model, device, dtype, lora)
         self._compared: dict[str, OutcomeModel] = {}
         self.outcome_model = self._untrained(policy, tokenizer, device, dtype)
         if self.config.pool is not None:
-            self._pool = pool_files(self.config.pool)
+            pool_files(self.config.pool)  # before anything is sampled
         return policy, tokenizer
 
     def _untrained(
@@ -280,7 +281,8 @@ class ORM(Agent):
     def _training_attempts(self, progress_bar: bool, metrics: dict[str, float]) -> list[Attempt]:
         """The attempts to learn from, as far as they are this rank's share."""
         if self.config.pool is not None:
-            return self._share(self._pooled())
+            config = self.config
+            return self._share(read_pool(self.config.pool, self.env, config.problems, config.samples_per_problem))
         problems, started = self.count_problems(self.config.problems), time.perf_counter()
         attempts = self._collect_split("train", self.env, problems, progress_bar)
         ours, statistics = RolloutStatistics(), RolloutStatistics()
@@ -304,37 +306,6 @@ class ORM(Agent):
             description=f"{name}: sampling",
             progress_bar=progress_bar,
         )
-
-    def _pooled(self) -> dict[str, list[Attempt]]:
-        """The pool's attempts by problem, as far as the settings ask for them."""
-        config, groups = self.config, dict[str, list[Attempt]]()
-        for attempt in itertools.chain.from_iterable(map(self._read, self._pool)):
-            group = groups.get(attempt.problem.id)
-            if group is None:
-                if config.problems is not None and len(groups) == config.problems:
-                    continue
-                group = groups[attempt.problem.id] = []
-            if len(group) < config.samples_per_problem:
-                group.append(attempt)
-        if not groups:
-            raise ValueError(f"the pool {config.pool!r} holds no attempts")
-        return groups
-
-    def _read(self, path: Path) -> Iterator[Attempt]:
-        """Attempts in a file of the pool, which must be at this environment's problems and in the policy's tokens."""
-        doubtful = _CHECKED
-        try:
-            for attempt in AttemptFile(path).read(self.env):
-                foreign = attempt.completion.max() >= len(self.tokenizer)
-                if attempt.is_success and doubtful and not foreign:
-                    doubtful -= 1
-                    text = self.env.decode(attempt.completion)
-                    foreign = not self.env.problems.grade(text, attempt.problem).correct
-                if foreign:
-                    raise ValueError(f"the attempt at {attempt.problem.id!r} reads otherwise by the policy's tokenizer")
-                yield attempt
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{path} is no pool of this policy's attempts at these problems: {error}") from error
 
     def _share(self, groups: dict[str, list[Attempt]]) -> list[Attempt]:
         """The attempts that are this rank's share, all those at a problem together."""
@@ -396,9 +367,9 @@ class SORM(ORM):
     config_class = SORMConfig
 
     def _load_model(
-        self, model: str | Path, device: str, dtype: str, lora_rank: int | None
+        self, model: str | Path, device: str, dtype: str, lora: LoRA
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        policy, tokenizer = super()._load_model(model, device, dtype, lora_rank)
+        policy, tokenizer = super()._load_model(model, device, dtype, lora)
         compare = self.config.compare
         if compare is not None:
             self._compared = {compare: OutcomeModel.load(compare, tokenizer, device)}
@@ -428,30 +399,8 @@ class SORM(ORM):
         return balanced_lengths(labelled, self.seed)
 
 
-# So many correct attempts of a pool's file are graded again: in another tokenizer's words they would not be correct.
-_CHECKED = 10
 # Continuations draw from other streams than the attempts that they continue.
 _CONTINUATION_SEED = 1_000_003
-
-
-def pool_files(path: str) -> list[Path]:
-    """The files of training attempts at a path: a file itself, or those in the folder of a run.
-
-    Raises:
-        FileNotFoundError: there is nothing at that path.
-        ValueError: the folder holds no attempts.
-    """
-    place = Path(path).expanduser()
-    if not place.exists():
-        raise FileNotFoundError(f"there is no pool {path!r}: no such file or folder as {place.absolute()}")
-    if place.is_file():
-        return [place]
-    files = sorted(file for file in place.rglob("attempts-*.jsonl") if file.parent.name != "validation")
-    if not files:
-        raise ValueError(
-            f"the folder {path!r} holds no attempts-*.jsonl: a pool is a file of attempts, or a run's folder"
-        )
-    return files
 
 
 # ----------------------------------------------------------------------------------------------------------- learning

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from ..envs.registration import make_vec_env
 from ..models.new_model import ARCHITECTURES, new_model
-from .base import AGENTS, Agent, Callback
+from .base import AGENTS, Agent, Callback, LoRA
 from .evaluation.evaluate import validate
 from .training.checkpoints import load_checkpoint, save_checkpoint
 from .training.fine_tuning import nll
@@ -77,11 +77,11 @@ class Pretrain(Agent):
     default_model = NEW
 
     def _load_model(
-        self, model: str | Path, device: str, dtype: str, lora_rank: int | None
+        self, model: str | Path, device: str, dtype: str, lora: LoRA
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         if str(model) != NEW:
-            return super()._load_model(model, device, dtype, lora_rank)
-        if lora_rank is not None or dtype != "float32":
+            return super()._load_model(model, device, dtype, lora)
+        if lora.rank is not None or dtype != "float32":
             raise ValueError(
                 "a new model is trained in float32 and as a whole: leave out dtype and lora_rank, or set bf16"
             )
@@ -132,7 +132,7 @@ class Pretrain(Agent):
                     metrics = {f"train/{name}": value for name, value in found.items()}
                     metrics["train/demonstrations"] = learner.steps * config.batch_size
                     if due and validation is not None:
-                        metrics |= validate(self, validation, config.validation_problems)
+                        metrics |= validate(self.policy, validation, config.validation_problems, self.ranks)
                     going_on = self.log(metrics, callback, learner.steps)
                 if (due or not going_on) and self.run is not None and training is not None:
                     self.save(self.run.path / "checkpoints" / f"step-{learner.steps}")

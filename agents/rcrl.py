@@ -20,7 +20,7 @@ from ..models.condition_tokens import BAD, GOOD, Labels, add_labels
 from ..models.loading import load, with_lora
 from ..models.outcome import OutcomeModel
 from ..rewards.steps import newline_tokens, step_ends
-from .base import AGENTS, Agent, Callback
+from .base import AGENTS, Agent, Callback, LoRA
 from .evaluation.evaluate import validate
 from .rollouts.attempts import Attempt, RolloutStatistics, read_attempts
 from .rollouts.conditioned_policy import ConditionedPolicy, check_takes_labels
@@ -129,10 +129,10 @@ class RCRL(Agent):
     """Of the model as it is now; it has none before it has learnt."""
 
     def _load_model(
-        self, model: str | Path, device: str, dtype: str, lora_rank: int | None
+        self, model: str | Path, device: str, dtype: str, lora: LoRA
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         self.labels = Labels.load(model)
-        self._device, self._dtype, self._lora_rank = device, dtype, lora_rank
+        self._device, self._dtype, self._lora = device, dtype, lora
         return self._load(model)
 
     def _load(self, model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -171,7 +171,7 @@ class RCRL(Agent):
         if finished:
             return self
         if config.validation_problems:
-            metrics |= validate(self, self.make_validation_env(), config.validation_problems)
+            metrics |= validate(self.policy, self.make_validation_env(), config.validation_problems, self.ranks)
         if self.run is not None:
             self.run.rewind(self.num_attempts - 1)  # logged by a process killed before it saved the model
         self.log(metrics, callback)
@@ -358,9 +358,13 @@ class RCRL(Agent):
                 "that it was made of"
             )
         labels = Labels(tokens, first, config.granularity, edges, config.train_labels)
-        if self._lora_rank is not None:
+        if (rank := self._lora.rank) is not None:
             ids = list(range(labels.first, labels.stop))
-            model = with_lora(model, self._lora_rank, seed=self.seed, trainable_tokens=ids)
+            lora = self._lora
+            model = with_lora(
+                model, rank, lora.alpha, lora.targets, self.seed, rank_stabilized=lora.rank_stabilized,
+                trainable_tokens=ids,
+            )  # fmt: skip
         return model, labels
 
     def _fine_tune(

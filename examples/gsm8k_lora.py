@@ -42,7 +42,7 @@ def main() -> None:
     model = "tokengym/tiny" if quick else arguments.model
     data = write_rows(arguments.runs / "data") if quick else arguments.data
     env = gym.make("tokengym/GSM8K-v0", data=data and str(data), max_new_tokens=24 if quick else 300)
-    common = {"lora_rank": 4 if quick else 32, "resume": True}
+    common = {"lora_rank": 4 if quick else 32, "resume": "auto"}
 
     start = SFT(
         env, model, run=arguments.runs / "sft", epochs=1 if quick else 2, demonstrations=16 if quick else None,

@@ -1,6 +1,7 @@
 """Language models by name, with their tokenizers: built-in, any Hugging Face causal LM, GGUF files; LoRA on top."""
 
 import logging
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ def load(
     lora_rank: int | None = None,
     lora_alpha: float | None = None,
     lora_targets: str | Sequence[str] = "all-linear",
+    lora_rank_stabilized: bool = False,
     lora_seed: int = 0,
     attn: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -53,6 +55,8 @@ def load(
         lora_alpha: the adapters' output is scaled by lora_alpha / lora_rank; by default the rank itself, a scale of 1
             [choice].
         lora_targets: names of the layers that get adapters; "all-linear" is all but the LM head [choice].
+        lora_rank_stabilized: Scale the adapters' output by lora_alpha / sqrt(lora_rank) (rsLoRA, Kalajdzievski 2023),
+            by default with a lora_alpha of sqrt(lora_rank), again a scale of 1.
         lora_seed: seed of the adapters' first values.
         attn: attention implementation: "sdpa", "eager", "flash_attention_2", ...; by default transformers' own choice
             for the model, which is "sdpa" where the model supports it.
@@ -107,7 +111,7 @@ def load(
         raise ValueError(f"the model {name!r} cannot run with attn={attn!r}; leave attn out. {cause}") from error
     check_vocabulary(model, tokenizer)
     if lora_rank is not None:
-        model = with_lora(model, lora_rank, lora_alpha, lora_targets, lora_seed)
+        model = with_lora(model, lora_rank, lora_alpha, lora_targets, lora_seed, rank_stabilized=lora_rank_stabilized)
         local = Path(name).expanduser()
         _adapter_config(model).base_model_name_or_path = str(local.resolve()) if local.exists() else name
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
@@ -136,6 +140,7 @@ def with_lora(
     targets: str | Sequence[str] = "all-linear",
     seed: int = 0,
     *,
+    rank_stabilized: bool = False,
     trainable_tokens: Sequence[int] = (),
 ) -> PreTrainedModel:
     """The model with frozen weights and low-rank adapters that start as the identity; see `load`.
@@ -146,10 +151,11 @@ def with_lora(
         alpha: `lora_alpha`.
         targets: `lora_targets`.
         seed: `lora_seed`.
+        rank_stabilized: `lora_rank_stabilized`.
         trainable_tokens: ids of new tokens, whose rows are trained, too, in the embeddings and in the output head.
 
     Raises:
-        ValueError: The model has adapters already.
+        ValueError: The model has adapters already, or no layer has such a name.
     """
     if hasattr(model, "peft_config"):
         raise ValueError("the model has adapters already: train these, or load the weights that they are merged into")
@@ -162,7 +168,8 @@ def with_lora(
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
-        lora_alpha=rank if alpha is None else alpha,  # pyright: ignore[reportArgumentType]  # a float works
+        lora_alpha=(math.sqrt(rank) if rank_stabilized else rank) if alpha is None else alpha,  # pyright: ignore[reportArgumentType]  # a float works
+        use_rslora=rank_stabilized,
         lora_dropout=0.0,  # rollouts and updates must see the same policy
         target_modules=targets if isinstance(targets, str) else list(targets),
         trainable_token_indices={name: list(trainable_tokens) for name in names} if trainable_tokens else None,

@@ -43,6 +43,8 @@ SMALLER = {
     "--n 16 --orm": "--problems 2 --n 4 --orm",
     "--demonstrations 64 --problems 1600 --samples-per-problem 2 --orm": "--demonstrations 4 --rounds 1 --epochs 1 "
     "--validation-problems 2 --problems 4 --samples-per-problem 2 --orm",
+    "--problems 200 --samples-per-problem 8": "--problems 3 --samples-per-problem 8 --rounds 1 --temperature 2 "
+    "--validation-problems 2 --env-args steps=1",
     "--preset dapo": "--preset dapo --iterations 1 --problems-per-iteration 2 --samples-per-problem 8 "
     "--validation-problems 0 --env-args max_new_tokens=8",
 }

@@ -20,6 +20,7 @@ from ..rollouts.attempts import Attempt
 from ..rollouts.collect import collect
 from ..rollouts.policy import CausalLMPolicy
 from ..rollouts.slots import make_rollout_env
+from ..training.ranks import Ranks
 
 _SLOTS = 64
 """Slots of an environment that was given by its id."""
@@ -215,13 +216,31 @@ def median_response_length(attempts: Iterable[Attempt]) -> float:
     return float(np.median([len(attempt.completion) - attempt.terminated for attempt in attempts]))
 
 
-def validate(policy: CausalLMPolicy | HasPolicy, env: TokenVectorEnv, problems: int) -> dict[str, float]:
-    """What learning is watched by: success of greedy decoding and of one sample at temperature 1, and greedy length."""
-    result = evaluate(policy, env, problems=problems, n=1, temperature=1.0)
+def validate(policy: CausalLMPolicy, env: TokenVectorEnv, problems: int, ranks: Ranks) -> dict[str, float]:
+    """What learning is watched by: success of greedy decoding and of one sample at temperature 1, and greedy length.
+
+    Each process takes a share of the problems, and all of them get the same numbers.
+    """
+    problems = min(problems, env.size) if env.size is not None else problems
+    share = ranks.share(problems)
+    found: dict[str, list[bool]] = {"maj@1": [], "pass@1": []}
+    lengths: list[int] = []
+    curriculum, env.curriculum = env.curriculum, Sequential()
+    try:
+        for name, temperature in (("maj@1", 0.0), ("pass@1", 1.0)):
+            sampled = policy.with_sampling(temperature=temperature)
+            for attempt in collect(sampled, env, share.stop, seed=0, start=share.start):
+                found[name].append(attempt.is_success)
+                if name == "maj@1":
+                    lengths.append(len(attempt.completion) - attempt.terminated)
+    finally:
+        env.curriculum = curriculum
+    parts = ranks.gather((found, lengths))
+    whole = {name: [success for part, _ in parts for success in part[name]] for name in found}
     return {
-        "eval/maj@1": result.metrics["maj@1"].value,
-        "eval/pass@1": result.metrics["pass@1"].value,
-        "eval/median_response_length": result.median_response_length,
+        "eval/maj@1": float(np.mean(whole["maj@1"])),
+        "eval/pass@1": float(np.mean(whole["pass@1"])),
+        "eval/median_response_length": float(np.median([length for _, part in parts for length in part])),
     }
 
 

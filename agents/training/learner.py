@@ -5,9 +5,9 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -110,6 +110,24 @@ class FineTuneConfig(OptimizerConfig):
         for name in ("epochs", "batch_size", "save_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+Config = TypeVar("Config", bound=OptimizerConfig)
+
+
+def with_rate(config: Config, model: PreTrainedModel, ratio: float) -> Config:
+    """A configuration whose learning rate, if it has none, is a share of the model's own rate for fine-tuning.
+
+    Args:
+        config: the configuration.
+        model: whose `recommended_learning_rate` is taken, or else the paper's 2e-5.
+        ratio: the share.
+    """
+    if config.learning_rate is not None:
+        return config
+    return replace(
+        config, learning_rate=ratio * getattr(model.config, "recommended_learning_rate", PAPER_LEARNING_RATE)
+    )
 
 
 def cosine(step: int, total: int, warmup_ratio: float, floor: float) -> float:

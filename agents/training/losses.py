@@ -174,6 +174,28 @@ DIVERGENCES = {"k1": k1_divergence, "k2": k2_divergence, "k3": k3_divergence}
 """Estimators of KL(p || q) from actions drawn from p, by Schulman's names."""
 
 
+PREFERENCE_LOSSES = ("sigmoid", "ipo")
+
+
+def preference_loss(margins: Tensor, beta: float, kind: str = "sigmoid", label_smoothing: float = 0.0) -> Tensor:
+    """Loss of each pair, `[P]`, of a policy that should prefer the chosen completion to the rejected one.
+
+    "sigmoid" is DPO's (Rafailov et al. 2023), -log sigmoid(beta h); with label smoothing e it is cDPO's (Mitchell
+    2023), for labels that are wrong with probability e: (1 - e) of it and e of -log sigmoid(-beta h). "ipo" is
+    (h - 1 / (2 beta))^2 (Azar et al. 2024), for log-ratios averaged over tokens.
+
+    Args:
+        margins: `[P]`, h = log(pi / pi_ref)(chosen) - log(pi / pi_ref)(rejected).
+        beta: Strength of the divergence from the reference that the optimum trades against preference.
+        kind: "sigmoid" or "ipo".
+        label_smoothing: e, in [0, 0.5); of "sigmoid" alone.
+    """
+    if kind == "ipo":
+        return (margins - 1 / (2 * beta)) ** 2
+    log_sigmoid = torch.nn.functional.logsigmoid
+    return -(1 - label_smoothing) * log_sigmoid(beta * margins) - label_smoothing * log_sigmoid(-beta * margins)
+
+
 def value_error(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None) -> Tensor:
     """Half the squared error of values, `[B, T]`, at most `clip` from the old values, whichever error is larger.
 

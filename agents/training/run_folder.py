@@ -1,18 +1,35 @@
 """Run folders: configuration, versions, metrics, attempts and checkpoints of one training run."""
 
+import errno
+import fcntl
 import json
+import os
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
+from weakref import WeakValueDictionary
 
-from ...files import read_jsonl, write_json, write_text
+from ...files import finite, naming, read_json, read_jsonl, write_json, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+CONFIG, METRICS, LOCK = "config.json", "metrics.jsonl", ".lock"
 _PACKAGES = ("tokengym", "gymnasium", "torch", "transformers", "accelerate", "numpy")
+
+
+# Settings that change no result, up to rounding, and so may differ when a run is resumed.
+FREE = ("num_envs", "config.micro_batch_tokens", "config.gradient_checkpointing", "config.save_steps",
+        "config.save_iterations")  # fmt: skip
+# Settings that say how long a run is. Learning-rate schedules are those of the new length from there on.
+LENGTHS = ("config.iterations", "config.rounds", "config.patience")
+
+Resume = bool | Literal["auto"]
+"""Whether to continue the run in a folder: `True` needs one there, "auto" begins it where there is none."""
 
 
 class RunFolder:
@@ -20,39 +37,51 @@ class RunFolder:
 
     It holds `config.json` (configuration, seed and versions), `metrics.jsonl` and TensorBoard events with the same
     numbers, and what the agent adds. Scalars are logged against cumulative sampled attempts, the cost that all
-    algorithms share; agents that sample none log against optimiser steps.
+    algorithms share; agents that sample none log against optimiser steps. The folder is locked against other processes
+    for as long as this object lives.
 
     Args:
         path: the folder.
         config: the run's full configuration, JSON values.
-        resume: go on with the run in `path`, if there is one.
+        resume: see `Resume`. Settings in `FREE` and `LENGTHS` may then differ from those that the run was begun with.
 
     Raises:
-        FileExistsError: a run is there already and `resume` is false.
-        ValueError: the run to go on with has another configuration; names what differs.
+        FileExistsError: a run is there already and `resume` is false, or other files are.
+        FileNotFoundError: `resume` is true and no run is there.
+        BlockingIOError: another process writes to the folder.
+        ValueError: the run to continue has another configuration; names what differs.
     """
 
-    def __init__(self, path: str | Path, config: Mapping[str, Any], resume: bool = False) -> None:
+    def __init__(self, path: str | Path, config: Mapping[str, Any], resume: Resume = False) -> None:
         self.path = Path(path)
-        self._metrics = self.path / "metrics.jsonl"
+        self._metrics = self.path / METRICS
         self._writer: SummaryWriter | None = None
         config = json.loads(json.dumps(config))
-        record = self.path / "config.json"
-        if record.exists():
-            if not resume:
-                raise FileExistsError(
-                    f"{self.path} holds a run already: go on with it (resume), or choose another folder or delete it"
-                )
-            if changes := differences(json.loads(record.read_text()), config):
-                raise ValueError(f"{self.path} was begun with another configuration ({changes})")
-            if self._metrics.exists():
-                self._keep(read_jsonl(self._metrics))  # lest a half-written line run into the next
-        elif self.path.exists() and any(self.path.iterdir()):
+        record = self.path / CONFIG
+        begun = record.exists()
+        if not begun and self.path.exists() and any(self.path.iterdir()):
             raise FileExistsError(f"{self.path} is not empty and holds no run: choose another folder")
-        else:
+        if resume is True and not begun:
+            raise FileNotFoundError(f'{self.path} holds no run to continue: leave out resume, or give resume="auto"')
+        if begun and not resume and has_progress(self.path):
+            raise FileExistsError(
+                f"{self.path} holds a run already: continue it (resume), or choose another folder or delete it"
+            )
+        with naming(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
-            write_json(record, {**config, "versions": versions})
+            self._lock = lock(self.path)
+        if begun and resume:
+            before = read_json(record)
+            changed = {name for name, *_ in differing(before, config)}
+            if refused := changed.difference(FREE, LENGTHS):
+                changes = ", ".join(change for name, change in _changes(before, config) if name in refused)
+                raise ValueError(
+                    f"{self.path} was begun with another configuration ({changes}): give the settings of then, or "
+                    "choose another folder"
+                )
+            if self._metrics.exists():
+                self._keep(read_jsonl(self._metrics))  # a half-written line would run into the next
+        write_json(record, {**config, "versions": _versions()})
 
     def rewind(self, step: int) -> None:
         """Forgets metrics logged after `step`: work that is about to be done again."""
@@ -66,7 +95,7 @@ class RunFolder:
         if self._writer is None:
             self._writer = self._events()
         with self._metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **scalars}) + "\n")
+            file.write(json.dumps({"step": step, **finite(scalars)}) + "\n")
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
@@ -80,15 +109,155 @@ class RunFolder:
         write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
 
+def has_progress(path: Path) -> bool:
+    """Whether a run's folder holds more than its configuration: a run that failed at its start leaves nothing else."""
+    return any(file.name not in (CONFIG, LOCK) and "tfevents" not in file.name for file in path.iterdir())
+
+
+def lock(path: Path) -> object:
+    """Keeps other processes from writing to a folder for as long as the returned object lives.
+
+    Raises:
+        BlockingIOError: another process does; the message names it.
+    """
+    key = str(path.resolve())
+    if (held := _LOCKS.get(key)) is not None:
+        return held
+    file = (path / LOCK).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            return _Lock(file)  # a file system without locks
+        file.seek(0)
+        writer = file.read().strip() or "another process"
+        file.close()
+        raise BlockingIOError(
+            f"{path} is in use by {writer}: wait until it is done, or choose another folder"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    _LOCKS[key] = found = _Lock(file)
+    return found
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process writes to a run's folder now."""
+    if str(path.resolve()) in _LOCKS:
+        return True
+    try:
+        with (path / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+class _Lock:
+    """An open file with a lock, which ends with it."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+
+    def __del__(self) -> None:
+        self.file.close()
+
+
+_LOCKS: "WeakValueDictionary[str, _Lock]" = WeakValueDictionary()
+"""The locks of this process by folder: it may open a run's folder again."""
+
+
+class RunSummary(NamedTuple):
+    """A run in a line.
+
+    Attributes:
+        path: Its folder.
+        agent: The agent's name.
+        environment: The environment's id.
+        attempts: Attempts at the last log line.
+        best: Best validation maj@1.
+        state: "running" (a process writes to it), "finished" (it has a model), "failed" (it has attempts whose loss was
+            not finite), "interrupted", or "not begun".
+        versions: Of tokengym and torch.
+        written: When its metrics were last written.
+    """
+
+    path: str
+    agent: str
+    environment: str
+    attempts: str
+    best: str
+    state: str
+    versions: str
+    written: str
+
+
+def find_runs(folder: Path) -> Iterator[RunSummary]:
+    """The runs in a folder, and in the folders inside it, by path; stages inside of runs are left out."""
+    records = sorted(folder.rglob(CONFIG))
+    inside: set[Path] = set()
+    for record in records:
+        path = record.parent
+        if inside.isdisjoint(path.parents) and (summary := _summary(path)) is not None:
+            inside.add(path)
+            yield summary
+
+
+def _summary(path: Path) -> RunSummary | None:
+    """A run's line; `None` for a folder with another kind of configuration, a model's for instance."""
+    config = read_json(path / CONFIG)
+    if not isinstance(config, Mapping) or not {"agent", "env", "versions"} <= config.keys():
+        return None
+    metrics = read_jsonl(path / METRICS) if (path / METRICS).exists() else []
+    accuracies = [line["eval/maj@1"] for line in metrics if line.get("eval/maj@1") is not None]
+    if is_locked(path):
+        state = "running"
+    elif (path / "model").exists():
+        state = "finished"
+    elif any(path.glob("not-finite-*.jsonl")):
+        state = "failed"
+    else:
+        state = "interrupted" if has_progress(path) else "not begun"
+    return RunSummary(
+        path=str(path),
+        agent=config["agent"],
+        environment=_flat({"env": config["env"]}).get("env.id", config["env"]),
+        attempts=str(metrics[-1]["step"]) if metrics else "0",
+        best=f"{max(accuracies):.3f}" if accuracies else "",
+        state=state,
+        versions=f"tokengym {config['versions'].get('tokengym')}, torch {config['versions'].get('torch')}",
+        written=time.strftime("%Y-%m-%d %H:%M", time.localtime((path / METRICS).stat().st_mtime)) if metrics else "",
+    )
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The JSON values of `now` that are others than `before`, as "name: old -> new"; empty if there are none."""
+    return ", ".join(change for _, change in _changes(before, now))
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, old and new value of each JSON value of `now` that is another than `before`."""
     old, new = _flat(before), _flat(now)
-    return ", ".join(f"{name}: {old.get(name)!r} -> {new[name]!r}" for name in new if old.get(name) != new[name])
+    return [(name, old.get(name), new[name]) for name in new if old.get(name) != new[name]]
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, f"{name}: {old!r} -> {new!r}") for name, old, new in differing(before, now)]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by name, those of nested mappings by dotted names."""
+    """Values by name, those of nested mappings, and of mappings written as JSON, by dotted names."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
+        if isinstance(value, str) and value.startswith("{"):
+            with suppress(json.JSONDecodeError):
+                value = json.loads(value)
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}

@@ -296,7 +296,7 @@ def _reinforce(
 _COMMON: dict[str, Any] = {
     "device": "cpu",
     "num_envs": NUM_ENVS,
-    "resume": True,
+    "resume": "auto",
     "micro_batch_tokens": MICRO_BATCH_TOKENS,
     "validation_problems": VALIDATION_PROBLEMS,
 }

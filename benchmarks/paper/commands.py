@@ -41,7 +41,7 @@ def _training(settings: Mapping[str, Any], folder: Path) -> list[str]:
     options = {"model": settings["model"], "run": folder / "run", "seed": settings["seed"]}
     options |= {**settings["arguments"], **settings["config"]}
     flags = [part for name, value in options.items() for part in _flag(name, value)]
-    return ["tokengym", "train", settings["agent"], *_env(settings["env"]), "--resume", *flags]
+    return ["tokengym", "train", settings["agent"], *_env(settings["env"]), "--resume", "auto", *flags]
 
 
 def _evaluation(settings: Mapping[str, Any], orm: str, folder: Path) -> list[str]:

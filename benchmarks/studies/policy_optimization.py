@@ -81,7 +81,7 @@ def learned(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done]
     own = dict(settings["settings"])
     kind = cast(type[PolicyGradientAgent], AGENTS.get(own.pop("agent")))
     agent = kind(
-        ENV, start(needs), num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume=True, device="cpu",
+        ENV, start(needs), num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume="auto", device="cpu",
         iterations=10**6, validation_problems=100, micro_batch_tokens=1024, **own,
     )  # fmt: skip
     agent.learn(ATTEMPTS)

@@ -126,7 +126,7 @@ def supervised(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Do
     torch.set_num_threads(settings["threads"])
     light = {name: settings[name] for name in SFT_SETTINGS}
     agent = SFT(
-        ENV, num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume=True, device="cpu",
+        ENV, num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume="auto", device="cpu",
         validation_problems=0, **light,
     )  # fmt: skip
     agent.learn()
@@ -137,7 +137,7 @@ def outcome_model(folder: Path, settings: Mapping[str, Any], needs: Mapping[str,
     """p(correct), learnt from attempts of the start."""
     torch.set_num_threads(settings["threads"])
     own = {name: settings[name] for name in ORM_SETTINGS}
-    run_folder = {"seed": settings["seed"], "run": folder / "run", "resume": True, "device": "cpu"}
+    run_folder = {"seed": settings["seed"], "run": folder / "run", "resume": "auto", "device": "cpu"}
     agent = ORM(ENV, start(needs), num_envs=NUM_ENVS, **run_folder, **own)
     agent.learn()
     return {"attempts": agent.num_attempts}
@@ -154,7 +154,7 @@ def reinforced(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Do
         spec.kwargs["reward"] = {"name": variant, "orm": str(folders[0] / "run" / "model")}
     own = {name: settings[name] for name in (*PPO_SETTINGS, *VARIANTS[variant], "iterations")}
     agent = PPO(
-        spec, initial, num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume=True, device="cpu",
+        spec, initial, num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume="auto", device="cpu",
         validation_env=_env(CausalLMPolicy(*load(initial, device="cpu")), "validation"), **own,
     )  # fmt: skip
     agent.learn()

@@ -127,7 +127,7 @@ def expert_iteration(folder: Path, settings: Mapping[str, Any], needs: Mapping[s
     """The demonstration's policy."""
     torch.set_num_threads(settings["threads"])
     agent = ExpertIteration(
-        ENV, BASE, num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume=True, device="cpu", **SETTINGS
+        ENV, BASE, num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume="auto", device="cpu", **SETTINGS
     )
     agent.learn()
     return {"attempts": agent.num_attempts, "tokens": agent.num_tokens, "evaluation": _measure(agent.policy, settings)}
@@ -137,7 +137,7 @@ def supervised(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Do
     """Reference solutions instead of attempts, as many as the others train on."""
     torch.set_num_threads(settings["threads"])
     agent = SFT(
-        ENV, BASE, num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume=True, device="cpu",
+        ENV, BASE, num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume="auto", device="cpu",
         demonstrations=settings["training_attempts"], validation_problems=0, **_LIGHT,
     )  # fmt: skip
     agent.learn()
@@ -149,7 +149,7 @@ def return_conditioned(folder: Path, settings: Mapping[str, Any], needs: Mapping
     torch.set_num_threads(settings["threads"])
     agent = RCRL(
         ENV, needs["expert_iteration"].folder / "run" / "model", num_envs=NUM_ENVS, seed=settings["seed"],
-        run=folder / "run", resume=True, device="cpu", base=BASE, validation_problems=0,
+        run=folder / "run", resume="auto", device="cpu", base=BASE, validation_problems=0,
         pool=str(needs["rcrl"].folder / "run" / "pool") if "rcrl" in needs else None,
         positive_ratio=settings["ratio"], threshold=settings["threshold"],
         **{name: settings[name] for name in ("problems", "samples_per_problem", "rollouts_per_step")},

@@ -216,11 +216,11 @@ def test_loading_what_is_no_such_agent_says_so(folder, sums, tmp_path) -> None:
 
 
 def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(folder, sums, tmp_path) -> None:
-    ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run")
+    ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run").log({"a": 1.0}, None)
     with pytest.raises(FileExistsError, match="holds a run already"):
         ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run")
-    with pytest.raises(ValueError, match=r"\(config\.rounds: 2 -> 3\)"):
-        ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run", resume=True, rounds=3)
+    with pytest.raises(ValueError, match=r"\(config\.temperature: 1\.0 -> 0\.5\)"):
+        ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run", resume=True, temperature=0.5)
     ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run", resume=True)
 
 
@@ -259,3 +259,22 @@ def test_sft_learns_the_demonstrations_and_says_how_it_went(folder, sums, tmp_pa
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == len(lines)
     with pytest.raises(ValueError, match="samples no attempts"):
         agent.learn(total_episodes=5)
+
+
+def test_adapters_are_shaped_by_arguments_and_a_shape_without_a_rank_is_refused(folder, sums) -> None:
+    shape = {"lora_rank": 4, "lora_alpha": 6, "lora_targets": ("q_proj", "v_proj"), "lora_rank_stabilized": True}
+    agent = ExpertIteration(sums, folder, **SMALL, **shape)
+
+    def adapters(agent) -> dict[str, float]:
+        layers = agent.model.named_modules()
+        return {name.split(".")[-1]: layer.scaling["default"] for name, layer in layers if hasattr(layer, "lora_A")}
+
+    assert adapters(agent) == {"q_proj": 3.0, "v_proj": 3.0}  # 6 / sqrt(4)
+    settings = {"lora_rank": 4, "lora_rank_stabilized": True, "lora_targets": ("all-linear",)}
+    default = adapters(ExpertIteration(sums, folder, **SMALL, **settings))
+    assert default.keys() > {"q_proj", "v_proj"}
+    assert set(default.values()) == {1.0}
+    with pytest.raises(ValueError, match="shape adapters: give lora_rank, too"):
+        ExpertIteration(sums, folder, **SMALL, lora_alpha=6)
+    with pytest.raises(ValueError, match="q_porj"):
+        ExpertIteration(sums, folder, **SMALL, lora_rank=4, lora_targets=("q_porj",))

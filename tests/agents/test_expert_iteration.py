@@ -20,7 +20,7 @@ from tokengym.agents.rollouts import collect as rollouts
 from tokengym.agents.rollouts.attempts import Attempt, AttemptFile
 from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.rollouts.policy import CausalLMPolicy
-from tokengym.agents.training import learner
+from tokengym.agents.training import learner, rounds
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load_tokenizer
 from tokengym.models.outcome import OutcomeModel
@@ -530,8 +530,8 @@ POINTS = {
     "training round 3": (learner.Learner, "update", (3, 0.99)),
     "validating round 0": (expert_iteration, "validate", 1),
     "validating round 2": (expert_iteration, "validate", 3),
-    "keeping round 0": (expert_iteration, "save_file", 1),
-    "keeping round 1": (expert_iteration, "save_file", 2),
+    "keeping round 0": (rounds, "save_file", 1),
+    "keeping round 1": (rounds, "save_file", 2),
     "keeping the best": (ExpertIteration, "save", 1),
 }
 
@@ -579,7 +579,7 @@ def test_killed_twice_and_a_finished_run_resumed_is_left_as_it_is(make_agent, wh
         with monkeypatch.context() as patch:
             die_at(patch, AttemptFile, "write", call)
             with pytest.raises(Killed):
-                make_agent(run=run, resume=True).learn()
+                make_agent(run=run, resume="auto").learn()
     for _ in range(2):
         agent = make_agent(run=run, resume=True).learn()
         assert metrics_of(run) == whole[0]

@@ -27,6 +27,7 @@ from tokengym.agents.outcome_models import OutcomeReport, bce
 from tokengym.agents.rollouts import collect as rollouts
 from tokengym.agents.rollouts.attempts import Attempt, AttemptFile
 from tokengym.agents.rollouts.policy import CausalLMPolicy
+from tokengym.agents.rollouts.pools import read_pool
 from tokengym.agents.training import learner
 from tokengym.agents.training.outcome_labels import (
     Labelled,
@@ -369,14 +370,14 @@ def test_a_pool_gives_what_sampling_would_have(make_agent, tmp_path, place: str)
 
 def test_of_a_pool_the_first_attempts_at_the_first_problems_are_taken(make_agent, tmp_path) -> None:
     make_agent(run=tmp_path / "run").learn()
-    part = make_agent(pool=str(tmp_path / "run"), problems=3, samples_per_problem=5)
-    assert {name: len(group) for name, group in part._pooled().items()} == {"train-y": 5, "train-z": 5, "train-yz": 5}
+    pool = read_pool(str(tmp_path / "run"), make_agent().env, 3, 5)
+    assert {name: len(group) for name, group in pool.items()} == {"train-y": 5, "train-z": 5, "train-yz": 5}
     expected = [
         r["completion"]
         for r in records(tmp_path / "run" / "train" / "attempts-0.jsonl")
         if r["problem_id"] == "train-z"
     ]
-    assert [a.completion.tolist() for a in part._pooled()["train-z"]] == expected[:5]
+    assert [a.completion.tolist() for a in pool["train-z"]] == expected[:5]
 
 
 def test_a_pool_that_is_not_there_or_not_of_this_policy_is_an_error(make_agent, tmp_path) -> None:

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
-from tokengym.agents.training.run_folder import RunFolder
+from tokengym.agents.training.run_folder import RunFolder, find_runs, is_locked
 from tokengym.files import new_folder, read_jsonl, write_json
 
 CONFIG = {"agent": "ei", "seed": 0, "config": {"rounds": 2, "betas": (0.9, 0.999)}}
@@ -32,25 +35,104 @@ def test_a_run_that_is_there_is_neither_overwritten_nor_mixed_with_another(tmp_p
     assert lines(tmp_path / "run") == [{"step": 0, "a": 1.0}]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
-    for resume in (False, True):
+    for resume in (False, True, "auto"):
         with pytest.raises(FileExistsError, match="holds no run"):
             RunFolder(tmp_path / "photos", CONFIG, resume=resume)
 
 
-def test_resuming_what_is_not_there_begins_it(tmp_path) -> None:
-    RunFolder(tmp_path / "run", CONFIG, resume=True).log(3, {"a": 1.0})
+def test_resuming_what_is_not_there_begins_it_only_if_asked_to(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match='holds no run to continue: leave out resume, or give resume="auto"'):
+        RunFolder(tmp_path / "run", CONFIG, resume=True)
+    RunFolder(tmp_path / "run", CONFIG, resume="auto").log(3, {"a": 1.0})
     assert lines(tmp_path / "run") == [{"step": 3, "a": 1.0}]
 
 
 def test_resuming_with_another_configuration_names_what_differs_and_nothing_else(tmp_path) -> None:
     RunFolder(tmp_path / "run", CONFIG)
-    other = {"agent": "ei", "seed": 1, "config": {"rounds": 3, "betas": (0.9, 0.999)}}
+    other = {"agent": "ei", "seed": 1, "config": {"rounds": 3, "betas": (0.9, 0.99)}}
     with pytest.raises(ValueError, match="another configuration") as caught:
         RunFolder(tmp_path / "run", other, resume=True)
     assert "seed: 0 -> 1" in str(caught.value)
-    assert "rounds: 2 -> 3" in str(caught.value)
-    assert "betas" not in str(caught.value)
+    assert "config.betas: [0.9, 0.999] -> [0.9, 0.99]" in str(caught.value)
+    assert "rounds" not in str(caught.value), "a longer run is the same run"
     assert "agent" not in str(caught.value)
+
+
+def test_what_changes_no_result_may_differ_and_a_run_may_become_longer(tmp_path) -> None:
+    first = {"num_envs": 4, "config": {"rounds": 2, "micro_batch_tokens": 8, "save_steps": 1, "seed": 0}}
+    RunFolder(tmp_path / "run", first).log(0, {"a": 1.0})
+    second = {"num_envs": 8, "config": {"rounds": 3, "micro_batch_tokens": 9, "save_steps": 2, "seed": 0}}
+    RunFolder(tmp_path / "run", second, resume=True)
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record.pop("versions")
+    assert record == second
+
+
+def test_of_a_changed_environment_only_what_changed_is_named(tmp_path) -> None:
+    spec = lambda limit: json.dumps({"id": "tokengym/GSM8K-v0", "kwargs": {"data": "x" * 400, "max_new_tokens": limit}})  # noqa: E731
+    RunFolder(tmp_path / "run", {"env": spec(8)})
+    with pytest.raises(ValueError, match=r"\(env\.kwargs\.max_new_tokens: 8 -> 9\)"):
+        RunFolder(tmp_path / "run", {"env": spec(9)}, resume=True)
+
+
+def test_a_folder_with_a_configuration_alone_is_empty(tmp_path) -> None:
+    RunFolder(tmp_path / "run", CONFIG)
+    RunFolder(tmp_path / "run", {**CONFIG, "seed": 1})
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 1
+
+
+def test_metrics_are_json_whatever_the_numbers(tmp_path) -> None:
+    RunFolder(tmp_path / "run", CONFIG).log(0, {"a": float("nan"), "b": float("inf"), "c": 1.0})
+    assert lines(tmp_path / "run") == [{"step": 0, "a": None, "b": None, "c": 1.0}]
+
+
+HOLDER = """
+import sys
+from tokengym.agents.training.run_folder import RunFolder, find_runs, is_locked
+run = RunFolder(sys.argv[1], {"agent": "ei"})
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_another_process_cannot_write_to_a_run(tmp_path) -> None:
+    held = RunFolder(tmp_path / "mine", CONFIG)
+    RunFolder(tmp_path / "mine", CONFIG, resume=True)  # this one can
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "ready\n"
+        with pytest.raises(BlockingIOError, match=rf"run is in use by process {other.pid} on "):
+            RunFolder(tmp_path / "run", CONFIG, resume="auto")
+        assert is_locked(tmp_path / "run")
+        other.communicate()
+    assert not is_locked(tmp_path / "run")
+    RunFolder(tmp_path / "run", {"agent": "ei"}, resume=True)
+    assert is_locked(tmp_path / "mine")
+    del held
+
+
+def test_runs_are_listed_with_their_states(tmp_path) -> None:
+    config = {"agent": "ei", "env": json.dumps({"id": "tokengym/GSM8K-v0", "kwargs": {}})}
+    for name in ("done", "cut", "broken", "fresh"):
+        run = RunFolder(tmp_path / "deep" / name, config)
+        if name != "fresh":
+            run.log(0, {"eval/maj@1": 0.25})
+            run.log(96, {"eval/maj@1": 0.5, "a": 1.0})
+            run.log(192, {"eval/maj@1": 0.375})
+        del run
+    (tmp_path / "deep" / "done" / "model").mkdir()
+    (tmp_path / "deep" / "done" / "model" / "config.json").write_text('{"architectures": []}')
+    (tmp_path / "deep" / "broken" / "not-finite-3.jsonl").touch()
+    live = RunFolder(tmp_path / "live", config)
+    found = {Path(run.path).name: run for run in find_runs(tmp_path)}
+    assert {name: run.state for name, run in found.items()} == {
+        "done": "finished", "cut": "interrupted", "broken": "failed", "fresh": "not begun", "live": "running",
+    }  # fmt: skip
+    assert found["cut"][1:5] == ("ei", "tokengym/GSM8K-v0", "192", "0.500")
+    assert found["fresh"][3:5] == ("0", "")
+    assert "torch" in found["done"].versions
+    assert live
 
 
 def test_a_half_written_line_does_not_spoil_the_next(tmp_path) -> None:
@@ -63,7 +145,9 @@ def test_a_half_written_line_does_not_spoil_the_next(tmp_path) -> None:
     assert lines(tmp_path / "run") == [{"step": 0, "a": 1.0}, {"step": 7, "a": 2.0}]
 
 
-def test_rewind_forgets_later_metrics_in_the_file_and_on_the_board(tmp_path) -> None:
+def test_rewind_forgets_later_metrics_in_the_file_and_on_the_board(tmp_path, monkeypatch) -> None:
+    # Event files of one second are read in the order of a number that each process counts up, as text: 9 after 10.
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer._global_uid", AtomicCounter(0))
     run = RunFolder(tmp_path / "run", CONFIG)
     for attempts in (0, 10, 20):
         run.log(attempts, {"a": float(attempts)})

@@ -1,0 +1,299 @@
+"""Direct preference optimization (Rafailov et al. 2023) on a policy's own right and wrong attempts, in rounds.
+
+With the chosen completion's likelihood in the loss it is Iterative RPO (Pang et al. 2024, arXiv 2404.19733), whose
+authors call that term crucial for reasoning: without it the likelihood of right attempts falls, too, only more slowly
+than that of wrong ones.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..files import remove_folder
+from ..rewards.grading.solutions import equation_sequence
+from .base import AGENTS, Agent, Callback
+from .evaluation.evaluate import validate
+from .on_policy import RATE_RATIO
+from .rollouts.attempts import Attempt, RolloutStatistics
+from .rollouts.pools import pool_files, read_pool
+from .training.fine_tuning import NothingToLearnError, restore, run_epochs, snapshot, updates
+from .training.learner import Example, FineTuneConfig, Learner, Loss, MicroBatch, with_rate
+from .training.losses import PREFERENCE_LOSSES, masked_aggregate, preference_loss
+from .training.pairs import Pair, make_pairs
+from .training.rounds import Round
+
+# Seeds of different rounds are so far apart that those of neighboring runs do not meet.
+_ROUND_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class DPOConfig(FineTuneConfig):
+    """Settings of `DPO`.
+
+    Attributes:
+        rounds: Rounds of sampling and training, each from the last one's policy, which is its reference; 4 [Pang et al.
+            2024]. 1 is plain DPO.
+        samples_per_problem: K, attempts at each problem and round; 30 [Pang et al. 2024].
+        pairs_per_problem: The most pairs of a problem and round; 10 [Pang et al. 2024].
+        temperature: Temperature of sampling [choice].
+        problems: Problems that are sampled at, the split's first; `None` takes all.
+        pool: Attempts of an earlier run, a file or the folder of a run, in place of sampling: offline DPO, in one
+            round.
+        beta: Weight of the divergence from the reference; 0.1 [Rafailov et al. 2023].
+        loss: "sigmoid" (DPO) or "ipo" (Azar et al. 2024), which takes log-ratios averaged over tokens.
+        label_smoothing: Share of pairs that are labeled the wrong way round, of "sigmoid" (cDPO, Mitchell 2023).
+        nll_coef: Weight of the chosen completion's negative log-likelihood per token; 1 [Pang et al. 2024]. 0 is DPO.
+        learning_rate: Peak rate; `None` takes a twentieth of the model's own `recommended_learning_rate`, else 1e-6.
+        epochs: Passes over the pairs of a round [choice].
+        batch_size: Pairs of each update; 64 [Rafailov et al. 2023].
+        validation_problems: Problems of the validation split for maj@1 before the first round and after each [choice].
+        patience: Stop after this many rounds without a better validation maj@1 [choice].
+    """
+
+    rounds: int = 4
+    samples_per_problem: int = 30
+    pairs_per_problem: int = 10
+    temperature: float = 1.0
+    problems: int | None = None
+    pool: str | None = None
+    beta: float = 0.1
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    label_smoothing: float = 0.0
+    nll_coef: float = 1.0
+    learning_rate: float | None = None
+    epochs: int = 1
+    batch_size: int = 64
+    validation_problems: int = 200
+    patience: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("rounds", 1), ("samples_per_problem", 2), ("pairs_per_problem", 1), ("patience", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.validation_problems < 1:
+            raise ValueError(f"validation_problems must be at least 1, got {self.validation_problems}")
+        if not self.beta > 0:
+            raise ValueError(f"beta must be above 0, got {self.beta}")
+        if not self.nll_coef >= 0:
+            raise ValueError(f"nll_coef must be at least 0, got {self.nll_coef}")
+        if self.loss not in PREFERENCE_LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(PREFERENCE_LOSSES)}, got {self.loss!r}")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}")
+        if self.label_smoothing and self.loss == "ipo":
+            raise ValueError('label_smoothing is for loss="sigmoid": leave it out with "ipo"')
+        if self.pool is not None and self.rounds != 1:
+            raise ValueError(f"a pool is learned from in one round: set rounds=1, not {self.rounds}")
+
+
+@AGENTS.register("dpo")
+class DPO(Agent):
+    """Direct preference optimization (DPO) on the policy's own right and wrong attempts, in rounds."""
+
+    name = "dpo"
+    config_class = DPOConfig
+    config: DPOConfig
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        if self.config.pool is not None:
+            pool_files(self.config.pool)  # before anything is done
+
+    def learn(
+        self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
+    ) -> Self:
+        """Runs rounds until the configured number, the budget or validation says stop; the best one's policy stays.
+
+        With a run folder every finished round is kept, and learning continues after the last one, in the middle of its
+        sampling or its training too.
+
+        Raises:
+            ValueError: the problems never end and `problems` is not set, the budget does not cover one round, or the
+                pool is of other problems or another tokenizer.
+            NothingToLearnError: no problem has both a right and a wrong attempt.
+        """
+        config, validation = self.config, self.make_validation_env()
+        problems = self.count_problems(config.problems) if config.pool is None else 0
+        episodes = problems * config.samples_per_problem
+        if total_episodes is not None and total_episodes < episodes:
+            raise ValueError(
+                f"one round samples {problems} problems x {config.samples_per_problem} = {episodes} attempts, more "
+                f"than total_episodes={total_episodes}: raise it, or lower problems or samples_per_problem"
+            )
+        base = snapshot(self.model)
+        best: Round | None = None
+        try:
+            for number in range(config.rounds + 1):
+                if number and total_episodes is not None and self.num_attempts + episodes > total_episodes:
+                    break
+                metrics: dict[str, float] = {}
+                pairs = self._pairs(number, problems, metrics, progress_bar) if number else []
+                current = Round.load(self._folder(number), number)
+                if current is None:
+                    if self.run is not None:
+                        self.run.rewind(self.num_attempts - 1)  # what a killed process logged of this round
+                    if number:
+                        self._train(number, pairs, metrics, progress_bar)
+                    metrics |= validate(self.policy, validation, config.validation_problems, self.ranks)
+                    current = Round(number, metrics["eval/maj@1"], snapshot(self.model))
+                    going_on = self.log({**metrics, "round": number}, callback)
+                    self._keep(current)
+                else:
+                    restore(self.model, dict(current.weights))
+                    going_on = True
+                if best is None or current.accuracy > best.accuracy:
+                    best = current
+                if not going_on or number - best.number >= config.patience:
+                    break
+        finally:
+            restore(self.model, base if best is None else dict(best.weights))
+        self.keep_model()
+        return self
+
+    def _pairs(self, number: int, problems: int, metrics: dict[str, float], progress_bar: bool) -> list[Pair]:
+        """The pairs of a round, the same on every rank."""
+        config, started = self.config, time.perf_counter()
+        statistics = RolloutStatistics()
+        if config.pool is not None:
+            groups = read_pool(config.pool, self.env, config.problems, config.samples_per_problem)
+            attempts = [attempt for group in groups.values() for attempt in group]
+        else:
+            own = self.collect_attempts(
+                self.policy.with_sampling(temperature=config.temperature),
+                self.env,
+                problems,
+                config.samples_per_problem,
+                seed=self.seed + _ROUND_SEED * number,
+                folder=self._folder(number),
+                description=f"round {number}: sampling",
+                progress_bar=progress_bar,
+            )
+            attempts = [attempt for part in self.ranks.gather(own) for attempt in part]
+            for attempt in attempts:
+                statistics.add(attempt)
+            self.num_attempts += statistics.attempts
+            self.num_tokens += statistics.tokens
+            metrics |= statistics.metrics(time.perf_counter() - started)
+        pairs = make_pairs(attempts, self._key, config.pairs_per_problem, self.seed + _ROUND_SEED * number)
+        metrics["rollout/pairs"] = float(len(pairs))
+        if not pairs:
+            raise NothingToLearnError(
+                f"none of {len(attempts)} attempts make a pair: no problem has both a right and a wrong one that ended "
+                "within its token budget. Raise samples_per_problem or temperature, or choose other problems"
+            )
+        return pairs
+
+    def _key(self, attempt: Attempt) -> str:
+        """What makes two attempts at a problem the same: their equations, or their text where there are none."""
+        text = self.env.decode(attempt.completion)
+        return f"{equation_sequence(text)}\n{attempt.answer}" if equation_sequence(text) else text
+
+    def _train(self, number: int, pairs: Sequence[Pair], metrics: dict[str, float], progress_bar: bool) -> None:
+        """One round's updates; the policy as it is now is their reference."""
+        config, started = self.config, time.perf_counter()
+        learner = Learner(
+            self.model,
+            with_rate(config, self.model, RATE_RATIO),
+            updates(len(pairs), config),
+            self.accelerator,
+            len(self.tokenizer),
+        )
+        self.model.eval()  # dropout would make the policy another than the one whose log-ratios are compared
+        examples = [example for pair in pairs for example in (pair.chosen, pair.rejected)]
+        reference = _sums(learner, examples)
+        folder = self._folder(number)
+
+        def update(rows: NDArray[np.int64], seed: int) -> dict[str, float]:
+            both = (2 * rows[:, None] + np.arange(2)).ravel()
+            return update_on_pairs(learner, [examples[i] for i in both], reference[both], config, seed)
+
+        with self.progress(learner.total_steps, f"round {number}: training", progress_bar) as bar:
+
+            def on_step(step: int, total: int, newest: dict[str, float]) -> None:
+                bar.update()
+                metrics.update({f"train/{name}": value for name, value in newest.items()})
+
+            run_epochs(
+                learner,
+                len(pairs),
+                config,
+                update,
+                seed=self.seed + _ROUND_SEED * number,
+                checkpoints=None if folder is None else folder / "training",
+                on_step=on_step,
+            )
+        metrics["time/train_seconds"] = time.perf_counter() - started
+
+    def _folder(self, number: int) -> Path | None:
+        return None if self.run_path is None else self.run_path / f"round-{number}"
+
+    def _keep(self, current: Round) -> None:
+        folder = self._folder(current.number)
+        if folder is not None and self.ranks.is_main:
+            current.save(folder)
+            remove_folder(folder / "training")
+
+
+def update_on_pairs(
+    learner: Learner, examples: Sequence[Example], reference: NDArray[np.float64], config: DPOConfig, seed: int
+) -> dict[str, float]:
+    """One optimizer step on pairs.
+
+    The loss couples the two completions of a pair, which may lie in different micro-batches. So its derivative by each
+    completion's log-probability is computed first, without a graph of the model; the update then weighs
+    log-probabilities with it, which has the same gradient.
+
+    Args:
+        learner: Of the policy.
+        examples: Chosen and rejected completions in turns.
+        reference: `[2P]` log-probabilities of the completions under the reference.
+        config: Loss and its weights.
+        seed: Of the update.
+
+    Returns:
+        What `Learner.update` returns, with the `loss` of the pairs, the `accuracy` with which the chosen one is
+        preferred, the mean `margin` of the implicit rewards beta log(pi / pi_ref), and those of both,
+        `chosen_reward` and `rejected_reward`.
+    """
+    device, lengths = learner.base.device, np.array([len(example.completion) for example in examples])
+    ratios = torch.from_numpy(_sums(learner, examples) - reference).requires_grad_()
+    scaled = ratios / torch.from_numpy(lengths) if config.loss == "ipo" else ratios
+    margins = scaled[0::2] - scaled[1::2]
+    preference = preference_loss(margins, config.beta, config.loss, config.label_smoothing).mean()
+    (slopes,) = torch.autograd.grad(preference, ratios)
+    likelihood = np.zeros(len(examples))
+    likelihood[0::2] = config.nll_coef / (len(examples) // 2 * lengths[0::2])
+    weights = (slopes - torch.from_numpy(likelihood)).float().to(device)
+
+    metrics = learner.update(examples, _weighted(weights), seed)
+    rewards = config.beta * ratios.detach()
+    nll = -(likelihood * (ratios.detach().numpy() + reference)).sum()
+    return metrics | {
+        "loss": preference.item() + float(nll),
+        "accuracy": (margins > 0).double().mean().item(),
+        "margin": config.beta * margins.mean().item(),
+        "chosen_reward": rewards[0::2].mean().item(),
+        "rejected_reward": rewards[1::2].mean().item(),
+    }
+
+
+def _weighted(weights: Tensor) -> Loss:
+    """The sum of all tokens' log-probabilities, each attempt's with a weight of its own."""
+
+    def loss(batch: MicroBatch, logprobs: Tensor) -> Tensor:
+        return masked_aggregate(weights[batch.rows, None] * logprobs, batch.action_mask, 1)
+
+    return loss
+
+
+def _sums(learner: Learner, examples: Sequence[Example]) -> NDArray[np.float64]:
+    """Log-probabilities `[A]` of whole completions."""
+    return np.array([values.sum(dtype=np.float64) for values in learner.logprobs(examples)])

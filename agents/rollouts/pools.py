@@ -1,0 +1,74 @@
+"""Pools: attempts that an earlier run sampled, to learn from without sampling."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...envs.token_vector_env import TokenVectorEnv
+from .attempts import Attempt, AttemptFile
+
+# So many correct attempts of a pool's file are graded again: in another tokenizer's words they would not be correct.
+_CHECKED = 10
+
+
+def pool_files(path: str) -> list[Path]:
+    """The files of training attempts at a path: a file itself, or those in the folder of a run.
+
+    Raises:
+        FileNotFoundError: there is nothing at that path.
+        ValueError: the folder holds no attempts.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise FileNotFoundError(f"there is no pool {path!r}: no such file or folder as {place.absolute()}")
+    if place.is_file():
+        return [place]
+    files = sorted(file for file in place.rglob("attempts-*.jsonl") if file.parent.name != "validation")
+    if not files:
+        raise ValueError(
+            f"the folder {path!r} holds no attempts-*.jsonl: a pool is a file of attempts, or a run's folder"
+        )
+    return files
+
+
+def read_pool(path: str, env: TokenVectorEnv, problems: int | None, samples: int) -> dict[str, list[Attempt]]:
+    """A pool's attempts by problem.
+
+    Args:
+        path: a file of attempts, or the folder of a run.
+        env: the environment whose problems they are at.
+        problems: the most problems, the first that come; `None` for all.
+        samples: the most attempts at each.
+
+    Raises:
+        FileNotFoundError: there is nothing at that path.
+        ValueError: the pool is empty, or of other problems or another tokenizer; the message names the file.
+    """
+    groups: dict[str, list[Attempt]] = {}
+    for attempt in itertools.chain.from_iterable(_read(file, env) for file in pool_files(path)):
+        group = groups.get(attempt.problem.id)
+        if group is None:
+            if problems is not None and len(groups) == problems:
+                continue
+            group = groups[attempt.problem.id] = []
+        if len(group) < samples:
+            group.append(attempt)
+    if not groups:
+        raise ValueError(f"the pool {path!r} holds no attempts")
+    return groups
+
+
+def _read(path: Path, env: TokenVectorEnv) -> Iterator[Attempt]:
+    """Attempts in a file, which must be at this environment's problems and in its tokens."""
+    doubtful = _CHECKED
+    try:
+        for attempt in AttemptFile(path).read(env):
+            foreign = attempt.completion.max() >= len(env.tokenizer)
+            if attempt.is_success and doubtful and not foreign:
+                doubtful -= 1
+                foreign = not env.problems.grade(env.decode(attempt.completion), attempt.problem).correct
+            if foreign:
+                raise ValueError(f"the attempt at {attempt.problem.id!r} reads otherwise by the policy's tokenizer")
+            yield attempt
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is no pool of this policy's attempts at these problems: {error}") from error
