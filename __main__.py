@@ -342,7 +342,7 @@ def doctor(arguments: Sequence[str]) -> None:
 
 
 def bench(arguments: Sequence[str]) -> None:
-    """Measure this machine, or run an experiment: paper, parity, multiplication, ppo or rcrl (each has --help)."""
+    """Measure this machine, or run an experiment: models, paper, parity, multiplication, ppo or rcrl (see --help)."""
     modules = {"env": "speed.env_throughput", "rollout": "speed.rollout_throughput", "memory": "speed.rollout_memory"}
     modules |= {
         "linear": "studies.linear_theory",
@@ -350,6 +350,7 @@ def bench(arguments: Sequence[str]) -> None:
         "orm": "speed.orm_cost",
     }
     experiments: dict[str, Callable[[Sequence[str]], None]] = {
+        "models": _models,
         "paper": _paper,
         "parity": partial(_after_pretraining, "parity"),
         "multiplication": partial(_after_pretraining, "multiplication"),
@@ -415,6 +416,19 @@ def _paper(arguments: Sequence[str]) -> None:
         paper.show(grid, _print)
 
     _cli(run, "tokengym bench paper", arguments, _summary(paper).removeprefix("`tokengym bench paper`: "))
+
+
+def _models(arguments: Sequence[str]) -> None:
+    from .benchmarks.studies import model_matrix
+
+    def run(matrix: model_matrix.ModelMatrix) -> None:
+        rows = model_matrix.run(matrix, _print)
+        _print(model_matrix.summary(rows))
+        _print(f"models.json and models.md are in {matrix.folder}")
+        if any(row.bad for row in rows.values()):
+            raise SystemExit(1)
+
+    _cli(run, "tokengym bench models", arguments, _summary(model_matrix).removeprefix("`tokengym bench models`: "))
 
 
 def _rewards_of_ppo(arguments: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ Merging them into weights in bfloat16 would round nearly all away of what a few 
 import copy
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,14 +76,20 @@ def with_saved_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel
             "merged model in the folder above, or put the weights back that they were trained on"
         )
     try:
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are put in below
+            adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the adapters in {str(folder)!r} do not fit the model {base!r}: {error}") from error
-    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    if others := wanted ^ set(load_file(folder / "adapter_model.safetensors")):
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    saved = load_file(folder / "adapter_model.safetensors")
+    if others := set(state) ^ set(saved):
         raise ValueError(
             f"the adapters in {str(folder)!r} do not fit the model {base!r}: {min(others)} is in one of them only"
         )
+    with torch.no_grad():
+        for name, value in saved.items():
+            state[name].copy_(value)  # peft leaves out what transformers has other names for in its checkpoints
     return cast(PreTrainedModel, adapted)
 
 
@@ -102,6 +109,7 @@ def fingerprint(model: PreTrainedModel) -> str:
         if ".lora_" not in name:
             flat = parameter.detach().flatten()
             some = flat[torch.linspace(0, len(flat) - 1, min(64, len(flat)), device=flat.device).long()]
-            digest.update(f"{name.replace('.base_layer.', '.')} {tuple(parameter.shape)}".encode())
+            plain = ".".join(part for part in name.split(".") if part != "base_layer")  # experts are wrapped twice
+            digest.update(f"{plain} {tuple(parameter.shape)}".encode())
             digest.update(some.bfloat16().view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()

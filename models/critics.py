@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..registry import unknown_name
 from .forward import Index, action_states, ends_with_its_head
-from .layers import check_depth, decoder_layers, evaluating, model_name, path_to_head, without_adapters
+from .layers import check_depth, decoder_layers, evaluating, model_name, path_to_head, trunk
 
 CRITICS = ("branch", "head", "model")
 
@@ -113,7 +113,7 @@ class BranchCritic(Critic):
                     hook.remove()
         try:
             found = self.eval().hidden(heard, torch.ones_like(ids, dtype=torch.bool), {})
-        except (TypeError, ValueError, RuntimeError, IndexError):
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError):
             return False
         return found.shape == right[0][0].shape and torch.allclose(found, right[0][0], rtol=1e-2, atol=1e-2)
 
@@ -127,7 +127,7 @@ class BranchCritic(Critic):
         states = heard[0][0][0]
         for layer, (arguments, named) in zip(self.layers, heard, strict=True):
             states = layer(states, *arguments[1:], **named)
-            states = states[0] if isinstance(states, tuple) else states
+            states = states[0] if isinstance(states, tuple | list) else states
         return self.path_to_head(states[select])
 
 
@@ -136,7 +136,7 @@ class ModelCritic(Critic):
 
     def __init__(self, policy: PreTrainedModel) -> None:
         super().__init__(policy)
-        self.trunk = _plain_copy(without_adapters(policy).base_model)
+        self.trunk = _plain_copy(trunk(policy))
 
     def hidden(self, heard: list[Any], select: Index, inputs: dict[str, Tensor]) -> Tensor:
         return self.trunk(**inputs, use_cache=False).last_hidden_state[select]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -28,6 +28,14 @@ def decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     raise ValueError(f"{model_name(model)} does not keep its {count} layers in a list: its top ones cannot be told")
 
 
+def trunk(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a causal language model that makes hidden states: all of it but its head, without adapters."""
+    base: Any = without_adapters(model).base_model
+    if base.get_output_embeddings() is not None:  # Llama 4 gives itself for its base model
+        base = next(part for part in base.children() if isinstance(part, PreTrainedModel))
+    return base
+
+
 @torch.no_grad()
 def path_to_head(model: PreTrainedModel) -> tuple[list[nn.Module], bool]:
     """The modules that hidden states pass from the last layer to the output layer: a norm, and in some a projection.
@@ -45,7 +53,7 @@ def path_to_head(model: PreTrainedModel) -> tuple[list[nn.Module], bool]:
     reads_it = False
 
     def leave_layers(_: nn.Module, inputs: Any, output: Any) -> None:
-        current[:] = [output[0] if isinstance(output, tuple) else output]
+        current[:] = [output[0] if isinstance(output, tuple | list) else output]
 
     def enter(module: nn.Module, inputs: Any, named: Any) -> None:
         if current and not inside and any(value is current[0] for value in (*inputs, *named.values())):
@@ -59,7 +67,8 @@ def path_to_head(model: PreTrainedModel) -> tuple[list[nn.Module], bool]:
 
     def read(_: nn.Module, inputs: Any) -> None:
         nonlocal reads_it
-        reads_it = bool(current) and inputs[0].shape == current[0].shape and torch.equal(inputs[0], current[0])
+        found = bool(current) and isinstance(current[0], Tensor)
+        reads_it = found and inputs[0].shape == current[0].shape and torch.equal(inputs[0], current[0])
         current.clear()
 
     head = cast(nn.Module, model.get_output_embeddings())

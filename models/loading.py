@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from ..registry import UnknownNameError, unknown_name
 from .adapters import FOLDER, base_name, is_adapter, with_saved_adapters
 from .engine.self_check import check_training
 from .head import trained_rows
+from .layers import evaluating
 from .tokenizers import CHARS, load_tokenizer, locate, not_loaded
 
 _logger = logging.getLogger(__name__)
+
+# Layers of Mamba whose weights its kernels read.
+_MAMBA = ("conv1d", "x_proj", "dt_proj", "out_proj")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -105,17 +110,18 @@ def load(
     except OSError as error:
         raise not_loaded("model", name, location, error) from error
     except (ValueError, ImportError) as error:
-        if attn is None or "attention" not in str(error):
-            raise
         cause = textwrap.shorten(str(error), 300)
+        if attn is None or "attention" not in str(error):
+            raise ValueError(f"transformers cannot load {name!r} as a causal language model: {cause}") from error
         raise ValueError(f"the model {name!r} cannot run with attn={attn!r}; leave attn out. {cause}") from error
     check_vocabulary(model, tokenizer)
-    if lora_rank is not None:
-        model = with_lora(model, lora_rank, lora_alpha, lora_targets, lora_seed, rank_stabilized=lora_rank_stabilized)
-        local = Path(name).expanduser()
-        _adapter_config(model).base_model_name_or_path = str(local.resolve()) if local.exists() else name
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     check_training(model)
+    if lora_rank is not None:
+        model = with_lora(model, lora_rank, lora_alpha, lora_targets, lora_seed, rank_stabilized=lora_rank_stabilized)
+        model = model.eval()
+        local = Path(name).expanduser()
+        _adapter_config(model).base_model_name_or_path = str(local.resolve()) if local.exists() else name
     return model, tokenizer
 
 
@@ -172,6 +178,7 @@ def with_lora(
         use_rslora=rank_stabilized,
         lora_dropout=0.0,  # rollouts and updates must see the same policy
         target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=_without_adapters(model) or None,
         trainable_token_indices={name: list(trainable_tokens) for name in names} if trainable_tokens else None,
     )
     with torch.random.fork_rng(devices=[]):
@@ -184,7 +191,33 @@ def with_lora(
     return adapted
 
 
-def _add_bias(head: torch.nn.Module, _: Any, logits: Tensor) -> Tensor:
+@torch.no_grad()
+def _without_adapters(model: PreTrainedModel) -> list[str]:
+    """Names of layers that take no adapters: those with a forward pass of their own, and those that are never called.
+
+    The weights of the latter are read by others, so that adapters would never run. A short forward pass shows them:
+    they lie in a module that is called, and are not. What Mamba's kernels read is called where there are no kernels.
+    """
+    called: set[nn.Module] = set()
+    hooks = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in model.modules()]
+    try:
+        with evaluating(model):
+            model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found: list[str] = []
+    for name, module in model.named_modules():
+        by_kernels = _MAMBA if all(hasattr(module, part) for part in ("conv1d", "out_proj", "D")) else ()
+        for part, child in module.named_children() if module in called else ():
+            linear = isinstance(child, nn.Linear | Conv1D)
+            own = linear and type(child).__module__.startswith("transformers.models")
+            if part in by_kernels or own or (linear and child not in called):
+                found.append(f"{name}.{part}".removeprefix("."))
+    return found
+
+
+def _add_bias(head: nn.Module, _: Any, logits: Tensor) -> Tensor:
     """Adds the bias of a head whose rows are trained: peft leaves it out then."""
     rows = trained_rows(head)
     return logits if rows.disable_adapters or rows.merged else logits + rows.get_base_layer().bias.to(logits.dtype)

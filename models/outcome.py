@@ -26,8 +26,9 @@ from transformers import (
 from ..arrays import FloatArray, IntArray
 from ..registry import unknown_name
 from .engine.scorer import SlotScorer
-from .engine.self_check import check_training, decoding
+from .engine.self_check import check_training, fits_slots
 from .forward import Index, micro_batches, selected_logits, sigmoid
+from .layers import trunk
 from .loading import check_vocabulary, no_progress_bars
 from .positions import check_length, position_limit
 from .token_scorer import TokenScorer
@@ -91,10 +92,8 @@ class OutcomeModel:
         _remove_dropout(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            scorer: Any = TokenScorer._from_config(
-                config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
-            )
-        scorer.base_model.load_state_dict(model.base_model.state_dict())
+            scorer: Any = TokenScorer._from_config(config, dtype=model.dtype)
+        scorer.base_model.load_state_dict(trunk(model).state_dict())
         return cls(scorer.to(model.device).eval(), tokenizer, kind)
 
     @classmethod
@@ -223,8 +222,7 @@ class OutcomeModel:
     def scorer(self, num_slots: int) -> "SlotScorer | WholeScorer":
         """Scores the attempts in an environment's slots as they grow; the model is put in evaluation mode."""
         self.model.eval()
-        by_slots = decoding(self.model) == "slots"
-        return SlotScorer(self.model, self.head, num_slots) if by_slots else WholeScorer(self)
+        return SlotScorer(self.model, self.head, num_slots) if fits_slots(self.model) else WholeScorer(self)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.model.device, non_blocking=True)

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
+from .layers import trunk
+
 
 class TokenScorer(PreTrainedModel):
     """One logit for each token, by a linear head on the last hidden states of a causal language model's base model.
@@ -22,16 +24,22 @@ class TokenScorer(PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: PreTrainedConfig) -> None:
-        super().__init__(config)
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        causal: PreTrainedModel = kind(config)
-        self.model: Any = causal.base_model
+        causal: PreTrainedModel = kind(config)  # first, so that each part of it chooses what it supports
+        super().__init__(config)
+        self.model: Any = trunk(causal)
         embeddings: Any = causal.get_output_embeddings()
+        inputs = causal.get_input_embeddings()
+        self._embeddings = next(name for name, module in self.model.named_modules() if module is inputs)
         self.score = nn.Linear(embeddings.weight.shape[1], 1)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
+        return self.model.get_submodule(self._embeddings)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # checked in the base model, too
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> TokenClassifierOutput:
         """Logits `[B, T, 1]`.

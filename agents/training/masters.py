@@ -4,10 +4,14 @@ A step of 1e-6 is far smaller than the distance between neighboring bfloat16 num
 weights that are rounded to nearest after every step would stay where they are. Two ways around that are built here.
 
 - Float32 master weights, exact: a weight in bfloat16 is the upper half of its master, rounded, and the optimizer keeps
-  the lower half. That costs 2 bytes per weight, as much as a Kahan sum, and equals training a float32 copy.
+  the lower half. That costs 2 bytes per weight, as much as a Kahan sum, and equals training a float32 copy. Rounding
+  is dithered: each weight has a point of its own, between its two neighbors, from which on it goes up. So small steps
+  move their share of the weights at once, and the policy that acts keeps up with its masters. Rounded to nearest, all
+  weights of a size would stay behind together, until their masters have gone half of the distance.
 - Stochastic rounding: up or down at random, such that the mean is right (arXiv 2010.06192). It keeps nothing.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -101,7 +105,7 @@ class MasterAdamW(torch.optim.Optimizer):
         state = {"step": torch.zeros((), device=parameter.device)}
         state |= {name: torch.zeros_like(parameter, dtype=torch.float32) for name in ("exp_avg", "exp_avg_sq")}
         if self.rounding == "exact" and parameter.dtype == torch.bfloat16:
-            state["low"] = torch.zeros_like(parameter, dtype=torch.int16)
+            state["low"] = -_dither(parameter.shape, parameter.device)
         return state
 
     def _adamw(
@@ -131,15 +135,33 @@ class MasterAdamW(torch.optim.Optimizer):
 
 
 def split(master: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest bfloat16 number to each float32 one (ties away from zero), and what `join` needs besides, int16."""
-    bits = master.view(torch.int32)
+    """A bfloat16 neighbor of each float32 number, the nearer for more of them, and what `join` needs besides, int16.
+
+    Numbers that bfloat16 has are left as they are, and the mean over many numbers is kept.
+    """
+    bits = master.view(torch.int32) - _dither(master.shape, master.device)
     low = bits.to(torch.int16)  # the lower half, read as a signed number: its sign says which way was nearer
     return ((bits - low) >> 16).to(torch.int16).view(torch.bfloat16), low
 
 
 def join(high: Tensor, low: Tensor) -> Tensor:
     """The float32 numbers that `split` took apart, bit for bit."""
-    return ((high.detach().view(torch.int16).int() << 16) + low).view(torch.float32)
+    bits = (high.detach().view(torch.int16).int() << 16) + low
+    return (bits + _dither(high.shape, high.device)).view(torch.float32)
+
+
+def _dither(shape: torch.Size, device: torch.device) -> Tensor:
+    """Numbers from -32767 to 32767, int16, spread evenly over the rows, columns and blocks of a tensor.
+
+    They are the R2 sequence of M. Roberts (2018), "The unreasonable effectiveness of quasirandom sequences": multiples
+    of the plastic number's powers, here of 2^-16, modulo 1.
+    """
+    rows, columns = (
+        torch.arange(size, dtype=torch.int32, device=device) * step
+        for size, step in zip((math.prod(shape[:-1]), shape[-1] if shape else 1), (49_471, 37_345), strict=True)
+    )
+    spread = (rows[:, None] + columns).to(torch.int16)
+    return spread.clamp_(min=-32_767).view(shape)
 
 
 def stochastically_rounded(master: Tensor, generator: torch.Generator) -> Tensor:

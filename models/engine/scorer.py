@@ -26,7 +26,7 @@ class SlotScorer(SlotModel):
     scored together share forward passes. Prompts are run when the first score is asked for, each distinct one once.
 
     Args:
-        model: a causal transformer with a head of one logit that `self_check.decoding` finds right for slots.
+        model: a causal transformer with a head of one logit that `self_check.fits_slots` finds right.
         head: that head.
         num_slots: the environment's.
     """

@@ -27,14 +27,33 @@ def gradients(step: int, low: bool = False) -> list[torch.Tensor]:
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=20))
-def test_halves_make_the_number_again_and_the_upper_one_is_the_nearest(values: list[float]) -> None:
+def test_halves_make_the_number_again_and_the_upper_one_is_a_neighbor(values: list[float]) -> None:
     numbers = torch.tensor(values, dtype=torch.float32)
     high, low = split(numbers)
     assert torch.equal(join(high, low), numbers)
     nearest = numbers.bfloat16()
-    ties = (numbers.double() - high.double()).abs() == (numbers.double() - nearest.double()).abs()
-    assert (high == nearest)[~ties].all()
-    assert ties.all(), "another number is nearer"
+    spacing = (nearest.double().abs() * 2.0**-7).clamp(min=2.0**-133)
+    assert ((high.double() - numbers.double()).abs() < spacing).all()
+    exact = nearest.float() == numbers
+    assert torch.equal(high[exact], nearest[exact])
+    again, low_again = split(join(high, low))
+    assert torch.equal(again, high)
+    assert torch.equal(low_again, low)
+
+
+@pytest.mark.parametrize("shape", [(300,), (64, 48), (4, 32, 16), (1, 2000), (2000, 1)])
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.97])
+def test_rounding_moves_the_part_of_the_weights_that_their_masters_have_gone(
+    shape: tuple[int, ...], part: float
+) -> None:
+    """In the whole, and in every line of it that is long enough to show it."""
+    for sign in (1, -1):
+        high, _ = split(torch.full(shape, sign * (1 + part * 2.0**-7)))
+        moved = (high.float() != sign).double()
+        assert moved.mean() == pytest.approx(part, abs=0.01)
+        for axis, size in enumerate(shape):
+            if size >= 48:
+                assert (moved.mean(axis) - part).abs().max() < 0.06
 
 
 def test_float32_weights_are_stepped_as_torch_steps_them() -> None:

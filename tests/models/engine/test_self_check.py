@@ -18,7 +18,7 @@ SLOTS = (
     "bloom", "deepseek_v3", "falcon, ALiBi", "gemma3_text", "gemma3n_text", "gemma4_text", "gpt2", "gpt_oss",
     "llama4_text", "mixtral", "modernbert-decoder", "opt, projected", "phi3, window", "qwen2, windows",
 )  # fmt: skip
-ROWS = ("bart", "falcon_h1", "gpt_neo", "lfm2", "mamba", "qwen3_next", "roberta", "rwkv")
+ROWS = ("bart", "falcon_h1", "gpt_neo", "lfm2", "mamba", "qwen3_next", "roformer", "rwkv")
 
 
 def model(name: str) -> PreTrainedModel:
@@ -65,6 +65,9 @@ def test_what_is_decoded_is_what_a_full_pass_computes(name: str) -> None:
     [
         ("openai-gpt", r"OpenAIGPTLMHeadModel, of type 'openai-gpt', cannot be decoded: .* keeps no cache"),
         ("deepseek_v4", r"'deepseek_v4', cannot be decoded: .*compressed_sparse_attention"),
+        ("nemotron_h", r"'nemotron_h', cannot be decoded: .* a cache for one row changes its outputs"),
+        ("zamba2", r"'zamba2', cannot be decoded: .* a cache for one row changes its outputs"),
+        ("xlm-roberta", r"'xlm-roberta', cannot be decoded: .* a cache for one row changes its outputs"),
         ("prophetnet", "'prophetnet', cannot be trained or scored: its tokens see later ones"),
     ],
 )
@@ -86,6 +89,32 @@ def test_broken_weights_are_refused() -> None:
         broken.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="its outputs are not finite"):
         check_training(broken)
+
+
+def masking(value: float) -> PreTrainedModel:
+    """A model that never writes some tokens."""
+    masked = model("llama")
+
+    def mask(module: torch.nn.Module, inputs: tuple, logits: torch.Tensor) -> torch.Tensor:
+        return logits.masked_fill(torch.arange(VOCABULARY) > 50, value)
+
+    masked.get_output_embeddings().register_forward_hook(mask)  # pyright: ignore
+    return masked
+
+
+def test_masked_tokens_do_not_hide_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The square of the smallest number is infinite, and all errors are small beside it."""
+    lowest = torch.finfo(torch.float32).min
+    assert decoding(masking(lowest)) == "slots"
+    wrong = masking(lowest)
+    forward = wrong.model.forward
+    monkeypatch.setattr(wrong.model, "forward", lambda *args, position_ids=None, **named: forward(*args, **named))
+    assert decoding(wrong) == "rows"
+
+
+def test_tokens_masked_by_infinity_are_refused() -> None:
+    with pytest.raises(ValueError, match="'llama', cannot be trained or scored: it masks tokens by logits of -inf"):
+        check_training(masking(-torch.inf))
 
 
 def test_a_cache_that_a_model_does_not_read_right_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
