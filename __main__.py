@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from .registry import UnknownNameError, unknown_name
+from .registry import UnknownNameError, summary, unknown_name
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -154,7 +154,7 @@ def train(arguments: Sequence[str]) -> None:
     from .agents.presets import with_preset
 
     if not arguments or arguments[0].startswith("-"):
-        names = "\n".join(f"  {name:10} {_summary(AGENTS.get(name))}" for name in AGENTS.names())
+        names = "\n".join(f"  {name:16} {text}" for name, text in AGENTS.summaries().items())
         _print(f"usage: tokengym train AGENT [--help] [OPTIONS]\n\nagents:\n{names}")
         return
     kind = AGENTS.get(arguments[0])
@@ -196,7 +196,7 @@ def train(arguments: Sequence[str]) -> None:
         _print(f"{what} in {folder} (tensorboard --logdir {folder})")
 
     run.__annotations__["config"] = with_preset(kind.config_class, _flag(arguments, "--preset"), kind.name)
-    _cli(run, f"tokengym train {arguments[0]}", _resume_said(arguments[1:]), _summary(kind))
+    _cli(run, f"tokengym train {arguments[0]}", _resume_said(arguments[1:]), summary(kind))
 
 
 class Terminated(KeyboardInterrupt):
@@ -396,7 +396,7 @@ def _after_pretraining(task: str, arguments: Sequence[str]) -> None:
         _print(f"runs, results.json and plots are in {experiment.folder}")
 
     run.__annotations__["experiment"] = kinds[task]
-    _cli(run, f"tokengym bench {task}", arguments, _summary(after_pretraining))
+    _cli(run, f"tokengym bench {task}", arguments, summary(after_pretraining))
 
 
 def _return_conditioning(arguments: Sequence[str]) -> None:
@@ -406,7 +406,7 @@ def _return_conditioning(arguments: Sequence[str]) -> None:
         _print(return_conditioning.table(return_conditioning.run(experiment, _print)))
         _print(f"runs and results.json are in {experiment.folder}")
 
-    _cli(run, "tokengym bench rcrl", arguments, _summary(return_conditioning))
+    _cli(run, "tokengym bench rcrl", arguments, summary(return_conditioning))
 
 
 def _paper(arguments: Sequence[str]) -> None:
@@ -415,7 +415,7 @@ def _paper(arguments: Sequence[str]) -> None:
     def run(grid: paper.PaperGrid) -> None:
         paper.show(grid, _print)
 
-    _cli(run, "tokengym bench paper", arguments, _summary(paper).removeprefix("`tokengym bench paper`: "))
+    _cli(run, "tokengym bench paper", arguments, summary(paper).removeprefix("`tokengym bench paper`: "))
 
 
 def _models(arguments: Sequence[str]) -> None:
@@ -438,7 +438,7 @@ def _rewards_of_ppo(arguments: Sequence[str]) -> None:
         _print(ppo.table(ppo.run(experiment, _print)))
         _print(f"runs, results.json and a plot are in {experiment.folder}")
 
-    _cli(run, "tokengym bench ppo", arguments, _summary(ppo))
+    _cli(run, "tokengym bench ppo", arguments, summary(ppo))
 
 
 def demo(arguments: Sequence[str]) -> None:
@@ -465,9 +465,10 @@ def list_names(arguments: Sequence[str]) -> None:
         from .envs import CURRICULA, IDS, PROBLEMS
         from .rewards import REWARDS
 
-        rows = [("environment", env_id, _summary(PROBLEMS.get(source))) for env_id, source in IDS.items()]
+        problems = PROBLEMS.summaries()
+        rows = [("environment", env_id, problems[source]) for env_id, source in IDS.items()]
         for registry in (AGENTS, REWARDS, CURRICULA):
-            rows += [(registry.kind, name, _summary(registry.get(name))) for name in registry.names()]
+            rows += [(registry.kind, name, text) for name, text in registry.summaries().items()]
         _print(_table(("kind", "name", "what it is"), rows))
 
     _cli(run, "tokengym list", arguments, list_names.__doc__)
@@ -488,7 +489,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status. Errors of the user's are one line, without a traceback."""
     command, *rest = (list(sys.argv[1:]) if arguments is None else list(arguments)) or ["--help"]
     if command in ("-h", "--help"):
-        lines = "\n".join(f"  {name:8} {_summary(function)}" for name, function in COMMANDS.items())
+        lines = "\n".join(f"  {name:8} {summary(function)}" for name, function in COMMANDS.items())
         _print(f"usage: tokengym COMMAND [--help] [OPTIONS]\n\n{DESCRIPTION}\n\ncommands:\n{lines}")
         return 0
     try:
@@ -532,11 +533,6 @@ def _flag(arguments: Sequence[str], name: str) -> str | None:
         if argument.startswith(f"{name}="):
             return argument.partition("=")[2]
     return None
-
-
-def _summary(thing: object) -> str:
-    """The first line of a docstring."""
-    return (thing.__doc__ or "").strip().split("\n", 1)[0]
 
 
 def _line(metrics: dict[str, float]) -> str:

@@ -1,9 +1,14 @@
-"""Names that users pick things by: built-ins first, then third parties' entry points, loaded when asked for."""
+"""Name registries: built-ins, and entry points of installed packages, each imported when it is asked for."""
 
+import ast
 import difflib
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 T = TypeVar("T")
@@ -14,6 +19,10 @@ class UnknownNameError(LookupError):
     """A name that nothing is registered under; the message suggests the nearest ones."""
 
 
+class EntryPointError(ValueError):
+    """An entry point of an installed package that cannot be used; the message names the package and the fault."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """The error for a name that is not among `known`, suggesting the nearest."""
     names = sorted(known)
@@ -22,53 +31,114 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     return UnknownNameError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")
 
 
+def summary(thing: object) -> str:
+    """The first line of a docstring of its own; empty if there is none."""
+    return (thing.__doc__ or "").strip().split("\n", 1)[0]
+
+
 class Registry(Generic[T]):
     """Built-in entries by name, joined by the entry-point group `tokengym.<kind>s` of installed distributions.
 
-    A built-in wins over an entry point of the same name. Two distributions that claim one name raise `ValueError` when
-    that name is asked for. An unknown name raises `UnknownNameError`.
+    A built-in wins over an entry point of the same name.
 
     Args:
-        kind: what is registered, for messages and for the group's name.
-        modules: modules that register built-ins, imported when a name is first asked for.
+        kind: What is registered, for messages and for the group's name.
+        built_in: Built-ins by name, each as "module:attribute", imported when it is asked for.
+        base: Class that entry points must name concrete subclasses of, as "module:attribute"; by default they may name
+            anything that can be called.
     """
 
-    def __init__(self, kind: str, modules: Iterable[str] = ()) -> None:
+    def __init__(self, kind: str, built_in: Mapping[str, str] | None = None, base: str | None = None) -> None:
         self.kind = kind
         self.group = f"tokengym.{kind}s"
-        self._modules = tuple(modules)
-        self._builtin: dict[str, T] = {}
+        self._homes = dict(built_in or {})
+        self._registered: dict[str, T] = {}
+        self._base = base
 
     def register(self, name: str) -> Callable[[E], E]:
         """Decorator that registers a built-in under `name`."""
 
         def add(entry: E) -> E:
-            self._builtin[name] = cast(T, entry)
+            self._registered[name] = cast(T, entry)
             return entry
 
         return add
 
     def names(self) -> list[str]:
-        """All names that `get` accepts, sorted; loads no third-party code."""
-        self._load()
-        return sorted({*self._builtin, *(point.name for point in entry_points(group=self.group))})
+        """All names, sorted; imports nothing."""
+        return sorted({*self._homes, *self._registered, *(point.name for point in entry_points(group=self.group))})
 
     def get(self, name: str) -> T:
-        """The entry registered under `name`; a third party's is imported here and not before."""
-        self._load()
-        if name in self._builtin:
-            return self._builtin[name]
+        """The entry registered under `name`.
+
+        Raises:
+            UnknownNameError: Nothing is registered under that name.
+            EntryPointError: Several distributions claim the name, or the one that does cannot be imported or names
+                something of another kind.
+        """
+        if name in self._registered:
+            return self._registered[name]
+        if name in self._homes:
+            return cast(T, _resolve(self._homes[name]))
         points = tuple(entry_points(group=self.group, name=name))
         if len(points) > 1:
             owners = " and ".join(sorted(_distribution(point) for point in points))
-            raise ValueError(f"{self.kind} {name!r} is claimed by {owners}: uninstall one of them")
+            raise EntryPointError(f"{self.kind} {name!r} is claimed by {owners}: uninstall one of them")
         if not points:
             raise unknown_name(self.kind, name, self.names())
-        return points[0].load()
+        return self._load(points[0])
 
-    def _load(self) -> None:
-        for module in self._modules:
-            import_module(module)
+    def summaries(self) -> dict[str, str]:
+        """By name the first line of each entry's docstring, or the fault of an entry point that cannot be used.
+
+        Built-ins that are imported when asked for are not imported for this: their source is read.
+        """
+        found: dict[str, str] = {}
+        for name in self.names():
+            try:
+                lazily = name in self._homes and name not in self._registered
+                found[name] = _summary_in_source(self._homes[name]) if lazily else summary(self.get(name))
+            except EntryPointError as error:
+                found[name] = f"cannot be used: {error}"
+        for point in entry_points(group=self.group):
+            if point.name in self._homes or point.name in self._registered:
+                found[point.name] += f" (hides the {self.kind} of that name of {_distribution(point)})"
+        return found
+
+    def _load(self, point: EntryPoint) -> T:
+        where = f"{self.kind} {point.name!r} of {_distribution(point)} (entry point {point.value})"
+        try:
+            entry = point.load()
+        except (Exception, SystemExit) as error:  # another package's code may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise EntryPointError(f"{where} cannot be imported: {reason}; repair or uninstall it") from error
+        if self._base is None:
+            fits, wanted = callable(entry), "can be called"
+        else:
+            base = _resolve(self._base)
+            fits = isinstance(entry, type) and issubclass(entry, base) and not inspect.isabstract(entry)
+            wanted = f"is a subclass of {base.__module__}.{base.__qualname__} with all its methods"
+        if not fits:
+            raise EntryPointError(f"{where} names {entry!r:.80}, which is no {self.kind}: name one that {wanted}")
+        return cast(T, entry)
+
+
+def _resolve(place: str) -> type:
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+@cache
+def _summary_in_source(place: str) -> str:
+    """The first line of the docstring of a class or function of a module, which is not imported."""
+    module, _, attribute = place.partition(":")
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        return ""
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
+            return (ast.get_docstring(node) or "").split("\n", 1)[0]
+    return ""
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -12,7 +12,7 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .backtranslation import Backtranslation
-    from .base import AGENTS, Agent, make_agent
+    from .base import Agent
     from .dpo import DPO
     from .evaluation.evaluate import Evaluation, evaluate
     from .expert_iteration import RFT, ExpertIteration, STaR
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .ppo import PPO
     from .pretrain import Pretrain
     from .rcrl import RCRL
+    from .registry import AGENTS, make_agent
     from .reinforce import Reinforce
     from .rollouts.attempts import Attempt
     from .rollouts.collect import collect
@@ -58,7 +59,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "backtranslation": ("Backtranslation",),
-        "base": ("AGENTS", "Agent", "make_agent"),
+        "base": ("Agent",),
         "dpo": ("DPO",),
         "rollouts.conditioned_policy": ("ConditionedPolicy", "load_policy"),
         "evaluation.evaluate": ("Evaluation", "evaluate"),
@@ -69,6 +70,7 @@ __getattr__, __dir__ = lazy_names(
         "ppo": ("PPO",),
         "pretrain": ("Pretrain",),
         "rcrl": ("RCRL",),
+        "registry": ("AGENTS", "make_agent"),
         "reinforce": ("Reinforce",),
         "rollouts.attempts": ("Attempt",),
         "rollouts.collect": ("collect",),

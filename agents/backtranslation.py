@@ -18,7 +18,7 @@ from ..envs.token_vector_env import TokenVectorEnv
 from ..files import write_text
 from ..models.engine.sampling import SamplingConfig
 from ..rewards.grading.numbers import Verdict
-from .base import AGENTS, Agent, Callback
+from .base import Agent, Callback
 from .rollouts.attempts import Attempt
 from .rollouts.policy import CausalLMPolicy
 from .sft import SFT
@@ -60,7 +60,6 @@ class BacktranslationConfig(FineTuneConfig):
         SamplingConfig(self.temperature)
 
 
-@AGENTS.register("backtranslation")
 class Backtranslation(Agent):
     """Writes new problems that the student, the agent's model, solves sometimes; the model itself does not change.
 

@@ -23,7 +23,7 @@ from ..files import new_folder, write_json
 from ..models.adapters import save_model
 from ..models.engine.vllm_decoder import VLLM
 from ..models.loading import load, no_progress_bars
-from ..registry import Registry, unknown_name
+from ..registry import unknown_name
 from .presets import apply_preset
 from .rollouts.attempts import Attempt
 from .rollouts.collect import collect_into
@@ -359,23 +359,6 @@ class Agent(ABC):
         }
 
 
-_BUILT_INS = (
-    "backtranslation",
-    "dpo",
-    "expert_iteration",
-    "grpo",
-    "outcome_models",
-    "ppo",
-    "pretrain",
-    "rcrl",
-    "reinforce",
-    "sft",
-)
-
-AGENTS: Registry[type[Agent]] = Registry("agent", (f"{__package__}.{name}" for name in _BUILT_INS))
-"""Agents by name; third parties join through the entry-point group `tokengym.agents`."""
-
-
 def fingerprint(problems: ProblemSource) -> str:
     """A digest of a finite source's first problems, by which a run notices that its data changed."""
     if problems.size is None:
@@ -385,15 +368,6 @@ def fingerprint(problems: ProblemSource) -> str:
         problem = problems[index]
         digest.update(repr((problem.id, problem.question, problem.answer, problem.solution)).encode())
     return digest.hexdigest()[:16]
-
-
-def make_agent(name: str, env: Environment, model: str | Path | None = None, **config: Any) -> Agent:
-    """The agent registered under `name`, made of the arguments of `Agent` and the fields of its configuration.
-
-    Raises:
-        UnknownNameError: no agent has that name.
-    """
-    return AGENTS.get(name)(env, model, **config)
 
 
 def _spec(env: Environment) -> EnvSpec | TokenVectorEnv:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..files import remove_folder
 from ..rewards.grading.solutions import equation_sequence
-from .base import AGENTS, Agent, Callback
+from .base import Agent, Callback
 from .evaluation.evaluate import validate
 from .on_policy import RATE_RATIO
 from .rollouts.attempts import Attempt, RolloutStatistics
@@ -94,7 +94,6 @@ class DPOConfig(FineTuneConfig):
             raise ValueError(f"a pool is learned from in one round: set rounds=1, not {self.rounds}")
 
 
-@AGENTS.register("dpo")
 class DPO(Agent):
     """Direct preference optimization (DPO) on the policy's own right and wrong attempts, in rounds."""
 

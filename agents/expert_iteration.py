@@ -18,7 +18,7 @@ from ..files import remove_folder
 from ..models.engine.sampling import SamplingConfig
 from ..models.outcome import OutcomeModel
 from ..rewards.grading.solutions import equation_sequence, exact_text
-from .base import AGENTS, Agent, Callback, LoRA
+from .base import Agent, Callback, LoRA
 from .evaluation.evaluate import score_attempts, validate
 from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.collect import collect_into
@@ -119,7 +119,6 @@ class STaRConfig(ExpertIterationConfig):
 _KEYS: dict[str, Callable[[str], str]] = {"equation_sequence": equation_sequence, "exact_text": exact_text}
 
 
-@AGENTS.register("ei")
 class ExpertIteration(Agent):
     """Expert iteration (EI): fine-tune on one's own correct attempts, round after round."""
 
@@ -321,7 +320,6 @@ _SCORED_TOGETHER = 256
 _ROUND_SEED = 1_000_003
 
 
-@AGENTS.register("rft")
 class RFT(ExpertIteration):
     """Rejection-sampling fine-tuning (Yuan et al. 2023): one round of expert iteration at temperature 0.7."""
 
@@ -329,7 +327,6 @@ class RFT(ExpertIteration):
     config_class = RFTConfig
 
 
-@AGENTS.register("star")
 class STaR(ExpertIteration):
     """STaR: every round trains on its own correct samples alone and goes on from the newest policy.
 

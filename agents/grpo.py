@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .base import AGENTS
 from .proximal import EntropyLearner, ProximalAgent, ProximalConfig, at, summarize
 from .rollouts.attempts import Attempt
 from .training.advantages import AGGREGATIONS, Aggregation, Scale, group_advantages
@@ -71,7 +70,6 @@ class GRPOConfig(ProximalConfig):
             raise ValueError(f"minibatches must be between 1 and the {episodes} attempts, got {self.minibatches}")
 
 
-@AGENTS.register("grpo")
 class GRPO(ProximalAgent):
     """Group relative policy optimization (GRPO): PPO's clipped loss with the group's mean for a value function."""
 

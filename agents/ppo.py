@@ -16,7 +16,7 @@ from ..models.critics import ActorCritic, Critic, make_critic
 from ..models.forward import Entropy, action_logprobs, compute_dtype
 from ..models.layers import train_top_layers
 from ..models.positions import check_length
-from .base import AGENTS, Environment
+from .base import Environment
 from .proximal import ProximalAgent, ProximalConfig, at, summarize
 from .rollouts.attempts import Attempt
 from .training.advantages import adapted_kl_coef, explained_variance, generalized_advantages, whiten
@@ -208,7 +208,6 @@ class Experience:
         return Experience(*(cast(Any, at(getattr(self, item.name), rows)) for item in fields(self)))
 
 
-@AGENTS.register("ppo")
 class PPO(ProximalAgent):
     """Proximal policy optimisation (PPO) with a critic: every token is an action with an advantage of its own."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from ..envs.registration import make_vec_env
 from ..models.new_model import ARCHITECTURES, new_model
-from .base import AGENTS, Agent, Callback, LoRA
+from .base import Agent, Callback, LoRA
 from .evaluation.evaluate import validate
 from .training.checkpoints import load_checkpoint, save_checkpoint
 from .training.fine_tuning import nll
@@ -62,7 +62,6 @@ class PretrainConfig(OptimizerConfig):
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
 
 
-@AGENTS.register("pretrain")
 class Pretrain(Agent):
     """Next-token prediction on the environment's demonstrations, from random weights unless a model is given.
 

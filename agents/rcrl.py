@@ -20,7 +20,7 @@ from ..models.condition_tokens import BAD, GOOD, Labels, add_labels
 from ..models.loading import load, with_lora
 from ..models.outcome import OutcomeModel
 from ..rewards.steps import newline_tokens, step_ends
-from .base import AGENTS, Agent, Callback, LoRA
+from .base import Agent, Callback, LoRA
 from .evaluation.evaluate import validate
 from .rollouts.attempts import Attempt, RolloutStatistics, read_attempts
 from .rollouts.conditioned_policy import ConditionedPolicy, check_takes_labels
@@ -114,7 +114,6 @@ class RCRLConfig(FineTuneConfig):
             raise ValueError(f"return_edges must be one or more ascending numbers, got {edges}")
 
 
-@AGENTS.register("rcrl")
 class RCRL(Agent):
     """Return-conditioned RL (RCRL): fine-tune on good and bad steps, each after its label, and ask for good ones.
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import AGENTS
 from .on_policy import PolicyGradientAgent, PolicyGradientConfig
 from .rollouts.attempts import Attempt
 from .training.advantages import leave_one_out, mean_baseline
@@ -39,7 +38,6 @@ class ReinforceConfig(PolicyGradientConfig):
             raise ValueError('baseline="rloo" compares attempts at one problem: set samples_per_problem to 2 or more')
 
 
-@AGENTS.register("reinforce")
 class Reinforce(PolicyGradientAgent):
     """REINFORCE: one step along the policy gradient per batch of attempts; RLOO by `baseline="rloo"`."""
 

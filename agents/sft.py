@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from .base import AGENTS, Agent, Callback
+from .base import Agent, Callback
 from .evaluation.evaluate import evaluate
 from .training.fine_tuning import fine_tune
 from .training.learner import FineTuneConfig
@@ -22,7 +22,6 @@ class SFTConfig(FineTuneConfig):
     validation_problems: int = 200
 
 
-@AGENTS.register("sft")
 class SFT(Agent):
     """Supervised fine-tuning on the environment's reference solutions."""
 

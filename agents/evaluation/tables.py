@@ -8,8 +8,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ..outcome_models import OutcomeReport
 from .evaluate import Evaluation
+from .outcome_report import OutcomeReport
 
 
 def evaluation_table(results: Mapping[str, Evaluation], data: str) -> Group:

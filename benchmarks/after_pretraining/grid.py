@@ -21,7 +21,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from safetensors.torch import load_file
 
-from ...agents.base import Agent, make_agent
+from ...agents import Agent, make_agent
 from ...agents.rollouts.attempts import Attempt
 from ...agents.rollouts.collect import collect
 from ...agents.rollouts.policy import CausalLMPolicy

@@ -12,7 +12,7 @@ import gymnasium as gym
 import torch
 from gymnasium.envs.registration import EnvSpec
 
-from ...agents.base import AGENTS, Agent, make_agent
+from ...agents import AGENTS, Agent, make_agent
 from ...agents.evaluation.evaluate import best_is_correct, bootstrap, evaluate, score_attempts
 from ...agents.ppo import PPOConfig
 from ...agents.rcrl import RCRLConfig

@@ -77,6 +77,7 @@ def _table(results: Results, name: str) -> ResultTable:
         rows,
         tuple(map(results.metric_name, METRICS)),
         interval,
+        {} if name == ABLATIONS else {name: paper_table(name)},
     )
 
 

@@ -5,7 +5,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ...agents.evaluation.evaluate import Evaluation
-from .published import PaperTable, paper_table
+from ..reports.published import PaperTable
+from .published import paper_table
 
 _N, _TEMPERATURE = 96, 0.7
 _TABLES = {"tokengym/GSM8K-v0": ("table_1", 1319)}
@@ -38,7 +39,7 @@ def _figures(paper: PaperTable, metrics: list[str]) -> Table:
     """The paper's supervised fine-tuning and expert iteration at two sizes."""
     caption = f"{paper.source}, {paper.title}"
     table = Table("", *metrics, title=f"another scale: {paper.data} in the paper", caption=caption)
-    for size in ("7B", "13B"):
+    for size in paper.sizes:
         for row in (paper.rows["sft"], paper.rows["ei"]):
             values = [paper.values(row, metric)[size] for metric in metrics]
             table.add_row(f"{paper.models} {size}, {row.name}", *("–" if v is None else f"{v:.2f}" for v in values))

@@ -1,6 +1,6 @@
 """What a report says: typed values, to JSON and back. `html.write_report` makes pages of them.
 
-Our figures and the paper's never share a field: a row of a table refers to the paper's row that it stands beside.
+Our figures and a paper's never share a field: a row of a table refers to the published row that it stands beside.
 """
 
 import json
@@ -14,7 +14,8 @@ from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hin
 
 import numpy as np
 
-from ..paper.published import paper_row
+from ...registry import unknown_name
+from .published import PaperRow, PaperTable
 
 LEVEL = 0.95
 """Of intervals over seeds [choice]."""
@@ -110,7 +111,8 @@ class Row:
     Attributes:
         name: of the system.
         cells: one for each of the table's metrics.
-        paper: the row of `paper.json` it stands beside, as "table_1/ei"; `None` where there is none.
+        paper: Published row that it stands beside, "table_1/ei" for the row "ei" of the result table's published table
+            "table_1"; `None` where there is none.
     """
 
     name: str
@@ -128,6 +130,7 @@ class ResultTable:
         rows: the systems.
         metrics: the columns, such as "maj@8".
         interval: what a cell's interval is.
+        published: Tables of papers that rows stand beside, by the name that the rows use.
     """
 
     title: str
@@ -135,6 +138,7 @@ class ResultTable:
     rows: tuple[Row, ...]
     metrics: tuple[str, ...] = ("maj@1", "maj@n", "rerank@n", "pass@n")
     interval: str = "Mean over seeds, with its 95 % interval by Student's t"
+    published: Mapping[str, PaperTable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -143,8 +147,20 @@ class ResultTable:
                     f"table {self.title!r}: row {row.name!r} has {len(row.cells)} cells for the {len(self.metrics)} "
                     f"metrics {', '.join(self.metrics)}"
                 )
-            if row.paper is not None:
-                paper_row(row.paper)
+            self.published_row(row)
+
+    def published_row(self, row: Row) -> tuple[PaperTable, PaperRow] | None:
+        """The published table and row that a row stands beside, if it does.
+
+        Raises:
+            UnknownNameError: It refers to a table or a row that is not there.
+        """
+        if row.paper is None:
+            return None
+        name, _, short_name = row.paper.partition("/")
+        if name not in self.published:
+            raise unknown_name(f"published table of {self.title!r}", name, self.published)
+        return self.published[name], self.published[name].row(short_name)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _table(table: ResultTable, number: int) -> str:
     papers = "".join(f"<th scope=col class=paper>{_text(paper)}</th>" for paper in beside.values())
     group = (
         f"<th scope=colgroup colspan={len(beside)} class=paper>The paper: another scale "
-        f"<span class=sizes>{' / '.join(report_text.USUAL_SIZES)}</span></th>"
+        f"<span class=sizes>{_text(report_text.paper_sizes(table))}</span></th>"
     )
     shares = [_is_share(table, column) for column in range(len(table.metrics))]
     notes = "".join(f"<li>{_text(note)}</li>" for note in report_text.paper_notes(table))
@@ -108,7 +108,7 @@ def _table(table: ResultTable, number: int) -> str:
         f'<caption id="{name}"><div><strong>{_text(table.title)}</strong> {_text(table.caption)}</div></caption>'
         f"<thead><tr><th rowspan=2 scope=col>System</th><th scope=colgroup colspan={len(table.metrics)}>This report"
         f"</th>{group if beside else ''}</tr><tr>{metrics}{papers}</tr></thead><tbody>"
-        + "".join(_row(row, shares, beside) for row in table.rows)
+        + "".join(_row(table, row, shares, beside) for row in table.rows)
         + f"</tbody></table></div><p class=key>{_text(table.interval)}.</p>"
         + (
             "<details class=paper-notes><summary>The paper’s figures are of another scale of models, data and "
@@ -127,9 +127,9 @@ def _is_share(table: ResultTable, column: int) -> bool:
     return all(0 <= end <= 1 for end in ends)
 
 
-def _row(row: Row, shares: Sequence[bool], beside: Iterable[str]) -> str:
+def _row(table: ResultTable, row: Row, shares: Sequence[bool], beside: Iterable[str]) -> str:
     ours = "".join(_cell(cell, share) for cell, share in zip(row.cells, shares, strict=True))
-    papers = "".join(f"<td class=paper>{_text(paper_value(row.paper, metric))}</td>" for metric in beside)
+    papers = "".join(f"<td class=paper>{_text(paper_value(table, row, metric))}</td>" for metric in beside)
     gaps = report_text.gaps(row)
     why = f"<small class=gap>{_text(gaps)}</small>" if gaps else ""
     return f"<tr><th scope=row>{_text(row.name)}{why}</th>{ours}{papers}</tr>"

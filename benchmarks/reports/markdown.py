@@ -48,14 +48,14 @@ def markdown(report: Report) -> str:
 
 def _table(table: ResultTable) -> list[str]:
     beside = report_text.paper_metrics(table)
-    sizes = " / ".join(report_text.USUAL_SIZES)
+    sizes = _text(report_text.paper_sizes(table))
     head = ["System", *map(_text, table.metrics)]
     head += [f"*paper, another scale: {_text(name)} ({sizes})*" for name in beside.values()]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for row in table.rows:
         gaps = report_text.gaps(row)
         cells = [_text(f"{row.name} ({gaps})" if gaps else row.name), *map(_cell, row.cells)]
-        cells += [f"*{paper_value(row.paper, metric)}*" for metric in beside]
+        cells += [f"*{paper_value(table, row, metric)}*" for metric in beside]
         lines.append(_line(cells))
     parts = [f"### {_text(table.title)}", _text(table.caption), "\n".join(lines), f"{_text(table.interval)}."]
     if beside:

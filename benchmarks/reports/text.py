@@ -3,8 +3,8 @@
 import unicodedata
 from collections.abc import Iterable
 
-from ..paper.published import Certainty, PaperRow, PaperTable, certainties, paper_row
 from .content import Cell, Cost, ResultTable, Row
+from .published import PaperRow, PaperTable
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories of characters that show nothing, or change how others show."""
@@ -45,47 +45,49 @@ def gaps(row: Row) -> str:
 
 
 def paper_metrics(table: ResultTable) -> dict[str, str]:
-    """Our metrics that the paper's rows beside a table have too, each with the paper's own name for it."""
-    papers = _unique(paper_row(row.paper)[0] for row in table.rows if row.paper is not None)
+    """Our metrics that the published rows beside a table have too, each with the paper's own name for it."""
+    papers = _beside(table)
     names = {metric: [name for paper in papers if (name := paper.metric(metric))] for metric in table.metrics}
     return {metric: " or ".join(dict.fromkeys(found)) for metric, found in names.items() if found}
 
 
-def paper_value(reference: str | None, metric: str) -> str:
-    """The paper's figures for one of our cells, by size of the model; a dash where it has none."""
-    if reference is None:
+def paper_sizes(table: ResultTable) -> str:
+    """Sizes of the models that the values beside a table are listed by."""
+    return "; ".join(dict.fromkeys(" / ".join(paper.sizes) for paper in _beside(table)))
+
+
+def paper_value(table: ResultTable, row: Row, metric: str) -> str:
+    """The published figures for one of our cells, by size of the model; a dash where there are none."""
+    found = table.published_row(row)
+    if found is None:
         return "–"
-    table, row = paper_row(reference)
-    values = table.values(row, metric)
+    paper, published = found
+    values = paper.values(published, metric)
     if all(value is None for value in values.values()):
         return "–"
-    usual = tuple(row.values) == USUAL_SIZES
+    usual = tuple(published.values) == paper.sizes
     return " / ".join(
         ("–" if value is None else f"{value:.2f}") + ("" if usual else f" ({size})") for size, value in values.items()
     )
 
 
-USUAL_SIZES = ("7B", "13B")
-"""Of the paper's models; where a row has others its values say so."""
-
-
 def paper_notes(table: ResultTable) -> list[str]:
-    """Where the paper's figures beside a table are from, how sure they are, and what to know before comparing."""
-    found = {row.paper: paper_row(row.paper) for row in table.rows if row.paper is not None}
+    """Where the published figures beside a table are from, how sure they are, and what to know before comparing."""
+    found = {row.paper: beside for row in table.rows if (beside := table.published_row(row))}
     notes: list[str] = []
-    for source in _unique(paper for paper, _ in found.values()):
+    for source in _beside(table):
         rows = [row for paper, row in found.values() if paper is source]
-        notes += [f"{source.source}, {source.title}; {source.models} {' / '.join(USUAL_SIZES)}.", *source.notes]
+        notes += [f"{source.source}, {source.title}; {source.models} {' / '.join(source.sizes)}.", *source.notes]
         notes += _certainties(source, rows)
         notes += [f"{row.name}: {note}" for row in rows for note in row.notes]
     return notes
 
 
 def _certainties(source: PaperTable, rows: Iterable[PaperRow]) -> list[str]:
-    by_certainty: dict[Certainty, list[str]] = {}
+    by_certainty: dict[str, list[str]] = {}
     for row in rows:
         by_certainty.setdefault(row.certainty, []).append(row.name)
-    meaning = certainties()
+    meaning = source.certainties
     number = source.title.partition(":")[0]
     if len(by_certainty) == 1:
         (certainty,) = by_certainty
@@ -96,8 +98,10 @@ def _certainties(source: PaperTable, rows: Iterable[PaperRow]) -> list[str]:
     ]
 
 
-def _unique(tables: Iterable[PaperTable]) -> list[PaperTable]:
-    return list({table.title: table for table in tables}.values())
+def _beside(table: ResultTable) -> list[PaperTable]:
+    """The published tables that rows stand beside, each once."""
+    found = (beside[0] for row in table.rows if (beside := table.published_row(row)))
+    return list({paper.title: paper for paper in found}.values())
 
 
 def duration(seconds: float) -> str:

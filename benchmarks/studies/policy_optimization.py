@@ -18,7 +18,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from ...agents.base import AGENTS
+from ...agents import AGENTS
 from ...agents.on_policy import PolicyGradientAgent
 from ...files import read_jsonl, write_json
 from ..jobs import Done, Job, Missing, run_plan

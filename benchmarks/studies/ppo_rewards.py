@@ -27,13 +27,19 @@ from ...envs.token_vector_env import TokenVectorEnv
 from ...files import read_jsonl, write_json
 from ...models.loading import load
 from ..jobs import Done, Job, Missing, run_plan
-from ..paper.scales import TINY_PPO
 from .demo import ENV
 from .demo import SETTINGS as DEMO
 
 NUM_ENVS = 256
 PPO_SETTINGS: dict[str, Any] = {
-    **TINY_PPO,
+    "problems_per_iteration": 64,
+    "samples_per_problem": 4,
+    "minibatch_size": 64,
+    "epochs": 1,
+    "gae_lambda": 1.0,
+    "learning_rate": 2e-4,
+    "critic_layers": 2,
+    "patience": None,
     "micro_batch_tokens": 1024,
     "validation_problems": 100,
     "validation_iterations": 10,

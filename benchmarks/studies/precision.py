@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ...agents.base import make_agent
+from ...agents import make_agent
 from ...agents.outcome_models import OutcomeLearner, bce
 from ...agents.rollouts.attempts import Attempt
 from ...agents.rollouts.collect import collect

@@ -12,7 +12,6 @@ from typing import Any
 from ...registry import unknown_name
 from ...rewards.grading.formats import AnswerFormat, make_format
 from ...rewards.grading.numbers import Verdict, grade
-from .base import PROBLEMS
 from .procedural import Draws, ProceduralSource
 
 STYLES = ("word", "equation")
@@ -316,7 +315,6 @@ def plan_chain(draws: Draws, steps: int, max_value: int, operations: str) -> tup
     return text + "=", total + sign * term
 
 
-@PROBLEMS.register("arithmetic")
 class Arithmetic(ProceduralSource):
     r"""Endless arithmetic problems with exact answers in [0, max_value]; so are all values on the way.
 

@@ -253,9 +253,19 @@ class ProblemList(FiniteSource):
         return f"ProblemList({len(self._splits[self.split])} problems, split={self.split!r})"
 
 
-_BUILT_INS = ("arithmetic", "competition_math", "dataset", "gsm8k", "multiplication", "parity", "svamp")
+_BUILT_IN = {
+    "arithmetic": "arithmetic:Arithmetic",
+    "dataset": "dataset:Dataset",
+    "gsm8k": "gsm8k:GSM8K",
+    "math": "competition_math:MATH",
+    "multiplication": "multiplication:Multiplication",
+    "parity": "parity:Parity",
+    "svamp": "svamp:SVAMP",
+}
 
-PROBLEMS: Registry[Callable[..., ProblemSource]] = Registry("problem", (f"{__package__}.{name}" for name in _BUILT_INS))
+PROBLEMS: Registry[Callable[..., ProblemSource]] = Registry(
+    "problem", {name: f"{__package__}.{home}" for name, home in _BUILT_IN.items()}
+)
 """Problem sources by name; third parties join through the entry-point group `tokengym.problems`."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ...rewards.grading.boxes import boxed, boxed_answers, unbox_earlier
 from ...rewards.grading.formats import AnswerFormat, Boxed
 from ...rewards.grading.numbers import MAX_LENGTH
-from .base import PROBLEMS, Problem, PublishedSource
+from .base import Problem, PublishedSource
 from .tables import Row, carve, convert, file_of, read_file, read_folder, read_hub
 
 HUB_NAME = "EleutherAI/hendrycks_math"
@@ -25,7 +25,6 @@ VALIDATION_FRACTION = 1 / 15
 """500 of the 7,500 published train problems [choice]."""
 
 
-@PROBLEMS.register("math")
 class MATH(PublishedSource):
     r"""MATH with its own solutions; the answer is what the last `\boxed{}` of a solution holds.
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 from ...registry import unknown_name
 from ...rewards.grading.formats import GSM8K_MARKER, AnswerFormat, make_format
 from ...rewards.grading.latex import boxed
-from .base import PROBLEMS, SPLITS, FiniteSource, Message, Problem, check_split
+from .base import SPLITS, FiniteSource, Message, Problem, check_split
 from .tables import (
     SUFFIXES,
     ColumnError,
@@ -36,7 +36,6 @@ _OTHER_SPLIT = re.compile(r"(?<![a-z])(?:test|validation|valid|val|dev)(?![a-z])
 _COUNTED = re.compile(r"([+-]?[0-9][0-9.,/]*)\s+\([A-Za-z][A-Za-z ./-]*\)")
 
 
-@PROBLEMS.register("dataset")
 class Dataset(FiniteSource):
     r"""Problems in columns of your own.
 

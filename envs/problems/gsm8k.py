@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .base import PROBLEMS, Problem, PublishedSource
+from .base import Problem, PublishedSource
 from .tables import Row, convert, read_file, read_hub, split_solution
 
 HUB_NAME, HUB_CONFIG = "openai/gsm8k", "main"
 VALIDATION_ROWS = 473
 
 
-@PROBLEMS.register("gsm8k")
 class GSM8K(PublishedSource):
     """GSM8K with its own solutions, calculator annotations included.
 

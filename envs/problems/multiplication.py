@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...rewards.grading.numbers import Verdict
-from .base import PROBLEMS, Problem
+from .base import Problem
 from .parity import check_grading, check_p_cot
 from .procedural import Draws, ProceduralSource
 
@@ -21,7 +21,6 @@ MAX_DIGITS = 64
 MARKER = "####"
 
 
-@PROBLEMS.register("multiplication")
 class Multiplication(ProceduralSource):
     """Products of two n-digit numbers, with solutions that are worked with probability `p_cot`, else the answer alone.
 

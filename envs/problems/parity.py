@@ -12,14 +12,13 @@ from typing import Any
 
 from ...registry import unknown_name
 from ...rewards.grading.numbers import Verdict
-from .base import PROBLEMS, Problem
+from .base import Problem
 from .procedural import Draws, ProceduralSource
 
 GRADINGS = ("cot", "e2e")
 MAX_BITS = 4096
 
 
-@PROBLEMS.register("parity")
 class Parity(ProceduralSource):
     """The parity of d random bits: "0111" has the chain "0101" and the answer "1".
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from .base import PROBLEMS, Problem, PublishedSource
+from .base import Problem, PublishedSource
 from .expressions import evaluate
 from .tables import Row, carve, convert, read_file, read_hub
 
@@ -12,7 +12,6 @@ HUB_NAME = "ChilleD/SVAMP"
 VALIDATION_ROWS, TEST_ROWS = 100, 300
 
 
-@PROBLEMS.register("svamp")
 class SVAMP(PublishedSource):
     """SVAMP, with solutions made from its equations.
 

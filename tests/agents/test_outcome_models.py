@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 
 from tokengym.__main__ import main
 from tokengym.agents import ORM, SORM, outcome_models
+from tokengym.agents.evaluation.outcome_report import OutcomeReport
 from tokengym.agents.evaluation.tables import outcome_table
-from tokengym.agents.outcome_models import OutcomeReport, bce
+from tokengym.agents.outcome_models import bce
 from tokengym.agents.rollouts import collect as rollouts
 from tokengym.agents.rollouts.attempts import Attempt, AttemptFile
 from tokengym.agents.rollouts.policy import CausalLMPolicy

@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from tokengym.benchmarks.paper.published import paper_table
 from tokengym.benchmarks.reports.content import (
     AttemptRecord,
     Cost,
@@ -77,7 +78,9 @@ def _table(start: str, paper: str) -> ResultTable:
         rows.append(Row(name, tuple(cells), f"{paper}/{reference}"))
     rows.append(Row("GRPO", tuple(cell_over_seeds({0: value}) for value in (0.5, 0.55, 0.6, 0.7))))
     metrics = ("maj@1", "maj@8", "rerank@8", "pass@8")
-    return ResultTable(f"Made up, {start}", "200 problems that don't exist, 8 samples each.", tuple(rows), metrics)
+    caption = "200 problems that don't exist, 8 samples each."
+    published = {paper: paper_table(paper)}
+    return ResultTable(f"Made up, {start}", caption, tuple(rows), metrics, published=published)
 
 
 @cache

@@ -7,7 +7,7 @@ from rich.console import Console, RenderableType
 
 from tokengym.agents.evaluation.evaluate import Evaluation, Interval
 from tokengym.agents.evaluation.tables import evaluation_table
-from tokengym.benchmarks.paper.published import certainties, paper_row, paper_table
+from tokengym.benchmarks.paper.published import paper_row, paper_table
 from tokengym.benchmarks.paper.tables import paper_figures
 from tokengym.registry import UnknownNameError
 
@@ -29,7 +29,7 @@ def test_every_row_is_whole_and_contradicts_neither_itself_nor_another_table(nam
     table = paper_table(name)
     assert "2403.04642" in table.source
     for row in table.rows.values():
-        assert row.certainty in certainties()
+        assert row.certainty in table.certainties
         for values in row.values.values():
             assert len(values) == len(table.metrics) == 4
             known = [value for value in values if value is not None]
@@ -53,7 +53,7 @@ def test_our_number_of_samples_is_beside_the_papers_but_one_sample_only_beside_o
 def test_unknown_names_are_named_with_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="unknown table of the paper 'table_7': did you mean 'table_"):
         paper_table("table_7")
-    with pytest.raises(UnknownNameError, match=r"unknown row of table_3 of the paper 'dense_ppo': did you mean"):
+    with pytest.raises(UnknownNameError, match=r"unknown row of Table 3 'dense_ppo': did you mean"):
         paper_row("table_3/dense_ppo")
 
 

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokengym.agents.rollouts.attempts import Attempt
+from tokengym.benchmarks.paper.published import paper_table
+from tokengym.benchmarks.reports import text as report_text
 from tokengym.benchmarks.reports.attempts import attempt_records
 from tokengym.benchmarks.reports.content import (
     Cell,
@@ -22,6 +24,7 @@ from tokengym.benchmarks.reports.content import (
     cell_over_seeds,
     student_quantile,
 )
+from tokengym.benchmarks.reports.published import PaperRow, PaperTable
 from tokengym.envs import Problem
 from tokengym.models import load_tokenizer
 from tokengym.registry import UnknownNameError
@@ -94,8 +97,28 @@ def test_figures_that_can_not_be_are_refused(make, message: str) -> None:
 
 
 def test_a_row_beside_a_row_that_the_paper_does_not_have() -> None:
-    with pytest.raises(UnknownNameError, match="unknown row of table_1 of the paper 'sfd': did you mean 'sft'"):
-        ResultTable("T", "", (Row("SFT", (MissingCell("no"),) * 4, "table_1/sfd"),))
+    published = {"table_1": paper_table("table_1")}
+    with pytest.raises(UnknownNameError, match="unknown row of Table 1 'sfd': did you mean 'sft'"):
+        ResultTable("T", "", (Row("SFT", (MissingCell("no"),) * 4, "table_1/sfd"),), published=published)
+    with pytest.raises(UnknownNameError, match="unknown published table of 'T' 'table_2': did you mean 'table_1'"):
+        ResultTable("T", "", (Row("SFT", (MissingCell("no"),) * 4, "table_2/sft"),), published=published)
+
+
+def test_any_figures_may_stand_beside_a_table() -> None:
+    """Neither sizes, nor words for certainty, nor metrics are a particular paper's."""
+    paper = PaperTable(
+        "Table 9: Anything", "Somebody (2027)", "Llama", ("1B", "3B"), "any data", ("maj@1",),
+        {"theirs": PaperRow("Theirs", {"1B": (0.25,), "3B": (0.5,)}, "read off a plot")},
+        certainties={"read off a plot": "two digits are right"},
+    )  # fmt: skip
+    row = Row("Ours", (MissingCell("not run"), MissingCell("not run")), "nine/theirs")
+    table = ResultTable("T", "", (row,), ("maj@1", "length"), published={"nine": paper})
+    assert report_text.paper_metrics(table) == {"maj@1": "maj@1"}
+    assert report_text.paper_sizes(table) == "1B / 3B"
+    assert report_text.paper_value(table, row, "maj@1") == "0.25 / 0.50"
+    assert "read off a plot, that is, two digits are right" in " ".join(report_text.paper_notes(table))
+    with pytest.raises(ValueError, match="does not explain 'sure'"):
+        PaperTable("T", "S", "M", ("1B",), "D", ("maj@1",), {"x": PaperRow("X", {"1B": (0.5,)}, "sure")})
 
 
 def test_costs_add_up(make_report) -> None:

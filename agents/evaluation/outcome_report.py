@@ -1,0 +1,72 @@
+"""How well outcome models judge held-out attempts."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from ...models.outcome import OutcomeModel
+from ..training.outcome_labels import Labelled
+from .classification import Bin, accuracy, auc, calibration, expected_calibration_error
+
+
+@dataclass(frozen=True)
+class OutcomeReport:
+    """How well an outcome model judges held-out attempts.
+
+    Attributes:
+        attempts: how many.
+        correct: share of them that are correct.
+        auc: chance that a correct attempt scores above an incorrect one.
+        attempt_accuracy: share of attempts whose score is above 0.5 just when they are correct.
+        steps: steps before the end of an attempt.
+        positive_steps: share of them whose label is positive.
+        step_accuracy: share of them whose score is above 0.5 just when their label is positive.
+        step_auc: chance that a positive step scores above a negative one.
+        calibration: attempts by their score.
+        calibration_error: expected calibration error of the attempts' scores.
+    """
+
+    attempts: int
+    correct: float
+    auc: float
+    attempt_accuracy: float
+    steps: int
+    positive_steps: float
+    step_accuracy: float
+    step_auc: float
+    calibration: list[Bin]
+    calibration_error: float
+
+    @classmethod
+    def of(cls, model: OutcomeModel, attempts: Sequence[Labelled]) -> Self:
+        """The report on labelled attempts."""
+        positions = [len(item.attempt.prompt) + item.ends for item in attempts]
+        found = model.score([item.attempt.tokens for item in attempts], positions)
+        scores, outcomes = [score[-1] for score in found], [item.attempt.is_success for item in attempts]
+        steps = np.concatenate([score[:-1] for score in found])
+        labels = np.concatenate([item.labels[:-1] for item in attempts]) == 1
+        bins = calibration(scores, outcomes)
+        return cls(
+            attempts=len(attempts),
+            correct=float(np.mean(outcomes)),
+            auc=auc(scores, outcomes),
+            attempt_accuracy=accuracy(scores, outcomes),
+            steps=len(steps),
+            positive_steps=float(labels.mean()) if len(labels) else float("nan"),
+            step_accuracy=accuracy(steps, labels),
+            step_auc=auc(steps, labels),
+            calibration=bins,
+            calibration_error=expected_calibration_error(bins),
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From what `dataclasses.asdict` and JSON made of a report."""
+        return cls(**dict[str, Any](values, calibration=[Bin(*item) for item in values["calibration"]]))
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged."""
+        values = asdict(self)
+        return {f"eval/{name}": value for name, value in values.items() if name not in ("calibration", "attempts")}

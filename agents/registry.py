@@ -1,0 +1,40 @@
+"""Agents by name: the built-in ones, and those of other packages' entry points."""
+
+from typing import TYPE_CHECKING, Any
+
+from ..registry import Registry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .base import Agent, Environment
+
+_BUILT_IN = {
+    "backtranslation": "backtranslation:Backtranslation",
+    "dpo": "dpo:DPO",
+    "ei": "expert_iteration:ExpertIteration",
+    "grpo": "grpo:GRPO",
+    "orm": "outcome_models:ORM",
+    "ppo": "ppo:PPO",
+    "pretrain": "pretrain:Pretrain",
+    "rcrl": "rcrl:RCRL",
+    "reinforce": "reinforce:Reinforce",
+    "rft": "expert_iteration:RFT",
+    "sft": "sft:SFT",
+    "sorm": "outcome_models:SORM",
+    "star": "expert_iteration:STaR",
+}
+
+AGENTS: "Registry[type[Agent]]" = Registry(
+    "agent", {name: f"{__package__}.{home}" for name, home in _BUILT_IN.items()}, base=f"{__package__}.base:Agent"
+)
+"""Agents by name; third parties join through the entry-point group `tokengym.agents`."""
+
+
+def make_agent(name: str, env: "Environment", model: "str | Path | None" = None, **config: Any) -> "Agent":
+    """The agent registered under `name`, made of the arguments of `Agent` and the fields of its configuration.
+
+    Raises:
+        UnknownNameError: No agent has that name.
+    """
+    return AGENTS.get(name)(env, model, **config)
