@@ -428,7 +428,7 @@ def _models(arguments: Sequence[str]) -> None:
         if any(row.bad for row in rows.values()):
             raise SystemExit(1)
 
-    _cli(run, "tokengym bench models", arguments, _summary(model_matrix).removeprefix("`tokengym bench models`: "))
+    _cli(run, "tokengym bench models", arguments, summary(model_matrix).removeprefix("`tokengym bench models`: "))
 
 
 def _rewards_of_ppo(arguments: Sequence[str]) -> None:
