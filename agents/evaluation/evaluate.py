@@ -145,6 +145,7 @@ def evaluate(
     temperature: float = 0.7,
     seed: int = 0,
     reranker: OutcomeModel | None = None,
+    search: Callable[[int, int], tuple[list[Attempt], FloatArray]] | None = None,
     on_step: Callable[[int], object] | None = None,
     on_problem: Callable[[list[Attempt]], object] | None = None,
 ) -> Evaluation:
@@ -160,6 +161,9 @@ def evaluate(
         seed: of the pool's random streams.
         reranker: outcome model that scores the pool for `rerank@n`: each problem's answer is that of the attempt with
             the highest score [paper].
+        search: finds the pool of each problem, given its index and a seed, in place of sampling: n attempts, and their
+            scores, which then choose for `rerank@n`; see `agents.search.Search`. They are no independent samples, so of
+            pass@k only pass@n is reported.
         on_step: called with the number of attempts that ended, as they end.
         on_problem: called with the attempts of the pool at each problem, in order, at the end.
 
@@ -181,16 +185,27 @@ def evaluate(
     greedy = _pool(policy.with_sampling(temperature=0.0), env, problems, 1, seed, on_step)
     metrics = {"maj@1": bootstrap(group[0].is_success for group in greedy)}
     pool = greedy
-    if n:
+    scores: list[FloatArray] | None = None
+    if n and search is not None:
+        found = [search(index, seed) for index in range(problems)]
+        pool, scores = [attempts for attempts, _ in found], [scores for _, scores in found]
+        if any(len(group) != n for group in pool):
+            raise ValueError(f"the search must find n={n} attempts at each problem: set n to its width")
+    elif n:
         pool = _pool(policy.with_sampling(temperature=temperature), env, problems, n, seed, on_step)
+    if n:
         successes = [sum(attempt.is_success for attempt in group) for group in pool]
         if n > 1:
             metrics[f"maj@{n}"] = bootstrap(majority_is_correct(group) for group in pool)
-        if reranker is not None:
+        if scores is not None:
+            metrics[f"rerank@{n}"] = bootstrap(
+                best_is_correct(group, own) for group, own in zip(pool, scores, strict=True)
+            )
+        elif reranker is not None:
             metrics[f"rerank@{n}"] = bootstrap(
                 best_is_correct(group, score_attempts(reranker, group)) for group in pool
             )
-        for k in _powers(n):
+        for k in _powers(n) if search is None else [n]:
             metrics[f"pass@{k}"] = bootstrap(pass_at_k(c, n, k) for c in successes)
         metrics["diversity"] = bootstrap(len(distinct_solutions(group, env)) for group in pool)
     if on_problem is not None:

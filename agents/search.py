@@ -1,0 +1,331 @@
+"""Search over the steps of solutions, guided by a judge that scores what was written so far.
+
+One loop serves all methods. The candidates for a problem are run to their next step end in the slots of an environment;
+the judge scores them; a rule says which of them go on, and how often each: losers restart from winners' prefixes, whose
+keys and values are copied from cache to cache. A search ends with ordinary attempts, graded by the environment.
+
+The rules:
+
+- "best_of_n" lets every candidate go on;
+- "beam" keeps the best and copies them (Snell et al. 2024, arXiv 2408.03314);
+- "dvts" does so in independent groups (diverse verifier tree search, Beeching et al. 2024);
+- "rebase" gives each a share of the slots by the softmax of its score (Wu et al. 2024, arXiv 2408.00724);
+- "resample" draws candidates with weights whose limit, with many slots and a calibrated judge, is the policy that is
+  optimal under a KL penalty, see `tilted_weights`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from ..arrays import FloatArray, IntArray
+from ..envs.problems.base import Problem
+from ..envs.token_vector_env import TokenVectorEnv
+from ..models.engine.decoder import SlotDecoder
+from ..models.engine.row_decoder import RowDecoder
+from ..models.engine.sampling import stream_key
+from ..models.engine.vllm_decoder import VLLMDecoder
+from ..models.outcome import OutcomeModel
+from ..registry import unknown_name
+from ..rewards.steps import Line, decode, newline_tokens
+from .rollouts.attempts import Attempt
+from .rollouts.policy import CausalLMPolicy
+
+RULES = ("best_of_n", "beam", "dvts", "rebase", "resample")
+
+
+class Judge(Protocol):
+    """Scores candidates."""
+
+    def __call__(self, problem: Problem, completions: Sequence[IntArray], prompt: IntArray) -> FloatArray:
+        """Scores `[C]` in [0, 1] of C completions so far, each `[T]` tokens, T being 0 for the bare prompt."""
+        ...
+
+
+class OutcomeJudge:
+    """An outcome model's p(correct) after the last token.
+
+    Args:
+        model: The outcome model, whose tokenizer must be the policy's.
+    """
+
+    def __init__(self, model: OutcomeModel) -> None:
+        self.model = model
+
+    def __call__(self, problem: Problem, completions: Sequence[IntArray], prompt: IntArray) -> FloatArray:
+        sequences = [np.concatenate([prompt, tokens]).astype(np.int64) for tokens in completions]
+        scores = self.model.score(sequences, [np.array([len(sequence) - 1]) for sequence in sequences])
+        return np.concatenate([np.empty(0), *scores])
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How to search.
+
+    Attributes:
+        rule: "best_of_n", "beam", "dvts", "rebase" or "resample".
+        width: Candidates for each problem, and attempts that a search ends with.
+        keep: Candidates that survive each step of "beam", or groups of "dvts"; it must divide `width`.
+        temperature: Temperature of sampling.
+        judge_temperature: Of "rebase": scores are divided by it before the softmax. Of "resample": lambda, the weight
+            of the KL penalty, small for a strong pull towards success.
+    """
+
+    rule: str = "beam"
+    width: int = 16
+    keep: int = 4
+    temperature: float = 1.0
+    judge_temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise unknown_name("search rule", self.rule, RULES)
+        if self.width < 2:
+            raise ValueError(f"a search needs a width of at least 2, got {self.width}")
+        if self.rule in ("beam", "dvts") and (not 1 <= self.keep <= self.width or self.width % self.keep):
+            raise ValueError(f"keep must divide the width of {self.width}, got {self.keep}")
+        if not self.judge_temperature > 0:
+            raise ValueError(f"judge_temperature must be above 0, got {self.judge_temperature}")
+
+
+@dataclass
+class Cost:
+    """What searches took.
+
+    Attributes:
+        policy_tokens: Tokens that the policy drew, those of abandoned candidates included.
+        judged_tokens: Tokens of the completions that the judge was given, each time anew.
+    """
+
+    policy_tokens: int = 0
+    judged_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A solution so far."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    line: Line = field(default_factory=Line)
+    score: float = 0.0
+    weight: float = 1.0
+    ended: bool = False
+    group: int = 0
+
+    def copy(self) -> "_Candidate":
+        line = Line(self.line.start, self.line.carried)
+        return _Candidate(
+            self.tokens.copy(), self.logprobs.copy(), line, self.score, self.weight, self.ended, self.group
+        )
+
+
+class Search:
+    """Searches for solutions.
+
+    Args:
+        policy: Draws the steps.
+        env: A token environment with `autoreset_mode` DISABLED and at least `config.width` slots.
+        judge: Scores candidates; an outcome model, or any function of that kind.
+        config: The rule and its settings.
+
+    Raises:
+        ValueError: The environment resets finished slots by itself or has too few of them, or the judge is an outcome
+            model of another tokenizer.
+    """
+
+    def __init__(
+        self, policy: CausalLMPolicy, env: TokenVectorEnv, judge: Judge | OutcomeModel, config: SearchConfig
+    ) -> None:
+        if env.metadata["autoreset_mode"] != AutoresetMode.DISABLED:
+            raise ValueError("a search places attempts itself: make the env with autoreset_mode='Disabled'")
+        if env.num_envs < config.width:
+            raise ValueError(f"a search of width {config.width} needs as many slots, and the env has {env.num_envs}")
+        if isinstance(judge, OutcomeModel):
+            if judge.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+                raise ValueError("the outcome model that judges has another tokenizer than the policy")
+            judge = OutcomeJudge(judge)
+        self.policy = policy.with_sampling(temperature=config.temperature)
+        self.env, self.judge, self.config = env, judge, config
+        self.cost = Cost()
+        self._newline = newline_tokens(policy.tokenizer)
+        self._eos = np.isin(np.arange(len(policy.tokenizer)), list(env.eos_token_ids))
+
+    def __call__(self, problem_id: str | int, seed: int) -> tuple[list[Attempt], FloatArray]:
+        """Searches for solutions of one problem.
+
+        Args:
+            problem_id: The problem, by id or index.
+            seed: Of its random streams.
+
+        Returns:
+            `config.width` attempts, and the judge's scores `[width]` of them.
+        """
+        config, env = self.config, self.env
+        slots = np.arange(config.width)
+        env.reset(options={"reset_mask": np.arange(env.num_envs) < config.width, "problem_id": problem_id})
+        problem, prompt = env.problem(0), env.prompt(0).copy()
+        rng = np.random.default_rng([seed, stream_key(seed, problem.id, 0) % 2**32])
+        candidates = [_Candidate(group=slot * config.keep // config.width) for slot in slots.tolist()]
+        start = float(self._judged(problem, [_Candidate()], prompt)[0]) if config.rule == "resample" else 0.0
+        for one in candidates:
+            one.weight = float(tilted_weights(np.array([start]), config.judge_temperature)[0])
+        decoder = self.policy.rollout_decoder(env)
+        done: list[_Candidate] = []
+        for depth in range(env.max_new_tokens):
+            self._extend(decoder, candidates, problem, prompt, seed, depth)
+            for one, score in zip(candidates, self._judged(problem, candidates, prompt), strict=True):
+                one.score = float(score)
+            if config.rule == "resample":
+                candidates = self._resampled(candidates, rng)
+                if all(one.ended for one in candidates):
+                    done = candidates
+                    break
+                continue
+            done += [one for one in candidates if one.ended]
+            live = [one for one in candidates if not one.ended]
+            if not live or len(done) >= config.width:
+                break
+            candidates = self._selected(live, config.width - len(done), rng)
+        done = done[: config.width]
+        return self._graded(done, problem, prompt), np.array([one.score for one in done])
+
+    def _extend(
+        self,
+        decoder: SlotDecoder | RowDecoder | VLLMDecoder,
+        candidates: Sequence[_Candidate],
+        problem: Problem,
+        prompt: IntArray,
+        seed: int,
+        depth: int,
+    ) -> None:
+        """Draws the next step of all candidates that have not ended."""
+        live = [slot for slot, one in enumerate(candidates) if not one.ended]
+        if not live:
+            return
+        gone = [slot for slot in decoder.slots.tolist() if slot not in live]
+        if gone:
+            decoder.retire(np.array(gone))
+        sequences = [np.concatenate([prompt, candidates[slot].tokens]).astype(np.int64) for slot in live]
+        keys = np.array([stream_key(seed, problem.id, depth * self.config.width + slot + 1) for slot in live])
+        decoder.begin(np.array(live), sequences, keys)
+        running = set(live)
+        while running:
+            drawn, logprobs = decoder.step(self.policy.sampling)
+            stopped: list[int] = []
+            for slot, token, logprob in zip(decoder.slots.tolist(), drawn.tolist(), logprobs.tolist(), strict=True):
+                if slot not in running:
+                    continue
+                one = candidates[slot]
+                one.tokens.append(token)
+                one.logprobs.append(logprob)
+                self.cost.policy_tokens += 1
+                one.ended = bool(self._eos[token]) or len(one.tokens) == self.env.max_new_tokens
+                if one.ended or (self._newline[token] and self._is_step(one)):
+                    stopped.append(slot)
+            if stopped:
+                running.difference_update(stopped)
+                decoder.finish(np.array(stopped))
+
+    def _is_step(self, one: _Candidate) -> bool:
+        """Whether the line that just ended has any text; a blank one is no step."""
+        tokenizer = self.policy.tokenizer
+        return bool(one.line.finish(np.array(one.tokens), lambda tokens: decode(tokenizer, tokens)))
+
+    def _judged(self, problem: Problem, candidates: Sequence[_Candidate], prompt: IntArray) -> FloatArray:
+        completions = [np.array(one.tokens, np.int64) for one in candidates]
+        self.cost.judged_tokens += sum(map(len, completions))
+        scores = np.asarray(self.judge(problem, completions, prompt), np.float64)
+        if scores.shape != (len(candidates),) or not np.isfinite(scores).all():
+            raise ValueError(f"the judge must give {len(candidates)} finite scores, got {scores!r}")
+        return scores
+
+    def _selected(self, live: Sequence[_Candidate], slots: int, rng: np.random.Generator) -> list[_Candidate]:
+        """The candidates of the next step, `slots` of them, by the rule."""
+        config, scores = self.config, np.array([one.score for one in live])
+        if config.rule == "best_of_n":
+            parents = list(range(len(live)))
+        elif config.rule == "beam":
+            best = np.argsort(-scores, kind="stable")[: config.keep]
+            parents = [int(best[i % len(best)]) for i in range(slots)]
+        elif config.rule == "dvts":
+            groups = sorted({one.group for one in live})
+            members = [[i for i, one in enumerate(live) if one.group == group] for group in groups]
+            winners = [max(group, key=lambda i: (scores[i], -i)) for group in members]
+            parents = [winners[i % len(winners)] for i in range(slots)]
+        else:
+            parents = np.repeat(np.arange(len(live)), shares(scores / config.judge_temperature, slots)).tolist()
+        return [live[parent].copy() for parent in parents]
+
+    def _resampled(self, candidates: Sequence[_Candidate], rng: np.random.Generator) -> list[_Candidate]:
+        """Candidates drawn with weights w(now) / w(before), those that ended included."""
+        weights = tilted_weights(np.array([one.score for one in candidates]), self.config.judge_temperature)
+        ratios = weights / np.array([one.weight for one in candidates])
+        for one, weight in zip(candidates, weights, strict=True):
+            one.weight = float(weight)
+        return [candidates[i].copy() for i in systematic(ratios, rng)]
+
+    def _graded(self, candidates: Sequence[_Candidate], problem: Problem, prompt: IntArray) -> list[Attempt]:
+        """The candidates as attempts: stepped through the environment, which pays and grades them."""
+        env, count = self.env, len(candidates)
+        lengths = np.zeros(env.num_envs, np.int64)
+        lengths[:count] = [len(one.tokens) for one in candidates]
+        tokens = np.zeros((env.num_envs, int(lengths.max())), np.int64)
+        for slot, one in enumerate(candidates):
+            tokens[slot, : len(one.tokens)] = one.tokens
+        env.reset(options={"reset_mask": np.arange(env.num_envs) < count, "problem_id": problem.id})
+        _, rewards, terminations, _, infos = env.step_tokens(tokens, lengths)
+        parts = infos.get("reward_components", {})
+        return [
+            Attempt(
+                problem=problem,
+                index=slot,
+                prompt=prompt,
+                completion=np.array(one.tokens, np.int32),
+                logprobs=np.array(one.logprobs, np.float32),
+                rewards=rewards[slot, : len(one.tokens)].astype(np.float32),
+                is_success=bool(infos["is_success"][slot]),
+                verdict=infos["verdict"][slot],
+                answer=infos["answer"][slot],
+                terminated=bool(terminations[slot]),
+                reward_components={name: float(p[slot]) for name, p in parts.items() if not name.startswith("_")},
+                number=slot,
+            )
+            for slot, one in enumerate(candidates)
+        ]
+
+
+def tilted_weights(success: FloatArray, temperature: float) -> FloatArray:
+    """W = 1 + p (e^(1/lambda) - 1), of prefixes from which the policy succeeds with probability p.
+
+    With a reward of 1 for success and a penalty of lambda for each nat of divergence from the policy, the optimal
+    policy draws a token with the policy's own probability times w(after) / w(before).
+
+    Args:
+        success: p, of any shape.
+        temperature: lambda; large ones leave the policy as it is, small ones condition it on success.
+    """
+    return 1 + success * np.expm1(1 / temperature)
+
+
+def shares(logits: FloatArray, total: int) -> IntArray:
+    """How many of `total` slots each candidate gets, by the softmax of `logits` `[C]`, rounded so that they add up.
+
+    Largest remainders are rounded up; of equal ones the first.
+    """
+    weights = np.exp(logits - logits.max())
+    exact = weights / weights.sum() * total
+    counts = np.floor(exact).astype(np.int64)
+    order = np.argsort(counts - exact, kind="stable")
+    counts[order[: total - counts.sum()]] += 1
+    return counts
+
+
+def systematic(weights: FloatArray, rng: np.random.Generator) -> IntArray:
+    """As many indices as there are weights `[C]`, each drawn in proportion to its weight (systematic resampling)."""
+    count = len(weights)
+    places = (rng.random() + np.arange(count)) / count
+    return np.searchsorted(np.cumsum(weights) / weights.sum(), places).clip(max=count - 1)

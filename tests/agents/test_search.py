@@ -1,0 +1,204 @@
+"""Search: closed forms on a process whose steps are good by known chances, and attempts that are the policy's own."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tokengym.agents import evaluate
+from tokengym.agents.rollouts.policy import CausalLMPolicy
+from tokengym.agents.search import Search, SearchConfig, shares, systematic, tilted_weights
+from tokengym.envs import Problem, ProblemList, TokenVectorEnv, make_vec_env
+from tokengym.models import OutcomeModel, load, load_tokenizer
+from tokengym.rewards import Verdict
+
+STEPS = load_tokenizer("chars:gb\n?")
+GOOD, NEWLINE, BAD = (STEPS.convert_tokens_to_ids(sign) for sign in "g\nb")
+DEPTH = 3
+
+
+class Steps(ProblemList):
+    """Right is what consists of good steps alone."""
+
+    def __init__(self, count: int = 1) -> None:
+        super().__init__([Problem(f"p{i}", "?", "g") for i in range(count)])
+
+    def grade(self, completion: str, problem: Problem) -> Verdict:
+        correct = completion.split() == ["g"] * DEPTH
+        return Verdict(correct, "correct" if correct else "wrong", completion)
+
+
+class Decoder:
+    """Draws a step of two tokens, good with a chance of its depth, and ends after `DEPTH` steps."""
+
+    def __init__(self, chances: list[float]) -> None:
+        self.chances, self.slots, self.rows = chances, np.empty(0, np.int64), {}
+
+    def begin(self, slots, sequences, keys) -> None:
+        for slot, sequence, key in zip(slots.tolist(), sequences, keys, strict=True):
+            self.rows[slot] = [list(sequence[1:]), np.random.default_rng(abs(int(key)))]
+        self.slots = np.array(sorted(self.rows))
+
+    def retire(self, slots) -> None:
+        for slot in slots.tolist():
+            del self.rows[slot]
+        self.slots = np.array(sorted(self.rows), np.int64)
+
+    def finish(self, slots) -> None:
+        pass
+
+    def step(self, sampling):
+        tokens = []
+        for slot in self.slots.tolist():
+            written, rng = self.rows[slot]
+            if len(written) >= 2 * DEPTH:
+                token = STEPS.eos_token_id
+            elif len(written) % 2:
+                token = NEWLINE
+            else:
+                token = GOOD if rng.random() < self.chances[len(written) // 2] else BAD
+            written.append(token)
+            tokens.append(token)
+        return np.array(tokens), np.zeros(len(tokens), np.float32)
+
+
+def policy(chances: list[float]) -> Any:
+    made = SimpleNamespace(tokenizer=STEPS, sampling=None, rollout_decoder=lambda env: Decoder(chances))
+    made.with_sampling = lambda **changes: made
+    return made
+
+
+def slots(width: int) -> TokenVectorEnv:
+    return TokenVectorEnv(
+        Steps(), width, tokenizer=STEPS, prompt="{question}", max_prompt_tokens=2, max_new_tokens=2 * DEPTH + 1,
+        autoreset_mode="Disabled",
+    )  # fmt: skip
+
+
+def perfect(chances: list[float]):
+    """The chance of success from each prefix."""
+
+    def judge(problem, completions, prompt):
+        values = []
+        for tokens in completions:
+            letters = [token for token in tokens.tolist() if token in (GOOD, BAD)]
+            values.append(0.0 if BAD in letters else math.prod(chances[len(letters) :]))
+        return np.array(values)
+
+    return judge
+
+
+def success(chances: list[float], config: SearchConfig, judge, runs: int) -> float:
+    search = Search(policy(chances), slots(config.width), judge, config)
+    return float(np.mean([attempt.is_success for seed in range(runs) for attempt in search(0, seed)[0]]))
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_a_perfect_judge_with_one_beam_has_the_closed_form(width: int) -> None:
+    """F5: success = prod (1 - (1 - q)^K)."""
+    chances = [0.5, 0.3, 0.7]
+    config = SearchConfig("beam", width=width, keep=1)
+    expected = math.prod(1 - (1 - q) ** width for q in chances)
+    search = Search(policy(chances), slots(width), perfect(chances), config)
+    found = []
+    for seed in range(600):
+        attempts, scores = search(0, seed)
+        # The last step's candidates end apart: the best of them is the beam.
+        found.append(attempts[int(np.argmax(scores))].is_success)
+    assert abs(np.mean(found) - expected) < 4 * math.sqrt(expected * (1 - expected) / 600)
+
+
+@pytest.mark.parametrize("rule", ["best_of_n", "resample"])
+def test_a_judge_that_knows_nothing_leaves_plain_sampling(rule: str) -> None:
+    chances = [0.8, 0.7, 0.9]
+    constant = lambda problem, completions, prompt: np.full(len(completions), 0.5)  # noqa: E731
+    found = success(chances, SearchConfig(rule, width=4), constant, 300)
+    expected = math.prod(chances)
+    assert abs(found - expected) < 5 * math.sqrt(expected * (1 - expected) / 600)
+
+
+@pytest.mark.parametrize("temperature", [0.25, 1.0])
+def test_resampling_comes_to_the_policy_that_is_optimal_under_the_penalty(temperature: float) -> None:
+    """F1: success = p0 e^(1/lambda) / w(root)."""
+    chances = [0.65, 0.65, 0.65]
+    p = math.prod(chances)
+    expected = p * math.exp(1 / temperature) / tilted_weights(np.array([p]), temperature)[0]
+    found = success(chances, SearchConfig("resample", width=64, judge_temperature=temperature), perfect(chances), 40)
+    assert abs(found - expected) < 0.06
+    assert expected > p + 0.1
+
+
+@pytest.mark.parametrize("rule", ["dvts", "rebase"])
+def test_the_other_rules_do_better_than_sampling(rule: str) -> None:
+    chances = [0.5, 0.5, 0.5]
+    found = success(chances, SearchConfig(rule, width=8, keep=2), perfect(chances), 60)
+    assert found > math.prod(chances) + 0.15
+
+
+def test_shares_and_systematic_resampling_add_up() -> None:
+    assert shares(np.log([1.0, 1.0, 2.0]), 8).tolist() == [2, 2, 4]
+    assert shares(np.array([0.0, 0.0, 0.0]), 4).tolist() == [2, 1, 1]
+    assert shares(np.array([-1e9, 0.0]), 5).tolist() == [0, 5]
+    drawn = systematic(np.array([1.0, 0.0, 3.0, 0.0]), np.random.default_rng(0))
+    assert np.bincount(drawn, minlength=4).tolist() == [1, 0, 3, 0]
+
+
+def test_what_a_search_ends_with_are_the_policys_own_attempts() -> None:
+    """With a real model: log-probabilities are the model's, verdicts the environment's, and a seed repeats."""
+    model, tokenizer = load("tokengym/tiny")
+    orm = OutcomeModel.from_causal_lm(model, tokenizer, "orm", 0)
+    acting = CausalLMPolicy(model, tokenizer)
+    env = make_vec_env(
+        "tokengym/Arithmetic-v0", 8, tokenizer=tokenizer, autoreset_mode="Disabled", max_new_tokens=48, steps=1
+    )
+    search = Search(acting, env, orm, SearchConfig("beam", width=4, keep=2))
+    attempts, scores = search(3, 0)
+    assert len(attempts) == len(scores) == 4
+    assert ((scores > 0) & (scores < 1)).all()
+    for attempt in attempts:
+        ids = torch.from_numpy(attempt.tokens)[None]
+        with torch.no_grad():
+            logits = model(ids).logits[0, :-1, : len(tokenizer)].log_softmax(-1)
+        theirs = logits.gather(-1, ids[0, 1:, None])[len(attempt.prompt) - 1 :, 0]
+        np.testing.assert_allclose(attempt.logprobs, theirs, atol=1e-3)
+        if attempt.terminated:
+            text = env.decode(attempt.completion)
+            assert env.problems.grade(text, attempt.problem).correct == attempt.is_success
+    again, _ = Search(acting, env, orm, SearchConfig("beam", width=4, keep=2))(3, 0)
+    assert [a.completion.tolist() for a in again] == [a.completion.tolist() for a in attempts]
+    assert search.cost.policy_tokens >= sum(len(a.completion) for a in attempts) / 2
+    assert search.cost.judged_tokens > 0
+
+    result = evaluate(acting, env, problems=2, n=4, search=search)
+    assert {"maj@1", "maj@4", "rerank@4", "pass@4"} <= result.metrics.keys()
+    assert "pass@2" not in result.metrics
+    with pytest.raises(ValueError, match="set n to its width"):
+        evaluate(acting, env, problems=1, n=8, search=search)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rule": "bean"}, "did you mean 'beam'"),
+        ({"width": 1}, "a width of at least 2"),
+        ({"width": 6, "keep": 4}, "keep must divide the width of 6"),
+        ({"judge_temperature": 0.0}, "judge_temperature must be above 0"),
+    ],
+)
+def test_bad_settings(settings: dict, words: str) -> None:
+    with pytest.raises(LookupError if "mean" in words else ValueError, match=words):
+        SearchConfig(**settings)
+
+
+def test_bad_surroundings() -> None:
+    with pytest.raises(ValueError, match="needs as many slots, and the env has 2"):
+        Search(policy([1.0]), slots(2), perfect([1.0]), SearchConfig(width=4))
+    few = lambda problem, completions, prompt: np.zeros(1)  # noqa: E731
+    with pytest.raises(ValueError, match="the judge must give 4 finite scores"):
+        Search(policy([1.0] * 3), slots(4), few, SearchConfig(width=4))(0, 0)
+    model, tokenizer = load("tokengym/tiny")
+    with pytest.raises(ValueError, match="another tokenizer than the policy"):
+        Search(policy([1.0]), slots(4), OutcomeModel.from_causal_lm(model, tokenizer, "orm", 0), SearchConfig(width=4))
