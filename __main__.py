@@ -116,6 +116,9 @@ class EvalOptions(EnvChoice):
         problems: how many problems, the split's first.
         n: samples per problem for maj@n and pass@k; 0 for greedy maj@1 alone.
         orm: outcome model that reranks the samples, for rerank@n: the `model` folder of a `tokengym train orm` run.
+        search: Search over steps with that outcome model in place of sampling n attempts: "beam", "dvts", "rebase",
+            "resample" or "best_of_n".
+        search_keep: Candidates of "beam" that survive a step, or groups of "dvts"; it must divide n.
         condition: for a model that was trained with labels, the one to act under, by default the best; "own" lets the
             model draw them.
         temperature: of the samples.
@@ -135,6 +138,8 @@ class EvalOptions(EnvChoice):
     problems: int = 200
     n: int = 16
     orm: Path | None = None
+    search: str | None = None
+    search_keep: int = 4
     condition: str | None = None
     temperature: float = 0.7
     shots: int = 0
@@ -279,6 +284,14 @@ def evaluate(arguments: Sequence[str]) -> None:
         if options.vllm_memory is not None:
             policy = policy.with_vllm(make_vllm(policy, env, options.vllm_memory))
         problems = min(options.problems, env.size or options.problems)
+        search = None
+        if options.search is not None:
+            from .agents.search import Search, SearchConfig
+
+            if reranker is None:
+                raise ValueError("--search is guided by an outcome model: give one by --orm")
+            chosen = SearchConfig(options.search, options.n, options.search_keep, options.temperature)
+            search = Search(policy, env, reranker, chosen)
         with _progress(problems * (options.n + 1)) as bar:
             result = measure(
                 policy,
@@ -288,12 +301,16 @@ def evaluate(arguments: Sequence[str]) -> None:
                 temperature=options.temperature,
                 seed=options.seed,
                 reranker=reranker,
+                search=search,
                 on_step=bar.update,
             )
         _print(evaluation_table({options.model: result}, f"{options.env}, {options.split} split"))
         figures = paper_figures(result, options.env, options.split)
         if figures is not None:
             _print(figures)
+        if search is not None:
+            cost = search.cost
+            _print(f"the search drew {cost.policy_tokens:,} tokens, and the outcome model read {cost.judged_tokens:,}")
         if options.output is not None:
             protocol = {
                 "model": options.model,
@@ -302,6 +319,7 @@ def evaluate(arguments: Sequence[str]) -> None:
                 "env_args": options.env_args,
                 "split": options.split,
                 "orm": None if options.orm is None else str(options.orm),
+                "search": options.search,
             }
             options.output.write_text(json.dumps({**protocol, **result.to_dict()}, indent=2) + "\n")
 

@@ -25,7 +25,7 @@ def compare(gold: str, answers: list[str]) -> tuple[str, str | None]:
     """The command is the last answer; one that is none is correct if it is the gold answer."""
     command, _, path = answers[0].partition(" ")
     first = not path or not os.path.exists(path)
-    if path and first:
+    if command in ("killed", "orphaned") and path and first:  # these die once alone
         os.mkdir(path)
     match command:
         case "slow":
