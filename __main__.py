@@ -1,4 +1,4 @@
-"""The command line: `tokengym list | train | eval | runs | doctor | bench | demo`."""
+"""The command line: `tokengym list | train | eval | runs | render | doctor | bench | demo`."""
 
 import copy
 import dataclasses
@@ -47,9 +47,14 @@ class EnvChoice:
         from .envs import IDS
 
         try:
-            spec = copy.deepcopy(gym.spec(self.env))  # the registry's own
+            spec = gym.spec(self.env)
         except gym.error.Error as error:
             raise unknown_name("environment", self.env, IDS) from error
+        return self.with_settings(spec, **settings)
+
+    def with_settings(self, spec: "EnvSpec", **settings: Any) -> "EnvSpec":
+        """The spec with the chosen data and settings, and others."""
+        spec = copy.deepcopy(spec)  # the registry's own
         for item in self.env_args:
             name, equals, value = item.partition("=")
             if not equals:
@@ -326,6 +331,82 @@ def evaluate(arguments: Sequence[str]) -> None:
     _cli(run, "tokengym eval", arguments, evaluate.__doc__)
 
 
+@dataclasses.dataclass(frozen=True)
+class RenderOptions(EnvChoice):
+    """Which attempts to show, and where.
+
+    Attributes:
+        source: A run's folder or one of its `attempts-*.jsonl` files, or a model, which then makes new attempts.
+        env: Id of the environment; the default is the one that the run or the model was trained on.
+        count: Number of attempts to show; the default is 3, and all for a page.
+        verdict: Show only attempts that were graded so, such as `correct`, `wrong` or `no_answer`.
+        problem: Show only recorded attempts at the problem with this id.
+        orm: Folder of an outcome model that scores every step.
+        split: Split of the data for new attempts; the default is the environment's own.
+        temperature: Sampling temperature of new attempts; 0 is greedy.
+        seed: Seed of new attempts.
+        output: File to write instead of the terminal: a page to browse (`.html`) or a picture of the terminal (`.svg`).
+    """
+
+    source: tyro.conf.Positional[str] = "tokengym/tiny"
+    env: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    count: int | None = None
+    verdict: str | None = None
+    problem: str | None = None
+    orm: Path | None = None
+    split: Literal["train", "validation", "test"] | None = None
+    temperature: float = 0.7
+    seed: int = 0
+    output: Path | None = None
+
+
+def render(arguments: Sequence[str]) -> None:
+    """Show attempts step by step, with rewards and scores: in the terminal, as a page or as a picture."""
+
+    def run(options: RenderOptions) -> None:
+        from rich.console import Console
+
+        from .benchmarks.reports.gather import Wanted, gather
+        from .benchmarks.reports.html import attempts_page
+        from .benchmarks.reports.terminal import attempt_panel, picture
+        from .files import write_text
+
+        kind = None if options.output is None else options.output.suffix
+        if kind not in (None, ".html", ".svg"):
+            raise ValueError(f"--output takes a .html or a .svg file, got {options.output}")
+
+        count = 3 if options.count is None and kind != ".html" else options.count
+
+        def make_spec(own: "EnvSpec | None") -> "EnvSpec":
+            split = {} if options.split is None else {"split": options.split}
+            if options.env is None and own is not None:
+                return options.with_settings(own, **split)
+            return dataclasses.replace(options, env=options.env or EnvChoice.env).spec(**split)
+
+        attempts = gather(
+            options.source,
+            Wanted(count, options.verdict, options.problem),
+            make_spec,
+            outcome_model=options.orm,
+            temperature=options.temperature,
+            seed=options.seed,
+        )
+        title = f"Attempts of {options.source}"
+        if options.output is None:
+            for attempt in attempts:
+                Console(highlight=False, markup=False).print(attempt_panel(attempt))
+            return
+        if kind == ".svg":
+            page = picture(attempts, f"tokengym render {options.source}")
+        else:
+            facts = {"Attempts": f"{len(attempts)}", "Correct": f"{sum(a.verdict == 'correct' for a in attempts)}"}
+            page = attempts_page(title, facts, attempts)
+        write_text(options.output, page)
+        _print(f"{len(attempts)} attempts are in {options.output}")
+
+    _cli(run, "tokengym render", arguments, render.__doc__)
+
+
 def doctor(arguments: Sequence[str]) -> None:
     """Check a data set: gold answers, duplicates, overlap between splits, prompts over the limit."""
 
@@ -497,6 +578,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "eval": evaluate,
     "runs": runs,
+    "render": render,
     "doctor": doctor,
     "bench": bench,
     "demo": demo,

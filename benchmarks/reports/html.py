@@ -50,19 +50,43 @@ def write_report(report: Report, folder: str | Path) -> None:
 
 def html(report: Report) -> str:
     """The report as one self-contained page."""
-    template = Path(__file__).with_name("template.html").read_text(encoding="utf-8")
+    return _filled(
+        _template(),
+        title=_text(report.title),
+        scale=_text(report.scale),
+        summary=_summary(report),
+        tables=_join((_table(table, i) for i, table in enumerate(report.tables)), "table"),
+        figures=_join(map(_figure, report.figures), "figure"),
+        findings=_join(map(_finding, report.findings), "finding", "ul"),
+        runs=_join((_run(run, report) for run in report.runs), "run"),
+        attempts=_embedded(_attempts(report.attempts)),
+    )
+
+
+def attempts_page(title: str, facts: Mapping[str, str], attempts: Sequence[AttemptRecord]) -> str:
+    """The report's browser of attempts as a page of its own.
+
+    Args:
+        title: Heading of the page.
+        facts: What the summary says, by name.
+        attempts: The attempts to browse.
+    """
+    return _filled(
+        re.sub(r"<!--report-->.*?<!--/report-->", "", _template(), flags=re.DOTALL).replace("#results", "#attempts"),
+        title=_text(title),
+        scale="",
+        summary=_facts({name: _text(value) for name, value in facts.items()}),
+        attempts=_embedded(_attempts(attempts)),
+    )
+
+
+def _template() -> str:
+    return Path(__file__).with_name("template.html").read_text(encoding="utf-8")
+
+
+def _filled(template: str, **parts: str) -> str:
     (script,) = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
-    parts = {
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "title": _text(report.title),
-        "scale": _text(report.scale),
-        "summary": _summary(report),
-        "tables": _join((_table(table, i) for i, table in enumerate(report.tables)), "table"),
-        "figures": _join(map(_figure, report.figures), "figure"),
-        "findings": _join(map(_finding, report.findings), "finding", "ul"),
-        "runs": _join((_run(run, report) for run in report.runs), "run"),
-        "attempts": _embedded(_attempts(report.attempts)),
-    }
+    parts["script_hash"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # In one pass: nothing that is put in is looked at again.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
@@ -89,6 +113,10 @@ def _summary(report: Report) -> str:
     if report.findings:
         counts = {verdict: sum(finding.verdict == verdict for finding in report.findings) for verdict in SIGNS}
         facts["Findings"] = _text(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count))
+    return _facts(facts)
+
+
+def _facts(facts: Mapping[str, str]) -> str:
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
 
 
