@@ -13,17 +13,22 @@ from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..extras import missing_extra
 from ..lazy import lazy_names
 from ..models.critics import ActorCritic, make_critic
 from ..models.forward import logits_of
 from ..models.loading import load
 from .training.masters import MasterAdamW
+
+try:
+    from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
+    from stable_baselines3.common.policies import ActorCriticPolicy
+    from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+except ModuleNotFoundError as error:
+    raise missing_extra("sb3", "SB3CausalLMPolicy") from error
 
 
 class SB3CausalLMPolicy(ActorCriticPolicy):

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from ..extras import need
+
 FOLDER = "adapter"
 """Where a saved model's adapters are, inside its folder."""
 
@@ -65,6 +67,7 @@ def with_saved_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel
     Raises:
         ValueError: They were trained on another model.
     """
+    need("lora", "reading adapters")
     from peft import PeftModel  # slow to import
     from peft.utils.save_and_load import get_peft_model_state_dict
 

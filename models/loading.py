@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreT
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
+from ..extras import need
 from ..registry import UnknownNameError, unknown_name
 from .adapters import FOLDER, base_name, is_adapter, with_saved_adapters
 from .engine.self_check import check_training
@@ -165,6 +166,7 @@ def with_lora(
     """
     if hasattr(model, "peft_config"):
         raise ValueError("the model has adapters already: train these, or load the weights that they are merged into")
+    need("lora", "training adapters")
     from peft import LoraConfig, get_peft_model  # slow to import
 
     inputs, head = model.get_input_embeddings(), cast(Any, model.get_output_embeddings())

@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ..extras import need
 from ..registry import UnknownNameError, unknown_name
 
 TINY = "tokengym/tiny"
@@ -125,6 +126,7 @@ def locate(name: str) -> dict[str, str]:
     if name.endswith(".gguf"):
         if not path.is_file():
             raise FileNotFoundError(f"there is no GGUF file {str(path.absolute())!r}")
+        need("gguf", "reading a *.gguf file")
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     if path.is_dir():
         return {"pretrained_model_name_or_path": str(path)}

@@ -29,6 +29,7 @@ from ...agents.rollouts.slots import make_rollout_env
 from ...agents.training.fine_tuning import NothingToLearnError, restore
 from ...envs.curriculum import Sequential
 from ...envs.registration import make_vec_env
+from ...extras import need
 from ...files import read_jsonl, write_json
 from ...models.loading import load
 from ...registry import unknown_name
@@ -172,6 +173,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     """
     from .plots import plot
 
+    need("plots", "the plots of this experiment")
     for p_cot in experiment.p_cot:
         for grading in experiment.gradings:
             make_vec_env(experiment.spec(p_cot, grading), 1)  # what is wrong here fails before hours are spent

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ...extras import need
 from ...files import write_json, write_text
 from ..jobs import Job, run_plan
 from ..reports.content import Cell, MissingCell, Report, ResultTable
@@ -170,6 +171,7 @@ def run(grid: PaperGrid, say: Callable[[Any], object] = lambda line: None) -> Re
         ValueError: the scale is one of commands, or a result in the folder is of another version or of other settings.
         OSError: the disk is full; what was finished is kept.
     """
+    need("plots", "the report")
     scale, seeds = grid.settings, range(grid.seeds)
     if scale.launcher is not None:
         raise ValueError(f"scale {scale.name!r} is run by commands, not here: `write_commands` writes them")

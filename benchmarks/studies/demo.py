@@ -13,6 +13,7 @@ from ...agents.base import Agent
 from ...agents.evaluation.evaluate import Evaluation, evaluate
 from ...agents.evaluation.tables import evaluation_table
 from ...agents.expert_iteration import ExpertIteration
+from ...extras import need
 
 ENV = "tokengym/Arithmetic-v0"
 # Light fine-tuning, then problems enough that the policy's own solutions outnumber the demonstrations by far.
@@ -37,6 +38,7 @@ def demo(folder: Path | None, seed: int, say: Callable[[Any], None]) -> Group:
         seed: of everything random.
         say: shows a line of progress.
     """
+    need("plots", "the plot of the demo")
     started = time.perf_counter()
     folder = folder or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     results: dict[str, Evaluation] = {}

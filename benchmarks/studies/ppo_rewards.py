@@ -24,6 +24,7 @@ from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env
 from ...agents.sft import SFT
 from ...envs.token_vector_env import TokenVectorEnv
+from ...extras import need
 from ...files import read_jsonl, write_json
 from ...models.loading import load
 from ..jobs import Done, Job, Missing, run_plan
@@ -94,6 +95,7 @@ def run(experiment: PPOExperiment, say: Callable[[str], object] = lambda line: N
     Returns:
         JSON values: `settings`; `sft` and `ppo`, lists of evaluations with what they are of; `missing`, why by name.
     """
+    need("plots", "the plot of this experiment")
     settings = {name: getattr(experiment, name) for name in ("iterations", "test_problems", "n", "threads")}
     states = run_plan(jobs(experiment, settings), experiment.folder, workers=experiment.workers, say=say)
     results: dict[str, Any] = {"settings": {**settings, **PPO_SETTINGS}, "sft": [], "ppo": [], "missing": {}}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from ...extras import need
 from .base import SPLITS
 
 if TYPE_CHECKING:
@@ -380,6 +381,7 @@ def read_hub(name: str, config: str | None, split: str) -> list[Row]:
     Raises:
         OSError: it cannot be had, for whatever reason.
     """
+    need("hub", f"the data set {name!r} of the hub")
     import datasets  # here and not above: importing it takes a second, and local files never need it
 
     try:
@@ -391,6 +393,7 @@ def read_hub(name: str, config: str | None, split: str) -> list[Row]:
 
 def hub_splits(name: str, config: str | None) -> list[str]:
     """Names of the splits of a data set on the hub; raises `OSError` when it cannot be had."""
+    need("hub", f"the data set {name!r} of the hub")
     import datasets
 
     try:

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...arrays import IntArray
+from ...extras import need
 from .sampling import SamplingConfig
 
 if TYPE_CHECKING:
@@ -51,10 +52,9 @@ class VLLM:
     def __init__(self, model: PreTrainedModel, num_slots: int, length: int, *, memory: float, **arguments: Any) -> None:
         if not 0 < memory < 1:
             raise ValueError(f"vLLM's share of the memory must be between 0 and 1, got {memory}")
-        try:
-            from vllm import EngineArgs, LLMEngine  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ImportError('vLLM is not installed: pip install "tokengym[vllm]"') from error
+        need("vllm", "sampling with vLLM")
+        from vllm import EngineArgs, LLMEngine  # pyright: ignore[reportMissingImports]
+
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over inside one process
         ranks = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
         with tempfile.TemporaryDirectory() as folder:

@@ -243,7 +243,9 @@ def test_without_vllm_one_error_says_how_to_install_it(policy: CausalLMPolicy, c
     with pytest.raises(ImportError, match=r'pip install "tokengym\[vllm\]"'):
         VLLM(policy.model, 4, 64, memory=0.5)
     assert main(["eval", "--problems", "1", "--vllm-memory", "0.5", "--device", "cpu"]) == 1
-    assert capsys.readouterr().err == 'tokengym: vLLM is not installed: pip install "tokengym[vllm]"\n'
+    assert (
+        capsys.readouterr().err == 'tokengym: sampling with vLLM needs vllm, an extra: pip install "tokengym[vllm]"\n'
+    )
 
 
 def test_a_share_of_the_memory_out_of_range(policy: CausalLMPolicy) -> None:
