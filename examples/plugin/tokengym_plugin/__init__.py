@@ -1,0 +1,1 @@
+"""A reward and an agent that tokengym finds through entry points."""
