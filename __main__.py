@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from . import __version__
 from .registry import UnknownNameError, summary, unknown_name
 
 if TYPE_CHECKING:
@@ -440,45 +441,56 @@ def doctor(arguments: Sequence[str]) -> None:
     _cli(run, "tokengym doctor", arguments, doctor.__doc__)
 
 
-def bench(arguments: Sequence[str]) -> None:
-    """Measure this machine, or run an experiment: models, paper, parity, multiplication, ppo or rcrl (see --help)."""
-    modules = {"env": "speed.env_throughput", "rollout": "speed.rollout_throughput", "memory": "speed.rollout_memory"}
-    modules |= {
-        "linear": "studies.linear_theory",
-        "grading": "speed.grading_throughput",
-        "orm": "speed.orm_cost",
-    }
-    experiments: dict[str, Callable[[Sequence[str]], None]] = {
-        "models": _models,
-        "paper": _paper,
-        "parity": partial(_after_pretraining, "parity"),
-        "multiplication": partial(_after_pretraining, "multiplication"),
-        "ppo": _rewards_of_ppo,
-        "rcrl": _return_conditioning,
-    }
-    if arguments and arguments[0] in experiments:
-        experiments[arguments[0]](arguments[1:])
-        return
+MEASUREMENTS = {
+    "env": ("speed.env_throughput", "steps of environments per second"),
+    "rollout": ("speed.rollout_throughput", "the rollout engine against `generate`"),
+    "memory": ("speed.rollout_memory", "memory of collected attempts"),
+    "grading": ("speed.grading_throughput", "grades per second, of numbers and of LaTeX"),
+    "orm": ("speed.orm_cost", "what an outcome model as the reward adds to the time of a rollout"),
+}
+"""What measures this machine: module and description by name."""
 
-    def run(
-        what: tyro.conf.Positional[Literal["env", "rollout", "memory", "linear", "grading", "orm"]],
-        output: Path | None = None,
-    ) -> None:
+
+def bench(arguments: Sequence[str]) -> None:
+    """Measure this machine, or reproduce a paper's experiment."""
+    experiments: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+        "paper": (_paper, "tables and figures of Havrilla et al. 2024"),
+        "parity": (partial(_after_pretraining, "parity"), "RL after pretraining on parities, Tsilivis et al. 2025"),
+        "multiplication": (partial(_after_pretraining, "multiplication"), "the same on products of numbers"),
+        "linear": (partial(_measure, "linear", "studies.linear_theory"), "its linear theory, in a minute"),
+        "ppo": (_rewards_of_ppo, "PPO under sparse, dense and learned rewards"),
+        "rcrl": (_return_conditioning, "labels, label ratios and returns that RCRL conditions on"),
+        "models": (_models, "sampling and training of many architectures, checked against transformers"),
+    }
+    measurements = {name: (partial(_measure, name, module), text) for name, (module, text) in MEASUREMENTS.items()}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        groups = {"measure this machine": measurements, "reproduce papers and run studies": experiments}
+        lists = [
+            f"{title}:\n" + "\n".join(f"  {name:16} {text}" for name, (_, text) in group.items())
+            for title, group in groups.items()
+        ]
+        _print("usage: tokengym bench NAME [--help] [OPTIONS]\n\n" + "\n\n".join(lists))
+        return
+    known = {**measurements, **experiments}
+    if arguments[0] not in known:
+        raise unknown_name("benchmark", arguments[0], known)
+    known[arguments[0]][0](arguments[1:])
+
+
+def _measure(name: str, module: str, arguments: Sequence[str]) -> None:
+    def run(output: Path | None = None) -> None:
         """Measures.
 
         Args:
-            what: steps of environments; the rollout engine against `generate`; the memory of collected attempts; the
-                linear theory of next-token prediction and STaR, in a minute; grades of numbers and of LaTeX; or what an
-                outcome model as the reward adds to the time of a rollout.
             output: JSON file for the results.
         """
-        benchmark = import_module(f".benchmarks.{modules[what]}", __package__)
+        benchmark = import_module(f".benchmarks.{module}", __package__)
         results = benchmark.run()
         _print(benchmark.table(results))
         if output is not None:
             output.write_text(json.dumps(results, indent=2) + "\n")
 
-    _cli(run, "tokengym bench", arguments, bench.__doc__)
+    _cli(run, f"tokengym bench {name}", arguments, MEASUREMENTS.get(name, ("", "The linear theory."))[1])
 
 
 def _after_pretraining(task: str, arguments: Sequence[str]) -> None:
@@ -590,7 +602,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = (list(sys.argv[1:]) if arguments is None else list(arguments)) or ["--help"]
     if command in ("-h", "--help"):
         lines = "\n".join(f"  {name:8} {summary(function)}" for name, function in COMMANDS.items())
-        _print(f"usage: tokengym COMMAND [--help] [OPTIONS]\n\n{DESCRIPTION}\n\ncommands:\n{lines}")
+        _print(
+            f"usage: tokengym COMMAND [--help] [OPTIONS]\n       tokengym --version\n\n{DESCRIPTION}\n\ncommands:\n{lines}"
+        )
+        return 0
+    if command == "--version":
+        _print(f"tokengym {__version__}")
         return 0
     try:
         if command not in COMMANDS:
