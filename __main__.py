@@ -602,9 +602,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = (list(sys.argv[1:]) if arguments is None else list(arguments)) or ["--help"]
     if command in ("-h", "--help"):
         lines = "\n".join(f"  {name:8} {summary(function)}" for name, function in COMMANDS.items())
-        _print(
-            f"usage: tokengym COMMAND [--help] [OPTIONS]\n       tokengym --version\n\n{DESCRIPTION}\n\ncommands:\n{lines}"
-        )
+        usage = "usage: tokengym COMMAND [--help] [OPTIONS]\n       tokengym --version"
+        _print(f"{usage}\n\n{DESCRIPTION}\n\ncommands:\n{lines}")
         return 0
     if command == "--version":
         _print(f"tokengym {__version__}")
