@@ -173,6 +173,7 @@ def train(arguments: Sequence[str]) -> None:
     def run(options: TrainOptions, config: Any) -> None:
         from .agents.evaluation.tables import outcome_table
         from .agents.outcome_models import ORM
+        from .agents.training.progress import key_numbers
 
         _set_threads(options.threads)
         folder = options.run or Path("runs") / time.strftime(f"{arguments[0]}-%Y%m%d-%H%M%S")
@@ -188,23 +189,24 @@ def train(arguments: Sequence[str]) -> None:
             **{name: getattr(options, name) for name in passed_on},
             **dataclasses.asdict(config),
         )
+        say = _print if agent.ranks.is_main else lambda thing: None  # of several processes one speaks
+
+        def on_log(agent: Any, metrics: dict[str, float]) -> None:
+            say(f"{agent.num_attempts} attempts  {key_numbers(metrics)}")
+
         try:
             with stoppable(options.max_hours):
-                agent.learn(
-                    options.total_episodes, callback=lambda _, metrics: _print(_line(metrics)), progress_bar=True
-                )
+                agent.learn(options.total_episodes, callback=on_log, progress_bar=True)
         except KeyboardInterrupt as stop:
             cause = str(stop) or "interrupted"
-            _print(
-                f"{cause}: what was finished is in {folder}; the same command with --run {folder} --resume continues"
-            )
+            say(f"{cause}: what was finished is in {folder}; the same command with --run {folder} --resume continues")
             if isinstance(stop, TimeIsUp):
                 return
             raise
         if isinstance(agent, ORM):
-            _print(outcome_table(agent.reports))
+            say(outcome_table(agent.reports))
         what = "run, logs and model are" if (folder / "model").exists() else "run and logs are"
-        _print(f"{what} in {folder} (tensorboard --logdir {folder})")
+        say(f"{what} in {folder} (tensorboard --logdir {folder})")
 
     run.__annotations__["config"] = with_preset(kind.config_class, _flag(arguments, "--preset"), kind.name)
     _cli(run, f"tokengym train {arguments[0]}", _resume_said(arguments[1:]), summary(kind))
@@ -276,6 +278,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         from .agents import load_policy
         from .agents.evaluation.tables import evaluation_table
         from .agents.rollouts.slots import make_rollout_env, make_vllm
+        from .agents.training.progress import progress
         from .benchmarks.paper.tables import paper_figures
         from .models.outcome import OutcomeModel
 
@@ -298,7 +301,7 @@ def evaluate(arguments: Sequence[str]) -> None:
                 raise ValueError("--search is guided by an outcome model: give one by --orm")
             chosen = SearchConfig(options.search, options.n, options.search_keep, options.temperature)
             search = Search(policy, env, reranker, chosen)
-        with _progress(problems * (options.n + 1)) as bar:
+        with progress(problems * (options.n + 1), "sampling") as bar:
             result = measure(
                 policy,
                 env,
@@ -651,10 +654,6 @@ def _flag(arguments: Sequence[str], name: str) -> str | None:
     return None
 
 
-def _line(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-
-
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
     from rich.table import Table
 
@@ -668,12 +667,6 @@ def _print(thing: Any) -> None:
     from rich.console import Console
 
     Console(highlight=False, soft_wrap=isinstance(thing, str), markup=False).print(thing)
-
-
-def _progress(total: int) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, leave=False)
 
 
 def _set_threads(threads: int | None) -> None:

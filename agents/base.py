@@ -14,7 +14,6 @@ import numpy as np
 from accelerate import Accelerator
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from ..envs.curriculum import Sequential
 from ..envs.problems.base import ProblemSource
@@ -30,10 +29,12 @@ from .rollouts.collect import collect_into
 from .rollouts.policy import CausalLMPolicy, PolicyState
 from .rollouts.slots import make_rollout_env, make_vllm
 from .training.learner import Example
+from .training.progress import progress
 from .training.ranks import Ranks
 from .training.run_folder import Resume, RunFolder
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _logger = logging.getLogger(__name__)
@@ -345,8 +346,8 @@ class Agent(ABC):
         return self.ranks.broadcast(going_on)
 
     def progress(self, total: int, description: str, shown: bool) -> "tqdm[Any]":
-        """A progress bar on the main process, if one is wanted."""
-        return tqdm(total=total, desc=description, disable=not (shown and self.ranks.is_main), leave=False)
+        """A progress bar on the main process, if one is wanted; lines where there is no terminal."""
+        return progress(total, description, shown and self.ranks.is_main)
 
     def _description(self) -> dict[str, Any]:
         return {

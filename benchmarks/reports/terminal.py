@@ -65,7 +65,10 @@ def picture(attempts: Sequence[AttemptRecord], title: str, width: int = 100) -> 
 
 
 def _reward(reward: float) -> Text:
-    return Text(f"{reward:+.3g}" if reward else "0", "green" if reward > 0 else "red" if reward < 0 else "dim")
+    return Text(
+        f"{reward:+.2f}" if abs(reward) >= 0.005 else f"{reward:+.1g}" if reward else "0",
+        "green" if reward > 0 else "red" if reward < 0 else "dim",
+    )
 
 
 def _score(score: float | None) -> Text:

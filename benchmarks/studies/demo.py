@@ -63,8 +63,10 @@ def demo(folder: Path | None, seed: int, say: Callable[[Any], None]) -> Group:
     return Group(
         evaluation_table(results, f"{ENV}, test split"),
         Text(
-            f"\nin {time.perf_counter() - started:.0f} s; plot: {folder / 'demo.png'}; "
-            f"logs: tensorboard --logdir {folder}; model: {folder / 'model'}"
+            f"\nin {time.perf_counter() - started:.0f} s\nplot: {folder / 'demo.png'}\nmodel: {folder / 'model'}\n"
+            f"logs: tensorboard --logdir {folder}\nattempts: tokengym render {folder}",
+            no_wrap=True,
+            overflow="ignore",
         ),
     )
 

@@ -103,8 +103,8 @@ def test_a_file_outside_of_any_run_says_what_is_missing(tmp_path: Path, run: Pat
 
 def test_a_panel_says_all_there_is_and_keeps_to_its_width() -> None:
     text = shown(RECORD)
-    words = ("p-1", "PPO", "How many?", "3+4 = 8", "#### 8", "-0.5", "0.25", "0.10", "✗ wrong", "answer 8",
-             "right answer 7", "total reward -0.5")  # fmt: skip
+    words = ("p-1", "PPO", "How many?", "3+4 = 8", "#### 8", "-0.50", "0.25", "0.10", "✗ wrong", "answer 8",
+             "right answer 7", "total reward -0.50")  # fmt: skip
     for word in words:
         assert word in text, word
     assert "p(correct)" not in shown(replace(RECORD, steps=(StepRecord("x", 0.0),)))

@@ -1,0 +1,64 @@
+"""Progress as people read it: bars in a terminal, plain lines in a log file, and the key numbers of a round."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from tqdm import tqdm
+
+KEYS = (
+    "eval/maj@1", "rollout/success_rate", "rollout/mean_reward", "eval/auc", "train/loss",
+    "train/reference_kl", "rollout/entropy", "rollout/mean_length", "train/examples",
+)  # fmt: skip
+"""The metrics that a round's line shows, the most telling first, as far as there are any."""
+
+
+class LineProgress(tqdm):
+    """Progress as a line of text every few seconds, for log files: no carriage returns, nothing is drawn over.
+
+    A stage that ends before its first line is due writes none.
+    """
+
+    monitor_interval = 0  # no thread: lines come with updates
+    seconds: ClassVar[float] = 10.0
+    """Seconds from one line to the next."""
+
+    def __init__(self, **settings: Any) -> None:
+        form = "{desc}: {n_fmt} of {total_fmt} in {elapsed}, {rate_fmt}, {remaining} left"
+        super().__init__(**settings, mininterval=self.seconds, delay=self.seconds, miniters=1, bar_format=form)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Writes a line."""
+        self.fp.write(f"{self if msg is None else msg}\n")
+        self.fp.flush()
+
+    def close(self) -> None:
+        """Ends without a trace."""
+        if not self.disable:
+            self.disable = True
+            self._decr_instances(self)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def progress(total: int, description: str, shown: bool = True) -> "tqdm[Any]":
+    """A bar on standard error if that is a terminal, and lines otherwise.
+
+    Args:
+        total: Number of updates that make the whole.
+        description: Name of the stage.
+        shown: Whether anything is shown at all.
+    """
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=description, disable=not shown, leave=False)
+    return LineProgress(total=total, desc=description, disable=not shown)
+
+
+def key_numbers(metrics: Mapping[str, float], most: int = 5) -> str:
+    """The most telling metrics of a round as one line; all of them are in the run's `metrics.jsonl`.
+
+    Args:
+        metrics: Everything that was logged.
+        most: Number of metrics in the line.
+    """
+    found = [name for name in KEYS if name in metrics] or list(metrics)
+    round_number = ["round"] if "round" in metrics else []
+    return "  ".join(f"{name.rpartition('/')[2]} {metrics[name]:.4g}" for name in (round_number + found[:most]))

@@ -1,0 +1,48 @@
+"""Progress in a log file: whole lines, not many, and nothing for stages that are over at once."""
+
+import io
+import sys
+
+import pytest
+
+from tokengym.agents.training.progress import LineProgress, key_numbers, progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, seconds: float, shown: bool = True) -> str:
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(LineProgress, "seconds", seconds)
+    with progress(20, "sampling", shown) as bar:
+        for _ in range(20):
+            bar.update(1)
+    return stream.getvalue()
+
+
+def test_a_log_file_gets_lines_and_no_carriage_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = run(monkeypatch, io.StringIO(), 0.0).split("\n")
+    assert lines.pop() == ""
+    assert lines[-1].startswith("sampling: 20 of 20 in ")
+    assert all(line.startswith("sampling: ") and "\r" not in line for line in lines)
+
+
+def test_a_stage_that_ends_before_its_first_line_writes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, io.StringIO(), 3600.0) == ""
+    assert run(monkeypatch, io.StringIO(), 0.0, shown=False) == ""
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = run(monkeypatch, Terminal(), 3600.0)
+    assert "\r" in shown
+    assert "\n" not in shown
+
+
+def test_a_round_has_five_numbers_the_most_telling_first() -> None:
+    metrics = {"time/eval_seconds": 1.0, "round": 2.0, "rollout/mean_length": 70.25, "train/loss": 0.5}
+    assert key_numbers(metrics) == "round 2  loss 0.5  mean_length 70.25"
+    metrics |= {"eval/maj@1": 0.25, "rollout/success_rate": 0.5, "rollout/mean_reward": 1.0, "rollout/entropy": 2.0}
+    assert key_numbers(metrics) == "round 2  maj@1 0.25  success_rate 0.5  mean_reward 1  loss 0.5  entropy 2"
+    assert key_numbers({"x/some": 3.0}) == "some 3"
