@@ -265,11 +265,12 @@ class Agent(ABC):
         """How many problems attempts are sampled at: as many as there are, but no more than `limit`.
 
         Raises:
-            ValueError: an endless source and no limit.
+            ValueError: an endless source and no limit, or prompts over the environment's limit.
         """
         counts = [count for count in (limit, self.env.size) if count is not None]
         if not counts:
             raise ValueError("this environment's problems never end: set `problems`, how many to sample attempts at")
+        self.env.check_prompts(min(counts))
         return min(counts)
 
     def collect_attempts(
@@ -320,6 +321,7 @@ class Agent(ABC):
             raise ValueError("this environment's problems never end: set `demonstrations`, how many to train on")
         count = size if count is None else count if size is None else min(count, size)
         examples: dict[str, Example] = {}
+        self.env.check_prompts(count)
         for index in range(count or 0):
             problem = self.env.problems[index]
             prompt, solution = self.env.encode_prompt(problem), self.env.encode_solution(problem)

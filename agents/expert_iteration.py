@@ -144,10 +144,14 @@ class ExpertIteration(Agent):
 
         Raises:
             ValueError: the problems never end and `problems` is not set, the budget does not cover one round, or there
-                is nothing to fine-tune on: no demonstrations, and no attempt that was kept.
+                is nothing to fine-tune on: no demonstrations, and no attempt that was kept; or prompts are over the
+                environment's limit.
         """
         config, episodes = self.config, self._episodes_per_round(total_episodes)
         validation = self.make_validation_env()
+        validation.check_prompts(config.validation_problems)
+        if config.shots:
+            self.make_env(shots=config.shots).check_prompts(episodes // config.samples_per_problem)
         base, curriculum = snapshot(self.model), self.env.curriculum
         dataset = self._demonstrations()
         best: Round | None = None

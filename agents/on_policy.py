@@ -160,12 +160,13 @@ class PolicyGradientAgent(Agent):
         number, so a run that goes on from a checkpoint ends with the very weights of one that was never stopped.
 
         Raises:
-            ValueError: the budget does not cover one iteration.
+            ValueError: the budget does not cover one iteration, or prompts are over the environment's limit.
             NonFiniteError: a reward, a loss or a gradient is infinite or not a number. The attempts of that iteration
                 are then written to the run's folder.
         """
         config: PolicyGradientConfig = self.config
         iterations = self._iterations(total_episodes)
+        self.env.check_prompts()
         learner = self.make_learner(iterations * self.updates_per_iteration)
         checkpoints = None if self.run_path is None else self.run_path / "training"
         state = load_checkpoint(learner, checkpoints)
@@ -179,6 +180,8 @@ class PolicyGradientAgent(Agent):
             self.run.rewind(self.num_attempts if begin else -1)
         alarms = Alarms()
         validation = self.make_validation_env() if config.validation_problems else None
+        if validation is not None:
+            validation.check_prompts(config.validation_problems)
         if validation is not None and config.keep_best and begin == 0:
             metrics = validate(
                 self.policy, validation, config.validation_problems, self.ranks

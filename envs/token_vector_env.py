@@ -176,6 +176,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._problems: list[Problem | None] = [None] * num_envs
         self._attempts = np.zeros(num_envs, dtype=np.int64)
         self._begun: dict[str, int] = {}  # attempts begun, by problem id
+        self._checked = 0  # how many of the first prompts are known to keep to the limit
         self._reset_needed = True
         self._slots = np.arange(num_envs)
         self._ones = np.ones(num_envs, dtype=np.int64)
@@ -317,6 +318,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def problems(self, source: ProblemSource) -> None:
         self.encoder.problems = source
         self.encoder.forget()
+        self._checked = 0
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -341,6 +343,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def decode(self, completion: NDArray[np.integer[Any]]) -> str:
         """The text of a completion as it is graded, see `PromptEncoder.decode`."""
         return self.encoder.decode(completion)
+
+    def is_answer(self, line: str) -> bool:
+        """Whether a line of a completion is the one that shows its answer ("#### 72"), and no step."""
+        return self.problems.answer_format.is_answer(line)
 
     def encode_prompt(self, problem: Problem) -> IntArray:
         """Token ids of the prompt for `problem`, however many they are."""
@@ -409,6 +415,30 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if size is None or self.on_long_prompt == "error":
             return size
         return sum(len(self.encoder.start(index)[1]) <= self.max_prompt_tokens for index in range(size))
+
+    def check_prompts(self, problems: int | None = None) -> None:
+        """Finds prompts over `max_prompt_tokens` before any attempt meets them, unless they are to be skipped.
+
+        Args:
+            problems: how many of the first problems may be attempted; `None` for all of a finite source. Those of an
+                endless one are not looked at.
+
+        Raises:
+            ValueError: there are such prompts; the message says how many, and how long the longest is.
+        """
+        size = self._num_indices
+        if self.on_long_prompt == "skip" or size is None:
+            return
+        count = size if problems is None else min(problems, size)
+        lengths = {index: len(self.encoder.start(index)[1]) for index in range(self._checked, count)}
+        if long := [index for index, length in lengths.items() if length > self.max_prompt_tokens]:
+            longest = max(long, key=lengths.__getitem__)
+            raise ValueError(
+                f"{len(long)} of {count} prompts are over max_prompt_tokens={self.max_prompt_tokens}, the longest, of "
+                f"problem {self.problems[longest].id!r}, with {lengths[longest]} tokens: raise that limit, or pass "
+                'over such problems with on_long_prompt="skip"'
+            )
+        self._checked = max(self._checked, count)
 
     def _draw(self) -> tuple[Problem, IntArray]:
         """The curriculum's next problem and its prompt."""

@@ -50,6 +50,10 @@ class AttemptView(Protocol):
         """All tokens after the prompt so far [T], a reset prefix and an appended end-of-sequence included."""
         ...
 
+    def is_answer(self, line: str) -> bool:
+        """Whether a line of a completion is the one that shows its answer ("#### 72"), and no step."""
+        ...
+
 
 class RewardError(ValueError):
     """A reward returned something else than finite numbers of the right shape."""

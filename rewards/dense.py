@@ -3,11 +3,11 @@
 The paper pays for intermediate steps that match the reference solution's, on top of +1 for the correct answer; how a
 step matches, and what it is worth, is chosen here.
 
-**What is paid.** A step is a line; the answer's line ("#### 72") is none. Each step states one thing at most: its
-result, its equation, or its text, whatever else the line holds. `weight` is shared equally among the different things
-that the reference states, each of which is paid once. A step is paid when it makes the longest order-preserving match
-between attempt and reference longer, so that all payments together are `weight` times the fraction of the reference
-that the attempt goes through in the reference's order (a longest common subsequence).
+**What is paid.** A step is a line; the answer's line ("#### 72", a box, ...) is none. Each step states one thing at
+most: its result, its equation, or its text, whatever else the line holds. `weight` is shared equally among the
+different things that the reference states, each of which is paid once. A step is paid when it makes the longest
+order-preserving match between attempt and reference longer, so that all payments together are `weight` times the
+fraction of the reference that the attempt goes through in the reference's order (a longest common subsequence).
 
 **Why it cannot be farmed.** What has been stated is not counted again, so repeating steps, in whatever words, earns
 nothing. Steps in the wrong order earn no more than the longest part of them that is in order. And an attempt has one
@@ -108,7 +108,7 @@ class DenseReward(StepReward):
 
     def _read(self, step: str) -> str | None:
         """What a step states; None for the answer's line and for no text at all."""
-        return None if not step or "####" in step else _READERS[self.match](step)
+        return None if not step or self.view.is_answer(step) else _READERS[self.match](step)
 
 
 class _Alignment:

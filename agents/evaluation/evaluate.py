@@ -168,7 +168,8 @@ def evaluate(
         on_problem: called with the attempts of the pool at each problem, in order, at the end.
 
     Raises:
-        ValueError: `problems` below 1 or `n` below 0, or a reranker and fewer than two samples to choose from.
+        ValueError: prompts are over the environment's limit, `problems` is below 1 or `n` below 0, or there are a
+            reranker and fewer than two samples to choose from.
     """
     if reranker is not None and n < 2:
         raise ValueError(f"reranking chooses among n samples: n must be at least 2, got {n}")
@@ -181,6 +182,7 @@ def evaluate(
             raise TypeError(f"{env} has no spec to make slots of: give its id, or a TokenVectorEnv")
         env = make_rollout_env(spec, policy, _SLOTS, **({} if "split" in spec.kwargs else {"split": "test"}))
     problems = min(problems, env.size) if env.size is not None else problems
+    env.check_prompts(problems)
     started = time.perf_counter()
     greedy = _pool(policy.with_sampling(temperature=0.0), env, problems, 1, seed, on_step)
     metrics = {"maj@1": bootstrap(group[0].is_success for group in greedy)}

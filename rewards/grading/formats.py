@@ -13,14 +13,24 @@ A format of one's own is a subclass of `AnswerFormat`, given as an instance, or 
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from ...registry import Registry, unknown_name
 from .boxes import boxed, boxed_answers
 from .comparison import compare, is_copied, is_readable
 from .latex import grade_free_form
-from .numbers import MAX_MARKS, Percent, Verdict, find_last_number, grade, marked, normalize_number
+from .numbers import (
+    MAX_MARKS,
+    Percent,
+    Verdict,
+    compare_numbers,
+    find_last_number,
+    grade,
+    is_unit,
+    marked,
+    normalize_number,
+)
 
 GSM8K_MARKER = "####"
 
@@ -46,6 +56,10 @@ class AnswerFormat(ABC):
     @abstractmethod
     def extract(self, completion: str) -> list[str]:
         """The answers that a completion shows, the last one first; none where it shows none."""
+
+    def is_answer(self, line: str) -> bool:
+        """Whether a line of a completion is the one that shows its answer, and no step on the way there."""
+        return bool(self.extract(line))
 
     def compare(self, answers: list[str], gold: str) -> Verdict:
         """The grade of an attempt by the answers that it shows, the last one first, one or more."""
@@ -110,25 +124,33 @@ class _ValueFormat(AnswerFormat):
         answers: "number" for numbers of the bounded grammar in `numbers`, compared exactly; "latex" for numbers and
             whatever else LaTeX says, compared by what it comes to.
         percent: what "20%" means in this data: "number" for 20, "fraction" for 0.2; LaTeX's is 20.
+        units: words that may follow a number, such as ["cm", "square feet"]; [] for none, `None` for any that do not
+            change it.
     """
 
-    def __init__(self, answers: Answers, percent: Percent) -> None:
+    def __init__(self, answers: Answers, percent: Percent, units: Sequence[str] | None) -> None:
         if answers not in ("number", "latex"):
             raise unknown_name("kind of answers", str(answers), ("number", "latex"))
         normalize_number("0", percent=percent)  # its error belongs here
         if answers == "latex" and percent != "number":
             raise ValueError(f'percent={percent!r} is for answers="number"; in LaTeX 20% is 20')
+        if answers == "latex" and units is not None:
+            raise ValueError(f'units={units!r} is for answers="number"; LaTeX is read with any')
+        if isinstance(units, str) or not all(isinstance(unit, str) and is_unit(unit) for unit in units or ()):
+            raise ValueError(f'units={units!r}: give a list of words, such as ["cm", "square feet"]')
         self.answers: Answers = answers
         self.percent: Percent = percent
+        self.units = None if units is None else sorted(unit.lower() for unit in units)
 
     def compare(self, answers: list[str], gold: str) -> Verdict:
         if self.answers == "latex":
             return super().compare(answers, gold)
-        return grade("\n".join(f"{GSM8K_MARKER} {text}" for text in reversed(answers)), gold, percent=self.percent)
+        return compare_numbers(answers, gold, percent=self.percent, units=self.units)
 
     def check(self, answer: str) -> None:
-        if self.answers == "number" and normalize_number(answer, percent=self.percent) is None:
-            raise ValueError(f"the gold answer {answer[:60]!r} is not a number that the grader reads")
+        if self.answers == "number" and normalize_number(answer, percent=self.percent, units=self.units) is None:
+            units = "" if self.units is None else f" with units={self.units}"
+            raise ValueError(f"the gold answer {answer[:60]!r} is not a number that the grader reads{units}")
         super().check(answer)
 
     def is_readable(self, answer: str) -> bool:
@@ -143,13 +165,21 @@ class Marker(_ValueFormat):
         marker: the text before an answer; "####" [GSM8K], "Answer:" [DAPO].
         answers: "number" for numbers alone, or "latex" for numbers and LaTeX.
         percent: what "20%" means in this data: "number" for 20, "fraction" for 0.2.
+        units: words that may follow a number, such as ["cm", "square feet"]; [] for none, `None` for any that do not
+            change it.
 
     Raises:
-        ValueError: the marker is empty or has a line break in it.
+        ValueError: the marker is empty or has a line break in it, or a unit is no word.
     """
 
-    def __init__(self, marker: str = GSM8K_MARKER, answers: Answers = "number", percent: Percent = "number") -> None:
-        super().__init__(answers, percent)
+    def __init__(
+        self,
+        marker: str = GSM8K_MARKER,
+        answers: Answers = "number",
+        percent: Percent = "number",
+        units: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(answers, percent, units)
         if not marker.strip() or "\n" in marker:
             raise ValueError(f"marker={marker!r}: give a text in one line, such as {GSM8K_MARKER!r} or 'Answer:'")
         self.marker = marker.strip()
@@ -167,7 +197,7 @@ class Marker(_ValueFormat):
     def grade(self, completion: str, answer: str, *, question: str | None = None) -> Verdict:
         if self.answers == "latex":
             return super().grade(completion, answer, question=question)
-        return grade(completion, answer, marker=self.marker, percent=self.percent)
+        return grade(completion, answer, marker=self.marker, percent=self.percent, units=self.units)
 
 
 @ANSWER_FORMATS.register("boxed")
@@ -198,13 +228,21 @@ class Tag(_ValueFormat):
         tag: name of the tag.
         answers: "latex" for numbers and LaTeX, or "number" for numbers alone.
         percent: what "20%" means in this data: "number" for 20, "fraction" for 0.2.
+        units: words that may follow a number, such as ["cm", "square feet"]; [] for none, `None` for any that do not
+            change it.
 
     Raises:
-        ValueError: the name is not letters, digits, "_" and "-".
+        ValueError: the name is not letters, digits, "_" and "-", or a unit is no word.
     """
 
-    def __init__(self, tag: str = "answer", answers: Answers = "latex", percent: Percent = "number") -> None:
-        super().__init__(answers, percent)
+    def __init__(
+        self,
+        tag: str = "answer",
+        answers: Answers = "latex",
+        percent: Percent = "number",
+        units: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(answers, percent, units)
         if not re.fullmatch(r"[\w-]+", tag):
             raise ValueError(f"tag={tag!r}: give the tag's name alone, such as 'answer' for <answer>...</answer>")
         self.tag = tag
@@ -270,6 +308,10 @@ class Choice(AnswerFormat):
             letters = [match[1]] if match else []
         return letters[::-1][:MAX_MARKS]
 
+    def is_answer(self, line: str) -> bool:
+        # A line that begins with a letter, "B = 5", may be a step.
+        return bool(boxed(line) or re.search(_CHOSEN.format(letters=self.letters), line))
+
     def compare(self, answers: list[str], gold: str) -> Verdict:
         letter = self._letter(gold)
         if letter is None:
@@ -303,7 +345,7 @@ class LastNumber(_ValueFormat):
     """
 
     def __init__(self, percent: Percent = "number") -> None:
-        super().__init__("number", percent)
+        super().__init__("number", percent, None)
 
     @property
     def instruction(self) -> str:
@@ -311,6 +353,10 @@ class LastNumber(_ValueFormat):
 
     def show(self, answer: str) -> str:
         return f"The answer is {answer}."
+
+    def is_answer(self, line: str) -> bool:
+        # Any other line with a number may be a step.
+        return GSM8K_MARKER in line or line.strip().lower().startswith("the answer is")
 
     def extract(self, completion: str) -> list[str]:
         return marked(completion, GSM8K_MARKER) or find_last_number(completion)

@@ -27,6 +27,7 @@ thousandth of it (1/3 = 0.333 but not 0.33), since no decimal could equal it exa
 
 import math
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -111,6 +112,7 @@ def grade(
     marker: str | None = "####",
     percent: Percent = "number",
     last_number: bool = False,
+    units: Collection[str] | None = None,
 ) -> Verdict:
     """Grade `completion` against the gold `answer` by the rules at the top of this module.
 
@@ -123,37 +125,61 @@ def grade(
         marker: what precedes an answer; None where the whole completion is the answer.
         percent: what "20%" is in this data set, `"number"`: 20, or `"fraction"`: 0.2.
         last_number: grade a completion without a marked answer by the last number in it.
+        units: words that may follow a number, in lower case; `None` for any that do not change it.
 
     Raises:
         ValueError: the gold answer is not a number of the grammar, or an argument is out of its range.
     """
     if marker == "" or (marker is None and last_number):
         raise ValueError(f"marker={marker!r}, last_number={last_number}: {_MARKER_HELP}")
-    gold = normalize_number(answer, percent=percent)
-    if gold is None:
-        raise ValueError(f"gold answer {_shorten(answer)} is not a number that the grader reads: correct the data")
     texts = [completion.strip()] if marker is None else marked(completion, marker)
     if not texts and last_number:
         texts = find_last_number(completion)
+    return compare_numbers(texts, answer, percent=percent, units=units, is_marked=marker is not None)
+
+
+def compare_numbers(
+    texts: Sequence[str],
+    answer: str,
+    *,
+    percent: Percent = "number",
+    units: Collection[str] | None = None,
+    is_marked: bool = True,
+) -> Verdict:
+    """Grade an attempt by the answers that it shows, the last one first.
+
+    Args:
+        texts: the answers; none, or an empty one, is `no_answer`.
+        answer: the gold answer alone: a number of the grammar.
+        percent: what "20%" is in this data set.
+        units: words that may follow a number, in lower case; `None` for any that do not change it.
+        is_marked: whether words such as "The answer is" may precede the number.
+
+    Raises:
+        ValueError: the gold answer is not a number of the grammar.
+    """
+    gold = normalize_number(answer, percent=percent, units=units)
+    if gold is None:
+        raise ValueError(f"gold answer {_shorten(answer)} is not a number that the grader reads: correct the data")
     if not texts or not texts[0]:
         return _NO_ANSWER
     if len(texts[0]) > MAX_LENGTH:
         return _TOO_LONG
-    number = _read(texts[0], percent, marker is not None)
+    number = _read(texts[0], percent, units, is_marked)
     if number is None:
         return _UNPARSED
     for text in texts[1:]:
         if text != texts[0]:
-            other = _read(text, percent, marker is not None)
+            other = _read(text, percent, units, is_marked)
             if other is not None and not equal_numbers(other, number):
                 return _AMBIGUOUS
     correct = equal_numbers(number, gold)
     return Verdict(correct, "correct" if correct else "wrong", number)
 
 
-def _read(text: str, percent: Percent, is_marked: bool) -> str | None:
+def _read(text: str, percent: Percent, units: Collection[str] | None, is_marked: bool) -> str | None:
     """The number in an answer, without what is set around it."""
-    number = normalize_number(text, percent=percent)
+    number = normalize_number(text, percent=percent, units=units)
     if number is not None or len(text) > MAX_LENGTH:
         return number
     text = text.strip()
@@ -164,14 +190,15 @@ def _read(text: str, percent: Percent, is_marked: bool) -> str | None:
             break
         text = (around["inside"] + around["after"]).strip()
     text = text.replace("\\%", "%").replace("\\$", "$").removesuffix(r"^\circ").translate(_CURRENCY)
-    return normalize_number(text, percent=percent)
+    return normalize_number(text, percent=percent, units=units)
 
 
-def normalize_number(text: str, *, percent: Percent = "number") -> str | None:
+def normalize_number(text: str, *, percent: Percent = "number", units: Collection[str] | None = None) -> str | None:
     """The normal form of a number of the grammar, or None if `text` is none. Equal values have equal normal forms.
 
     It is an integer or a decimal without needless zeros (`0.5`; `25e-300` where more than 256 places or zeros would be
-    needed), or, if it has no finite decimal expansion, a fraction in lowest terms (`-2/3`).
+    needed), or, if it has no finite decimal expansion, a fraction in lowest terms (`-2/3`). Only words among `units`,
+    in lower case, may follow it; with `None` all may that do not change it.
     """
     if percent not in ("number", "fraction"):
         raise ValueError(f'percent={percent!r}: choose "number" (20% is 20) or "fraction" (20% is 0.2)')
@@ -194,6 +221,8 @@ def normalize_number(text: str, *, percent: Percent = "number") -> str | None:
         if tail["words"] and len(word := tail["words"].strip()) == 1 and word not in _UNIT_LETTERS:
             return None
         if tail["words"] and not _NOT_UNITS.isdisjoint(_WORD.findall(tail["words"].lower())):
+            return None
+        if units is not None and tail["words"] and tail["words"].strip().lower() not in units:
             return None
     sign = "-" if head and "-" in head else ""
     whole = whole.replace(",", "")

@@ -12,6 +12,7 @@ import torch
 
 from tokengym import registry
 from tokengym.agents import AGENTS, RFT, SFT, Agent, ExpertIteration, STaR, make_agent
+from tokengym.agents.evaluation.evaluate import evaluate
 from tokengym.agents.rollouts.collect import collect
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.registry import UnknownNameError
@@ -150,6 +151,18 @@ def test_demonstrations_are_the_first_problems_and_too_long_ones_are_errors(fold
     some = ExpertIteration(skipping, folder, **SMALL).demonstrations(None)
     assert 0 < len(some) < 30
     assert all(len(example.completion) <= 2 for example in some.values())
+
+
+@pytest.mark.parametrize("name", ["ei", "sft", "reinforce"])
+def test_prompts_over_the_limit_are_found_before_anything_is_learned(folder, sums, name) -> None:
+    settings = {"max_prompt_tokens": 2, "num_problems": 8}
+    short = gym.make(sums.spec.id, **{**sums.spec.kwargs, **settings})
+    agent = AGENTS.get(name)(short, folder, validation_problems=4)
+    with pytest.raises(ValueError, match=r"\d of 8 prompts are over max_prompt_tokens=2, the longest, of problem"):
+        agent.learn()
+    assert agent.num_attempts == 0
+    with pytest.raises(ValueError, match="of 2 prompts are over"):
+        evaluate(agent, agent.make_env(split="test"), problems=2)
 
 
 # ------------------------------------------------------------------------------------------------- saving and loading

@@ -5,6 +5,7 @@ import itertools
 import json
 import pickle
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
@@ -241,6 +242,21 @@ def test_long_prompts_are_errors_that_say_which():
         env.reset()
     with pytest.raises(ValueError, match="'p7' has 7 tokens"):
         env.reset(options={"problem_id": "p7"})
+
+
+def test_all_long_prompts_are_found_before_an_attempt_meets_one():
+    env = make(5, LENGTHS)
+    env.check_prompts(1)
+    with pytest.raises(ValueError, match="1 of 3 prompts are over max_prompt_tokens=5, the longest, of problem 'p6'"):
+        env.check_prompts(3)
+    message = "2 of 5 prompts are over max_prompt_tokens=5, the longest, of problem 'p7', with 7 tokens"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            env.check_prompts()
+    make(5, LENGTHS, num_problems=1).check_prompts()
+    make(5, LENGTHS, on_long_prompt="skip").check_prompts()
+    make(5, LENGTHS, max_prompt_tokens=7).check_prompts()
+    gym.make_vec("tokengym/Arithmetic-v0", 1, vectorization_mode="vector_entry_point").unwrapped.check_prompts()  # type: ignore
 
 
 def test_long_prompts_are_skipped_and_counted_and_nothing_is_cut():

@@ -55,6 +55,9 @@ class Slots:
 
     tokenizer: PreTrainedTokenizerBase = TOKENIZER
 
+    def is_answer(self, line: str) -> bool:
+        return "####" in line
+
     def __init__(self, reward: Reward, num_envs: int) -> None:
         self.num_envs = num_envs
         self.tokens: list[list[int]] = [[] for _ in range(num_envs)]

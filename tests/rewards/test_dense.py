@@ -55,6 +55,24 @@ def paid(attempt: str, reference: str = REFERENCE, **arguments) -> float:
     return float(rewards[:-1].sum() + rewards[-1] % 1)
 
 
+@pytest.mark.parametrize(
+    "answer_format", ["marker", "boxed", "tag", "last_number", {"name": "marker", "marker": "Answer:"}]
+)
+@pytest.mark.parametrize("match", ["result", "equation", "exact_text"])
+def test_the_answers_line_is_no_step_in_any_format(answer_format, match):
+    source = ProblemList([Problem("only", "q", "144")], answer_format=answer_format)
+    shown = source.answer_format.show("144")
+    solution = "\n".join([*STEPS[:2], shown])
+    problems = ProblemList([Problem("only", "q", "144", solution)], answer_format=answer_format)
+    env = TokenVectorEnv(problems, 1, reward={"name": "dense", "match": match}, prompt="{question}")
+    env.reset()
+    tokens = [*env.encoder.encode(solution).tolist(), env.encoder.eos_token_id]
+    _, rewards, _, _, infos = env.step_tokens([tokens], [len(tokens)])
+    assert infos["is_success"][0]
+    paid = rewards[0][rewards[0] > 0].tolist()
+    assert paid == pytest.approx([0.25, 0.25, 1.0])  # two steps, and the answer alone
+
+
 # ---------------------------------------------------------------------------------------- by hand, token by token
 
 

@@ -19,6 +19,12 @@ DAPO = {"name": "marker", "marker": "Answer:", "answers": "latex"}
         ({"name": "marker", "percent": "fraction"}, "#### 20%", "0.2", "correct"),
         (DAPO, r"Answer: \frac{1}{2}", "0.5", "correct"),
         (DAPO, r"Answer: \frac{1}{3}", "0.5", "wrong"),
+        ({"name": "marker", "units": ["cm", "Square Feet"]}, "#### 5 cm.", "5", "correct"),
+        ({"name": "marker", "units": ["cm", "Square Feet"]}, "#### 5 square feet", "5", "correct"),
+        ({"name": "marker", "units": ["cm"]}, "#### 5", "5 cm", "correct"),
+        ({"name": "marker", "units": ["cm"]}, "#### 5 inches", "5", "unparsed"),
+        ({"name": "marker", "units": []}, "#### 5 cm", "5", "unparsed"),
+        ({"name": "tag", "answers": "number", "units": ["cm"]}, "<answer>6 cm</answer>", "5", "wrong"),
         ("boxed", r"\boxed{\frac12}", "0.5", "correct"),
         ("boxed", "#### 2", "2", "no_answer"),
         (ANSWER_TAG, "<answer> 42 </answer>", "42", "correct"),
@@ -27,6 +33,8 @@ DAPO = {"name": "marker", "marker": "Answer:", "answers": "latex"}
         (ANSWER_TAG, "42</answer>", "42", "no_answer"),
         ({"name": "tag", "tag": "result"}, r"<result>\frac{4}{2}</result>", "2", "correct"),
         ({"name": "tag", "answers": "number"}, r"<answer>\sqrt{4}</answer>", "2", "unparsed"),
+        ({"name": "tag", "answers": "number"}, "<answer>2\n3</answer>", "2", "unparsed"),
+        ({"name": "tag", "answers": "number"}, "<answer>#### 2</answer>", "2", "unparsed"),
         ("choice", "The answer is (B).", "B", "correct"),
         ("choice", "**Answer:** C", "B", "wrong"),
         ("choice", r"so \boxed{\text{(B)}}", "(B)", "correct"),
@@ -62,6 +70,14 @@ def test_a_completed_solution_shows_its_answer_and_the_instruction_asks_for_it(s
     assert text in answer_format.instruction
 
 
+@pytest.mark.parametrize("spec", ["marker", "boxed", ANSWER_TAG, "choice", "last_number", DAPO])
+def test_the_line_of_the_answer_is_no_step(spec):
+    answer_format = make_format(spec)
+    assert answer_format.is_answer(answer_format.show("B" if spec == "choice" else "72"))
+    for step in ("48/2 = 24 clips", "B = 5 is the base", "In all there are 72."):
+        assert not answer_format.is_answer(step)
+
+
 def test_gsm8ks_last_line_gives_way_to_the_format():
     solution = "48/2 = <<48/2=24>>24\n#### 24"
     assert make_format("marker").complete(solution, "24") == solution
@@ -73,6 +89,7 @@ def test_gsm8ks_last_line_gives_way_to_the_format():
     [
         ("marker", "two", "'two' is not a number that the grader reads"),
         ("choice", "F", "'F' is none of the letters ABCDE"),
+        ({"name": "marker", "units": ["cm"]}, "5 m", "not a number that the grader reads with units=\\['cm'\\]"),
         ("boxed", "a}", "the gold answer 'a}' is read as"),
         ("boxed", "", "1 to 256 characters"),
     ],
@@ -92,6 +109,9 @@ def test_a_gold_answer_that_cannot_be_read_says_why(spec, gold, message):
         ({"name": "marker", "mark": "x"}, ValueError, "takes"),
         ({"name": "choice", "letters": "A"}, ValueError, "capital letters"),
         (3, ValueError, "not 3"),
+        ({"name": "marker", "units": "cm"}, ValueError, "give a list of words"),
+        ({"name": "marker", "units": ["million"]}, ValueError, "give a list of words"),
+        ({"name": "tag", "units": ["cm"]}, ValueError, 'is for answers="number"'),
     ],
 )
 def test_bad_specs_name_themselves(spec, error, message):
