@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -422,18 +423,27 @@ def doctor(arguments: Sequence[str]) -> None:
             env: id of the environment; `tokengym list` shows them.
             model: whose tokenizer counts the tokens.
             limit: problems of each split to look at in an endless source.
+            show: Findings of one kind to print for each split; 0 prints all.
         """
 
         env: tyro.conf.Positional[str] = "tokengym/Arithmetic-v0"
         model: str = "tokengym/tiny"
         limit: int = 2000
+        show: int = 20
 
     def run(options: DoctorOptions) -> None:
         from .envs.doctor import diagnose_env
 
         findings = diagnose_env(options.spec(tokenizer=options.model), limit=options.limit)
+        printed: Counter[tuple[str, ...]] = Counter()
         for finding in findings.findings:
-            _print(str(finding))
+            kind = (finding.severity, finding.check, finding.split)
+            printed[kind] += 1
+            if not options.show or printed[kind] <= options.show:
+                _print(str(finding))
+        for (severity, check, split), count in printed.items():
+            if options.show and count > options.show:
+                _print(f"{severity}: {count - options.show} more of {check} in {split}: --show 0 prints all")
         for split, reason in findings.absent.items():
             _print(f"no {split} split: {reason}")
         checked = ", ".join(f"{count} of {source}" for source, count in findings.checked.items())
@@ -572,16 +582,18 @@ def demo(arguments: Sequence[str]) -> None:
 
 
 def list_names(arguments: Sequence[str]) -> None:
-    """List environments, agents, rewards and curricula."""
+    """List environments, problem sources, agents, rewards, curricula and answer formats."""
 
     def run() -> None:
         from .agents import AGENTS
         from .envs import CURRICULA, IDS, PROBLEMS
         from .rewards import REWARDS
+        from .rewards.grading.formats import ANSWER_FORMATS
 
         problems = PROBLEMS.summaries()
         rows = [("environment", env_id, problems[source]) for env_id, source in IDS.items()]
-        for registry in (AGENTS, REWARDS, CURRICULA):
+        rows += [(PROBLEMS.kind, name, text) for name, text in problems.items() if name not in IDS.values()]
+        for registry in (AGENTS, REWARDS, CURRICULA, ANSWER_FORMATS):
             rows += [(registry.kind, name, text) for name, text in registry.summaries().items()]
         _print(_table(("kind", "name", "what it is"), rows))
 

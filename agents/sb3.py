@@ -49,8 +49,8 @@ class SB3CausalLMPolicy(ActorCriticPolicy):
         use_sde: must be False: exploration of SB3's for continuous actions.
 
     Raises:
-        ValueError: these are not the spaces of a token environment, the model has no such branch, or another optimizer
-            is to train weights that are not in float32.
+        ValueError: these are not the spaces of a token environment, the model has another vocabulary or no such
+            branch, or another optimizer is to train weights that are not in float32.
     """
 
     def __init__(
@@ -80,7 +80,18 @@ class SB3CausalLMPolicy(ActorCriticPolicy):
             optimizer_kwargs=optimizer_kwargs or {},
         )
         self._settings = {"model": model, "temperature": temperature, "critic": critic, "critic_layers": critic_layers}
-        language_model = model if isinstance(model, PreTrainedModel) else load(model, device="cpu")[0]
+        if isinstance(model, PreTrainedModel):
+            language_model, size = model, int(model.config.get_text_config().vocab_size)
+            fits = action_space.n <= size < 2 * action_space.n  # models have columns without a token, but not that many
+        else:
+            language_model, tokenizer = load(model, device="cpu")
+            size = len(tokenizer)
+            fits = size == action_space.n
+        if not fits:
+            raise ValueError(
+                f"the model has {size} tokens and the environment {action_space.n}: make the environment with "
+                "tokenizer=... of the model"
+            )
         self.actor_critic = ActorCritic(language_model, make_critic(critic, language_model, critic_layers))
         self.temperature = temperature
         low = next((weight.dtype for weight in self.parameters() if weight.dtype != torch.float32), None)

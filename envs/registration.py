@@ -44,7 +44,7 @@ def make_token_env(problems: "str | ProblemSource", **settings: Any) -> "TokenEn
 
     `seed` goes to both, the source's generator and the environment's random stream. With `shots`, that many worked
     examples come from the source's validation split. Settings that are not given are the source's `env_settings`, if it
-    has any, and then the environment's own defaults.
+    has any, and then the environment's own defaults. Of a source that is made already, `split` chooses another split.
 
     Raises:
         UnknownNameError: no problem source has that name.
@@ -109,8 +109,12 @@ def _divide(
 
     of_env = _keywords(TokenVectorEnv) - {"problems", *excluded}
     of_source: set[str] = set()
+    split: str | None = None
     if not isinstance(problems, ProblemSource):
         of_source = _keywords(PROBLEMS.get(problems))
+    elif "split" in settings:  # a source that is made already has others beside its own
+        split = settings["split"]
+        settings = {name: value for name, value in settings.items() if name != "split"}
     for name in settings:
         if name not in of_env and name not in of_source:
             raise TypeError(str(unknown_name("argument", name, of_env | of_source)))
@@ -120,6 +124,11 @@ def _divide(
         if name in of_source and (name, value) != ("seed", None)  # no seed for the environment is none for the source
     }
     settings = {name: value for name, value in settings.items() if name in of_env}
+    if isinstance(problems, ProblemSource):
+        source = problems.with_split(split or problems.split)
+        if settings.get("shots") and "examples" not in settings:
+            settings["examples"] = problems.with_split("validation")
+        return source, {**source.env_settings, **settings}
     if settings.get("shots") and "split" in of_source:
         settings["examples"] = make_problems(problems, **{**arguments, "split": "validation"})
     source = make_problems(problems, **arguments)

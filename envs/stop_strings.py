@@ -34,7 +34,7 @@ class StopStrings:
     """
 
     def __init__(self, strings: str | Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> None:
-        given = (strings,) if isinstance(strings, str) else tuple(strings)
+        given = (strings,) if isinstance(strings, str) or not isinstance(strings, Sequence) else tuple(strings)
         for string in given:
             if not isinstance(string, str) or not string or _REPLACEMENT in string:
                 raise ValueError(f'stop={strings!r}: {string!r} can end no attempt; give texts such as "\\nQuestion:"')

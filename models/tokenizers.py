@@ -129,7 +129,9 @@ def locate(name: str) -> dict[str, str]:
         need("gguf", "reading a *.gguf file")
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     if path.is_dir():
-        return {"pretrained_model_name_or_path": str(path)}
+        inside = path / "model"  # of a run's folder, whose own config.json is the run's
+        is_run = (inside / "config.json").exists() and not (path / "tokenizer_config.json").exists()
+        return {"pretrained_model_name_or_path": str(inside if is_run else path)}
     if path.exists():
         raise ValueError(f"{str(path)!r} is a file: give the folder that it is in, or a *.gguf file")
     if not _HUB_ID.fullmatch(name):

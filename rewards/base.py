@@ -5,6 +5,7 @@ pays once, when an attempt ends; `StepReward` pays at the end of each step, a st
 environment grades each finished attempt once and hands the verdict over: rewards pay, they do not grade.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,6 +56,18 @@ class AttemptView(Protocol):
         ...
 
 
+def how_to_register(kind: type) -> str:
+    """What to do with a class of rewards that environments are to make by themselves, from plain values."""
+    needed = [
+        f'"{name}": ...'
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    spec = f'{{"name": "mine", {", ".join(needed)}}}' if needed else '"mine"'
+    return f'register the class, tokengym.rewards.REWARDS.register("mine")({kind.__name__}), and give reward={spec}'
+
+
 class RewardError(ValueError):
     """A reward returned something else than finite numbers of the right shape."""
 
@@ -77,7 +90,10 @@ class Reward(ABC):
     def bind(self, view: AttemptView) -> None:
         """Called once, by the environment that owns this reward. Raises `ValueError` if another one already does."""
         if self._view is not None and self._view is not view:
-            raise ValueError(f"this {type(self).__name__} already belongs to an environment: make one reward for each")
+            raise ValueError(
+                f"this {type(self).__name__} already belongs to an environment: make one reward for each, or, for "
+                "agents, which make several, " + how_to_register(type(self))
+            )
         self._view = view
 
     def begin(self, slots: IntArray, problems: Sequence[ProblemLike], prefix_lengths: IntArray) -> None:  # noqa: B027

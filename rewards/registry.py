@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..registry import Registry
-from .base import Reward
+from .base import Reward, how_to_register
 from .dense import DenseReward
 from .outcome import OutcomeReward
 from .sparse import SparseReward
@@ -62,6 +62,8 @@ def make_reward(spec: str | Mapping[str, Any] | Reward) -> Reward:
     """
     if isinstance(spec, Reward):
         return spec
+    if isinstance(spec, type) and issubclass(spec, Reward):
+        raise ValueError(f"{spec.__name__} is a class of rewards, and no reward: {how_to_register(spec)}")
     arguments = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
     name = arguments.pop("name", None)
     if not isinstance(name, str):

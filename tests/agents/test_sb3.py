@@ -119,3 +119,14 @@ def test_bfloat16_weights_have_masters_that_are_saved_too(tokenizer, make_model,
     )
     with pytest.raises(ValueError, match=r"SGD would round its steps away in weights of torch\.bfloat16"):
         PPO(SB3CausalLMPolicy, envs, policy_kwargs={**settings, "optimizer_class": torch.optim.SGD})
+
+
+def test_a_model_of_another_vocabulary_is_refused():
+    from gymnasium import spaces
+
+    from tokengym.models import load
+
+    observations = spaces.Dict(input_ids=spaces.Box(0, 13, (8,), np.int64), attention_mask=spaces.MultiBinary(8))
+    for model in ("tokengym/tiny", load("tokengym/tiny", device="cpu")[0]):
+        with pytest.raises(ValueError, match=r"the model has \d+ tokens and the environment 14: make the environment"):
+            SB3CausalLMPolicy(observations, spaces.Discrete(14), lambda _: 1e-3, model=model)

@@ -183,3 +183,23 @@ def test_annotations_that_compute(annotation):
 )
 def test_annotations_that_do_not(annotation, complaint):
     assert complaint in (check_annotation(annotation) or "")
+
+
+def test_the_command_prints_some_findings_of_each_kind(tmp_path, capsys):
+    from tokengym.__main__ import main
+
+    rows = [{"question": "again?", "answer": "1"}] * 5 + [{"question": f"{i}?", "answer": "x"} for i in range(4)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["doctor", "tokengym/Dataset-v0", "--data", str(path), "--env-args", "validation=0", "test=0"]
+    with pytest.raises(SystemExit):
+        main([*command, "--show", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("asks the same" in line for line in lines) == 2
+    assert "warning: 2 more of duplicate in train: --show 0 prints all" in lines
+    assert "error: 2 more of row in train: --show 0 prints all" in lines
+    with pytest.raises(SystemExit):
+        main([*command, "--show", "0"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("asks the same" in line for line in lines) == 4
+    assert sum("'x' is not a number" in line for line in lines) == 4

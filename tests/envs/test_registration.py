@@ -274,3 +274,15 @@ def test_single_environment_shares_its_random_stream():
     assert env.reset()[1]["problem_id"].endswith(f"-{expected}")
     env.reset(seed=11)
     assert env.np_random_seed == 11
+
+
+def test_a_source_that_is_made_already_has_other_splits_and_shots():
+    from tokengym.envs import Problem, ProblemList
+
+    splits = {name: [Problem(f"{name}-0", f"{name}?", "1", "#### 1")] for name in ("train", "validation")}
+    env = gym.make("tokengym/Arithmetic-v0", problems=ProblemList(splits), split="validation", shots=1)
+    slots = env.unwrapped.slots  # type: ignore
+    assert slots.problems[0].id == "validation-0"
+    assert "#### 1\n\nQ: validation?" in slots.tokenizer.decode(slots.encode_prompt(slots.problems[0]))
+    with pytest.raises(ValueError, match="has no test split"):
+        gym.make("tokengym/Arithmetic-v0", problems=ProblemList(splits), split="test")

@@ -192,7 +192,7 @@ def test_a_tag_that_ends_answers_stays():
         TokenEnv(problems, stop="<answer>")
 
 
-@pytest.mark.parametrize("stop", ["", ["a", ""], [3]])
+@pytest.mark.parametrize("stop", ["", ["a", ""], [3], 3])
 def test_what_can_end_no_attempt(stop):
     with pytest.raises(ValueError, match="can end no attempt"):
         make(stop=stop)

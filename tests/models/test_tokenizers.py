@@ -119,3 +119,15 @@ def test_local_tokenizers_need_no_network(tmp_path, monkeypatch):
 def test_the_room_imports_no_torch():
     code = "import sys, tokengym.models; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_runs_folder_stands_for_the_model_in_it(tmp_path):
+    from tokengym.models.tokenizers import locate
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "config.json").write_text("{}")  # the run's own
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert locate(str(tmp_path)) == {"pretrained_model_name_or_path": str(tmp_path / "model")}
+    assert locate(str(tmp_path / "model")) == {"pretrained_model_name_or_path": str(tmp_path / "model")}
+    (tmp_path / "tokenizer_config.json").touch()
+    assert locate(str(tmp_path)) == {"pretrained_model_name_or_path": str(tmp_path)}

@@ -337,3 +337,17 @@ def test_make_reward_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REWARDS._builtin, "odd", lambda: 3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="'odd' is registered as a reward but made a int"):
         make_reward("odd")
+
+
+def test_rewards_that_agents_cannot_copy_say_how_to_register_them() -> None:
+    class Scaled(SparseReward):
+        def __init__(self, scale: float, shift: float = 0.0) -> None:
+            self.scale, self.shift = scale, shift
+
+    spec = r'REWARDS.register\("mine"\)\(Scaled\), and give reward=\{"name": "mine", "scale": ...\}'
+    with pytest.raises(ValueError, match=r"Scaled is a class of rewards, and no reward: register the class, .*" + spec):
+        make_reward(Scaled)  # type: ignore
+    reward = Scaled(1.0)
+    Slots(reward, 1)
+    with pytest.raises(ValueError, match="already belongs to an environment.*" + spec):
+        Slots(reward, 1)
