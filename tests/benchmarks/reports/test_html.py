@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from tokengym.benchmarks.paper.published import paper_table
 from tokengym.benchmarks.reports.content import (
     AttemptRecord,
     Cell,
@@ -26,6 +27,7 @@ from tokengym.benchmarks.reports.content import (
 )
 from tokengym.benchmarks.reports.html import html, write_report
 from tokengym.benchmarks.reports.markdown import markdown
+from tokengym.benchmarks.reports.published import PaperRow, PaperTable
 from tokengym.benchmarks.reports.svg import clean_svg
 from tokengym.benchmarks.reports.text import duration, visible
 
@@ -58,12 +60,15 @@ class Page(HTMLParser):
 def everywhere(report: Report, text: str) -> Report:
     """The report with a text in every place that takes one."""
     rows = (Row(text, (MissingCell(text),) * 4), Row(text, report.tables[0].rows[2].cells, "table_1/sft"))
+    paper_row = PaperRow(text, {"7B": (0.5,)}, text, (text,))
+    paper = PaperTable(text, text, text, ("7B",), text, ("maj@1",), {"sft": paper_row}, (text,), {text: text})
+    table = ResultTable(text, text, rows, (text, "maj@1", "b", "c"), text, {"table_1": paper})
     figure = replace(report.figures[0], title=text, caption=text)
     run = replace(report.runs[0], name=text, settings={text: {text: text}}, versions={text: text})
     attempt = AttemptRecord(text, text, text, text, text, text, (StepRecord(text, 0.0),))
     return Report(
         text, text, text, {text: text}, text, text, 1.0,
-        (ResultTable(text, text, rows, (text, "maj@1", "b", "c"), text),), (figure,),
+        (table,), (figure,),
         (Finding(text, "holds", text, text),), (run,), (attempt,),
     )  # fmt: skip
 
@@ -140,7 +145,8 @@ def test_a_reason_is_given_once_in_a_row(make_report) -> None:
 
 def test_sizes_and_gaps_of_rows_that_are_not_like_the_others(make_report) -> None:
     cells = (MissingCell("not run"),) * 4
-    table = ResultTable("T", "", (Row("GPT-3", cells, "table_1/gpt_3"), Row("Llemma", cells, "table_1/llemma")))
+    rows = (Row("GPT-3", cells, "table_1/gpt_3"), Row("Llemma", cells, "table_1/llemma"))
+    table = ResultTable("T", "", rows, published={"table_1": paper_table("table_1")})
     page = markdown(replace(make_report(0), tables=(table,)))
     assert "*0.20 (6B) / 0.31 (175B)*" in page
     assert "*0.71 (6B) / – (175B)*" in page
