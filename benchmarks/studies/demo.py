@@ -6,9 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
-from rich.text import Text
-
 from ...agents.base import Agent
 from ...agents.evaluation.evaluate import Evaluation, evaluate
 from ...agents.evaluation.tables import evaluation_table
@@ -30,13 +27,13 @@ SETTINGS: dict[str, Any] = {
 TEST_PROBLEMS, SAMPLES = 200, 8
 
 
-def demo(folder: Path | None, seed: int, say: Callable[[Any], None]) -> Group:
-    """Trains, evaluates and plots; returns the table.
+def demo(folder: Path | None, seed: int, say: Callable[[Any], None]) -> str:
+    """Trains, evaluates, plots and shows the table; returns where everything is, in lines to copy.
 
     Args:
         folder: of the run; `None` for a new one under `runs`.
         seed: of everything random.
-        say: shows a line of progress.
+        say: shows a line of progress, or the table.
     """
     need("plots", "the plot of the demo")
     started = time.perf_counter()
@@ -60,14 +57,10 @@ def demo(folder: Path | None, seed: int, say: Callable[[Any], None]) -> Group:
         json.dumps({name: result.to_dict() for name, result in results.items()}, indent=2) + "\n"
     )
     plot(results, folder / "demo.png")
-    return Group(
-        evaluation_table(results, f"{ENV}, test split"),
-        Text(
-            f"\nin {time.perf_counter() - started:.0f} s\nplot: {folder / 'demo.png'}\nmodel: {folder / 'model'}\n"
-            f"logs: tensorboard --logdir {folder}\nattempts: tokengym render {folder}",
-            no_wrap=True,
-            overflow="ignore",
-        ),
+    say(evaluation_table(results, f"{ENV}, test split"))
+    return (
+        f"\nin {time.perf_counter() - started:.0f} s\nplot: {folder / 'demo.png'}\nmodel: {folder / 'model'}\n"
+        f"logs: tensorboard --logdir {folder}\nattempts: tokengym render {folder}"
     )
 
 
