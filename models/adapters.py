@@ -3,7 +3,6 @@
 Merging them into weights in bfloat16 would round nearly all away of what a few updates have taught them.
 """
 
-import copy
 import hashlib
 import json
 import warnings
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ..extras import need
+from .layers import deep_copy
 
 FOLDER = "adapter"
 """Where a saved model's adapters are, inside its folder."""
@@ -51,7 +51,7 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     if not hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder)
         return
-    cast(Any, copy.deepcopy(model)).float().merge_and_unload().save_pretrained(folder)
+    cast(Any, deep_copy(model)).float().merge_and_unload().save_pretrained(folder)
     if cast(Any, model).peft_config["default"].trainable_token_indices is None:
         cast(Any, model).save_pretrained(folder / FOLDER, save_embedding_layers=False)
         (folder / FOLDER / _RECORD).write_text(json.dumps({"fingerprint": fingerprint(model)}) + "\n")

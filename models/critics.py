@@ -10,7 +10,6 @@ Three kinds, by what they share with the policy:
 The first two read the policy's own forward pass.
 """
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -23,7 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..registry import unknown_name
 from .forward import Index, action_states, ends_with_its_head
-from .layers import check_depth, decoder_layers, evaluating, model_name, path_to_head, trunk
+from .layers import check_depth, decoder_layers, deep_copy, evaluating, model_name, path_to_head, trunk
 
 CRITICS = ("branch", "head", "model")
 
@@ -40,9 +39,7 @@ class Critic(nn.Module, ABC):
     def __init__(self, policy: PreTrainedModel) -> None:
         super().__init__()
         embeddings: Any = policy.get_output_embeddings()
-        self.head = nn.Linear(embeddings.weight.shape[1], 1, device=policy.device)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = _zero_head(embeddings.weight.shape[1], policy.device)
 
     def listen(self, policy: PreTrainedModel, heard: list[Any]) -> list[RemovableHandle]:
         """Hooks that put what is needed of a forward pass of the policy into `heard`."""
@@ -137,6 +134,10 @@ class ModelCritic(Critic):
     def __init__(self, policy: PreTrainedModel) -> None:
         super().__init__(policy)
         self.trunk = _plain_copy(trunk(policy))
+        with torch.no_grad(), evaluating(self.trunk):
+            hidden = self.trunk(input_ids=torch.zeros((1, 2), dtype=torch.long, device=policy.device), use_cache=False)
+        if (width := hidden.last_hidden_state.shape[-1]) != self.head.in_features:  # between them RemBERT has a layer
+            self.head = _zero_head(width, policy.device)
 
     def hidden(self, heard: list[Any], select: Index, inputs: dict[str, Tensor]) -> Tensor:
         return self.trunk(**inputs, use_cache=False).last_hidden_state[select]
@@ -201,9 +202,16 @@ def make_critic(kind: str, policy: PreTrainedModel, layers: int) -> Critic:
     return critic.eval()
 
 
+def _zero_head(width: int, device: torch.device) -> nn.Linear:
+    head = nn.Linear(width, 1, device=device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 def _plain_copy(module: nn.Module) -> nn.Module:
     """A trainable copy without adapters."""
-    module = copy.deepcopy(module)
+    module = deep_copy(module)
     _strip_adapters(module)
     return module.requires_grad_()
 

@@ -1,14 +1,17 @@
 """The layers of a language model, whatever its architecture calls them."""
 
+import copy
 import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
@@ -84,6 +87,15 @@ def path_to_head(model: PreTrainedModel) -> tuple[list[nn.Module], bool]:
         for hook in hooks:
             hook.remove()
     return path, reads_it
+
+
+def deep_copy(module: _Module) -> _Module:
+    """A deep copy; states that a forward pass has left in a module lose the graphs that made them."""
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                vars(part)[name] = value.detach()
+    return copy.deepcopy(module)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from ..registry import UnknownNameError, unknown_name
 from .adapters import FOLDER, base_name, is_adapter, with_saved_adapters
 from .engine.self_check import check_training
 from .head import trained_rows
-from .layers import evaluating
+from .layers import evaluating, model_name
 from .tokenizers import CHARS, load_tokenizer, locate, not_loaded
 
 _logger = logging.getLogger(__name__)
@@ -186,6 +186,7 @@ def with_lora(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted: Any = get_peft_model(model, config)
+    _check_unshared(adapted)
     head = adapted.get_output_embeddings()
     rows = trained_rows(head)
     if rows is not None and rows.get_base_layer().bias is not None:
@@ -193,15 +194,37 @@ def with_lora(
     return adapted
 
 
+def _check_unshared(adapted: PreTrainedModel) -> None:
+    """Raises `ValueError` if layers with adapters share their weights."""
+    owners: dict[int, str] = {}
+    for name, module in adapted.named_modules():
+        weight = getattr(cast(Any, module).get_base_layer(), "weight", None) if hasattr(module, "lora_A") else None
+        if isinstance(weight, Tensor) and (other := owners.setdefault(id(weight), name)) != name:
+            raise ValueError(
+                f"{model_name(adapted)}, of type {adapted.config.model_type!r}, cannot have adapters on {name}, which "
+                f"shares its weights with {other}: merged, each would get the other's, too. Name other lora_targets"
+            )
+
+
 @torch.no_grad()
 def _without_adapters(model: PreTrainedModel) -> list[str]:
-    """Names of layers that take no adapters: those with a forward pass of their own, and those that are never called.
+    """Names of layers that take no adapters: those that make something else than a product, and those never called.
 
     The weights of the latter are read by others, so that adapters would never run. A short forward pass shows them:
     they lie in a module that is called, and are not. What Mamba's kernels read is called where there are no kernels.
     """
     called: set[nn.Module] = set()
-    hooks = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in model.modules()]
+    fitting: set[nn.Module] = set()
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        called.add(module)
+        if isinstance(module, nn.Linear) and inputs and isinstance(output, Tensor):
+            if output.shape == (*inputs[0].shape[:-1], module.out_features):
+                fitting.add(module)
+        elif isinstance(module, Conv1D):
+            fitting.add(module)
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
     try:
         with evaluating(model):
             model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device), use_cache=False)
@@ -212,9 +235,7 @@ def _without_adapters(model: PreTrainedModel) -> list[str]:
     for name, module in model.named_modules():
         by_kernels = _MAMBA if all(hasattr(module, part) for part in ("conv1d", "out_proj", "D")) else ()
         for part, child in module.named_children() if module in called else ():
-            linear = isinstance(child, nn.Linear | Conv1D)
-            own = linear and type(child).__module__.startswith("transformers.models")
-            if part in by_kernels or own or (linear and child not in called):
+            if part in by_kernels or (isinstance(child, nn.Linear | Conv1D) and child not in fitting):
                 found.append(f"{name}.{part}".removeprefix("."))
     return found
 

@@ -28,7 +28,7 @@ from ..registry import unknown_name
 from .engine.scorer import SlotScorer
 from .engine.self_check import check_training, fits_slots
 from .forward import Index, micro_batches, selected_logits, sigmoid
-from .layers import trunk
+from .layers import deep_copy, trunk
 from .loading import check_vocabulary, no_progress_bars
 from .positions import check_length, position_limit
 from .token_scorer import TokenScorer
@@ -86,7 +86,7 @@ class OutcomeModel:
             ValueError: padding or later tokens change what the model computes at a token; see `self_check`.
         """
         if hasattr(model, "merge_and_unload"):
-            model = cast("PeftModel", copy.deepcopy(model)).merge_and_unload()  # pyright: ignore[reportAssignmentType]
+            model = cast("PeftModel", deep_copy(model)).merge_and_unload()  # pyright: ignore[reportAssignmentType]
         config = copy.deepcopy(model.config)
         config.num_labels = 1
         _remove_dropout(config)

@@ -1,5 +1,6 @@
 """Tokenizers by name: the built-in ones, any Hugging Face tokenizer, and those inside GGUF files."""
 
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -106,6 +107,8 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = _tokenizer_class(location).from_pretrained(**location)
     except (OSError, ValueError) as error:
         raise not_loaded("tokenizer", name, location, error) from error
+    if "gguf_file" in location:
+        _drop_appended(tokenizer)
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"the tokenizer of {name!r} has no end-of-sequence token: set its `eos_token` and save it again"
@@ -114,6 +117,20 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _drop_appended(tokenizer: Any) -> None:
+    """Takes out what transformers appends to the tokens of a GGUF file, which are all that the model has.
+
+    A byte-level vocabulary without "<|endoftext|>" gets it, whatever the file's own special tokens are.
+    """
+    backend = tokenizer.backend_tokenizer
+    own = backend.get_vocab(with_added_tokens=False)
+    appended = tokenizer.get_added_vocab().keys() - own.keys() - {*tokenizer.special_tokens_map.values()}
+    if appended:
+        state = json.loads(backend.to_str())
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in appended]
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
 
 
 def locate(name: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokengym.models import check_vocabulary, load, load_tokenizer
+from tokengym.models.loading import with_lora
 from tokengym.registry import UnknownNameError
 
 CHARS = "chars:0123456789"
@@ -184,3 +185,37 @@ def test_a_gguf_file_gives_the_model_that_was_written_to_it(tmp_path):
     tokenizer.save_pretrained(tmp_path / "saved")
     again, _ = load(tmp_path / "saved", device="cpu")
     torch.testing.assert_close(again(IDS).logits, model(IDS).logits)
+
+
+def test_a_gguf_file_whose_byte_level_vocabulary_lacks_endoftext_loads(tmp_path):
+    """transformers appends that token behind the vocabulary, where the model has no embedding."""
+    tokens = ["<|begin|>", "<|end|>", *"0123456789ab", "ab"]
+    model = small_model(len(tokens))
+    write_gguf(tmp_path / "small.gguf", model, tokens, ["a b"])
+    loaded, tokenizer = load(tmp_path / "small.gguf", device="cpu")
+    torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits)
+    assert tokenizer.get_vocab() == {token: i for i, token in enumerate(tokens)}
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, len(tokenizer)) == (1, 1, len(tokens))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again("12ab")["input_ids"] == tokenizer("12ab")["input_ids"] == [3, 4, 14]
+    assert again.get_vocab() == tokenizer.get_vocab()
+
+
+def test_layers_that_share_weights_take_no_adapters():
+    """Their adapters would be merged into one another's weights."""
+    model = small_model(12)
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    with pytest.raises(ValueError, match=r"of type 'llama', cannot have adapters on .*layers\.1\.mlp\.up_proj, which "):
+        with_lora(model, 2)
+
+
+def test_layers_that_are_never_called_take_no_adapters():
+    """Where others read a layer's weights, adapters would train in vain; they would still be merged."""
+    model = small_model(12)
+    mlp = model.model.layers[0].mlp
+    mlp.forward = lambda hidden: mlp.down_proj(mlp.act_fn(hidden @ mlp.gate_proj.weight.T) * mlp.up_proj(hidden))
+    adapted = with_lora(model, 2)
+    names = {name for name, _ in adapted.named_parameters() if "lora_A" in name and "layers.0.mlp" in name}
+    assert {name.split("mlp.")[1].split(".")[0] for name in names} == {"up_proj", "down_proj"}
+    assert "lora_A" in str([name for name, _ in adapted.named_parameters() if "layers.1.mlp.gate_proj" in name])
