@@ -13,7 +13,20 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 _TEMPORARY: list[Path] = []
-COMMANDS = ("", "list", "train", "train ei", "train ppo", "train grpo", "eval", "doctor", "bench", "demo")
+COMMANDS = (
+    "",
+    "list",
+    "train",
+    "train ei",
+    "train ppo",
+    "train grpo",
+    "eval",
+    "runs",
+    "render",
+    "doctor",
+    "bench",
+    "demo",
+)
 
 
 @event_priority(100)  # before mkdocstrings reads its paths

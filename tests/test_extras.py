@@ -24,6 +24,13 @@ def module(name: str):
     return importlib.import_module(name)
 
 
+def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """As if it were not installed, though other tests have imported it."""
+    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+
+
 FEATURES = {
     "gguf": lambda folder: models.load(folder / "model.gguf"),
     "hub": lambda folder: gym.make("tokengym/Dataset-v0", data="nobody/nothing", question="q", answer="a").reset(),
@@ -37,7 +44,7 @@ FEATURES = {
 def test_a_missing_extra_is_one_line_with_the_command(extra: str, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "model.gguf").touch()
     monkeypatch.setitem(sys.modules, "tokengym.envs.sb3", None)  # put back afterwards
-    monkeypatch.setitem(sys.modules, PACKAGES[extra], None)  # as if it were not installed
+    hide(monkeypatch, PACKAGES[extra])
     with pytest.raises(ImportError) as caught:
         FEATURES[extra](tmp_path)
     command = re.escape(f'pip install "tokengym[{extra}]"')
@@ -47,7 +54,7 @@ def test_a_missing_extra_is_one_line_with_the_command(extra: str, tmp_path: Path
 def test_adapters_and_the_policy_of_sb3_need_theirs_too(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "tokengym.agents.sb3", None)
     for package in ("peft", "stable_baselines3"):
-        monkeypatch.setitem(sys.modules, package, None)
+        hide(monkeypatch, package)
     with pytest.raises(
         ImportError, match=r"SB3CausalLMPolicy needs stable_baselines3, an extra: pip install .*\[sb3\]"
     ):

@@ -1,5 +1,6 @@
 """Synthetic problems: nearest neighbours, what is kept, going on, bad input."""
 
+import copy
 import json
 from contextlib import suppress
 
@@ -7,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from tokengym.agents import backtranslation, make_agent
+from tokengym.agents import AGENTS, make_agent
 from tokengym.agents.backtranslation import Backtranslation, neighbours
 from tokengym.envs import Arithmetic, Dataset, Problem, ProblemList, TokenVectorEnv
 from tokengym.registry import UnknownNameError
@@ -17,7 +18,7 @@ SMALL = {"demonstrations": 4, "neighbours": 2, "proposals": 12, "attempts": 4, "
 
 
 def make(run=None, **settings) -> Backtranslation:
-    env = gym.spec("tokengym/Arithmetic-v0")
+    env = copy.deepcopy(gym.spec("tokengym/Arithmetic-v0"))  # the registry's own stays as it is
     env.kwargs = {**env.kwargs, **EASY}
     agent = make_agent("backtranslation", env, num_envs=16, run=run, device="cpu", **(SMALL | settings))
     assert isinstance(agent, Backtranslation)
@@ -145,6 +146,6 @@ def test_bad_input(tmp_path, monkeypatch) -> None:
 
 
 def test_it_is_an_agent_by_name() -> None:
-    assert backtranslation.AGENTS.get("backtranslation") is Backtranslation
+    assert AGENTS.get("backtranslation") is Backtranslation
     with pytest.raises(UnknownNameError, match="did you mean 'backtranslation'"):
-        backtranslation.AGENTS.get("backtranslate")
+        AGENTS.get("backtranslate")

@@ -583,23 +583,23 @@ def test_killed_and_resumed_equals_never_stopped_bit_for_bit(make, tmp_path, set
 
 
 def test_the_best_checkpoint_is_kept_and_patience_ends_learning(make, tmp_path, monkeypatch) -> None:
-    script = [0.2, 0.6, 0.6, 0.4, 0.5, 0.9, 0.9, 0.9]
+    script = [0.1, 0.2, 0.6, 0.6, 0.4, 0.5, 0.9, 0.9, 0.9]  # the start first
     seen: list[dict[str, torch.Tensor]] = []
 
-    def validate(agent, env, problems):
-        seen.append(weights(agent))
+    def validate(policy, env, problems, ranks):
+        seen.append({f"policy.{name}": weight.detach().clone() for name, weight in policy.model.named_parameters()})
         return {"eval/maj@1": script[len(seen) - 1]}
 
     monkeypatch.setattr("tokengym.agents.on_policy.validate", validate)
     settings = {"iterations": 8, "validation_problems": 5, "validation_iterations": 1, "patience": 3}
     agent = make(run=tmp_path / "run", **settings).learn()
-    assert len(seen) == 5
-    policy = {name: tensor for name, tensor in seen[1].items() if name.startswith("policy.")}
+    assert len(seen) == 6
+    policy = seen[2]
     assert same(policy, weights(agent))
     saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert torch.equal(saved["transformer.wte.weight"], policy["policy.transformer.wte.weight"])
     again = make(run=tmp_path / "run", resume=True, **settings).learn()
-    assert len(seen) == 5  # it had ended
+    assert len(seen) == 6  # it had ended
     assert same(policy, weights(again))
 
 

@@ -318,7 +318,7 @@ def test_make_reward_passes_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, scale: float) -> None:
             self.scale = scale
 
-    monkeypatch.setitem(REWARDS._builtin, "scaled", Scaled)
+    monkeypatch.setitem(REWARDS._registered, "scaled", Scaled)
     made = make_reward({"name": "scaled", "scale": 2.0})
     assert isinstance(made, Scaled)
     assert made.scale == 2.0
@@ -331,10 +331,12 @@ def test_make_reward_passes_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_make_reward_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LookupError, match="unknown reward 'sparce': did you mean 'sparse'"):
         make_reward("sparce")
-    for spec in ({}, {"name": 3}, None, 7, SparseReward):
+    with pytest.raises(ValueError, match="SparseReward is a class of rewards, and no reward: register the class"):
+        make_reward(SparseReward)  # pyright: ignore[reportArgumentType]
+    for spec in ({}, {"name": 3}, None, 7):
         with pytest.raises(ValueError, match="a reward is a name, a mapping"):
             make_reward(spec)  # pyright: ignore[reportArgumentType]
-    monkeypatch.setitem(REWARDS._builtin, "odd", lambda: 3)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setitem(REWARDS._registered, "odd", lambda: 3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="'odd' is registered as a reward but made a int"):
         make_reward("odd")
 

@@ -103,4 +103,4 @@ def test_all_types_that_can_be_made_are_right_or_refused(tmp_path: Path) -> None
     made = [row for row in rows.values() if row.cells]
     assert len(made) > 180
     right = [row for row in made if row.cells["decoding"].verdict in ("right", "alone")]
-    assert len(right) > 165
+    assert len(right) >= 160
