@@ -195,9 +195,11 @@ def train(arguments: Sequence[str]) -> None:
         def on_log(agent: Any, metrics: dict[str, float]) -> None:
             say(f"{agent.num_attempts} attempts  {key_numbers(metrics)}")
 
+        # An agent's own default stands where no budget is given.
+        budget = {} if options.total_episodes is None else {"total_episodes": options.total_episodes}
         try:
             with stoppable(options.max_hours):
-                agent.learn(options.total_episodes, callback=on_log, progress_bar=True)
+                agent.learn(**budget, callback=on_log, progress_bar=True)
         except KeyboardInterrupt as stop:
             cause = str(stop) or "interrupted"
             say(f"{cause}: what was finished is in {folder}; the same command with --run {folder} --resume continues")

@@ -1,0 +1,97 @@
+"""The command line around training: run folders, resuming, ends from outside."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tokengym.__main__ import main
+from tokengym.agents import SFT
+
+SMALL = ["train", "sft", "--demonstrations", "2", "--epochs", "1", "--batch-size", "2", "--validation-problems", "0"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def learning(monkeypatch: pytest.MonkeyPatch, what) -> None:
+    monkeypatch.setattr(SFT, "learn", lambda agent, *args, **named: what())
+
+
+def wait() -> None:
+    while True:
+        time.sleep(0.01)
+
+
+def test_each_run_has_a_folder_of_its_own_and_runs_lists_them(here: Path, capsys) -> None:
+    assert main(SMALL) == 0
+    (folder,) = (here / "runs").iterdir()
+    assert folder.name.startswith("sft-2")
+    assert main([*SMALL, "--run", "runs/named"]) == 0
+    capsys.readouterr()
+    assert main(["runs"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("finished") == 2
+    assert "runs/named" in shown
+    assert main(["runs", "nowhere"]) == 1
+    assert "nowhere holds no run" in capsys.readouterr().err
+
+
+def test_a_start_that_failed_leaves_nothing_in_the_way(monkeypatch, capsys) -> None:
+    assert main(["train", "ei", "--run", "runs/a"]) == 1
+    assert "never end" in capsys.readouterr().err
+    assert main([*SMALL, "--run", "runs/a"]) == 0
+    assert main([*SMALL, "--run", "runs/a"]) == 1
+    assert "runs/a holds a run already" in capsys.readouterr().err
+
+
+def test_resume_alone_needs_a_run_and_auto_does_not(capsys) -> None:
+    assert main([*SMALL, "--run", "runs/a", "--resume"]) == 1
+    assert "runs/a holds no run to continue" in capsys.readouterr().err
+    assert main([*SMALL, "--resume"]) == 1
+    assert "say which by --run" in capsys.readouterr().err
+    for _ in range(2):
+        assert main([*SMALL, "--run", "runs/a", "--resume", "auto", "--micro-batch-tokens", "512"]) == 0
+    assert main([*SMALL, "--run", "runs/a", "--resume", "--seed", "7"]) == 1
+    assert "seed: 0 -> 7" in capsys.readouterr().err
+
+
+def test_sigterm_ends_as_ctrl_c_does_with_its_own_status(monkeypatch, capsys) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ask() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait()
+
+    learning(monkeypatch, ask)
+    assert main([*SMALL, "--run", "runs/a"]) == 143
+    assert "terminated: what was finished is in runs/a" in " ".join(capsys.readouterr().out.split())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    learning(monkeypatch, interrupt)
+    assert main([*SMALL, "--run", "runs/b"]) == 130
+    assert "interrupted" in capsys.readouterr().out
+
+
+def test_a_run_ends_cleanly_when_its_time_is_over(monkeypatch, capsys) -> None:
+    learning(monkeypatch, wait)
+    assert main([*SMALL, "--run", "runs/a", "--max-hours", "1e-5"]) == 0
+    assert "1e-05 hours are over: what was finished is in runs/a" in " ".join(capsys.readouterr().out.split())
+    assert main([*SMALL, "--run", "runs/b", "--max-hours", "0"]) == 1
+    assert "--max-hours must be above 0" in capsys.readouterr().err
+
+
+def test_without_a_budget_an_agents_own_default_stands(monkeypatch) -> None:
+    given: list[dict] = []
+    monkeypatch.setattr(SFT, "learn", lambda agent, **named: given.append(named))
+    assert main([*SMALL, "--run", "runs/a"]) == 0
+    assert main([*SMALL, "--run", "runs/b", "--total-episodes", "7"]) == 0
+    assert [named.get("total_episodes", "none") for named in given] == ["none", 7]
