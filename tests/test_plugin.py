@@ -38,7 +38,7 @@ def test_the_command_line_lists_and_trains_it(installed, tmp_path: Path) -> None
     trained = run(
         installed, "-m", "tokengym", "train", "best-of-n", "--total-episodes", "8", *small, "--run", "run", cwd=tmp_path
     )
-    assert trained.count("rollout/success_rate") == 2
+    assert trained.count("  success_rate ") == 2
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
