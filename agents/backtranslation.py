@@ -114,6 +114,7 @@ class Backtranslation(Agent):
                 for p in self.problems
             ]
             write_text(self.run.path / "problems.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            self.run.finish()
         self.ranks.wait()
         return self
 

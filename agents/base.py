@@ -214,6 +214,7 @@ class Agent(ABC):
         """Saves to `model` in the run's folder, if there is one; on every rank the model is there afterwards."""
         if self.run is not None:
             self.save(self.run.path / "model")
+            self.run.finish()
         self.ranks.wait()
 
     def _write(self, folder: Path) -> None:

@@ -6,9 +6,8 @@ than that of wrong ones.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,21 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..files import remove_folder
 from ..rewards.grading.solutions import equation_sequence
-from .base import Agent, Callback
-from .evaluation.evaluate import validate
+from .base import Callback
 from .on_policy import RATE_RATIO
 from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.pools import pool_files, read_pool
-from .training.fine_tuning import NothingToLearnError, restore, run_epochs, snapshot, updates
+from .rounds import RoundsAgent
+from .training.fine_tuning import NothingToLearnError, run_epochs, updates
 from .training.learner import Example, FineTuneConfig, Learner, Loss, MicroBatch, with_rate
 from .training.losses import PREFERENCE_LOSSES, masked_aggregate, preference_loss
 from .training.pairs import Pair, make_pairs
-from .training.rounds import Round
-
-# Seeds of different rounds are so far apart that those of neighboring runs do not meet.
-_ROUND_SEED = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,7 @@ class DPOConfig(FineTuneConfig):
             raise ValueError(f"a pool is learned from in one round: set rounds=1, not {self.rounds}")
 
 
-class DPO(Agent):
+class DPO(RoundsAgent):
     """Direct preference optimization (DPO) on the policy's own right and wrong attempts, in rounds."""
 
     name = "dpo"
@@ -103,6 +97,7 @@ class DPO(Agent):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        self._pairs: list[Pair] = []
         if self.config.pool is not None:
             pool_files(self.config.pool)  # before anything is done
 
@@ -119,46 +114,11 @@ class DPO(Agent):
                 pool is of other problems or another tokenizer.
             NothingToLearnError: no problem has both a right and a wrong attempt.
         """
-        config, validation = self.config, self.make_validation_env()
-        problems = self.count_problems(config.problems) if config.pool is None else 0
-        episodes = problems * config.samples_per_problem
-        if total_episodes is not None and total_episodes < episodes:
-            raise ValueError(
-                f"one round samples {problems} problems x {config.samples_per_problem} = {episodes} attempts, more "
-                f"than total_episodes={total_episodes}: raise it, or lower problems or samples_per_problem"
-            )
-        base = snapshot(self.model)
-        best: Round | None = None
-        try:
-            for number in range(config.rounds + 1):
-                if number and total_episodes is not None and self.num_attempts + episodes > total_episodes:
-                    break
-                metrics: dict[str, float] = {}
-                pairs = self._pairs(number, problems, metrics, progress_bar) if number else []
-                current = Round.load(self._folder(number), number)
-                if current is None:
-                    if self.run is not None:
-                        self.run.rewind(self.num_attempts - 1)  # what a killed process logged of this round
-                    if number:
-                        self._train(number, pairs, metrics, progress_bar)
-                    metrics |= validate(self.policy, validation, config.validation_problems, self.ranks)
-                    current = Round(number, metrics["eval/maj@1"], snapshot(self.model))
-                    going_on = self.log({**metrics, "round": number}, callback)
-                    self._keep(current)
-                else:
-                    restore(self.model, dict(current.weights))
-                    going_on = True
-                if best is None or current.accuracy > best.accuracy:
-                    best = current
-                if not going_on or number - best.number >= config.patience:
-                    break
-        finally:
-            restore(self.model, base if best is None else dict(best.weights))
-        self.keep_model()
-        return self
+        problems = self.count_problems(self.config.problems) if self.config.pool is None else 0
+        return self.learn_in_rounds(problems, total_episodes, callback, progress_bar)
 
-    def _pairs(self, number: int, problems: int, metrics: dict[str, float], progress_bar: bool) -> list[Pair]:
-        """The pairs of a round, the same on every rank."""
+    def sample_round(self, number: int, episodes: int, metrics: dict[str, float], progress_bar: bool) -> None:
+        """Samples K attempts at every problem, or reads the pool, and makes pairs of them, the same on every rank."""
         config, started = self.config, time.perf_counter()
         statistics = RolloutStatistics()
         if config.pool is not None:
@@ -168,10 +128,10 @@ class DPO(Agent):
             own = self.collect_attempts(
                 self.policy.with_sampling(temperature=config.temperature),
                 self.env,
-                problems,
+                episodes // config.samples_per_problem,
                 config.samples_per_problem,
-                seed=self.seed + _ROUND_SEED * number,
-                folder=self._folder(number),
+                seed=self.round_seed(number),
+                folder=self.round_folder(number),
                 description=f"round {number}: sampling",
                 progress_bar=progress_bar,
             )
@@ -181,23 +141,26 @@ class DPO(Agent):
             self.num_attempts += statistics.attempts
             self.num_tokens += statistics.tokens
             metrics |= statistics.metrics(time.perf_counter() - started)
-        pairs = make_pairs(attempts, self._key, config.pairs_per_problem, self.seed + _ROUND_SEED * number)
-        metrics["rollout/pairs"] = float(len(pairs))
-        if not pairs:
+        self._pairs = make_pairs(attempts, self._key, config.pairs_per_problem, self.round_seed(number))
+        metrics["rollout/pairs"] = float(len(self._pairs))
+        if not self._pairs:
             raise NothingToLearnError(
                 f"none of {len(attempts)} attempts make a pair: no problem has both a right and a wrong one that ended "
                 "within its token budget. Raise samples_per_problem or temperature, or choose other problems"
             )
-        return pairs
 
     def _key(self, attempt: Attempt) -> str:
         """What makes two attempts at a problem the same: their equations, or their text where there are none."""
         text = self.env.decode(attempt.completion)
         return f"{equation_sequence(text)}\n{attempt.answer}" if equation_sequence(text) else text
 
-    def _train(self, number: int, pairs: Sequence[Pair], metrics: dict[str, float], progress_bar: bool) -> None:
+    def train_round(
+        self, number: int, base: Mapping[str, Tensor], metrics: dict[str, float], progress_bar: bool
+    ) -> None:
         """One round's updates; the policy as it is now is their reference."""
-        config, started = self.config, time.perf_counter()
+        if not number:
+            return
+        config, pairs, started = self.config, self._pairs, time.perf_counter()
         learner = Learner(
             self.model,
             with_rate(config, self.model, RATE_RATIO),
@@ -208,7 +171,7 @@ class DPO(Agent):
         self.model.eval()  # dropout would make the policy another than the one whose log-ratios are compared
         examples = [example for pair in pairs for example in (pair.chosen, pair.rejected)]
         reference = _sums(learner, examples)
-        folder = self._folder(number)
+        folder = self.round_folder(number)
 
         def update(rows: NDArray[np.int64], seed: int) -> dict[str, float]:
             both = (2 * rows[:, None] + np.arange(2)).ravel()
@@ -225,20 +188,11 @@ class DPO(Agent):
                 len(pairs),
                 config,
                 update,
-                seed=self.seed + _ROUND_SEED * number,
+                seed=self.round_seed(number),
                 checkpoints=None if folder is None else folder / "training",
                 on_step=on_step,
             )
         metrics["time/train_seconds"] = time.perf_counter() - started
-
-    def _folder(self, number: int) -> Path | None:
-        return None if self.run_path is None else self.run_path / f"round-{number}"
-
-    def _keep(self, current: Round) -> None:
-        folder = self._folder(current.number)
-        if folder is not None and self.ranks.is_main:
-            current.save(folder)
-            remove_folder(folder / "training")
 
 
 def update_on_pairs(

@@ -5,26 +5,26 @@ RFT (Yuan et al. 2023) and STaR (Zelikman et al. 2022) are settings of it: see `
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
+from torch import Tensor
 
 from ..envs.curriculum import Curriculum, Sequential, Uniform
 from ..envs.token_vector_env import TokenVectorEnv
-from ..files import remove_folder
 from ..models.engine.sampling import SamplingConfig
 from ..models.outcome import OutcomeModel
 from ..rewards.grading.solutions import equation_sequence, exact_text
-from .base import Agent, Callback, LoRA
-from .evaluation.evaluate import score_attempts, validate
+from .base import Callback, LoRA
+from .evaluation.evaluate import score_attempts
 from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.collect import collect_into
-from .training.fine_tuning import fine_tune, restore, snapshot
+from .rounds import RoundsAgent
+from .training.fine_tuning import fine_tune, restore
 from .training.learner import Example, FineTuneConfig
-from .training.rounds import Round
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -119,7 +119,7 @@ class STaRConfig(ExpertIterationConfig):
 _KEYS: dict[str, Callable[[str], str]] = {"equation_sequence": equation_sequence, "exact_text": exact_text}
 
 
-class ExpertIteration(Agent):
+class ExpertIteration(RoundsAgent):
     """Expert iteration (EI): fine-tune on one's own correct attempts, round after round."""
 
     name = "ei"
@@ -139,7 +139,7 @@ class ExpertIteration(Agent):
         """Runs rounds until the configured number, the budget or validation says stop; the best round's policy stays.
 
         Round 0 is fine-tuning on the demonstrations. A later round begins only if the budget covers it. With a run
-        folder every finished round is kept, and learning goes on behind the last one, in the middle of its sampling or
+        folder every finished round is kept, and learning continues after the last one, in the middle of its sampling or
         its fine-tuning too. Ctrl-C leaves the policy of the best finished round.
 
         Raises:
@@ -147,58 +147,19 @@ class ExpertIteration(Agent):
                 is nothing to fine-tune on: no demonstrations, and no attempt that was kept; or prompts are over the
                 environment's limit.
         """
-        config, episodes = self.config, self._episodes_per_round(total_episodes)
-        validation = self.make_validation_env()
-        validation.check_prompts(config.validation_problems)
-        if config.shots:
-            self.make_env(shots=config.shots).check_prompts(episodes // config.samples_per_problem)
-        base, curriculum = snapshot(self.model), self.env.curriculum
-        dataset = self._demonstrations()
-        best: Round | None = None
-        try:
-            for number in range(config.rounds + 1):
-                if number and total_episodes is not None and self.num_attempts + episodes > total_episodes:
-                    break
-                metrics: dict[str, float] = {}
-                if number:
-                    kept = self._collect_round(number, episodes, metrics, progress_bar)
-                    dataset = {**kept, **dataset} if config.accumulate else kept
-                current = Round.load(self._folder(number), number)
-                if current is None:
-                    if self.run is not None:
-                        self.run.rewind(self.num_attempts - 1)  # what a killed process logged of this round
-                    if number or dataset:
-                        if config.restart == "base":
-                            restore(self.model, base)
-                        self._fine_tune(number, dataset, metrics, progress_bar)
-                    current = self._validate(number, validation, metrics)
-                    going_on = self.log(metrics, callback)
-                    self._keep(current)
-                else:
-                    restore(self.model, dict(current.weights))
-                    going_on = True
-                if best is None or current.accuracy > best.accuracy:
-                    best = current
-                if not going_on or number - best.number >= config.patience:
-                    break
-        finally:
-            self.env.curriculum = curriculum
-            restore(self.model, dict(best.weights) if best is not None else base)
-            if self.run is not None and best is not None:
-                self.save(self.run.path / "model")
-        self.ranks.wait()  # on every rank the model is there now
-        return self
+        problems = self.count_problems(self.config.problems)
+        if self.config.shots:
+            self.make_env(shots=self.config.shots).check_prompts(problems)
+        self._dataset = self._demonstrations()
+        return self.learn_in_rounds(problems, total_episodes, callback, progress_bar)
 
-    def _episodes_per_round(self, budget: int | None) -> int:
-        config = self.config
-        problems = self.count_problems(config.problems)
-        episodes = problems * config.samples_per_problem
-        if budget is not None and budget < episodes:
-            raise ValueError(
-                f"one round samples {problems} problems x {config.samples_per_problem} = {episodes} attempts, "
-                f"more than total_episodes={budget}: raise it, or lower problems or samples_per_problem"
-            )
-        return episodes
+    def train_round(
+        self, number: int, base: Mapping[str, Tensor], metrics: dict[str, float], progress_bar: bool
+    ) -> None:
+        if number or self._dataset:
+            if self.config.restart == "base":
+                restore(self.model, base)
+            self._fine_tune(number, self._dataset, metrics, progress_bar)
 
     def _demonstrations(self) -> Dataset:
         if self.config.demonstrations == 0:
@@ -214,8 +175,8 @@ class ExpertIteration(Agent):
 
     # ----------------------------------------------------------------------------------------------------- exploration
 
-    def _collect_round(self, number: int, episodes: int, metrics: dict[str, float], progress_bar: bool) -> Dataset:
-        """Samples K attempts at every problem; returns R_i, the distinct ones that are good enough."""
+    def sample_round(self, number: int, episodes: int, metrics: dict[str, float], progress_bar: bool) -> None:
+        """Samples K attempts at every problem, and makes D_i of R_i, the distinct ones that are good enough."""
         started = time.perf_counter()
         shots = self.config.shots if number == 1 else 0
         env = self.make_env(shots=shots) if shots else self.env
@@ -248,7 +209,7 @@ class ExpertIteration(Agent):
         metrics["rollout/kept"] = count
         metrics["rollout/distinct"] = len(kept)
         metrics["rollout/problems_solved"] = len({problem_id for problem_id, _ in kept})
-        return kept
+        self._dataset = {**kept, **self._dataset} if self.config.accumulate else kept
 
     def _curriculum(self) -> Curriculum:
         """What a round goes through: the split's first problems, K attempts at each."""
@@ -260,7 +221,7 @@ class ExpertIteration(Agent):
         """The round's attempts, written to the run folder as they come; those already there are not sampled again."""
         policy = self.policy.with_sampling(temperature=self.config.temperature)
         env.curriculum = self._curriculum()
-        seed, folder = self.seed + _ROUND_SEED * number, self._folder(number)
+        seed, folder = self.round_seed(number), self.round_folder(number)
         return collect_into(folder, policy, env, numbers, seed=seed, rank=self.ranks.index, on_step=on_step)
 
     def _judged(self, attempts: Iterator[Attempt]) -> Iterator[tuple[Attempt, bool]]:
@@ -278,7 +239,7 @@ class ExpertIteration(Agent):
 
     def _fine_tune(self, number: int, dataset: Dataset, metrics: dict[str, float], progress_bar: bool) -> None:
         started = time.perf_counter()
-        folder = self._folder(number)
+        folder = self.round_folder(number)
         with self.progress(0, f"round {number}: fine-tuning", progress_bar) as bar:
 
             def on_step(step: int, total: int, newest: dict[str, float]) -> None:
@@ -291,7 +252,7 @@ class ExpertIteration(Agent):
                 list(dataset.values()),
                 self.config,
                 accelerator=self.accelerator,
-                seed=self.seed + _ROUND_SEED * number,
+                seed=self.round_seed(number),
                 vocab_size=len(self.tokenizer),
                 checkpoints=folder / "training" if folder is not None else None,
                 on_step=on_step,
@@ -299,29 +260,9 @@ class ExpertIteration(Agent):
         metrics["train/examples"] = len(dataset)
         metrics["time/train_seconds"] = time.perf_counter() - started
 
-    def _validate(self, number: int, env: TokenVectorEnv, metrics: dict[str, float]) -> Round:
-        started = time.perf_counter()
-        metrics |= validate(self.policy, env, self.config.validation_problems, self.ranks)
-        metrics["time/eval_seconds"] = time.perf_counter() - started
-        metrics["round"] = number
-        return Round(number, metrics["eval/maj@1"], snapshot(self.model))
-
-    # ------------------------------------------------------------------------------------------------------- keeping
-
-    def _folder(self, number: int) -> Path | None:
-        return None if self.run_path is None else self.run_path / f"round-{number}"
-
-    def _keep(self, current: Round) -> None:
-        folder = self._folder(current.number)
-        if folder is not None and self.ranks.is_main:
-            current.save(folder)
-            remove_folder(folder / "training")
-
 
 # Attempts that an outcome model scores at a time: some forward passes of a micro-batch each.
 _SCORED_TOGETHER = 256
-# Seeds of different rounds are so far apart that those of neighbouring runs do not meet.
-_ROUND_SEED = 1_000_003
 
 
 class RFT(ExpertIteration):

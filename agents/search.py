@@ -152,7 +152,6 @@ class Search:
         self.env, self.judge, self.config = env, judge, config
         self.cost = Cost()
         self._newline = newline_tokens(policy.tokenizer)
-        self._eos = np.isin(np.arange(len(policy.tokenizer)), list(env.eos_token_ids))
 
     def __call__(self, problem_id: str | int, seed: int) -> tuple[list[Attempt], FloatArray]:
         """Searches for solutions of one problem.
@@ -223,12 +222,19 @@ class Search:
                 one.tokens.append(token)
                 one.logprobs.append(logprob)
                 self.cost.policy_tokens += 1
-                one.ended = bool(self._eos[token]) or len(one.tokens) == self.env.max_new_tokens
+                one.ended = self._has_ended(one)
                 if one.ended or (self._newline[token] and self._is_step(one)):
                     stopped.append(slot)
             if stopped:
                 running.difference_update(stopped)
                 decoder.finish(np.array(stopped))
+
+    def _has_ended(self, one: _Candidate) -> bool:
+        """Whether the last token ends the attempt, as the environment will see it."""
+        encoder, last = self.env.encoder, np.array(one.tokens[-1:])
+        if encoder.is_eos[last[0]] or len(one.tokens) == self.env.max_new_tokens:
+            return True
+        return len(encoder.stops.candidates(last)) > 0 and encoder.stops.ends(np.array(one.tokens))
 
     def _is_step(self, one: _Candidate) -> bool:
         """Whether the line that just ended has any text; a blank one is no step."""

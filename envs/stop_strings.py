@@ -24,7 +24,7 @@ class StopStrings:
 
     Args:
         strings: the stop strings; one alone, or none.
-        tokenizer: of the completions.
+        tokenizer: the tokenizer that the completions are written in.
 
     Attributes:
         strings: the stop strings.

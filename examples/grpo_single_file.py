@@ -116,10 +116,10 @@ def update(
     Args:
         model: the policy.
         vocab_size: the tokenizer's; logits beyond it are dropped.
-        optimizer: of the model's parameters.
+        optimizer: steps the model's parameters.
         attempts: what `sample` gave.
         group: attempts at each problem.
-        temperature: that the attempts were sampled at.
+        temperature: sampling temperature of the attempts.
         clip: the probability ratio counts within [1 - clip, 1 + clip].
         rows: attempts in one forward pass; never changes the result.
     """

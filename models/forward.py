@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .head import float32_head
-from .layers import evaluating
+from .layers import short_pass
 
 # Logits that exist at a time: 256 MB in float32, about 440 positions of a vocabulary of 151,936.
 CHUNK_LOGITS = 2**26
@@ -94,7 +94,7 @@ def action_logprobs(
         states: `[A, ...]`, what `action_states` made of the positions.
         tokens: `[A]`, the next token of each.
         vocab_size: the tokenizer's; logits beyond it are dropped before the softmax.
-        temperature: of the distribution.
+        temperature: sampling temperature of the distribution.
         entropy: "value" gives entropies without a gradient.
     """
 
@@ -150,7 +150,6 @@ def output_head(model: PreTrainedModel) -> nn.Module:
     return head
 
 
-@torch.no_grad()
 def ends_with_its_head(model: PreTrainedModel) -> bool:
     """Whether a model's logits are what its head makes, tried once on two tokens."""
     if (known := _HEAD_IS_LAST.get(model)) is not None:
@@ -158,9 +157,7 @@ def ends_with_its_head(model: PreTrainedModel) -> bool:
     made: list[Any] = []
     hook = output_head(model).register_forward_hook(lambda _, inputs, output: made.append(output))
     try:
-        tokens = torch.zeros((1, 2), dtype=torch.long, device=model.device)
-        with evaluating(model):  # dropout would draw from the stream of the update
-            logits = model(input_ids=tokens, use_cache=False).logits
+        logits = short_pass(model).logits  # without dropout, which would draw from the stream of the update
     finally:
         hook.remove()
     same = len(made) == 1 and logits.shape == made[0].shape and torch.equal(logits.float(), made[0].float())

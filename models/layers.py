@@ -81,8 +81,7 @@ def path_to_head(model: PreTrainedModel) -> tuple[list[nn.Module], bool]:
         if module not in within:
             hooks += [module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)]
     try:
-        with evaluating(model):
-            model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device), use_cache=False)
+        short_pass(model)
     finally:
         for hook in hooks:
             hook.remove()
@@ -96,6 +95,13 @@ def deep_copy(module: _Module) -> _Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 vars(part)[name] = value.detach()
     return copy.deepcopy(module)
+
+
+@torch.no_grad()
+def short_pass(model: PreTrainedModel) -> Any:
+    """A model's output for two tokens, without cache and dropout: for hooks that follow what a forward pass does."""
+    with evaluating(model):
+        return model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device), use_cache=False)
 
 
 @contextmanager

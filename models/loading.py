@@ -19,7 +19,7 @@ from ..registry import UnknownNameError, unknown_name
 from .adapters import FOLDER, base_name, is_adapter, with_saved_adapters
 from .engine.self_check import check_training
 from .head import trained_rows
-from .layers import evaluating, model_name
+from .layers import model_name, short_pass
 from .tokenizers import CHARS, load_tokenizer, locate, not_loaded
 
 _logger = logging.getLogger(__name__)
@@ -226,8 +226,7 @@ def _without_adapters(model: PreTrainedModel) -> list[str]:
 
     hooks = [module.register_forward_hook(note) for module in model.modules()]
     try:
-        with evaluating(model):
-            model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device), use_cache=False)
+        short_pass(model)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,7 +1,7 @@
 """Supervised fine-tuning on token sequences: the training phase of SFT and of every round of expert iteration."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +131,7 @@ def snapshot(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def restore(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+def restore(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
     """Puts back what `snapshot` copied."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():

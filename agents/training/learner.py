@@ -120,7 +120,7 @@ def with_rate(config: Config, model: PreTrainedModel, ratio: float) -> Config:
 
     Args:
         config: the configuration.
-        model: whose `recommended_learning_rate` is taken, or else the paper's 2e-5.
+        model: the model to train; its `recommended_learning_rate` counts, or else the paper's 2e-5.
         ratio: the share.
     """
     if config.learning_rate is not None:

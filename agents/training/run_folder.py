@@ -18,7 +18,7 @@ from ...files import finite, naming, read_json, read_jsonl, write_json, write_te
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-CONFIG, METRICS, LOCK = "config.json", "metrics.jsonl", ".lock"
+CONFIG, METRICS, FINISHED, LOCK = "config.json", "metrics.jsonl", "finished.json", ".lock"
 _PACKAGES = ("tokengym", "gymnasium", "torch", "transformers", "accelerate", "numpy")
 
 
@@ -94,11 +94,16 @@ class RunFolder:
         """Adds one line of metrics at `step`."""
         if self._writer is None:
             self._writer = self._events()
+        (self.path / FINISHED).unlink(missing_ok=True)
         with self._metrics.open("a") as file:
             file.write(json.dumps({"step": step, **finite(scalars)}) + "\n")
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
+
+    def finish(self) -> None:
+        """Marks the run as finished, until something is logged again."""
+        write_json(self.path / FINISHED, {"finished": time.strftime("%Y-%m-%d %H:%M:%S")})
 
     def _events(self, purge_step: int | None = None) -> "SummaryWriter":
         from torch.utils.tensorboard import SummaryWriter  # here and not above: it imports PyTorch
@@ -179,7 +184,7 @@ class RunSummary(NamedTuple):
         environment: The environment's id.
         attempts: Attempts at the last log line.
         best: Best validation maj@1.
-        state: "running" (a process writes to it), "finished" (it has a model), "failed" (it has attempts whose loss was
+        state: "running" (a process writes to it), "finished", "failed" (it has attempts whose loss was
             not finite), "interrupted", or "not begun".
         versions: Of tokengym and torch.
         written: When its metrics were last written.
@@ -215,7 +220,7 @@ def _summary(path: Path) -> RunSummary | None:
     accuracies = [line["eval/maj@1"] for line in metrics if line.get("eval/maj@1") is not None]
     if is_locked(path):
         state = "running"
-    elif (path / "model").exists():
+    elif (path / FINISHED).exists():
         state = "finished"
     elif any(path.glob("not-finite-*.jsonl")):
         state = "failed"

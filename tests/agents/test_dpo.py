@@ -235,8 +235,10 @@ def test_a_run_whose_data_changed_is_not_resumed(make, tmp_path, monkeypatch) ->
 
 def test_offline_from_the_attempts_of_an_earlier_run(make, tmp_path) -> None:
     make(run=tmp_path / "first", rounds=1).learn()
-    agent = make(pool=str(tmp_path / "first"), rounds=1).learn()
+    agent = make(pool=str(tmp_path / "first"), rounds=1, run=tmp_path / "second").learn()
     assert agent.num_attempts == 0
+    lines = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1], "no attempts are sampled, and still no round is written over"
     with pytest.raises(FileNotFoundError, match="there is no pool"):
         make(pool=str(tmp_path / "nothing"), rounds=1)
 

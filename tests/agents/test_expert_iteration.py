@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tokengym.agents import RFT, ExpertIteration, STaR, expert_iteration
+from tokengym.agents import rounds as in_rounds
 from tokengym.agents.rollouts import collect as rollouts
 from tokengym.agents.rollouts.attempts import Attempt, AttemptFile
 from tokengym.agents.rollouts.collect import collect
@@ -461,7 +462,7 @@ def script(monkeypatch, accuracies: list[float]) -> None:
     """Validation results, round by round, instead of measured ones."""
     values = iter(accuracies)
 
-    monkeypatch.setattr(expert_iteration, "validate", lambda *_: {"eval/maj@1": next(values)})
+    monkeypatch.setattr(in_rounds, "validate", lambda *_: {"eval/maj@1": next(values)})
 
 
 @pytest.mark.parametrize(
@@ -528,8 +529,8 @@ POINTS = {
     "training round 1": (learner.Learner, "update", (1, 0.5)),
     "training round 2": (learner.Learner, "update", (2, 0.8)),
     "training round 3": (learner.Learner, "update", (3, 0.99)),
-    "validating round 0": (expert_iteration, "validate", 1),
-    "validating round 2": (expert_iteration, "validate", 3),
+    "validating round 0": (in_rounds, "validate", 1),
+    "validating round 2": (in_rounds, "validate", 3),
     "keeping round 0": (rounds, "save_file", 1),
     "keeping round 1": (rounds, "save_file", 2),
     "keeping the best": (ExpertIteration, "save", 1),

@@ -71,10 +71,10 @@ def policy(chances: list[float]) -> Any:
     return made
 
 
-def slots(width: int) -> TokenVectorEnv:
+def slots(width: int, **settings) -> TokenVectorEnv:
     return TokenVectorEnv(
         Steps(), width, tokenizer=STEPS, prompt="{question}", max_prompt_tokens=2, max_new_tokens=2 * DEPTH + 1,
-        autoreset_mode="Disabled",
+        autoreset_mode="Disabled", **settings,
     )  # fmt: skip
 
 
@@ -136,6 +136,16 @@ def test_the_other_rules_do_better_than_sampling(rule: str) -> None:
     chances = [0.5, 0.5, 0.5]
     found = success(chances, SearchConfig(rule, width=8, keep=2), perfect(chances), 60)
     assert found > math.prod(chances) + 0.15
+
+
+def test_a_candidate_ends_where_the_environment_has_it_end() -> None:
+    chances = [0.5, 0.5, 0.5]
+    search = Search(policy(chances), slots(4, stop=["b\n"]), perfect(chances), SearchConfig("beam", width=4, keep=2))
+    attempts = [attempt for seed in range(8) for attempt in search(0, seed)[0]]
+    texts = {STEPS.decode(attempt.completion.tolist(), skip_special_tokens=True) for attempt in attempts}
+    assert "b\n" in texts
+    assert all(text.find("b\n") in (-1, len(text) - 2) for text in texts)
+    assert all(attempt.terminated for attempt in attempts)
 
 
 def test_shares_and_systematic_resampling_add_up() -> None:

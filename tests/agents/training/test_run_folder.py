@@ -120,9 +120,12 @@ def test_runs_are_listed_with_their_states(tmp_path) -> None:
             run.log(0, {"eval/maj@1": 0.25})
             run.log(96, {"eval/maj@1": 0.5, "a": 1.0})
             run.log(192, {"eval/maj@1": 0.375})
+        if name == "done":
+            run.finish()
         del run
-    (tmp_path / "deep" / "done" / "model").mkdir()
-    (tmp_path / "deep" / "done" / "model" / "config.json").write_text('{"architectures": []}')
+    for name in ("done", "cut"):  # an interrupted run may leave the best model so far
+        (tmp_path / "deep" / name / "model").mkdir()
+        (tmp_path / "deep" / name / "model" / "config.json").write_text('{"architectures": []}')
     (tmp_path / "deep" / "broken" / "not-finite-3.jsonl").touch()
     live = RunFolder(tmp_path / "live", config)
     found = {Path(run.path).name: run for run in find_runs(tmp_path)}

@@ -1,0 +1,125 @@
+"""What agents share that improve in rounds, each kept whole in the run's folder: expert iteration and DPO."""
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from torch import Tensor
+
+from ..files import remove_folder
+from .base import Agent, Callback
+from .evaluation.evaluate import validate
+from .training.fine_tuning import restore, snapshot
+from .training.rounds import Round
+
+_SEED_DISTANCE = 1_000_003
+"""Seeds of different rounds are so far apart that those of neighboring runs do not meet."""
+
+
+class RoundsAgent(Agent):
+    """Base of agents that sample at many problems, train on what came of it, and do that again.
+
+    Their configurations have `rounds`, `samples_per_problem`, `validation_problems` and `patience`. Round 0 is what
+    comes before any sampling.
+    """
+
+    @abstractmethod
+    def sample_round(self, number: int, episodes: int, metrics: dict[str, float], progress_bar: bool) -> None:
+        """Samples what round `number`, from 1, learns from; attempts that are in the folder are read.
+
+        Args:
+            number: Of the round.
+            episodes: Attempts of a round.
+            metrics: Filled with what is to be logged.
+            progress_bar: Show progress.
+        """
+
+    @abstractmethod
+    def train_round(
+        self, number: int, base: Mapping[str, Tensor], metrics: dict[str, float], progress_bar: bool
+    ) -> None:
+        """Trains on what round `number`, from 0, has to learn from.
+
+        Args:
+            number: Of the round.
+            base: Trainable weights before any round.
+            metrics: Filled with what is to be logged.
+            progress_bar: Show progress.
+        """
+
+    def learn_in_rounds(self, problems: int, budget: int | None, callback: Callback | None, progress_bar: bool) -> Self:
+        """Runs rounds until the configured number, the budget or validation says stop; the best one's policy stays.
+
+        What interrupts it leaves the policy of the best finished round, in the folder, too.
+
+        Args:
+            problems: Problems that a round samples at; 0 if it samples none.
+            budget: Attempts in all; `None` for no limit.
+            callback: As of `learn`.
+            progress_bar: Show progress.
+
+        Raises:
+            ValueError: The budget does not cover one round.
+        """
+        config, episodes = self.config, problems * self.config.samples_per_problem
+        if budget is not None and budget < episodes:
+            raise ValueError(
+                f"one round samples {problems} problems x {config.samples_per_problem} = {episodes} attempts, "
+                f"more than total_episodes={budget}: raise it, or lower problems or samples_per_problem"
+            )
+        validation = self.make_validation_env()
+        validation.check_prompts(config.validation_problems)
+        base, curriculum = snapshot(self.model), self.env.curriculum
+        best: Round | None = None
+        try:
+            for number in range(config.rounds + 1):
+                if number and budget is not None and self.num_attempts + episodes > budget:
+                    break
+                metrics: dict[str, float] = {}
+                if number:
+                    self.sample_round(number, episodes, metrics, progress_bar)
+                current = Round.load(self.round_folder(number), number)
+                if current is None:
+                    step = self.num_attempts if episodes else number
+                    if self.run is not None:
+                        self.run.rewind(step - 1)  # what a killed process logged of this round
+                    self.train_round(number, base, metrics, progress_bar)
+                    started = time.perf_counter()
+                    metrics |= validate(self.policy, validation, config.validation_problems, self.ranks)
+                    metrics |= {"time/eval_seconds": time.perf_counter() - started, "round": number}
+                    current = Round(number, metrics["eval/maj@1"], snapshot(self.model))
+                    going_on = self.log(metrics, callback, step)
+                    self._keep(current)
+                else:
+                    restore(self.model, current.weights)
+                    going_on = True
+                if best is None or current.accuracy > best.accuracy:
+                    best = current
+                if not going_on or number - best.number >= config.patience:
+                    break
+        except BaseException:
+            if self.run is not None and best is not None:
+                restore(self.model, best.weights)
+                self.save(self.run.path / "model")
+            raise
+        finally:
+            self.env.curriculum = curriculum
+            restore(self.model, base if best is None else best.weights)
+        self.keep_model()
+        return self
+
+    def round_folder(self, number: int) -> Path | None:
+        """The folder of a round, if the run has one."""
+        return None if self.run_path is None else self.run_path / f"round-{number}"
+
+    def round_seed(self, number: int) -> int:
+        """The seed of a round."""
+        return self.seed + _SEED_DISTANCE * number
+
+    def _keep(self, current: Round) -> None:
+        folder = self.round_folder(current.number)
+        if folder is not None and self.ranks.is_main:
+            current.save(folder)
+            remove_folder(folder / "training")
