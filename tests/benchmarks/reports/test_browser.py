@@ -68,6 +68,8 @@ def opened(browser: Any, page: str) -> Any:
     colours(browser, "light")
     browser.get("about:blank")
     browser.get(page)
+    # A page that is loaded may not be laid out yet on a busy machine, and what has no box has no visible text.
+    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
     return browser
 
 
@@ -86,7 +88,8 @@ def every(browser: Any, selector: str) -> list[Any]:
 
 def choose(browser: Any, selector: str, beginning: str) -> None:
     """Chooses the option of a <select> that begins so."""
-    (option,) = [option for option in every(browser, f"{selector} option") if option.text.startswith(beginning)]
+    options = every(browser, f"{selector} option")
+    (option,) = [option for option in options if option.get_property("text").startswith(beginning)]
     option.click()
 
 
