@@ -21,6 +21,7 @@ COMMANDS = (
     "train ppo",
     "train grpo",
     "eval",
+    "extrapolate",
     "runs",
     "render",
     "doctor",

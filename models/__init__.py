@@ -5,13 +5,19 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .extrapolation import extrapolate
     from .loading import check_vocabulary, load
     from .outcome import OutcomeModel
     from .tokenizers import load_tokenizer
 
-__all__ = ["OutcomeModel", "check_vocabulary", "load", "load_tokenizer"]
+__all__ = ["OutcomeModel", "check_vocabulary", "extrapolate", "load", "load_tokenizer"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
-    {"loading": ("check_vocabulary", "load"), "outcome": ("OutcomeModel",), "tokenizers": ("load_tokenizer",)},
+    {
+        "extrapolation": ("extrapolate",),
+        "loading": ("check_vocabulary", "load"),
+        "outcome": ("OutcomeModel",),
+        "tokenizers": ("load_tokenizer",),
+    },
 )
