@@ -7,11 +7,12 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -25,17 +26,19 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Gymnasium environments and agents for teaching language models to reason with reinforcement learning."
 EnvSettings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
+MAIN = tyro.conf.arg(name="")
+"""Annotation of the parameter whose options need no heading of their own in a command's help."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EnvChoice:
-    """Which problems.
+    """Choice of an environment.
 
     Attributes:
-        env: id of the environment; `tokengym list` shows them.
-        data: folder or file with the data set, for environments that read one; by default it comes from the hub.
-        env_args: other settings of the environment; values are JSON, or text if they are not. For instance
-            `steps=[2,3] max_new_tokens=128`.
+        env: Environment id; `tokengym list` shows all.
+        data: Folder or file of the data set, for environments that read one; by default it is downloaded from the hub.
+        env_args: Other settings of the environment, each with a value in JSON or as plain text, such as `steps=[2,3]
+            max_new_tokens=128`.
     """
 
     env: str = "tokengym/Arithmetic-v0"
@@ -73,44 +76,63 @@ class TrainOptions(EnvChoice):
     """What to train on what, and where it is written.
 
     Attributes:
-        model: "tokengym/tiny", a name on the Hugging Face hub, a folder or a *.gguf file; by default the agent's own
-            choice, which is tokengym/tiny, and for pretraining a new model.
-        run: Folder of the run: configuration, metrics, attempts, checkpoints, the trained model. By default a new one,
-            `runs/AGENT-DATE-TIME`.
-        resume: Continue the run in that folder; `--resume auto` begins it where there is none.
-        max_hours: Stop after this many hours of wall time, with everything kept that `--resume` needs.
-        total_episodes: budget of sampled attempts; by default the agent's settings alone decide.
-        num_envs: environment slots, which are rows of the decoder's batch.
-        seed: of problems, attempts and the order of training.
-        device: "cpu", "cuda", ...; by default a GPU if there is one.
-        dtype: of the weights.
-        attn: attention implementation: sdpa, eager, flash_attention_2, ...; by default transformers' own choice.
-        lora_rank: train low-rank adapters of this rank instead of all weights.
-        lora_alpha: Scale of the adapters times their rank; by default the rank itself, a scale of 1.
-        lora_targets: Names of the layers that get adapters; by default all linear ones but the output head.
-        lora_rank_stabilized: Divide the scale by the root of the rank and not by the rank (rsLoRA).
-        vllm_memory: share of the GPU's memory for vLLM, between 0 and 1, which then samples; needs the extra "vllm".
-        preset: Published recipe whose settings become the defaults, such as "dapo" or "dr-grpo" of grpo.
-        threads: CPU threads; by default PyTorch's choice.
+        model: Model to train: "tokengym/tiny", a name on the Hugging Face hub, a folder or a *.gguf file. By default
+            agents train tokengym/tiny, and pretraining makes a new model.
+        run: Folder of the run: configuration, metrics, attempts, checkpoints and the trained model. By default a new
+            one, `runs/AGENT-DATE-TIME`.
+        resume: Continue the run in the folder of `--run`; `--resume auto` starts it if there is none.
+        seed: Seed of problems, attempts and the order of training.
+        preset: Published recipe whose settings become the defaults, such as "dapo" or "dr-grpo" for grpo.
+        total_episodes: Number of attempts to sample at most; by default the agent's settings alone decide.
+        max_hours: Hours of wall time after which training stops, with everything saved that `--resume` needs.
     """
 
     model: str | None = None
     run: Path | None = None
     resume: Literal["no", "yes", "auto"] = "no"
-    max_hours: float | None = None
-    total_episodes: int | None = None
-    num_envs: int = 64
     seed: int = 0
+    preset: str | None = None
+    total_episodes: int | None = None
+    max_hours: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeOptions:
+    """How models are loaded and run.
+
+    Attributes:
+        num_envs: Number of environment slots, which are the rows of the decoder's batch.
+        device: Device of the model, such as "cpu" or "cuda:1"; by default a GPU if there is one.
+        dtype: Data type of the weights: "float32" or "bfloat16".
+        attn: Attention implementation, such as "sdpa", "eager" or "flash_attention_2"; by default the choice of
+            transformers.
+        vllm_memory: Share of the GPU's memory for vLLM, between 0 and 1, which then samples; needs the extra "vllm".
+        threads: Number of CPU threads; by default the choice of PyTorch.
+    """
+
+    num_envs: int = 64
     device: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     attn: str | None = None
+    vllm_memory: float | None = None
+    threads: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterOptions:
+    """Low-rank adapters (LoRA) to train instead of the weights.
+
+    Attributes:
+        lora_rank: Rank of the adapters; by default all weights are trained instead.
+        lora_alpha: Scale of the adapters times their rank; by default the rank itself, a scale of 1.
+        lora_targets: Names of the layers that get adapters; "all-linear" is all linear ones but the output head.
+        lora_rank_stabilized: Divide the scale by the square root of the rank instead of the rank (rsLoRA).
+    """
+
     lora_rank: int | None = None
     lora_alpha: float | None = None
     lora_targets: tuple[str, ...] = ("all-linear",)
     lora_rank_stabilized: bool = False
-    vllm_memory: float | None = None
-    preset: str | None = None
-    threads: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,25 +140,19 @@ class EvalOptions(EnvChoice):
     """What to evaluate, and how.
 
     Attributes:
-        model: a run's `model` folder, or anything that `tokengym train --model` takes.
-        split: of the data.
-        problems: how many problems, the split's first.
-        n: samples per problem for maj@n and pass@k; 0 for greedy maj@1 alone.
-        orm: outcome model that reranks the samples, for rerank@n: the `model` folder of a `tokengym train orm` run.
-        search: Search over steps with that outcome model in place of sampling n attempts: "beam", "dvts", "rebase",
-            "resample" or "best_of_n".
+        model: Model to evaluate: the `model` folder of a run, or anything that `tokengym train --model` takes.
+        split: Split of the data that problems are from.
+        problems: Number of problems, the first of the split.
+        n: Samples of each problem for maj@n and pass@k; 0 measures only greedy maj@1.
+        orm: Outcome model that reranks the samples, for rerank@n: the `model` folder of a `tokengym train orm` run.
+        search: Search over steps, guided by the outcome model, instead of sampling n attempts: "beam", "dvts",
+            "rebase", "resample" or "best_of_n".
         search_keep: Candidates of "beam" that survive a step, or groups of "dvts"; it must divide n.
-        condition: for a model that was trained with labels, the one to act under, by default the best; "own" lets the
-            model draw them.
-        temperature: of the samples.
-        shots: worked examples in the prompt.
-        num_envs: environment slots, which are rows of the decoder's batch.
-        seed: of the samples.
-        device: "cpu", "cuda", ...; by default a GPU if there is one.
-        dtype: of the weights.
-        attn: attention implementation: sdpa, eager, flash_attention_2, ...; by default transformers' own choice.
-        vllm_memory: share of the GPU's memory for vLLM, between 0 and 1, which then samples; needs the extra "vllm".
-        threads: CPU threads; by default PyTorch's choice.
+        condition: Label that a model trained with labels acts under; by default the best one, and "own" lets the model
+            write its labels itself.
+        temperature: Sampling temperature of the n samples.
+        shots: Number of worked examples in the prompt.
+        seed: Seed of the samples.
         output: JSON file for the results.
     """
 
@@ -150,13 +166,7 @@ class EvalOptions(EnvChoice):
     condition: str | None = None
     temperature: float = 0.7
     shots: int = 0
-    num_envs: int = 64
     seed: int = 0
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    attn: str | None = None
-    vllm_memory: float | None = None
-    threads: int | None = None
     output: Path | None = None
 
 
@@ -171,23 +181,27 @@ def train(arguments: Sequence[str]) -> None:
         return
     kind = AGENTS.get(arguments[0])
 
-    def run(options: TrainOptions, config: Any) -> None:
+    def run(
+        options: Annotated[TrainOptions, MAIN], config: Any, adapters: AdapterOptions, compute: ComputeOptions
+    ) -> None:
         from .agents.evaluation.tables import outcome_table
         from .agents.outcome_models import ORM
         from .agents.training.progress import key_numbers
 
-        _set_threads(options.threads)
+        _set_threads(compute.threads)
         folder = options.run or Path("runs") / time.strftime(f"{arguments[0]}-%Y%m%d-%H%M%S")
         if options.run is None and options.resume == "yes":
             raise ValueError("--resume continues the run in a folder: say which by --run")
-        passed_on = ("num_envs", "seed", "device", "dtype", "attn", "vllm_memory", "preset")
-        passed_on += ("lora_rank", "lora_alpha", "lora_targets", "lora_rank_stabilized")
+        loading = dataclasses.asdict(compute) | dataclasses.asdict(adapters)
+        del loading["threads"]
         agent = kind(
             options.spec(),
             options.model,
             run=folder,
             resume={"no": False, "yes": True}.get(options.resume, "auto"),
-            **{name: getattr(options, name) for name in passed_on},
+            seed=options.seed,
+            preset=options.preset,
+            **loading,
             **dataclasses.asdict(config),
         )
         say = _print if agent.ranks.is_main else lambda thing: None  # of several processes one speaks
@@ -211,8 +225,10 @@ def train(arguments: Sequence[str]) -> None:
         what = "run, logs and model are" if (folder / "model").exists() else "run and logs are"
         say(f"{what} in {folder} (tensorboard --logdir {folder})")
 
-    run.__annotations__["config"] = with_preset(kind.config_class, _flag(arguments, "--preset"), kind.name)
-    _cli(run, f"tokengym train {arguments[0]}", _resume_said(arguments[1:]), summary(kind))
+    config_class = with_preset(kind.config_class, _flag(arguments, "--preset"), kind.name)
+    run.__annotations__["config"] = Annotated[config_class, tyro.conf.arg(name=kind.name)]
+    renamed = getattr(config_class, "renamed", {})
+    _cli(run, f"tokengym train {arguments[0]}", _resume_said(arguments[1:]), summary(kind), renamed)
 
 
 class Terminated(KeyboardInterrupt):
@@ -255,11 +271,11 @@ def runs(arguments: Sequence[str]) -> None:
     """List the runs in a folder: agent, environment, attempts, best validation, state."""
     from .agents.training.run_folder import find_runs
 
-    def run(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> None:
+    def run(folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")] = Path("runs")) -> None:
         """List the runs in a folder, and in the folders inside it.
 
         Args:
-            folder: Folder to look in.
+            folder: Folder to look for runs in.
         """
         found = list(find_runs(folder))
         if not found:
@@ -276,7 +292,7 @@ def runs(arguments: Sequence[str]) -> None:
 def evaluate(arguments: Sequence[str]) -> None:
     """Evaluate a model: maj@1, maj@n, pass@k and diversity, with intervals."""
 
-    def run(options: EvalOptions) -> None:
+    def run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None:
         from .agents import evaluate as measure
         from .agents import load_policy
         from .agents.evaluation.tables import evaluation_table
@@ -285,16 +301,16 @@ def evaluate(arguments: Sequence[str]) -> None:
         from .benchmarks.paper.tables import paper_figures
         from .models.outcome import OutcomeModel
 
-        _set_threads(options.threads)
+        _set_threads(compute.threads)
         policy = load_policy(
-            options.model, options.condition, device=options.device, dtype=options.dtype, attn=options.attn
+            options.model, options.condition, device=compute.device, dtype=compute.dtype, attn=compute.attn
         )
         reranker = None
         if options.orm is not None:
             reranker = OutcomeModel.load(options.orm, policy.tokenizer, str(policy.model.device))
-        env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, options.num_envs)
-        if options.vllm_memory is not None:
-            policy = policy.with_vllm(make_vllm(policy, env, options.vllm_memory))
+        env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, compute.num_envs)
+        if compute.vllm_memory is not None:
+            policy = policy.with_vllm(make_vllm(policy, env, compute.vllm_memory))
         problems = min(options.problems, env.size or options.problems)
         search = None
         if options.search is not None:
@@ -408,22 +424,22 @@ def extrapolate(arguments: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RenderOptions(EnvChoice):
-    """Which attempts to show, and where.
+    """Attempts to show, and where.
 
     Attributes:
-        source: A run's folder or one of its `attempts-*.jsonl` files, or a model, which then makes new attempts.
-        env: Id of the environment; the default is the one that the run or the model was trained on.
-        count: Number of attempts to show; the default is 3, and all for a page.
-        verdict: Show only attempts that were graded so, such as `correct`, `wrong` or `no_answer`.
-        problem: Show only recorded attempts at the problem with this id.
-        orm: Folder of an outcome model that scores every step.
-        split: Split of the data for new attempts; the default is the environment's own.
-        temperature: Sampling temperature of new attempts; 0 is greedy.
+        source: Folder of a run, one of its `attempts-*.jsonl` files, or a model, which then makes new attempts.
+        env: Environment id; by default the one that the run or the model was trained on.
+        count: Number of attempts to show; by default 3, and all for a page.
+        verdict: Verdict of the attempts to show, such as `correct`, `wrong` or `no_answer`.
+        problem: Id of the problem whose recorded attempts to show.
+        orm: Outcome model that scores each step: the `model` folder of a `tokengym train orm` run.
+        split: Split of the data for new attempts; by default the environment's own.
+        temperature: Sampling temperature of new attempts; 0 is greedy decoding.
         seed: Seed of new attempts.
         output: File to write instead of the terminal: a page to browse (`.html`) or a picture of the terminal (`.svg`).
     """
 
-    source: tyro.conf.Positional[str] = "tokengym/tiny"
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")] = "tokengym/tiny"
     env: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     count: int | None = None
     verdict: str | None = None
@@ -438,7 +454,7 @@ class RenderOptions(EnvChoice):
 def render(arguments: Sequence[str]) -> None:
     """Show attempts step by step, with rewards and scores: in the terminal, as a page or as a picture."""
 
-    def run(options: RenderOptions) -> None:
+    def run(options: Annotated[RenderOptions, MAIN]) -> None:
         from rich.console import Console
 
         from .benchmarks.reports.gather import Wanted, gather
@@ -487,21 +503,21 @@ def doctor(arguments: Sequence[str]) -> None:
 
     @dataclasses.dataclass(frozen=True)
     class DoctorOptions(EnvChoice):
-        """What to check.
+        """Data set to check.
 
         Attributes:
-            env: id of the environment; `tokengym list` shows them.
-            model: whose tokenizer counts the tokens.
-            limit: problems of each split to look at in an endless source.
+            env: Environment id; `tokengym list` shows all.
+            model: Model whose tokenizer counts the tokens.
+            limit: Number of problems to check in each split of an endless source.
             show: Findings of one kind to print for each split; 0 prints all.
         """
 
-        env: tyro.conf.Positional[str] = "tokengym/Arithmetic-v0"
+        env: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENV")] = "tokengym/Arithmetic-v0"
         model: str = "tokengym/tiny"
         limit: int = 2000
         show: int = 20
 
-    def run(options: DoctorOptions) -> None:
+    def run(options: Annotated[DoctorOptions, MAIN]) -> None:
         from .envs.doctor import diagnose_env
 
         findings = diagnose_env(options.spec(tokenizer=options.model), limit=options.limit)
@@ -589,14 +605,14 @@ def _after_pretraining(task: str, arguments: Sequence[str]) -> None:
         _print(after_pretraining_plots.table(after_pretraining.run(experiment)))
         _print(f"runs, results.json and plots are in {experiment.folder}")
 
-    run.__annotations__["experiment"] = kinds[task]
+    run.__annotations__["experiment"] = Annotated[kinds[task], MAIN]
     _cli(run, f"tokengym bench {task}", arguments, summary(after_pretraining))
 
 
 def _return_conditioning(arguments: Sequence[str]) -> None:
     from .benchmarks.studies import return_conditioning
 
-    def run(experiment: return_conditioning.ReturnConditioning) -> None:
+    def run(experiment: Annotated[return_conditioning.ReturnConditioning, MAIN]) -> None:
         _print(return_conditioning.table(return_conditioning.run(experiment, _print)))
         _print(f"runs and results.json are in {experiment.folder}")
 
@@ -606,7 +622,7 @@ def _return_conditioning(arguments: Sequence[str]) -> None:
 def _paper(arguments: Sequence[str]) -> None:
     from .benchmarks.paper import grid as paper
 
-    def run(grid: paper.PaperGrid) -> None:
+    def run(grid: Annotated[paper.PaperGrid, MAIN]) -> None:
         paper.show(grid, _print)
 
     _cli(run, "tokengym bench paper", arguments, summary(paper).removeprefix("`tokengym bench paper`: "))
@@ -615,7 +631,7 @@ def _paper(arguments: Sequence[str]) -> None:
 def _models(arguments: Sequence[str]) -> None:
     from .benchmarks.studies import model_matrix
 
-    def run(matrix: model_matrix.ModelMatrix) -> None:
+    def run(matrix: Annotated[model_matrix.ModelMatrix, MAIN]) -> None:
         rows = model_matrix.run(matrix, _print)
         _print(model_matrix.summary(rows))
         _print(f"models.json and models.md are in {matrix.folder}")
@@ -628,7 +644,7 @@ def _models(arguments: Sequence[str]) -> None:
 def _rewards_of_ppo(arguments: Sequence[str]) -> None:
     from .benchmarks.studies import ppo_rewards as ppo
 
-    def run(experiment: ppo.PPOExperiment) -> None:
+    def run(experiment: Annotated[ppo.PPOExperiment, MAIN]) -> None:
         _print(ppo.table(ppo.run(experiment, _print)))
         _print(f"runs, results.json and a plot are in {experiment.folder}")
 
@@ -637,18 +653,18 @@ def _rewards_of_ppo(arguments: Sequence[str]) -> None:
 
 def demo(arguments: Sequence[str]) -> None:
     """Watch expert iteration teach the built-in model, in five minutes on two cores."""
-    from .benchmarks.studies.demo import demo as run
+    from .benchmarks.studies.demo import demo as show
 
-    def show(run_folder: Path | None = None, seed: int = 0) -> None:
+    def start(run: Path | None = None, seed: int = 0) -> None:
         """Runs the demo.
 
         Args:
-            run_folder: where the run is written; by default a new folder under `runs`.
-            seed: of everything random.
+            run: Folder of the run; by default a new one, `runs/demo-DATE-TIME`.
+            seed: Seed of problems, attempts and the order of training.
         """
-        _print(run(run_folder, seed, say=_print))
+        _print(show(run, seed, say=_print))
 
-    _cli(show, "tokengym demo", arguments, demo.__doc__)
+    _cli(start, "tokengym demo", arguments, demo.__doc__, {"run_folder": "run"})
 
 
 def list_names(arguments: Sequence[str]) -> None:
@@ -706,8 +722,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _cli(run: Callable[..., None], program: str, arguments: Sequence[str], description: str | None) -> None:
-    tyro.cli(run, prog=program, args=list(arguments), description=description, config=(tyro.conf.OmitArgPrefixes,))
+def _cli(
+    run: Callable[..., None],
+    program: str,
+    arguments: Sequence[str],
+    description: str | None,
+    renamed: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    arguments = [_renamed(argument, renamed) for argument in arguments]
+    tyro.cli(run, prog=program, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _renamed(argument: str, renamed: Mapping[str, str]) -> str:
+    """An option by its name of today, if it is one that had another name in the version before."""
+    option, equals, value = argument.partition("=")
+    name = option.removeprefix("--").replace("-", "_")
+    if not option.startswith("--") or name not in renamed:
+        return argument
+    new = f"--{renamed[name].replace('_', '-')}"
+    sys.stderr.write(f"tokengym: {option} is called {new} now, and its old name goes with the next version\n")
+    return f"{new}{equals}{value}"
 
 
 def _value(text: str) -> Any:

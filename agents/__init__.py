@@ -1,9 +1,20 @@
 """Agents: what learns, and how what was learnt is measured.
 
-Every default of a configuration says where it comes from: [paper] is Havrilla et al. 2024, "Teaching Large Language
-Models to Reason with Reinforcement Learning" (arXiv 2403.04642), or in `pretrain`, `reinforce` and `grpo` Tsilivis et
-al. 2025, "How Reinforcement Learning After Next-Token Prediction Facilitates Learning" (arXiv 2510.11495); [choice] is
-ours where the paper does not say.
+The text of a setting ends with the source of its default in brackets: a work, [Havrilla et al. 2024] for instance, or
+[choice] where it is our own. [Yu et al. 2025: 10] names a value other than the default. Works that recur are:
+
+- Havrilla et al. 2024, "Teaching Large Language Models to Reason with Reinforcement Learning" (arXiv 2403.04642)
+- Havrilla et al. 2024, GLoRe, "GLoRe: When, Where, and How to Improve LLM Reasoning via Global and Local Refinements"
+  (arXiv 2402.10963)
+- Pang et al. 2024, "Iterative Reasoning Preference Optimization" (arXiv 2404.19733)
+- Rafailov et al. 2023, "Direct Preference Optimization" (arXiv 2305.18290)
+- Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347)
+- Shao et al. 2024, "DeepSeekMath" (arXiv 2402.03300)
+- Tsilivis et al. 2025, "How Reinforcement Learning After Next-Token Prediction Facilitates Learning" (arXiv 2510.11495)
+- Yu et al. 2025, "DAPO: An Open-Source LLM Reinforcement Learning System at Scale" (arXiv 2503.14476)
+- Yuan et al. 2023, "Scaling Relationship on Learning Mathematical Reasoning with Large Language Models"
+  (arXiv 2308.01825)
+- trlx, the library of Havrilla et al. 2024
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """Synthetic problems by backtranslation: new solutions, questions for them, and a student who solves some, not all.
 
-After the appendix of Havrilla et al. 2024: a proposer learns to write solutions like their nearest neighbours, a writer
+After the appendix of Havrilla et al. 2024: a proposer learns to write solutions like their nearest neighbors, a writer
 learns the way from solutions back to questions, and what the two make is kept where the student's attempts agree with
 the proposed answer now and then, but not always. In the paper such problems made models worse.
 """
@@ -8,7 +8,7 @@ the proposed answer now and then, but not always. In the paper such problems mad
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,27 +32,30 @@ _PROPOSER_SEED, _WRITER_SEED, _STUDENT_SEED = 700_001, 700_003, 700_007
 
 @dataclass(frozen=True)
 class BacktranslationConfig(FineTuneConfig):
-    """Settings of `Backtranslation`; the paper names the models and K, so all but K is [choice].
+    """Settings of `Backtranslation`.
 
     Attributes:
-        base: model that the proposer and the writer are fine-tuned from; `None` for the agent's `model`, the student.
-        demonstrations: problems with solutions to learn from, the split's first; `None` for all of them.
-        neighbours: K, solutions that a new one is like; 7 [paper].
-        proposals: new solutions, each with a question.
-        attempts: of the student at each new question.
-        temperature: of everything sampled.
+        base: Model that the proposer and the writer are fine-tuned from; `None` uses the agent's `model`, the student.
+        demonstrations: Number of problems with solutions to learn from, the first of the split; `None` uses all.
+        neighbors: Number of known solutions, each other's nearest, that a new one is modeled on.
+            [Havrilla et al. 2024]
+        proposals: Number of new solutions to write, each with a question. [choice]
+        samples_per_problem: Attempts of the student at each new question. [choice]
+        temperature: Sampling temperature of new solutions, questions and attempts. [choice]
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {"neighbours": "neighbors", "attempts": "samples_per_problem"}
 
     base: str | None = None
     demonstrations: int | None = None
-    neighbours: int = 7
+    neighbors: int = 7
     proposals: int = 1000
-    attempts: int = 8
+    samples_per_problem: int = 8
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("neighbours", 1), ("proposals", 1), ("attempts", 2)):
+        for name, least in (("neighbors", 1), ("proposals", 1), ("samples_per_problem", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.temperature <= 0:
@@ -81,31 +84,32 @@ class Backtranslation(Agent):
         With a run folder each phase can be interrupted and taken up again.
 
         Raises:
-            ValueError: `total_episodes` is given; there are fewer solutions than neighbours, or one without "####" and
+            ValueError: `total_episodes` is given; there are fewer solutions than neighbors, or one without "####" and
                 an answer behind it; or nothing that was proposed can be kept.
         """
         if total_episodes is not None:
-            raise ValueError("backtranslation needs no budget: set proposals and attempts, not total_episodes")
+            raise ValueError("backtranslation needs no budget: set proposals and samples_per_problem, not total_episodes")
         config, known = self.config, self._known()
         solutions = self._solutions(known, progress_bar)
         new = self._asked(known, solutions, progress_bar) if solutions else []
         new = [problem for problem in new if len(self.env.encode_prompt(problem)) <= self.env.max_prompt_tokens]
         successes = self._successes(new, progress_bar) if new else {}
-        self.problems = [problem for problem in new if 0 < successes[problem.id] < config.attempts]
+        self.problems = [problem for problem in new if 0 < successes[problem.id] < config.samples_per_problem]
         metrics = {
             "problems/solutions": float(len(solutions)),
             "problems/questions": float(len(new)),
             "problems/never_solved": float(sum(count == 0 for count in successes.values())),
-            "problems/always_solved": float(sum(count == config.attempts for count in successes.values())),
+            "problems/always_solved": float(sum(count == config.samples_per_problem for count in successes.values())),
             "problems/kept": float(len(self.problems)),
         }
         if self.run is not None:
             self.run.rewind(self.num_attempts - 1)  # what an earlier process logged of the same
         self.log(metrics, callback)
         if not self.problems:
+            count = config.samples_per_problem
             raise ValueError(
                 f"of {config.proposals} proposals {len(solutions)} were new solutions with an answer, {len(new)} of "
-                f"these got a new question, and the student solved none of them in some of {config.attempts} attempts "
+                f"these got a new question, and the student solved none of them in some of {count} attempts "
                 "and not in all: propose more, or learn from more demonstrations"
             )
         if self.run is not None:
@@ -121,7 +125,7 @@ class Backtranslation(Agent):
     def _solutions(self, known: list[Problem], progress_bar: bool) -> dict[str, str]:
         """New solutions with an answer, by id."""
         worked = [problem.solution or "" for problem in known]
-        near = neighbours([self.env.encode_solution(problem) for problem in known], self.config.neighbours)
+        near = neighbors([self.env.encode_solution(problem) for problem in known], self.config.neighbors)
 
         def given(number: int, rows: Sequence[int], target: str | None) -> Problem:
             return Problem(f"{number}", "\n\n".join(worked[row] for row in rows), "", target)
@@ -163,9 +167,9 @@ class Backtranslation(Agent):
         for problem in known:
             if _answer(problem.solution or "") is None:
                 raise ValueError(f"problem {problem.id!r} has no solution that ends with '{MARKER} answer'")
-        if len(known) <= self.config.neighbours:
+        if len(known) <= self.config.neighbors:
             raise ValueError(
-                f"{len(known)} demonstrations have no {self.config.neighbours} neighbours each: lower neighbours, or "
+                f"{len(known)} demonstrations have no {self.config.neighbors} neighbors each: lower neighbors, or "
                 "learn from more"
             )
         return known
@@ -211,7 +215,7 @@ class Backtranslation(Agent):
 
     def _successes(self, new: list[Problem], progress_bar: bool) -> dict[str, int]:
         """How many of the student's attempts at each problem reach the proposed answer."""
-        env, count = self.make_env(), self.config.attempts
+        env, count = self.make_env(), self.config.samples_per_problem
         env.problems, env.num_problems = _Graded(new, env.problems), None
         attempts = self._collect_stage("student", self.policy, env, len(new), count, _STUDENT_SEED, progress_bar)
         successes = dict.fromkeys((problem.id for problem in new), 0)
@@ -265,7 +269,7 @@ class _Graded(ProblemList):
         return self._source.grade(completion, problem)
 
 
-def neighbours(documents: Sequence[NDArray[np.integer]], count: int) -> NDArray[np.int64]:
+def neighbors(documents: Sequence[NDArray[np.integer]], count: int) -> NDArray[np.int64]:
     """The nearest other documents of each, by the cosine of their TF-IDF vectors, the nearest first.
 
     Args:

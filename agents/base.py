@@ -398,7 +398,21 @@ def _spec(env: Environment) -> EnvSpec | TokenVectorEnv:
 
 def _configure(config_class: type, values: Mapping[str, Any]) -> Any:
     known = [field.name for field in dataclasses.fields(config_class)]
+    values = _with_new_names(config_class, values)
     for name in values:
         if name not in known:
             raise TypeError(str(unknown_name(f"setting of {config_class.__name__}", name, known)))
     return config_class(**values)
+
+
+def _with_new_names(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, those of fields by their names in the version before under their names of today."""
+    renamed, found = getattr(config_class, "renamed", {}), dict(values)
+    for old in [name for name in values if name in renamed]:
+        new = renamed[old]
+        if new in values:
+            raise TypeError(f"{config_class.__name__} is given {new} and {old}, its old name: leave out {old}")
+        _logger.warning("%s.%s is called %s now, and its old name goes with the next version",
+                        config_class.__name__, old, new)  # fmt: skip
+        found[new] = found.pop(old)
+    return found

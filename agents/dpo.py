@@ -32,23 +32,28 @@ class DPOConfig(FineTuneConfig):
     """Settings of `DPO`.
 
     Attributes:
-        rounds: Rounds of sampling and training, each from the last one's policy, which is its reference; 4 [Pang et al.
-            2024]. 1 is plain DPO.
-        samples_per_problem: K, attempts at each problem and round; 30 [Pang et al. 2024].
-        pairs_per_problem: The most pairs of a problem and round; 10 [Pang et al. 2024].
-        temperature: Temperature of sampling [choice].
-        problems: Problems that are sampled at, the split's first; `None` takes all.
-        pool: Attempts of an earlier run, a file or the folder of a run, in place of sampling: offline DPO, in one
-            round.
-        beta: Weight of the divergence from the reference; 0.1 [Rafailov et al. 2023].
-        loss: "sigmoid" (DPO) or "ipo" (Azar et al. 2024), which takes log-ratios averaged over tokens.
-        label_smoothing: Share of pairs that are labeled the wrong way round, of "sigmoid" (cDPO, Mitchell 2023).
-        nll_coef: Weight of the chosen completion's negative log-likelihood per token; 1 [Pang et al. 2024]. 0 is DPO.
-        learning_rate: Peak rate; `None` takes a twentieth of the model's own `recommended_learning_rate`, else 1e-6.
-        epochs: Passes over the pairs of a round [choice].
-        batch_size: Pairs of each update; 64 [Rafailov et al. 2023].
-        validation_problems: Problems of the validation split for maj@1 before the first round and after each [choice].
-        patience: Stop after this many rounds without a better validation maj@1 [choice].
+        rounds: Rounds of sampling and training; each starts from the last round's policy, which is its reference. 1 is
+            plain DPO. [Pang et al. 2024]
+        samples_per_problem: Attempts at each problem in a round. [Pang et al. 2024]
+        pairs_per_problem: Largest number of pairs from one problem in a round. [Pang et al. 2024]
+        temperature: Sampling temperature of the attempts. [choice]
+        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all.
+        pool: Attempts of an earlier run to learn from instead of sampling (offline DPO, in one round): a file or the
+            folder of a run.
+        beta: Weight of the divergence from the reference. [Rafailov et al. 2023]
+        loss: Preference loss: "sigmoid" (DPO), or "ipo" (Azar et al. 2024), which averages log-ratios over tokens.
+            [Rafailov et al. 2023]
+        label_smoothing: Assumed share of pairs that are labeled the wrong way round, for the "sigmoid" loss (cDPO,
+            Mitchell 2023).
+        nll_coef: Weight of the negative log-likelihood per token of the chosen completion; 0 is plain DPO.
+            [Pang et al. 2024]
+        learning_rate: Peak learning rate; `None` uses a twentieth of the model's `recommended_learning_rate` if it has
+            one, else 1e-6. [choice]
+        epochs: Passes over the pairs of a round. [choice]
+        batch_size: Pairs per optimizer step. [Rafailov et al. 2023]
+        validation_problems: Validation problems that maj@1 is measured on before the first round and after each.
+            [choice]
+        patience: Stop after this many rounds without a better validation maj@1. [choice]
     """
 
     rounds: int = 4

@@ -35,26 +35,35 @@ Dataset = dict[tuple[str, str], Example]
 
 @dataclass(frozen=True)
 class ExpertIterationConfig(FineTuneConfig):
-    """Settings of `ExpertIteration`; the defaults are the paper's, fine-tuning included.
+    """Settings of `ExpertIteration`.
 
     Attributes:
-        rounds: n, the most rounds; 2 from an SFT checkpoint, after which the paper sees a plateau.
-        samples_per_problem: K, attempts at each problem and round; 96, and 4 for the paper's cheap variant.
-        temperature: of exploration; 1.0.
-        threshold: an attempt is kept if its return is at least this; 1 keeps correct ones only.
-        orm: outcome model, the `model` folder of a `tokengym train orm` run, that filters attempts too.
-        orm_filter: "replace": its score decides alone; "and": the return has a say as well; [choice].
-        orm_threshold: an attempt is kept if its p(correct) is at least this; 0.5 [choice].
-        deduplicate: what makes two solutions of a problem the same: their sequence of equations, or their text.
-        accumulate: train round i on R_i and all rounds before it (D_i = R_i with D_{i-1}), or on R_i alone.
-        restart: train each round from the base checkpoint, which the paper calls crucial, or from the newest policy.
-        demonstrations: reference solutions in D_0, the split's first; the policy is fine-tuned on them before the first
-            round. `None` takes all, 0 none: then the first round samples from the model as it is.
-        shots: worked examples in the prompt, for a model that starts without demonstrations; dropped after round one.
-        problems: sample attempts at so many problems, the split's first (`STaR` draws others in every round where they
-            never end); `None` for all of them.
-        validation_problems: problems of the validation split for maj@1, pass@1 and length after each round; [choice].
-        patience: rounds without a better validation maj@1 after which learning stops; [choice].
+        rounds: Largest number of rounds of sampling and fine-tuning; from an SFT checkpoint the source sees a plateau
+            after 2. [Havrilla et al. 2024]
+        samples_per_problem: Attempts at each problem in a round; the source's cheap variant has 4.
+            [Havrilla et al. 2024]
+        temperature: Sampling temperature of the attempts. [Havrilla et al. 2024]
+        threshold: Least return of an attempt that is kept; 1 keeps only correct attempts. [Havrilla et al. 2024]
+        orm: Outcome model that filters attempts too: the `model` folder of a `tokengym train orm` run.
+        orm_filter: Say of the outcome model: "replace" keeps attempts by its score alone, "and" by both its score and
+            the return. [choice]
+        orm_threshold: Least p(correct) of an attempt that the outcome model keeps. [choice]
+        deduplicate: Key by which two solutions of a problem are the same: their sequence of equations, or their exact
+            text. [Havrilla et al. 2024]
+        accumulate: Train each round on the attempts kept in all rounds so far instead of in the newest one alone.
+            [Havrilla et al. 2024]
+        restart: Checkpoint that each round trains from: the "base" model, which the source calls crucial, or the
+            "previous" round's policy. [Havrilla et al. 2024]
+        demonstrations: Number of reference solutions in the training data, the first of the split, on which the policy
+            is fine-tuned before the first round. `None` uses all; with 0 the first round samples from the model as it
+            is.
+        shots: Number of worked examples in the first round's prompts, for a model that starts without demonstrations.
+            [choice]
+        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all. Where
+            problems never end, STaR draws new ones in each round.
+        validation_problems: Validation problems that maj@1, pass@1 and response length are measured on after each
+            round. [choice]
+        patience: Stop after this many rounds without a better validation maj@1. [choice]
     """
 
     rounds: int = 2
@@ -95,7 +104,14 @@ class ExpertIterationConfig(FineTuneConfig):
 
 @dataclass(frozen=True)
 class RFTConfig(ExpertIterationConfig):
-    """Settings of `RFT`, as in its authors' public script."""
+    """Settings of `RFT`, those of its authors' public script.
+
+    Attributes:
+        rounds: Largest number of rounds of sampling and fine-tuning. [Yuan et al. 2023]
+        samples_per_problem: Attempts at each problem in a round. [Yuan et al. 2023]
+        temperature: Sampling temperature of the attempts. [Yuan et al. 2023]
+        epochs: Passes over the training data. [Yuan et al. 2023, public script]
+    """
 
     rounds: int = 1
     samples_per_problem: int = 100
@@ -105,7 +121,20 @@ class RFTConfig(ExpertIterationConfig):
 
 @dataclass(frozen=True)
 class STaRConfig(ExpertIterationConfig):
-    """Settings of `STaR`, as in Tsilivis et al. 2025, Algorithm 1; one epoch and one sample a problem are [choice]."""
+    """Settings of `STaR`, as in Algorithm 1 of Tsilivis et al. 2025.
+
+    Attributes:
+        rounds: Largest number of rounds of sampling and fine-tuning. [choice]
+        samples_per_problem: Attempts at each problem in a round. [choice]
+        deduplicate: Key by which two solutions of a problem are the same: their sequence of equations, or their exact
+            text. [Tsilivis et al. 2025]
+        accumulate: Train each round on the attempts kept in all rounds so far instead of in the newest one alone.
+            [Tsilivis et al. 2025]
+        restart: Checkpoint that each round trains from: the "base" model, or the "previous" round's policy.
+            [Tsilivis et al. 2025]
+        epochs: Passes over the training data. [choice]
+        patience: Stop after this many rounds without a better validation maj@1. [choice]
+    """
 
     rounds: int = 8
     samples_per_problem: int = 1

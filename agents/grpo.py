@@ -30,22 +30,24 @@ from .training.reference import Reference, TokenValues, evaluate_as_trained, shu
 
 @dataclass(frozen=True)
 class GRPOConfig(ProximalConfig):
-    """Settings of `GRPO`; what Tsilivis et al. 2025 leave open is by Shao et al. 2024 where nothing else is said.
+    """Settings of `GRPO`.
 
     Attributes:
-        samples_per_problem: Attempts at each problem, the size of a group; 16 [choice].
+        samples_per_problem: Attempts at each problem of an iteration, which form a group. [choice]
         scale: Standard deviation that advantages are divided by: of each "group" (GRPO), of the whole "batch" (Lite
-            PPO), or "none" (Dr. GRPO).
-        aggregation: Average that is the loss: over "attempts" of the mean over each one's tokens (GRPO), over all
-            "tokens" of the batch (DAPO), or the sum over tokens divided by the attempts and a "constant" (Dr. GRPO).
-        length_constant: Tokens of an attempt that `aggregation="constant"` divides by; `None` takes `max_new_tokens`,
-            and 1 is the policy gradient proper.
-        ratio: Probability whose ratio is clipped: that of each "token", or that of the whole attempt, a "sequence", to
-            the power of one over its length (GSPO).
-        surrogate: Use of the ratio: "clip" bounds the objective (PPO), and "cispo" bounds its weight alone, so that all
-            tokens keep a gradient.
-        epochs: Passes over each batch of attempts; 1.
-        minibatches: Updates of each pass; 1 [choice]. With one of both, the ratio is 1 and nothing is ever clipped.
+            PPO), or "none" (Dr. GRPO). [Shao et al. 2024]
+        aggregation: Average that makes the loss: over "attempts" of each one's mean over tokens (GRPO), over all
+            "tokens" of the batch (DAPO), or the sum over tokens divided by the number of attempts and a "constant" (Dr.
+            GRPO). [Shao et al. 2024]
+        length_constant: Tokens of an attempt that `aggregation="constant"` divides by; `None` uses `max_new_tokens`,
+            and 1 gives the policy gradient proper.
+        ratio: Unit whose probability ratio is clipped: each "token", or the whole "sequence", to the power of one over
+            its length (GSPO). [Shao et al. 2024]
+        surrogate: Use of the clipped ratio: "clip" bounds the objective (PPO), "cispo" only its weight, so that all
+            tokens keep a gradient. [Shao et al. 2024]
+        epochs: Passes over the attempts of each iteration. [Shao et al. 2024]
+        minibatches: Optimizer steps in each pass over the attempts; with one step and one epoch the ratio is 1 and
+            nothing is clipped. [Shao et al. 2024]
     """
 
     samples_per_problem: int = 16

@@ -36,32 +36,34 @@ class PolicyGradientConfig(OptimizerConfig):
     """Settings that policy-gradient agents share.
 
     Attributes:
-        iterations: of sampling and updating; 20 bring parity from chance to certainty [paper].
-        problems_per_iteration: N, problems drawn anew in each iteration; [choice].
-        samples_per_problem: K, attempts at each of them.
-        temperature: of sampling, and of the log-probabilities in the update, so that it is the sampling policy whose
-            gradient is taken; 1, and 0.75 and 1.5 in comparisons [paper].
-        learning_rate: Peak rate; `None` takes a twentieth of the model's own `recommended_learning_rate`, else of the
-            paper's 2e-5 for fine-tuning: 1e-6, which is its rate for PPO [paper].
-        min_learning_rate_ratio: 1, a constant rate [choice].
-        warmup_ratio: 0 [choice].
-        validation_problems: problems of the validation split for maj@1, pass@1 and length; 0 for none; [choice].
-        validation_iterations: iterations between validations; there is one after the last, too; [choice].
-        save_iterations: iterations between checkpoints, in runs that have a folder; [choice].
-        keep_best: end with the policy of the best validation maj@1, or else with the newest; [choice].
-        patience: validations without a better one after which learning stops; `None` goes on [choice].
-        dynamic_sampling: Rounds of further sampling in which groups whose rewards are all equal, and teach nothing, are
-            replaced by groups at new problems (DAPO, Yu et al. 2025, has up to 10); 0 samples once.
-        truncated: Use of attempts that their token budget cut off: "learn" from them as from others, or "mask" their
-            loss (DAPO's overlong filtering).
-        overlong_buffer: Last share of the token budget over which a penalty on the reward grows in a line: DAPO's soft
-            overlong punishment, there 0.2; 0 has none.
-        overlong_penalty: Greatest penalty, of attempts that spend the budget (DAPO: 1).
-        importance: Correction of the loss for what sampling computes otherwise than training does, by the ratio of the
-            probabilities that both give an action or a whole attempt: truncated to, or masked outside of,
-            [importance_floor, importance_cap]; "none" only logs the mismatch.
-        importance_floor: Least such ratio.
-        importance_cap: Greatest such ratio (Yao et al. 2025: 2).
+        iterations: Iterations of sampling and updating; 20 take parity from chance to certainty. [Tsilivis et al. 2025]
+        problems_per_iteration: Problems drawn anew in each iteration. [choice]
+        samples_per_problem: Attempts at each problem of an iteration. [choice]
+        temperature: Temperature of sampling, and of the log-probabilities in the update, so that the gradient is the
+            sampling policy's; the source compares 0.75, 1 and 1.5. [Tsilivis et al. 2025]
+        learning_rate: Peak learning rate; `None` uses a twentieth of the model's `recommended_learning_rate` if it has
+            one, else 1e-6. [Havrilla et al. 2024]
+        min_learning_rate_ratio: Final learning rate as a share of the peak; 1 keeps the rate constant. [choice]
+        warmup_ratio: Share of the optimizer steps with linear warm-up. [choice]
+        validation_problems: Validation problems that maj@1, pass@1 and response length are measured on; 0 turns
+            validation off. [choice]
+        validation_iterations: Iterations between validations; the last iteration is always followed by one. [choice]
+        save_iterations: Iterations between checkpoints, in runs with a folder. [choice]
+        keep_best: End with the policy of the best validation maj@1 instead of the newest policy. [choice]
+        patience: Stop after this many validations without improvement; `None` never stops. [choice]
+        dynamic_sampling: Largest number of extra sampling rounds that replace groups with equal rewards, which teach
+            nothing, by groups at new problems; 0 samples once. [Yu et al. 2025: 10]
+        truncated: Treatment of attempts that reach their token limit: "learn" trains on them like on others, "mask"
+            leaves them out of the loss (DAPO's overlong filtering). [choice]
+        overlong_buffer: Last share of the token limit over which a penalty on the reward grows linearly (DAPO's soft
+            overlong punishment); 0 turns it off. [Yu et al. 2025: 0.2]
+        overlong_penalty: Penalty on the reward of attempts that use up their token limit, where `overlong_buffer` is
+            above 0. [Yu et al. 2025]
+        importance: Correction of the loss for sampling and training that give the same action different probabilities:
+            the ratio of each token or each sequence is truncated to, or masked outside of, [importance_floor,
+            importance_cap]; "none" only logs the mismatch. [choice]
+        importance_floor: Lower bound of the importance ratio between training and sampling. [choice]
+        importance_cap: Upper bound of the importance ratio between training and sampling. [Yao et al. 2025]
     """
 
     iterations: int = 20

@@ -9,10 +9,10 @@ two differ in their labels and in how these are balanced, and in nothing else.
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from accelerate import Accelerator
@@ -49,27 +49,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ORMConfig(FineTuneConfig):
-    """Settings of `ORM`; how the paper trained its ORM is not known, so all are [choice] unless marked.
+    """Settings of `ORM`; how Havrilla et al. 2024 trained theirs is not known.
 
     Attributes:
-        problems: attempts are sampled at so many problems, the split's first; `None` for all of them.
-        samples_per_problem: K, attempts at each; 16.
-        temperature: of the attempts; 0.7, that of the samples which the paper reranks [paper].
-        pool: attempts that were sampled before, in place of new ones: a file of them or the folder of a run. Of each of
-            the first `problems` problems the first `samples_per_problem` are taken.
-        start_from: what the outcome model starts from: a language model, or an outcome model trained before; by default
-            the policy.
-        balance: train on as many correct as incorrect attempts at each problem, drawn at random, lest the model learn
-            which problems are hard instead of which attempts are right.
-        epochs: passes over the attempts; 2.
-        validation_problems: held-out problems that the report is about, the first of the validation split.
+        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all.
+        samples_per_problem: Attempts at each problem. [choice]
+        temperature: Sampling temperature of the attempts, that of the samples which the source reranks.
+            [Havrilla et al. 2024]
+        pool: Attempts to learn from instead of sampling, a file or the folder of a run: the first `samples_per_problem`
+            at each of the first `problems` problems.
+        base: Model that the outcome model starts from, a language model or an outcome model trained before;
+            `None` uses the policy.
+        balance: Train on as many correct as incorrect attempts at each problem, drawn at random, so that the model
+            learns which attempts are right and not which problems are hard. [choice]
+        epochs: Passes over the training data. [choice]
+        validation_problems: Held-out problems that the report covers, the first of the validation split. [choice]
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {"start_from": "base"}
 
     problems: int | None = None
     samples_per_problem: int = 16
     temperature: float = 0.7
     pool: str | None = None
-    start_from: str | None = None
+    base: str | None = None
     balance: bool = True
     epochs: int = 2
     validation_problems: int = 200
@@ -91,22 +94,26 @@ class SORMConfig(ORMConfig):
     """Settings of `SORM`.
 
     Attributes:
-        samples_per_problem: attempts at each problem; 4, for each of their prefixes is continued.
-        continuations: of each prefix; 8 [GLoRe].
-        consistent: a continuation counts only if it uses the results of the prefix, as far as equations tell [GLoRe].
-        balance: train on as many positive as negative labels at each number of steps, drawn at random [GLoRe].
-        compare: outcome model to report on beside this one, on the same held-out attempts and labels.
+        samples_per_problem: Attempts at each problem, each of whose prefixes is continued. [choice]
+        rollouts_per_step: Continuations that are sampled from the end of each step. [Havrilla et al. 2024, GLoRe]
+        consistent: Count a continuation only if it uses the results of its prefix, as far as equations show it (GLoRe,
+            Havrilla et al. 2024).
+        balance: Train on as many positive as negative labels at each number of steps, drawn at random.
+            [Havrilla et al. 2024, GLoRe]
+        compare: Outcome model to report on beside this one, on the same held-out attempts and labels.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {**ORMConfig.renamed, "continuations": "rollouts_per_step"}
+
     samples_per_problem: int = 4
-    continuations: int = 8
+    rollouts_per_step: int = 8
     consistent: bool = False
     compare: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.continuations < 1:
-            raise ValueError(f"continuations must be at least 1, got {self.continuations}")
+        if self.rollouts_per_step < 1:
+            raise ValueError(f"rollouts_per_step must be at least 1, got {self.rollouts_per_step}")
 
 
 class ORM(Agent):
@@ -144,16 +151,16 @@ class ORM(Agent):
         self, policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", device: str, dtype: str
     ) -> OutcomeModel:
         """What training starts from."""
-        start_from = self.config.start_from
-        if start_from is None:
+        base = self.config.base
+        if base is None:
             return OutcomeModel.from_causal_lm(policy, tokenizer, self.name, self.seed)
-        if is_outcome_model(start_from):
-            trained = OutcomeModel.load(start_from, tokenizer, device)
+        if is_outcome_model(base):
+            trained = OutcomeModel.load(base, tokenizer, device)
             return OutcomeModel(trained.model, tokenizer, self.name)
-        model, other = load(start_from, device=device, dtype=dtype, attn=self._attn)
+        model, other = load(base, device=device, dtype=dtype, attn=self._attn)
         if other.get_vocab() != tokenizer.get_vocab():
             raise ValueError(
-                f"the tokenizers of start_from={start_from!r} and of the policy {policy.name_or_path!r} differ"
+                f"the tokenizers of base={base!r} and of the policy {policy.name_or_path!r} differ"
             )
         return OutcomeModel.from_causal_lm(model, tokenizer, self.name, self.seed)
 
@@ -319,7 +326,7 @@ class SORM(ORM):
                 self.policy.with_sampling(temperature=self.config.temperature),
                 env,
                 attempts,
-                self.config.continuations,
+                self.config.rollouts_per_step,
                 seed=self.seed + _CONTINUATION_SEED,
                 consistent=self.config.consistent,
                 stem=None if folder is None else folder / "prefixes",

@@ -31,45 +31,55 @@ _CRITIC = "critic.safetensors"
 
 @dataclass(frozen=True)
 class PPOConfig(ProximalConfig):
-    """Settings of `PPO`; what the paper leaves open is as in trlx, the library it used, which is [choice] here.
+    """Settings of `PPO`. What Havrilla et al. 2024 leave open is as in trlx, the library that they used.
 
     Attributes:
-        iterations: of sampling and updating, at most; 250 with 16 updates each make 4000 [paper].
-        problems_per_iteration: 256, and
-        samples_per_problem: N = 4: 1024 attempts in each iteration [paper].
-        best_of: learn from the K best of the N attempts at each problem; `None` for all [paper: K = N = 4].
-        temperature: of exploration; 0.7 from an SFT checkpoint, 0.2 from a pretrained model without SFT [paper].
-        betas, weight_decay: AdamW's; [choice].
-        epochs: Passes over the attempts of each iteration; 4 [paper].
-        minibatch_size: Attempts of each update; 256 [paper].
-        gamma: discount of rewards; 1 [choice].
-        gae_lambda: between one-step errors, 0, and returns, 1; 0.95 [choice].
-        whiten: give advantages mean 0 and variance 1 over all action tokens of an iteration; [choice].
-        value_clip: how far values may move from those at sampling in one iteration; `None` does not clip; [choice].
-        value_coef: weight of the value loss; [choice].
-        kl_coef: Weight of the penalty for KL divergence from the reference; 0.05, without which the paper's policies
-            collapse [paper]. 0 does without a reference.
-        kl_estimator: Estimator of that divergence; "k1", log(pi / pi_ref) [paper].
-        kl_in: Place of the penalty; the "reward" of each token [paper].
-        adaptive_kl: adapt `kl_coef` so that KL to the initial policy becomes this many nats per attempt (Ziegler et al.
-            2019); `None` leaves it fixed [choice].
-        kl_horizon: attempts over which an adaptive `kl_coef` can change by a fifth; [choice].
-        target_kl: stop the iteration before an update whose approximate KL to the policy that acted exceeds 1.5 times
-            this, as Stable-Baselines3 does; `None` never stops [choice].
-        reward_clip: rewards of the environment are clipped to this size; 10 [choice].
-        critic: "branch" (a trained copy of the top layers, no gradient into the policy) [paper], "head" (a linear head
-            on the policy's last hidden states), "model" (a copy of the whole).
-        critic_layers: depth of the branch; 4 [paper].
-        critic_learning_rate: Peak rate of the critic's own weights; `None` takes ten times the policy's [choice].
-        critic_lambda: Lambda of the returns that the critic learns; `None` takes `gae_lambda`, and 1 makes them whole
-            returns while advantages keep theirs (Yuan et al. 2025, arXiv 2503.01491: 1).
-        critic_warmup: First iterations in which only the critic learns [choice].
-        critic_from: Folder of a saved PPO agent whose critic is the first one here; `None` begins with a new one.
-        bootstrap_truncated: Pay attempts that their token budget cut off what the critic still expects after their last
-            token; the environment's own reward of an attempt without an answer is 0 [choice].
-        trained_layers: train only so many top layers of the policy; `None` for all, or the adapters of `lora_rank`.
-        keep_best: the best checkpoint by validation counts [paper].
-        patience: [choice].
+        iterations: Largest number of iterations of sampling and updating; 250 with 16 updates each make 4000 updates.
+            [Havrilla et al. 2024]
+        problems_per_iteration: Problems drawn anew in each iteration. [Havrilla et al. 2024]
+        samples_per_problem: Attempts at each problem of an iteration; 4 at each of 256 problems make 1024.
+            [Havrilla et al. 2024]
+        best_of: Number of attempts at each problem to learn from, the best ones; `None` learns from all.
+            [Havrilla et al. 2024]
+        temperature: Sampling temperature of the attempts; the source has 0.7 from an SFT checkpoint and 0.2 from a
+            pretrained model without SFT. [Havrilla et al. 2024]
+        betas: Decay rates of AdamW's running averages of the gradient and of its square. [trlx]
+        weight_decay: Weight decay of AdamW. [trlx]
+        epochs: Passes over the attempts of each iteration. [Havrilla et al. 2024]
+        minibatch_size: Attempts per optimizer step. [Havrilla et al. 2024]
+        gamma: Discount factor of rewards. [trlx]
+        gae_lambda: GAE lambda: 0 uses one-step TD errors, 1 uses full returns. [trlx]
+        whiten: Normalize advantages to mean 0 and variance 1 over all action tokens of an iteration. [trlx]
+        value_clip: Clipping range of values around those at sampling time; `None` does not clip. [trlx]
+        value_coef: Weight of the value loss. [trlx]
+        kl_coef: Weight of the penalty for KL divergence from the reference, which is the policy before learning.
+            Without it the source's policies collapse; 0 needs no reference. [Havrilla et al. 2024]
+        kl_estimator: Estimator of the KL divergence (Schulman 2020): "k1", log(pi / pi_ref), is unbiased; "k2" is half
+            its square; "k3" is unbiased and never negative. [Havrilla et al. 2024]
+        kl_in: Place of the KL penalty: in the "reward" of each token, or in the "loss", where "k1" has no expected
+            gradient. [Havrilla et al. 2024]
+        adaptive_kl: Target for the KL divergence from the initial policy, in nats per attempt, that `kl_coef` is
+            adapted to (Ziegler et al. 2019); `None` keeps `kl_coef` fixed. [choice]
+        kl_horizon: Attempts over which an adaptive `kl_coef` changes by at most a fifth. [trlx]
+        target_kl: Stop an iteration before an update whose approximate KL divergence from the sampling policy exceeds
+            1.5 times this, as in Stable-Baselines3; `None` never stops. [choice]
+        reward_clip: Clipping range of the environment's rewards, which lie in [-reward_clip, reward_clip] afterwards.
+            [trlx]
+        critic: Critic network: "branch" is a trained copy of the top layers that sends no gradient into the policy,
+            "head" a linear head on the policy's last hidden states, "model" a copy of the whole model.
+            [Havrilla et al. 2024]
+        critic_layers: Number of layers in the critic's branch. [Havrilla et al. 2024]
+        critic_learning_rate: Peak learning rate of the critic's own weights; `None` uses ten times the policy's.
+            [choice]
+        critic_lambda: Lambda of the returns that the critic learns, while advantages use `gae_lambda`; 1 uses full
+            returns, and `None` uses `gae_lambda`. [Yuan et al. 2025, arXiv 2503.01491: 1]
+        critic_warmup: Number of first iterations in which only the critic learns. [choice]
+        critic_from: Folder of a saved PPO agent whose critic is taken over; `None` starts with a new one.
+        bootstrap_truncated: Add the critic's value after the last token to the reward of attempts that reach their
+            token limit; the environment's own reward of an attempt without an answer is 0. [choice]
+        trained_layers: Number of top layers of the policy to train; `None` trains all, or the adapters of `lora_rank`.
+        keep_best: End with the policy of the best validation maj@1 instead of the newest policy. [Havrilla et al. 2024]
+        patience: Stop after this many validations without improvement; `None` never stops. [choice]
     """
 
     iterations: int = 250

@@ -21,21 +21,25 @@ NEW = "new"
 
 @dataclass(frozen=True)
 class PretrainConfig(OptimizerConfig):
-    """Settings of `Pretrain`; the paper's sweeps are in parentheses.
+    """Settings of `Pretrain`.
 
     Attributes:
-        architecture: "gpt2", or "llama" for rotary positions [paper].
-        depth: layers; 2 (4, 8) [paper].
-        width: of the hidden states; 128 (256) [paper].
-        heads: of attention in each layer; 4 [choice].
-        steps: optimiser steps; 50,000 [paper], of which some hundreds show what the paper shows at d = 25.
-        batch_size: demonstrations per step; 256 [paper].
-        learning_rate: 1e-3 [choice].
-        min_learning_rate_ratio: 1, a constant rate [choice], so that a checkpoint is the end of a shorter run.
-        warmup_ratio: 0 [choice].
-        log_steps: optimiser steps between lines of metrics; [choice].
-        validation_problems: problems of the validation split for maj@1, pass@1 and length; 0 for none; [choice].
-        save_steps: optimiser steps between validations and checkpoints, whose models are kept; [choice].
+        architecture: Architecture of a new model: "gpt2", or "llama" for rotary positions. [Tsilivis et al. 2025]
+        depth: Number of layers of a new model; the source compares 2, 4 and 8. [Tsilivis et al. 2025]
+        width: Size of the hidden states of a new model; the source compares 128 and 256. [Tsilivis et al. 2025]
+        heads: Attention heads in each layer of a new model. [choice]
+        steps: Number of optimizer steps; at 25 bits of parity a few hundred show what the source shows.
+            [Tsilivis et al. 2025]
+        batch_size: Demonstrations per optimizer step. [Tsilivis et al. 2025]
+        learning_rate: Peak learning rate; `None` uses the model's `recommended_learning_rate` if it has one, else 2e-5.
+            [choice]
+        min_learning_rate_ratio: Final learning rate as a share of the peak; 1 keeps the rate constant, so that a
+            checkpoint is the end of a shorter run. [choice]
+        warmup_ratio: Share of the optimizer steps with linear warm-up. [choice]
+        log_steps: Optimizer steps between lines of metrics. [choice]
+        validation_problems: Validation problems that maj@1, pass@1 and response length are measured on; 0 turns
+            validation off. [choice]
+        save_steps: Optimizer steps between validations and checkpoints, whose models are all kept. [choice]
     """
 
     architecture: Literal["gpt2", "llama"] = "gpt2"

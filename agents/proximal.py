@@ -22,19 +22,22 @@ class ProximalConfig(PolicyGradientConfig):
     """Settings that GRPO and PPO share.
 
     Attributes:
-        epochs: Passes over the attempts of each iteration.
-        clip: Clipping range: the ratio to the policy that acted is clipped to [1 - clip, 1 + clip] (Schulman et al.
-            2017: 0.2).
-        clip_high: Upper clipping range, 1 + clip_high, where it differs from the lower one (DAPO: 0.28); `None` takes
-            `clip`.
-        dual_clip: Bound of the ratio where the advantage is negative (Ye et al. 2020: 3); `None` sets none.
-        entropy_coef: Weight of a bonus for the policy's entropy, averaged over the trained tokens.
-        kl_coef: Weight of the penalty for KL divergence from the reference, the policy as it was before learning; 0
-            does without one.
-        kl_estimator: Estimator of that divergence (Schulman 2020): "k1", log(pi / pi_ref), unbiased; "k2", half its
-            square; "k3", unbiased and never negative.
-        kl_in: Place of the penalty: the "reward" of each token, or the "loss", in which "k1" has no expected gradient.
-        reference_refresh: Iterations after which the reference becomes the policy of that time; `None` keeps the first.
+        epochs: Passes over the attempts of each iteration. [choice]
+        clip: PPO clipping range: the probability ratio is clipped to [1 - clip, 1 + clip]. [Schulman et al. 2017]
+        clip_high: Upper clipping range where it differs from the lower one: the ratio is clipped to at most 1 +
+            clip_high. `None` uses `clip`. [Yu et al. 2025: 0.28]
+        dual_clip: Upper bound of the probability ratio where the advantage is negative; `None` sets none.
+            [Ye et al. 2020: 3]
+        entropy_coef: Weight of the bonus for the policy's entropy, averaged over the trained tokens; 0 turns it off.
+            [choice]
+        kl_coef: Weight of the penalty for KL divergence from the reference, which is the policy before learning; 0
+            needs no reference. [choice]
+        kl_estimator: Estimator of the KL divergence (Schulman 2020): "k1", log(pi / pi_ref), is unbiased; "k2" is half
+            its square; "k3" is unbiased and never negative. [Shao et al. 2024]
+        kl_in: Place of the KL penalty: in the "reward" of each token, or in the "loss", where "k1" has no expected
+            gradient. [Shao et al. 2024]
+        reference_refresh: Iterations after which the current policy becomes the reference; `None` keeps the first
+            reference. [choice]
     """
 
     epochs: int = 1

@@ -7,10 +7,10 @@ label by how often attempts that go on from it succeed, and the base model is fi
 import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,31 +36,37 @@ _LABEL_SEED = 500_009
 
 @dataclass(frozen=True)
 class RCRLConfig(FineTuneConfig):
-    """Settings of `RCRL`; fine-tuning is the paper's, as of SFT.
+    """Settings of `RCRL`, fine-tuning as that of Havrilla et al. 2024 for SFT.
 
     Attributes:
-        base: the model to train; `None` for the agent's `model`, which the attempts are sampled from: in the paper the
-            best policy of expert iteration samples, and the checkpoint that it started from is trained.
-        pool: the `pool` folder of an earlier run, whose attempts and labels to use instead of sampling.
-        problems: sample attempts at so many problems, the split's first; `None` for all of them.
-        samples_per_problem: attempts at each problem; 4 [choice].
-        temperature: of the attempts, and of those that labels are estimated from; 1.0 [choice, that of EI's].
-        granularity: a label before each "step" [paper], or one before the whole "attempt" (Srivastava et al. 2019).
-        label_source: what a step is worth: the share of attempts from its end on that succeed ("monte_carlo" [paper]),
-            or the score of an outcome model ("orm", "sorm"). An attempt as a whole is worth its return, or that score.
-        outcome_model: folder of the outcome model that scores.
-        rollouts_per_step: K, attempts from the end of each step; 8 [choice, that of GLoRe's labels].
-        threshold: T, the least worth that is labelled [GOOD]; 0.5, a tie is good [paper].
-        return_edges: returns that divide numeric labels of attempts, ascending, in place of [BAD] and [GOOD].
-        return_buckets: how many numeric labels, with the quantiles of the pool's returns as edges.
-        positive_ratio: share of correct attempts to train on, the others left out by chance; 0.5 [paper, whose worst
-            it is: more was better]; `None` for all as they were sampled.
-        training_attempts: train on no more than so many attempts, to compare ratios at equal size; [choice].
-        train_labels: labels are predicted too, not only read. The paper's models wrote labels when none was asked for,
-            so they were in its loss.
-        validation_problems: problems of the validation split for maj@1, pass@1 and length under the best label at the
-            end; 0 for none; [choice].
+        base: Model to train; `None` uses the agent's `model`, which attempts are sampled from. The source samples from
+            the best policy of expert iteration and trains the checkpoint that it started from.
+        pool: Folder `pool` of an earlier run, whose attempts and labels are used instead of sampling.
+        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all.
+        samples_per_problem: Attempts at each problem. [choice]
+        temperature: Sampling temperature of the attempts, and of the continuations that labels are estimated from.
+            [choice]
+        granularity: Unit that gets a label: each "step", or the whole "attempt" (Srivastava et al. 2019).
+            [Havrilla et al. 2024]
+        label_source: Value of a step: the share of continuations from its end that succeed ("monte_carlo"), or the
+            score of an outcome model ("orm", "sorm"). The value of a whole attempt is its return, or that score.
+            [Havrilla et al. 2024]
+        orm: Outcome model that scores for the label sources "orm" and "sorm": the `model` folder of its run.
+        rollouts_per_step: Continuations that are sampled from the end of each step. [Havrilla et al. 2024, GLoRe]
+        threshold: Least value of a step that is labeled [GOOD]; a tie is good. [Havrilla et al. 2024]
+        return_edges: Returns, ascending, that divide attempts into numeric labels, in place of [BAD] and [GOOD].
+        return_buckets: Number of numeric labels, with the quantiles of the pool's returns as edges.
+        positive_ratio: Share of correct attempts in the training data, reached by leaving out others at random; `None`
+            uses all as sampled. The source compares shares, and more was better. [Havrilla et al. 2024]
+        training_attempts: Largest number of attempts to train on, to compare ratios at equal size; `None` sets no
+            limit.
+        train_labels: Include the labels in the loss instead of only reading them; the source's models wrote labels
+            unasked, so they were in its loss. [Havrilla et al. 2024]
+        validation_problems: Validation problems that maj@1, pass@1 and response length under the best label are
+            measured on after training; 0 turns validation off. [choice]
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {"outcome_model": "orm"}
 
     base: str | None = None
     pool: str | None = None
@@ -69,7 +75,7 @@ class RCRLConfig(FineTuneConfig):
     temperature: float = 1.0
     granularity: Literal["step", "attempt"] = "step"
     label_source: Literal["monte_carlo", "orm", "sorm"] = "monte_carlo"
-    outcome_model: str | None = None
+    orm: str | None = None
     rollouts_per_step: int = 8
     threshold: float = 0.5
     return_edges: tuple[float, ...] | None = None
@@ -93,9 +99,9 @@ class RCRLConfig(FineTuneConfig):
         for name, options in (("granularity", ("step", "attempt")), ("label_source", ("monte_carlo", "orm", "sorm"))):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
-        if (self.label_source == "monte_carlo") != (self.outcome_model is None):
+        if (self.label_source == "monte_carlo") != (self.orm is None):
             raise ValueError(
-                f"label_source={self.label_source!r} and outcome_model={self.outcome_model!r} do not go together: an "
+                f"label_source={self.label_source!r} and orm={self.orm!r} do not go together: an "
                 "outcome model is what 'orm' and 'sorm' score by, and 'monte_carlo' needs none"
             )
         if self.positive_ratio is not None and not 0 <= self.positive_ratio <= 1:
@@ -295,9 +301,9 @@ class RCRL(Agent):
     def _scores(self, attempts: Sequence[Attempt], ends: Sequence[IntArray]) -> list[FloatArray]:
         """What an outcome model makes of each step, or of each whole attempt; one that was cut off is worth nothing."""
         config = self.config
-        judge = OutcomeModel.load(config.outcome_model or "", self.tokenizer, device=str(self.model.device))
+        judge = OutcomeModel.load(config.orm or "", self.tokenizer, device=str(self.model.device))
         if judge.kind != config.label_source:
-            raise ValueError(f"{config.outcome_model!r} is an {judge.kind}: set label_source={judge.kind!r}")
+            raise ValueError(f"{config.orm!r} is an {judge.kind}: set label_source={judge.kind!r}")
         sequences = [np.append(attempt.prompt, attempt.completion).astype(np.int64) for attempt in attempts]
         positions = [len(attempt.prompt) + steps for attempt, steps in zip(attempts, ends, strict=True)]
         scores = judge.score(sequences, positions, config.micro_batch_tokens)

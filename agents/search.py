@@ -63,15 +63,15 @@ class OutcomeJudge:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How to search.
+    """Settings of a search.
 
     Attributes:
-        rule: "best_of_n", "beam", "dvts", "rebase" or "resample".
-        width: Candidates for each problem, and attempts that a search ends with.
-        keep: Candidates that survive each step of "beam", or groups of "dvts"; it must divide `width`.
-        temperature: Temperature of sampling.
-        judge_temperature: Of "rebase": scores are divided by it before the softmax. Of "resample": lambda, the weight
-            of the KL penalty, small for a strong pull towards success.
+        rule: Search rule: "best_of_n", "beam", "dvts", "rebase" or "resample". [choice]
+        width: Candidates for each problem, and attempts that a search ends with. [choice]
+        keep: Candidates that survive each step of "beam", or groups of "dvts"; it must divide `width`. [choice]
+        temperature: Sampling temperature of the steps. [choice]
+        judge_temperature: Number that "rebase" divides scores by before the softmax, and weight lambda of the KL
+            penalty in "resample", where small values pull strongly towards success. [choice]
     """
 
     rule: str = "beam"

@@ -14,8 +14,9 @@ class SFTConfig(FineTuneConfig):
     """Settings of `SFT`.
 
     Attributes:
-        demonstrations: reference solutions to train on, the split's first; `None` for all of them.
-        validation_problems: problems of the validation split for maj@1 at the end; 0 for none; [choice].
+        demonstrations: Number of reference solutions to train on, the first of the split; `None` uses all.
+        validation_problems: Validation problems that maj@1 is measured on after training; 0 turns validation off.
+            [choice]
     """
 
     demonstrations: int | None = None

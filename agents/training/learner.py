@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -47,23 +47,29 @@ class Example:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimiser and batching.
+    """Optimizer, learning-rate schedule and batches.
 
     Attributes:
-        learning_rate: peak rate; `None` takes the model's own `recommended_learning_rate`, else 2e-5 [paper].
-        min_learning_rate_ratio: final over peak rate of the cosine schedule; 2e-7 / 2e-5 [paper].
-        warmup_ratio: share of steps with linear warm-up; 0.03 [choice, the RFT paper's public script].
-        betas: AdamW's; [choice].
-        weight_decay: AdamW's; 0 [choice, the RFT paper's public script].
-        max_grad_norm: gradients are clipped to this norm; [choice].
-        micro_batch_tokens: tokens, padding included, of one forward pass; bounds memory and never changes the result.
-        gradient_checkpointing: Keep no activations inside of layers, and compute them again in the backward pass: less
-            memory for about a third more computing.
-        bf16: autocast the training forward pass to bfloat16.
-        rounding: how weights in bfloat16 take steps too small for them: "exact" keeps float32 master weights in 2 more
-            bytes per weight; "stochastic" rounds at random, right on average, and saves 4 bytes per weight over "exact"
-            [choice].
+        learning_rate: Peak learning rate; `None` uses the model's `recommended_learning_rate` if it has one, else 2e-5.
+            [Havrilla et al. 2024]
+        min_learning_rate_ratio: Final learning rate of the cosine schedule as a share of the peak; 0.01 is 2e-7 / 2e-5.
+            [Havrilla et al. 2024]
+        warmup_ratio: Share of the optimizer steps with linear warm-up. [Yuan et al. 2023, public script]
+        betas: Decay rates of AdamW's running averages of the gradient and of its square. [choice]
+        weight_decay: Weight decay of AdamW. [Yuan et al. 2023, public script]
+        max_grad_norm: Norm that longer gradients are scaled down to before each optimizer step. [choice]
+        micro_batch_tokens: Tokens in one forward pass, padding included; bounds memory and does not change the result.
+            [choice]
+        gradient_checkpointing: Recompute activations in the backward pass instead of keeping them, which takes less
+            memory and about a third more compute.
+        bf16: Run the forward pass of training in bfloat16 by autocast.
+        rounding: Rounding of weights in bfloat16 after each optimizer step: "exact" keeps float32 master weights in 2
+            more bytes per weight; "stochastic" rounds at random, correct on average, and needs 4 bytes per weight less
+            than "exact". [choice]
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Today's names of fields by the names that they had in the version before."""
 
     learning_rate: float | None = None
     min_learning_rate_ratio: float = 0.01
@@ -93,12 +99,12 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class FineTuneConfig(OptimizerConfig):
-    """Supervised fine-tuning as in the paper: AdamW, cosine schedule with warm-up.
+    """Supervised fine-tuning with AdamW and a cosine schedule with warm-up, as in Havrilla et al. 2024.
 
     Attributes:
-        epochs: passes over the data; 4 [paper].
-        batch_size: sequences per optimiser step; 128 [paper].
-        save_steps: optimiser steps between checkpoints, in runs that have a folder; [choice].
+        epochs: Passes over the training data. [Havrilla et al. 2024]
+        batch_size: Sequences per optimizer step. [Havrilla et al. 2024]
+        save_steps: Optimizer steps between checkpoints, in runs with a folder. [choice]
     """
 
     epochs: int = 4

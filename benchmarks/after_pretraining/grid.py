@@ -42,29 +42,34 @@ MICRO_BATCH_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Experiment(ABC):
-    """What is pretrained and how it is trained on; settings with several values make the grid.
+    """Pretraining and the reinforcement learning that follows; settings with several values make the grid.
 
     Attributes:
-        folder: of all runs.
-        p_cot: shares of long solutions in pretraining; 0.25 [paper].
-        algorithms: of reinforcement learning: "star", "reinforce", "rloo", "grpo"; none measures pretraining alone.
-        gradings: what is rewarded: the whole response ("cot") or its answer ("e2e").
-        temperatures: of sampling in reinforcement learning; 1, and 0.75 and 1.5 in comparisons [paper].
-        starts: pretraining steps after which reinforcement learning begins, multiples of `save_steps`; none: the last.
-        seeds: of everything random.
-        architecture: "gpt2", or "llama" for rotary positions, which learn chains in far fewer steps.
-        depth: layers; 2 [paper].
-        width: of the hidden states; 128 [paper].
-        steps: of pretraining.
-        batch_size: demonstrations per step; 256 [paper].
-        pretraining_rate: learning rate; [choice].
-        save_steps: pretraining steps between checkpoints and validations.
-        iterations: of reinforcement learning, rounds of STaR; about 20 [paper].
-        attempts: per iteration or round; [choice].
-        group: attempts at each problem for "grpo" and "rloo", which compare them; [choice].
-        learning_rate: of reinforcement learning; `None` takes that of the algorithm in `LEARNING_RATES` [choice].
-        test_problems: of the test split, before and after.
-        threads: CPU threads.
+        folder: Folder of all runs; finished runs in it are not repeated.
+        p_cot: Shares of long solutions in pretraining. [Tsilivis et al. 2025]
+        algorithms: Algorithms of reinforcement learning: "star", "reinforce", "rloo" and "grpo"; none measures
+            pretraining alone. [choice]
+        gradings: Parts of a response that are rewarded: the whole response ("cot") or its answer ("e2e"). [choice]
+        temperatures: Sampling temperatures of reinforcement learning; the source compares 0.75, 1 and 1.5.
+            [Tsilivis et al. 2025]
+        starts: Pretraining steps after which reinforcement learning begins, multiples of `save_steps`; none uses the
+            last step.
+        seeds: Seeds of the experiment, each with pretraining and reinforcement learning of its own.
+        architecture: Architecture of the model: "gpt2", or "llama" for rotary positions, which learns chains in far
+            fewer steps. [choice]
+        depth: Number of layers of the model. [Tsilivis et al. 2025]
+        width: Size of the model's hidden states. [Tsilivis et al. 2025]
+        steps: Number of pretraining steps. [choice]
+        batch_size: Demonstrations per pretraining step. [Tsilivis et al. 2025]
+        pretraining_rate: Peak learning rate of pretraining. [choice]
+        save_steps: Pretraining steps between checkpoints and validations. [choice]
+        iterations: Iterations of reinforcement learning, or rounds of STaR. [Tsilivis et al. 2025]
+        attempts: Attempts sampled in each iteration or round. [choice]
+        group: Attempts at each problem for "grpo" and "rloo", which compare them. [choice]
+        learning_rate: Peak learning rate of reinforcement learning; `None` uses the algorithm's in `LEARNING_RATES`.
+            [choice]
+        test_problems: Test problems that models are measured on before and after reinforcement learning. [choice]
+        threads: Number of CPU threads.
     """
 
     env: ClassVar[str]
@@ -126,8 +131,8 @@ class ParityExperiment(Experiment):
     """Parity of d bits.
 
     Attributes:
-        d: number of bits; 50, and 25 for many comparisons [paper].
-        leap: long solutions have every leap-th running parity.
+        d: Number of bits; the source has 50, and 25 for many comparisons. [Tsilivis et al. 2025]
+        leap: Distance of the running parities that long solutions have: every leap-th one. [Tsilivis et al. 2025]
     """
 
     env: ClassVar[str] = "tokengym/Parity-v0"
@@ -145,7 +150,7 @@ class MultiplicationExperiment(Experiment):
     """Multiplication of numbers with several digits.
 
     Attributes:
-        digits: of each factor; 4, 5 and 7 [paper].
+        digits: Number of digits of each factor. [Tsilivis et al. 2025: 4, 5 and 7]
     """
 
     env: ClassVar[str] = "tokengym/Multiplication-v0"

@@ -34,13 +34,13 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class ModelMatrix:
-    """Which types to check, and where the matrix is written.
+    """Types of models to check, and where the matrix is written.
 
     Attributes:
-        types: Names of types and variants; by default all that transformers has.
-        folder: Folder for models.json and models.md. Rows that are there, made by the same versions, are kept, except
-            wrong ones and crashes.
-        time_limit: Seconds that one type may take.
+        types: Names of types and variants; none checks all types that transformers has.
+        folder: Folder for models.json and models.md. Rows in it that the same versions made are kept, except wrong ones
+            and crashes.
+        time_limit: Time limit in seconds for one type.
     """
 
     types: tuple[str, ...] = ()

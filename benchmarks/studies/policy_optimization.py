@@ -43,15 +43,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is learned and measured.
+    """Policy-optimization agents and presets, measured.
 
     Attributes:
-        folder: Folder of all runs.
-        variants: Names in `VARIANTS`.
-        seeds: Seeds of everything random.
-        test_problems: Problems that are measured on, before and after.
-        n: Samples of each, for maj@n and pass@n.
-        workers: Processes at the same time, of one thread each.
+        folder: Folder of all runs; finished runs in it are not repeated.
+        variants: Names of the variants to compare, keys of `VARIANTS`.
+        seeds: Seeds of the experiment, with one run of each variant for each.
+        test_problems: Test problems that policies are measured on before and after training.
+        n: Samples of each test problem, for maj@n and pass@n.
+        workers: Number of processes, of one thread each, that run at the same time.
     """
 
     folder: Path = Path("runs/policy-optimization")

@@ -66,17 +66,17 @@ Variant = Literal["sparse", "no_penalty", "dense", "sparse_orm", "dense_orm"]
 
 @dataclass(frozen=True)
 class PPOExperiment:
-    """What is learnt and measured.
+    """PPO under several rewards, measured.
 
     Attributes:
-        folder: of all runs; what is done there is not done again.
-        variants: rewards, and "no_penalty", the sparse one without a KL penalty.
-        seeds: of everything random.
-        iterations: of PPO, with 256 attempts each.
-        test_problems: to measure on, before and after.
-        n: samples of each, for maj@n and pass@n.
-        threads: of each process.
-        workers: processes at the same time.
+        folder: Folder of all runs; finished runs in it are not repeated.
+        variants: Rewards to compare, and "no_penalty", the sparse reward without a KL penalty.
+        seeds: Seeds of the experiment, with one run of each variant for each.
+        iterations: Iterations of PPO, with 256 attempts each.
+        test_problems: Test problems that policies are measured on before and after PPO.
+        n: Samples of each test problem, for maj@n and pass@n.
+        threads: Number of CPU threads of each process.
+        workers: Number of processes that run at the same time.
     """
 
     folder: Path = Path("runs/ppo")

@@ -46,21 +46,21 @@ _LIGHT = {name: SETTINGS[name] for name in ("epochs", "batch_size")}
 
 @dataclass(frozen=True)
 class ReturnConditioning:
-    """What is sampled, trained and measured.
+    """Return-conditioned models that differ in one setting each, measured.
 
     Attributes:
-        folder: of all runs; what is done there is not done again.
-        problems: of the pool, the training split's first.
-        samples_per_problem: attempts at each.
-        rollouts_per_step: continuations of each step, for its label.
-        ratios: shares of correct attempts to train on; the first is that of all other comparisons.
-        thresholds: least shares of continuations that succeed after a good step; the first likewise.
-        training_attempts: that every model is trained on, the same for all.
-        test_problems: to measure on.
-        n: samples of each, for maj@n and pass@n.
-        cost_attempts: attempts whose labelling is counted token by token.
-        seed: of everything random.
-        threads: of each process.
+        folder: Folder of all runs; finished runs in it are not repeated.
+        problems: Problems of the pool, the first of the training split.
+        samples_per_problem: Attempts at each problem of the pool.
+        rollouts_per_step: Continuations that are sampled from the end of each step for its label.
+        ratios: Shares of correct attempts in the training data; all other comparisons use the first one.
+        thresholds: Least shares of successful continuations after a good step; all other comparisons use the first one.
+        training_attempts: Attempts that each model is trained on, equally many for all.
+        test_problems: Test problems that models are measured on.
+        n: Samples of each test problem, for maj@n and pass@n.
+        cost_attempts: Attempts whose cost of labeling is counted token by token.
+        seed: Seed of sampling and training.
+        threads: Number of CPU threads.
     """
 
     folder: Path = Path("runs/rcrl")

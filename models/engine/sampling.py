@@ -20,12 +20,13 @@ _BLOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How next tokens are drawn.
+    """Settings for drawing next tokens.
 
     Attributes:
-        temperature: divides the logits; 0 means greedy decoding.
-        top_k: keep the `top_k` most likely tokens; `None` keeps all.
-        top_p: keep the smallest set of most likely tokens whose probability reaches `top_p` (nucleus sampling).
+        temperature: Temperature that divides the logits; 0 is greedy decoding.
+        top_k: Number of most likely tokens to keep; `None` keeps all.
+        top_p: Probability that the smallest set of most likely tokens to keep must reach (nucleus sampling); `None`
+            keeps all.
 
     Raises:
         ValueError: for a negative temperature, `top_k` < 1 or `top_p` outside (0, 1].

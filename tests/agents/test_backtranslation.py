@@ -1,4 +1,4 @@
-"""Synthetic problems: nearest neighbours, what is kept, going on, bad input."""
+"""Synthetic problems: nearest neighbors, what is kept, going on, bad input."""
 
 import copy
 import json
@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from tokengym.agents import AGENTS, make_agent
-from tokengym.agents.backtranslation import Backtranslation, neighbours
+from tokengym.agents.backtranslation import Backtranslation, neighbors
 from tokengym.envs import Arithmetic, Dataset, Problem, ProblemList, TokenVectorEnv
 from tokengym.registry import UnknownNameError
 
 EASY = {"steps": 1, "max_value": 9}
-SMALL = {"demonstrations": 4, "neighbours": 2, "proposals": 12, "attempts": 4, "epochs": 1, "batch_size": 4}
+SMALL = {"demonstrations": 4, "neighbors": 2, "proposals": 12, "samples_per_problem": 4, "epochs": 1, "batch_size": 4}
 
 
 def make(run=None, **settings) -> Backtranslation:
@@ -25,10 +25,10 @@ def make(run=None, **settings) -> Backtranslation:
     return agent
 
 
-def test_neighbours_are_those_of_a_double_loop() -> None:
+def test_neighbors_are_those_of_a_double_loop() -> None:
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, 30, size=rng.integers(1, 40)) for _ in range(300)]
-    found = neighbours(documents, 5)
+    found = neighbors(documents, 5)
     terms = sorted({int(term) for document in documents for term in document})
     containing = {term: sum(term in document for document in documents) for term in terms}
     weight = {term: np.log(301 / (1 + containing[term])) + 1 for term in terms}
@@ -59,7 +59,7 @@ def proposals(monkeypatch) -> list[Problem]:
                 Arithmetic("train", **EASY)[i].question for i in range(4)
             ]
             return [questions[problem.question] for problem in seeds]
-        assert all(len(seed.question.split("\n\n")) == SMALL["neighbours"] for seed in seeds)
+        assert all(len(seed.question.split("\n\n")) == SMALL["neighbors"] for seed in seeds)
         return solutions
 
     monkeypatch.setattr(Backtranslation, "_written", written)
@@ -119,8 +119,8 @@ def test_the_helpers_are_fine_tuned_write_and_go_on(tmp_path, monkeypatch) -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"neighbours": 0}, "neighbours must be at least 1"),
-        ({"attempts": 1}, "attempts must be at least 2"),
+        ({"neighbors": 0}, "neighbors must be at least 1"),
+        ({"samples_per_problem": 1}, "samples_per_problem must be at least 2"),
         ({"proposals": 0}, "proposals must be at least 1"),
         ({"temperature": 0}, "temperature must be above 0"),
     ],
@@ -133,8 +133,8 @@ def test_bad_settings(settings: dict, message: str) -> None:
 def test_bad_input(tmp_path, monkeypatch) -> None:
     with pytest.raises(ValueError, match="needs no budget"):
         make().learn(total_episodes=10)
-    with pytest.raises(ValueError, match="4 demonstrations have no 7 neighbours each"):
-        make(neighbours=7).learn()
+    with pytest.raises(ValueError, match="4 demonstrations have no 7 neighbors each"):
+        make(neighbors=7).learn()
     boxed = ProblemList([Problem("boxed", "1 + 1?", "2", "It is \\boxed{2}.")])
     env = TokenVectorEnv(boxed, 4, autoreset_mode="Disabled")
     with pytest.raises(ValueError, match="problem 'boxed' has no solution that ends with '#### answer'"):

@@ -192,7 +192,7 @@ def test_a_stepwise_model_learns_what_continuations_reach_and_the_outcome_itself
         return [np.array(count) for count in counts]
 
     monkeypatch.setattr(outcome_models, "label_prefixes", fake)
-    agent = make_agent(SORM, continuations=5, consistent=True, temperature=0.9)
+    agent = make_agent(SORM, rollouts_per_step=5, consistent=True, temperature=0.9)
     labels = [item.labels.tolist() for item in agent._label("train", agent.env, attempts, False)]
     assert labels == [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 0]]
     assert (told["samples"], told["temperature"], told["consistent"]) == (5, 0.9, True)
@@ -269,9 +269,9 @@ def test_the_policy_stays_as_it_is_and_the_outcome_model_starts_from_it_or_anoth
     other = make_model("gpt2", vocab_size=len(LINES), eos_token_id=EOS, pad_token_id=EOS)
     other.save_pretrained(tmp_path)
     LINES.save_pretrained(tmp_path)
-    assert make_agent(start_from=str(tmp_path)).outcome_model.model.config.model_type == "gpt2"
+    assert make_agent(base=str(tmp_path)).outcome_model.model.config.model_type == "gpt2"
     agent.save(tmp_path / "orm")
-    stepwise = make_agent(SORM, start_from=str(tmp_path / "orm")).outcome_model
+    stepwise = make_agent(SORM, base=str(tmp_path / "orm")).outcome_model
     assert stepwise.kind == "sorm"
     assert same(weights(stepwise), weights(agent.outcome_model))
 
@@ -321,7 +321,7 @@ def test_the_report_is_on_held_out_problems_alone_and_counts_by_the_record(make_
 def test_a_stepwise_report_is_against_continuations_and_the_orm_is_beside_it(make_agent, tmp_path) -> None:
     make_agent(run=tmp_path / "orm").learn()
     compare = str(tmp_path / "orm" / "model")
-    agent = make_agent(SORM, run=tmp_path / "sorm", compare=compare, continuations=4).learn()
+    agent = make_agent(SORM, run=tmp_path / "sorm", compare=compare, rollouts_per_step=4).learn()
     assert list(agent.reports) == ["sorm", compare]
     ours, theirs = agent.reports.values()
     assert (ours.steps, ours.positive_steps, ours.correct) == (theirs.steps, theirs.positive_steps, theirs.correct)
@@ -434,7 +434,7 @@ TWO_RANKS = """
                 "learning_rate": 3e-3, "epochs": 2, "validation_problems": 5}
     told = []
     callback = lambda _, metrics: told.append([value for name, value in metrics.items() if name[:4] != "time"])
-    judge = SORM(slots("train"), policy, validation_env=slots("held out"), run=run, continuations=3, **settings)
+    judge = SORM(slots("train"), policy, validation_env=slots("held out"), run=run, rollouts_per_step=3, **settings)
     judge.learn(callback=callback)
     learner = ExpertIteration(slots("train"), policy, validation_env=slots("held out"), orm=run + "/model",
                               orm_threshold=0.4, rounds=1, demonstrations=0, **settings)
@@ -492,14 +492,14 @@ def whole(policy_folder, tmp_path_factory) -> tuple[list[dict[str, float]], dict
     run = tmp_path_factory.mktemp("runs") / "whole"
     agent = SORM(
         slots(), policy_folder, validation_env=slots(Even("validation", "yy zz y")), device="cpu", run=run,
-        save_steps=3, continuations=3, **FAST,
+        save_steps=3, rollouts_per_step=3, **FAST,
     ).learn()  # fmt: skip
     return metrics_of(run), weights(agent.outcome_model), run
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_and_resumed_equals_never_killed(make_agent, whole, tmp_path, monkeypatch, point: str) -> None:
-    run, settings = tmp_path / "run", {"save_steps": 3, "continuations": 3}
+    run, settings = tmp_path / "run", {"save_steps": 3, "rollouts_per_step": 3}
     owner, name, call = POINTS[point]
     with monkeypatch.context() as patch:
         real, calls = getattr(owner, name), itertools.count(1)
@@ -521,7 +521,7 @@ def test_killed_and_resumed_equals_never_killed(make_agent, whole, tmp_path, mon
 def test_a_finished_run_that_is_resumed_is_left_as_it_is(make_agent, whole, tmp_path, monkeypatch) -> None:
     shutil.copytree(whole[2], tmp_path / "run")
     monkeypatch.setattr(rollouts, "collect", None)
-    agent = make_agent(SORM, run=tmp_path / "run", resume=True, save_steps=3, continuations=3).learn()
+    agent = make_agent(SORM, run=tmp_path / "run", resume=True, save_steps=3, rollouts_per_step=3).learn()
     assert metrics_of(tmp_path / "run") == whole[0]
     assert same(weights(agent.outcome_model), whole[1])
     assert {name: report.auc for name, report in agent.reports.items()} == {"sorm": whole[0][-1]["eval/auc"]}
@@ -538,8 +538,8 @@ def test_settings_that_cannot_be(make_agent) -> None:
     for name, wrong in {"problems": 0, "samples_per_problem": 0, "temperature": 0, "validation_problems": 0}.items():
         with pytest.raises(ValueError, match=f"{name} must be"):
             make_agent(**{name: wrong})
-    with pytest.raises(ValueError, match="continuations must be at least 1"):
-        make_agent(SORM, continuations=0)
+    with pytest.raises(ValueError, match="rollouts_per_step must be at least 1"):
+        make_agent(SORM, rollouts_per_step=0)
     with pytest.raises(ValueError, match="set these"):
         make_agent().learn(total_episodes=100)
     with pytest.raises(ValueError, match="leave out lora_rank"):
@@ -561,8 +561,8 @@ def test_labels_that_are_all_equal_teach_nothing(make_agent) -> None:
 def test_models_that_do_not_fit_are_named_before_anything_is_written(
     make_agent, folder, policy_folder, tmp_path
 ) -> None:
-    with pytest.raises(ValueError, match=r"the tokenizers of start_from=.* differ"):
-        make_agent(start_from=str(folder), run=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"the tokenizers of base=.* differ"):
+        make_agent(base=str(folder), run=tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="there is no outcome model 'nowhere'"):
         make_agent(SORM, compare="nowhere", run=tmp_path / "run")
     with pytest.raises(ValueError, match="is not an outcome model"):

@@ -1,0 +1,141 @@
+"""Help texts of the command line: every option of every command is a sentence that can be read alone."""
+
+import contextlib
+import dataclasses
+import inspect
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import docstring_parser
+import pytest
+import tyro
+
+from tokengym import __main__ as command_line
+from tokengym.agents import AGENTS
+from tokengym.agents.search import SearchConfig
+
+BENCHMARKS = ["parity", "multiplication", "linear", "ppo", "rcrl", "models", *command_line.MEASUREMENTS]
+COMMANDS = [
+    *(name for name in command_line.COMMANDS if name not in ("train", "bench")),
+    *(f"train {name}" for name in AGENTS.names()),
+    *(f"bench {name}" for name in BENCHMARKS),
+]
+CONFIGS = {kind.config_class for kind in map(AGENTS.get, AGENTS.names())} | {SearchConfig}
+
+# Words that continue a sentence of which the option's name would have to be the beginning.
+CONTINUATIONS = ("of", "likewise", "as", "and", "or", "the", "for", "how", "what", "which", "whose", "in", "to", "with",
+                 "that", "this", "these", "those", "whether", "where", "when", "by", "from", "also", "same")  # fmt: skip
+OLD_WORDS = re.compile(r"\b(lest|whereof|told|heard|goes on|behind|optimis\w+|labell\w+|neighbour\w*|learnt)\b")
+TAG = re.compile(r" \[([^\[\]]+)\]$")
+SOURCE = re.compile(r"choice|trlx|[A-Z].* \d{4}\b.*")
+
+
+def options(command: str) -> dict[str, str]:
+    """The help of each option of a command, without its default."""
+    found: dict[str, str] = {}
+
+    def read(function: Any, *, prog: str, args: Any, description: str, config: Any) -> None:
+        assert prog == f"tokengym {command}"
+        assert description
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            parser = tyro.extras.get_parser(function, prog=prog, description=description, config=config)
+        for action in parser._actions:
+            if "-h" not in action.option_strings:
+                text = " ".join(str(action.help or "").split())
+                name = (action.option_strings or [action.dest])[0]
+                found[name] = re.sub(r" ?\((default: [^()]*|required)\)$", "", text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command_line.tyro, "cli", read)
+        name, *rest = command.split()
+        command_line.COMMANDS[name]([*rest, "--help"] if name == "train" else rest)
+    return found
+
+
+def faults(text: str) -> Iterator[str]:
+    """What is wrong with a help text."""
+    sentence = TAG.sub("", text)
+    words = sentence.split()
+    if len(words) < 3:
+        yield "has fewer than three words"
+    if not sentence[:1].isupper():
+        yield "does not begin with a capital letter"
+    if not sentence.endswith("."):
+        yield "does not end with a period"
+    if words and words[0].rstrip(",:").lower() in CONTINUATIONS:
+        yield f"begins with {words[0]!r}, as if another sentence went on"
+    if old := OLD_WORDS.search(sentence):
+        yield f"says {old[0]!r}"
+    if re.search(r"\[(paper|choice)[^\[\]]*\]", sentence):
+        yield "names a source before its end"
+    if (tag := TAG.search(text)) and not SOURCE.fullmatch(tag[1]):
+        yield f"names the source {tag[1]!r}, neither a choice nor a work with its year"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "fewer than three"),
+        ("Of the samples.", "begins with 'Of'"),
+        ("temperature of the samples.", "capital"),
+        ("Seed of the samples", "period"),
+        ("How many problems there are.", "begins with 'How'"),
+        ("Problems drawn anew, lest they repeat.", "says 'lest'"),
+        ("Passes over the data; 4 [paper].", "before its end"),
+        ("Passes over the data. [paper]", "neither a choice nor a work"),
+    ],
+)
+def test_faults_are_found(text: str, fault: str) -> None:
+    assert any(fault in found for found in faults(text))
+
+
+def test_good_texts_have_no_faults() -> None:
+    for text in ("Passes over the training data. [Havrilla et al. 2024: 4]", "Ratio in [1 - clip, 1 + clip]. [choice]"):
+        assert not [*faults(text)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_a_sentence_that_stands_alone(command: str) -> None:
+    found = options(command)
+    assert len(found) >= (command != "list")
+    assert [f"{name} {fault}: {text}" for name, text in found.items() for fault in faults(text)] == []
+    for name, text in found.items():
+        assert re.findall(r"\w+", text.lower()) != re.findall(r"[^\W_]+", name), f"{name} is explained by its name"
+
+
+def texts(config: type) -> dict[str, str]:
+    """The text of each attribute that a class documents itself."""
+    return {entry.arg_name: " ".join((entry.description or "").split())
+            for entry in docstring_parser.parse(inspect.getdoc(config) or "").params}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS, key=lambda one: one.__name__), ids=lambda one: one.__name__)
+def test_every_default_that_is_a_choice_names_its_source(config: type) -> None:
+    classes = [one for one in config.__mro__ if dataclasses.is_dataclass(one)]
+    for field in dataclasses.fields(config):
+        text = next((found[field.name] for one in classes if field.name in (found := texts(one))), "")
+        assert not [*faults(text)], (field.name, text)
+        if field.default not in (None, False, 0, "", ()):
+            assert TAG.search(text), f"{config.__name__}.{field.name} does not say where {field.default!r} is from"
+    for one, parent in zip(classes, classes[1:], strict=False):
+        before = {field.name: field.default for field in dataclasses.fields(parent)}
+        changed = {f.name for f in dataclasses.fields(one) if before.get(f.name, f.default) != f.default}
+        assert not changed - texts(one).keys(), f"{one.__name__} changes defaults whose texts it inherits"
+        assert texts(one).keys() <= {field.name for field in dataclasses.fields(one)}
+
+
+def test_names_of_the_version_before_lead_to_those_of_today(capsys) -> None:
+    for config in CONFIGS - {SearchConfig}:
+        fields = {field.name for field in dataclasses.fields(config)}
+        renamed = config.renamed
+        assert set(renamed.values()) <= fields
+        assert not fields & renamed.keys()
+    with contextlib.suppress(SystemExit):
+        command_line.main(["train", "sorm", "--start-from=x", "--continuations", "0", "--help"])
+    assert capsys.readouterr().err == (
+        "tokengym: --start-from is called --base now, and its old name goes with the next version\n"
+        "tokengym: --continuations is called --rollouts-per-step now, and its old name goes with the next version\n"
+    )
