@@ -7,10 +7,10 @@ label by how often attempts that go on from it succeed, and the base model is fi
 import itertools
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ class RCRLConfig(FineTuneConfig):
         label_source: Value of a step: the share of continuations from its end that succeed ("monte_carlo"), or the
             score of an outcome model ("orm", "sorm"). The value of a whole attempt is its return, or that score.
             [Havrilla et al. 2024]
-        orm: Outcome model that scores for the label sources "orm" and "sorm": the `model` folder of its run.
+        outcome_model: Outcome model that scores for the label sources "orm" and "sorm": the `model` folder of its run.
         rollouts_per_step: Continuations that are sampled from the end of each step. [Havrilla et al. 2024, GLoRe]
         threshold: Least value of a step that is labeled [GOOD]; a tie is good. [Havrilla et al. 2024]
         return_edges: Returns, ascending, that divide attempts into numeric labels, in place of [BAD] and [GOOD].
@@ -66,8 +66,6 @@ class RCRLConfig(FineTuneConfig):
             measured on after training; 0 turns validation off. [choice]
     """
 
-    renamed: ClassVar[Mapping[str, str]] = {"outcome_model": "orm"}
-
     base: str | None = None
     pool: str | None = None
     problems: int | None = None
@@ -75,7 +73,7 @@ class RCRLConfig(FineTuneConfig):
     temperature: float = 1.0
     granularity: Literal["step", "attempt"] = "step"
     label_source: Literal["monte_carlo", "orm", "sorm"] = "monte_carlo"
-    orm: str | None = None
+    outcome_model: str | None = None
     rollouts_per_step: int = 8
     threshold: float = 0.5
     return_edges: tuple[float, ...] | None = None
@@ -99,9 +97,9 @@ class RCRLConfig(FineTuneConfig):
         for name, options in (("granularity", ("step", "attempt")), ("label_source", ("monte_carlo", "orm", "sorm"))):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
-        if (self.label_source == "monte_carlo") != (self.orm is None):
+        if (self.label_source == "monte_carlo") != (self.outcome_model is None):
             raise ValueError(
-                f"label_source={self.label_source!r} and orm={self.orm!r} do not go together: an "
+                f"label_source={self.label_source!r} and outcome_model={self.outcome_model!r} do not go together: an "
                 "outcome model is what 'orm' and 'sorm' score by, and 'monte_carlo' needs none"
             )
         if self.positive_ratio is not None and not 0 <= self.positive_ratio <= 1:
@@ -301,9 +299,9 @@ class RCRL(Agent):
     def _scores(self, attempts: Sequence[Attempt], ends: Sequence[IntArray]) -> list[FloatArray]:
         """What an outcome model makes of each step, or of each whole attempt; one that was cut off is worth nothing."""
         config = self.config
-        judge = OutcomeModel.load(config.orm or "", self.tokenizer, device=str(self.model.device))
+        judge = OutcomeModel.load(config.outcome_model or "", self.tokenizer, device=str(self.model.device))
         if judge.kind != config.label_source:
-            raise ValueError(f"{config.orm!r} is an {judge.kind}: set label_source={judge.kind!r}")
+            raise ValueError(f"{config.outcome_model!r} is an {judge.kind}: set label_source={judge.kind!r}")
         sequences = [np.append(attempt.prompt, attempt.completion).astype(np.int64) for attempt in attempts]
         positions = [len(attempt.prompt) + steps for attempt, steps in zip(attempts, ends, strict=True)]
         scores = judge.score(sequences, positions, config.micro_batch_tokens)
