@@ -88,7 +88,9 @@ class Backtranslation(Agent):
                 an answer behind it; or nothing that was proposed can be kept.
         """
         if total_episodes is not None:
-            raise ValueError("backtranslation needs no budget: set proposals and samples_per_problem, not total_episodes")
+            raise ValueError(
+                "backtranslation needs no budget: set proposals and samples_per_problem, not total_episodes"
+            )
         config, known = self.config, self._known()
         solutions = self._solutions(known, progress_bar)
         new = self._asked(known, solutions, progress_bar) if solutions else []

@@ -159,9 +159,7 @@ class ORM(Agent):
             return OutcomeModel(trained.model, tokenizer, self.name)
         model, other = load(base, device=device, dtype=dtype, attn=self._attn)
         if other.get_vocab() != tokenizer.get_vocab():
-            raise ValueError(
-                f"the tokenizers of base={base!r} and of the policy {policy.name_or_path!r} differ"
-            )
+            raise ValueError(f"the tokenizers of base={base!r} and of the policy {policy.name_or_path!r} differ")
         return OutcomeModel.from_causal_lm(model, tokenizer, self.name, self.seed)
 
     def learn(

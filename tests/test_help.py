@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import re
 import warnings
 from collections.abc import Iterator
@@ -25,8 +26,11 @@ COMMANDS = [
 CONFIGS = {kind.config_class for kind in map(AGENTS.get, AGENTS.names())} | {SearchConfig}
 
 # Words that continue a sentence of which the option's name would have to be the beginning.
-CONTINUATIONS = ("of", "likewise", "as", "and", "or", "the", "for", "how", "what", "which", "whose", "in", "to", "with",
-                 "that", "this", "these", "those", "whether", "where", "when", "by", "from", "also", "same")  # fmt: skip
+CONTINUATIONS = re.compile(
+    r"(of|likewise|as|and|or|the|for|how|what|which|whose|in|to|with|that|this|these|those|whether|where|when|by|from"
+    r"|also|same)[,:]?",
+    re.IGNORECASE,
+)
 OLD_WORDS = re.compile(r"\b(lest|whereof|told|heard|goes on|behind|optimis\w+|labell\w+|neighbour\w*|learnt)\b")
 TAG = re.compile(r" \[([^\[\]]+)\]$")
 SOURCE = re.compile(r"choice|trlx|[A-Z].* \d{4}\b.*")
@@ -65,7 +69,7 @@ def faults(text: str) -> Iterator[str]:
         yield "does not begin with a capital letter"
     if not sentence.endswith("."):
         yield "does not end with a period"
-    if words and words[0].rstrip(",:").lower() in CONTINUATIONS:
+    if words and CONTINUATIONS.fullmatch(words[0]):
         yield f"begins with {words[0]!r}, as if another sentence went on"
     if old := OLD_WORDS.search(sentence):
         yield f"says {old[0]!r}"
@@ -120,7 +124,7 @@ def test_every_default_that_is_a_choice_names_its_source(config: type) -> None:
         assert not [*faults(text)], (field.name, text)
         if field.default not in (None, False, 0, "", ()):
             assert TAG.search(text), f"{config.__name__}.{field.name} does not say where {field.default!r} is from"
-    for one, parent in zip(classes, classes[1:], strict=False):
+    for one, parent in itertools.pairwise(classes):
         before = {field.name: field.default for field in dataclasses.fields(parent)}
         changed = {f.name for f in dataclasses.fields(one) if before.get(f.name, f.default) != f.default}
         assert not changed - texts(one).keys(), f"{one.__name__} changes defaults whose texts it inherits"

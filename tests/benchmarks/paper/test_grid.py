@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokengym.__main__ import EvalOptions, TrainOptions, main
+from tokengym.__main__ import AdapterOptions, ComputeOptions, EvalOptions, TrainOptions, main
 from tokengym.agents import AGENTS
 from tokengym.benchmarks.jobs import Done, Job, Missing
 from tokengym.benchmarks.paper import grid as paper
@@ -202,7 +202,7 @@ def test_the_commands_of_a_large_scale_are_ones_that_the_command_line_takes(tmp_
             agent = parts[len(launcher) + 2]
             known = {
                 field.name
-                for kind in (TrainOptions, AGENTS.get(agent).config_class)
+                for kind in (TrainOptions, ComputeOptions, AdapterOptions, AGENTS.get(agent).config_class)
                 for field in dataclasses.fields(kind)
             }
             assert parts[len(launcher) :][:2] == ["tokengym", "train"]
@@ -210,7 +210,7 @@ def test_the_commands_of_a_large_scale_are_ones_that_the_command_line_takes(tmp_
             assert model == "meta-llama/Llama-2-7b-hf" or model in seen
             seen.add(parts[parts.index("--run") + 1] + "/model")
         else:
-            known = {field.name for field in dataclasses.fields(EvalOptions)}
+            known = {field.name for kind in (EvalOptions, ComputeOptions) for field in dataclasses.fields(kind)}
             assert parts[:2] == ["tokengym", "eval"]
             assert parts[parts.index("--orm") + 1] in seen
         flags = {part[2:].replace("-", "_") for part in parts if part.startswith("--")} - {
