@@ -145,8 +145,8 @@ class EvalOptions(EnvChoice):
         problems: Number of problems, the first of the split.
         n: Samples of each problem for maj@n and pass@k; 0 measures only greedy maj@1.
         orm: Outcome model that reranks the samples, for rerank@n: the `model` folder of a `tokengym train orm` run.
-        search: Search over steps, guided by the outcome model, instead of sampling n attempts: "beam", "dvts",
-            "rebase", "resample" or "best_of_n".
+        search: Search over steps, guided by the outcome model, instead of sampling n
+            attempts: "beam", "dvts", "rebase", "resample" or "best_of_n".
         search_keep: Candidates of "beam" that survive a step, or groups of "dvts"; it must divide n.
         condition: Label that a model trained with labels acts under; by default the best one, and "own" lets the model
             write its labels itself.
@@ -182,7 +182,7 @@ def train(arguments: Sequence[str]) -> None:
     kind = AGENTS.get(arguments[0])
 
     def run(
-        options: Annotated[TrainOptions, MAIN], config: Any, adapters: AdapterOptions, compute: ComputeOptions
+        options: Annotated[TrainOptions, MAIN], config: Any, adapter: AdapterOptions, compute: ComputeOptions
     ) -> None:
         from .agents.evaluation.tables import outcome_table
         from .agents.outcome_models import ORM
@@ -192,7 +192,7 @@ def train(arguments: Sequence[str]) -> None:
         folder = options.run or Path("runs") / time.strftime(f"{arguments[0]}-%Y%m%d-%H%M%S")
         if options.run is None and options.resume == "yes":
             raise ValueError("--resume continues the run in a folder: say which by --run")
-        loading = dataclasses.asdict(compute) | dataclasses.asdict(adapters)
+        loading = dataclasses.asdict(compute) | dataclasses.asdict(adapter)
         del loading["threads"]
         agent = kind(
             options.spec(),
@@ -385,7 +385,7 @@ class ExtrapolateOptions(EnvChoice):
 def extrapolate(arguments: Sequence[str]) -> None:
     """Extrapolate a trained model's weights away from where its training began (ExPO)."""
 
-    def run(options: ExtrapolateOptions) -> None:
+    def run(options: Annotated[ExtrapolateOptions, MAIN]) -> None:
         from .agents.expo import best_alpha, compare_alphas, extrapolated, save_policy
         from .agents.rollouts.conditioned_policy import load_policy
         from .agents.rollouts.slots import make_rollout_env

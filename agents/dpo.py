@@ -41,18 +41,18 @@ class DPOConfig(FineTuneConfig):
         pool: Attempts of an earlier run to learn from instead of sampling (offline DPO, in one round): a file or the
             folder of a run.
         beta: Weight of the divergence from the reference. [Rafailov et al. 2023]
-        loss: Preference loss: "sigmoid" (DPO), or "ipo" (Azar et al. 2024), which averages log-ratios over tokens.
-            [Rafailov et al. 2023]
+        loss: Preference loss: "sigmoid" (DPO), or "ipo" (Azar et al. 2024), which averages log-ratios over
+            tokens. [Rafailov et al. 2023]
         label_smoothing: Assumed share of pairs that are labeled the wrong way round, for the "sigmoid" loss (cDPO,
             Mitchell 2023).
-        nll_coef: Weight of the negative log-likelihood per token of the chosen completion; 0 is plain DPO.
-            [Pang et al. 2024]
+        nll_coef: Weight of the negative log-likelihood per token of the chosen completion; 0 is plain
+            DPO. [Pang et al. 2024]
         learning_rate: Peak learning rate; `None` uses a twentieth of the model's `recommended_learning_rate` if it has
             one, else 1e-6. [choice]
         epochs: Passes over the pairs of a round. [choice]
         batch_size: Pairs per optimizer step. [Rafailov et al. 2023]
-        validation_problems: Validation problems that maj@1 is measured on before the first round and after each.
-            [choice]
+        validation_problems: Validation problems that maj@1 is measured on before the first round and after
+            each. [choice]
         patience: Stop after this many rounds without a better validation maj@1. [choice]
     """
 

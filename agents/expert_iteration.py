@@ -40,8 +40,8 @@ class ExpertIterationConfig(FineTuneConfig):
     Attributes:
         rounds: Largest number of rounds of sampling and fine-tuning; from an SFT checkpoint the source sees a plateau
             after 2. [Havrilla et al. 2024]
-        samples_per_problem: Attempts at each problem in a round; the source's cheap variant has 4.
-            [Havrilla et al. 2024]
+        samples_per_problem: Attempts at each problem in a round; the source's cheap variant
+            has 4. [Havrilla et al. 2024]
         temperature: Sampling temperature of the attempts. [Havrilla et al. 2024]
         threshold: Least return of an attempt that is kept; 1 keeps only correct attempts. [Havrilla et al. 2024]
         orm: Outcome model that filters attempts too: the `model` folder of a `tokengym train orm` run.
@@ -50,15 +50,15 @@ class ExpertIterationConfig(FineTuneConfig):
         orm_threshold: Least p(correct) of an attempt that the outcome model keeps. [choice]
         deduplicate: Key by which two solutions of a problem are the same: their sequence of equations, or their exact
             text. [Havrilla et al. 2024]
-        accumulate: Train each round on the attempts kept in all rounds so far instead of in the newest one alone.
-            [Havrilla et al. 2024]
-        restart: Checkpoint that each round trains from: the "base" model, which the source calls crucial, or the
-            "previous" round's policy. [Havrilla et al. 2024]
+        accumulate: Train each round on the attempts kept in all rounds so far instead of in the newest one
+            alone. [Havrilla et al. 2024]
+        restart: Checkpoint that each round trains from: the "base" model, which the source calls crucial, or
+            the "previous" round's policy. [Havrilla et al. 2024]
         demonstrations: Number of reference solutions in the training data, the first of the split, on which the policy
             is fine-tuned before the first round. `None` uses all; with 0 the first round samples from the model as it
             is.
-        shots: Number of worked examples in the first round's prompts, for a model that starts without demonstrations.
-            [choice]
+        shots: Number of worked examples in the first round's prompts, for a model that starts without
+            demonstrations. [choice]
         problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all. Where
             problems never end, STaR draws new ones in each round.
         validation_problems: Validation problems that maj@1, pass@1 and response length are measured on after each
@@ -128,10 +128,10 @@ class STaRConfig(ExpertIterationConfig):
         samples_per_problem: Attempts at each problem in a round. [choice]
         deduplicate: Key by which two solutions of a problem are the same: their sequence of equations, or their exact
             text. [Tsilivis et al. 2025]
-        accumulate: Train each round on the attempts kept in all rounds so far instead of in the newest one alone.
-            [Tsilivis et al. 2025]
-        restart: Checkpoint that each round trains from: the "base" model, or the "previous" round's policy.
-            [Tsilivis et al. 2025]
+        accumulate: Train each round on the attempts kept in all rounds so far instead of in the newest one
+            alone. [Tsilivis et al. 2025]
+        restart: Checkpoint that each round trains from: the "base" model, or the "previous" round's
+            policy. [Tsilivis et al. 2025]
         epochs: Passes over the training data. [choice]
         patience: Stop after this many rounds without a better validation maj@1. [choice]
     """

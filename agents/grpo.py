@@ -36,9 +36,9 @@ class GRPOConfig(ProximalConfig):
         samples_per_problem: Attempts at each problem of an iteration, which form a group. [choice]
         scale: Standard deviation that advantages are divided by: of each "group" (GRPO), of the whole "batch" (Lite
             PPO), or "none" (Dr. GRPO). [Shao et al. 2024]
-        aggregation: Average that makes the loss: over "attempts" of each one's mean over tokens (GRPO), over all
-            "tokens" of the batch (DAPO), or the sum over tokens divided by the number of attempts and a "constant" (Dr.
-            GRPO). [Shao et al. 2024]
+        aggregation: Average that makes the loss: over "attempts" of each one's mean over tokens (GRPO), over
+            all "tokens" of the batch (DAPO), or the sum over tokens divided by the number of attempts and
+            a "constant" (Dr. GRPO). [Shao et al. 2024]
         length_constant: Tokens of an attempt that `aggregation="constant"` divides by; `None` uses `max_new_tokens`,
             and 1 gives the policy gradient proper.
         ratio: Unit whose probability ratio is clipped: each "token", or the whole "sequence", to the power of one over

@@ -54,12 +54,12 @@ class ORMConfig(FineTuneConfig):
     Attributes:
         problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all.
         samples_per_problem: Attempts at each problem. [choice]
-        temperature: Sampling temperature of the attempts, that of the samples which the source reranks.
-            [Havrilla et al. 2024]
+        temperature: Sampling temperature of the attempts, that of the samples which the source
+            reranks. [Havrilla et al. 2024]
         pool: Attempts to learn from instead of sampling, a file or the folder of a run: the first `samples_per_problem`
             at each of the first `problems` problems.
-        base: Model that the outcome model starts from, a language model or an outcome model trained before;
-            `None` uses the policy.
+        base: Model that the outcome model starts from, a language model or an outcome model trained before; `None` uses
+            the policy.
         balance: Train on as many correct as incorrect attempts at each problem, drawn at random, so that the model
             learns which attempts are right and not which problems are hard. [choice]
         epochs: Passes over the training data. [choice]
@@ -98,8 +98,8 @@ class SORMConfig(ORMConfig):
         rollouts_per_step: Continuations that are sampled from the end of each step. [Havrilla et al. 2024, GLoRe]
         consistent: Count a continuation only if it uses the results of its prefix, as far as equations show it (GLoRe,
             Havrilla et al. 2024).
-        balance: Train on as many positive as negative labels at each number of steps, drawn at random.
-            [Havrilla et al. 2024, GLoRe]
+        balance: Train on as many positive as negative labels at each number of steps, drawn at
+            random. [Havrilla et al. 2024, GLoRe]
         compare: Outcome model to report on beside this one, on the same held-out attempts and labels.
     """
 

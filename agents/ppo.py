@@ -34,13 +34,13 @@ class PPOConfig(ProximalConfig):
     """Settings of `PPO`. What Havrilla et al. 2024 leave open is as in trlx, the library that they used.
 
     Attributes:
-        iterations: Largest number of iterations of sampling and updating; 250 with 16 updates each make 4000 updates.
-            [Havrilla et al. 2024]
+        iterations: Largest number of iterations of sampling and updating; 250 with 16 updates each make 4000
+            updates. [Havrilla et al. 2024]
         problems_per_iteration: Problems drawn anew in each iteration. [Havrilla et al. 2024]
-        samples_per_problem: Attempts at each problem of an iteration; 4 at each of 256 problems make 1024.
-            [Havrilla et al. 2024]
-        best_of: Number of attempts at each problem to learn from, the best ones; `None` learns from all.
-            [Havrilla et al. 2024]
+        samples_per_problem: Attempts at each problem of an iteration; 4 at each of 256 problems
+            make 1024. [Havrilla et al. 2024]
+        best_of: Number of attempts at each problem to learn from, the best ones; `None` learns from
+            all. [Havrilla et al. 2024]
         temperature: Sampling temperature of the attempts; the source has 0.7 from an SFT checkpoint and 0.2 from a
             pretrained model without SFT. [Havrilla et al. 2024]
         betas: Decay rates of AdamW's running averages of the gradient and of its square. [trlx]
@@ -61,16 +61,16 @@ class PPOConfig(ProximalConfig):
         adaptive_kl: Target for the KL divergence from the initial policy, in nats per attempt, that `kl_coef` is
             adapted to (Ziegler et al. 2019); `None` keeps `kl_coef` fixed. [choice]
         kl_horizon: Attempts over which an adaptive `kl_coef` changes by at most a fifth. [trlx]
-        target_kl: Stop an iteration before an update whose approximate KL divergence from the sampling policy exceeds
-            1.5 times this, as in Stable-Baselines3; `None` never stops. [choice]
-        reward_clip: Clipping range of the environment's rewards, which lie in [-reward_clip, reward_clip] afterwards.
-            [trlx]
-        critic: Critic network: "branch" is a trained copy of the top layers that sends no gradient into the policy,
-            "head" a linear head on the policy's last hidden states, "model" a copy of the whole model.
-            [Havrilla et al. 2024]
+        target_kl: Stop an iteration before an update whose approximate KL divergence from the sampling policy
+            exceeds 1.5 times this, as in Stable-Baselines3; `None` never stops. [choice]
+        reward_clip: Clipping range of the environment's rewards, which lie in [-reward_clip, reward_clip]
+            afterwards. [trlx]
+        critic: Critic network: "branch" is a trained copy of the top layers that sends no gradient into the
+            policy, "head" a linear head on the policy's last hidden states, "model" a copy of the whole
+            model. [Havrilla et al. 2024]
         critic_layers: Number of layers in the critic's branch. [Havrilla et al. 2024]
-        critic_learning_rate: Peak learning rate of the critic's own weights; `None` uses ten times the policy's.
-            [choice]
+        critic_learning_rate: Peak learning rate of the critic's own weights; `None` uses ten times the
+            policy's. [choice]
         critic_lambda: Lambda of the returns that the critic learns, while advantages use `gae_lambda`; 1 uses full
             returns, and `None` uses `gae_lambda`. [Yuan et al. 2025, arXiv 2503.01491: 1]
         critic_warmup: Number of first iterations in which only the critic learns. [choice]

@@ -28,11 +28,11 @@ class PretrainConfig(OptimizerConfig):
         depth: Number of layers of a new model; the source compares 2, 4 and 8. [Tsilivis et al. 2025]
         width: Size of the hidden states of a new model; the source compares 128 and 256. [Tsilivis et al. 2025]
         heads: Attention heads in each layer of a new model. [choice]
-        steps: Number of optimizer steps; at 25 bits of parity a few hundred show what the source shows.
-            [Tsilivis et al. 2025]
+        steps: Number of optimizer steps; at 25 bits of parity a few hundred show what the source
+            shows. [Tsilivis et al. 2025]
         batch_size: Demonstrations per optimizer step. [Tsilivis et al. 2025]
-        learning_rate: Peak learning rate; `None` uses the model's `recommended_learning_rate` if it has one, else 2e-5.
-            [choice]
+        learning_rate: Peak learning rate; `None` uses the model's `recommended_learning_rate` if it has one,
+            else 2e-5. [choice]
         min_learning_rate_ratio: Final learning rate as a share of the peak; 1 keeps the rate constant, so that a
             checkpoint is the end of a shorter run. [choice]
         warmup_ratio: Share of the optimizer steps with linear warm-up. [choice]

@@ -26,10 +26,10 @@ class ProximalConfig(PolicyGradientConfig):
         clip: PPO clipping range: the probability ratio is clipped to [1 - clip, 1 + clip]. [Schulman et al. 2017]
         clip_high: Upper clipping range where it differs from the lower one: the ratio is clipped to at most 1 +
             clip_high. `None` uses `clip`. [Yu et al. 2025: 0.28]
-        dual_clip: Upper bound of the probability ratio where the advantage is negative; `None` sets none.
-            [Ye et al. 2020: 3]
-        entropy_coef: Weight of the bonus for the policy's entropy, averaged over the trained tokens; 0 turns it off.
-            [choice]
+        dual_clip: Upper bound of the probability ratio where the advantage is negative; `None` sets
+            none. [Ye et al. 2020: 3]
+        entropy_coef: Weight of the bonus for the policy's entropy, averaged over the trained tokens; 0 turns it
+            off. [choice]
         kl_coef: Weight of the penalty for KL divergence from the reference, which is the policy before learning; 0
             needs no reference. [choice]
         kl_estimator: Estimator of the KL divergence (Schulman 2020): "k1", log(pi / pi_ref), is unbiased; "k2" is half

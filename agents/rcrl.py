@@ -44,13 +44,13 @@ class RCRLConfig(FineTuneConfig):
         pool: Folder `pool` of an earlier run, whose attempts and labels are used instead of sampling.
         problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all.
         samples_per_problem: Attempts at each problem. [choice]
-        temperature: Sampling temperature of the attempts, and of the continuations that labels are estimated from.
-            [choice]
-        granularity: Unit that gets a label: each "step", or the whole "attempt" (Srivastava et al. 2019).
-            [Havrilla et al. 2024]
+        temperature: Sampling temperature of the attempts, and of the continuations that labels are estimated
+            from. [choice]
+        granularity: Unit that gets a label: each "step", or the whole "attempt" (Srivastava et
+            al. 2019). [Havrilla et al. 2024]
         label_source: Value of a step: the share of continuations from its end that succeed ("monte_carlo"), or the
-            score of an outcome model ("orm", "sorm"). The value of a whole attempt is its return, or that score.
-            [Havrilla et al. 2024]
+            score of an outcome model ("orm", "sorm"). The value of a whole attempt is its return, or that
+            score. [Havrilla et al. 2024]
         outcome_model: Outcome model that scores for the label sources "orm" and "sorm": the `model` folder of its run.
         rollouts_per_step: Continuations that are sampled from the end of each step. [Havrilla et al. 2024, GLoRe]
         threshold: Least value of a step that is labeled [GOOD]; a tie is good. [Havrilla et al. 2024]

@@ -25,8 +25,8 @@ class ReinforceConfig(PolicyGradientConfig):
         problems_per_iteration: Problems drawn anew in each iteration; one attempt at each makes updates of 1024
             attempts. [choice]
         baseline: Value that returns are compared with: "none", the gradient of E[r log pi]; "mean", the batch's mean
-            return; or "rloo", the mean of the other attempts at the same problem, which needs `samples_per_problem` >=
-            2. [Tsilivis et al. 2025]
+            return; or "rloo", the mean of the other attempts at the same problem, which
+            needs `samples_per_problem` >= 2. [Tsilivis et al. 2025]
     """
 
     problems_per_iteration: int = 1024

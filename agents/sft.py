@@ -15,8 +15,8 @@ class SFTConfig(FineTuneConfig):
 
     Attributes:
         demonstrations: Number of reference solutions to train on, the first of the split; `None` uses all.
-        validation_problems: Validation problems that maj@1 is measured on after training; 0 turns validation off.
-            [choice]
+        validation_problems: Validation problems that maj@1 is measured on after training; 0 turns validation
+            off. [choice]
     """
 
     demonstrations: int | None = None

@@ -1,13 +1,17 @@
-"""Pages that the build makes: the command line's help texts, and the results with their links into the repository."""
+"""What the build makes: the help of commands, the results with their links into the repository, tables of settings."""
 
+import dataclasses
+import inspect
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
@@ -52,6 +56,36 @@ def on_files(files: Files, config: Any) -> Files:
     for name, text in (("cli.md", command_line()), ("results.md", results())):
         files.append(File.generated(config, name, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Puts the table of a configuration class's settings where a page has `<!-- settings: MODULE.CLASS -->`."""
+    return re.sub(r"<!-- settings: (\S+) -->", lambda found: settings_table(found[1]), markdown)
+
+
+def settings_table(path: str) -> str:
+    """All settings of a configuration class, those of its bases after its own: default, meaning, source."""
+    module, _, name = path.rpartition(".")
+    config = getattr(import_module(module), name)
+    fields = {field.name: field.default for field in dataclasses.fields(config)}
+    rows: dict[str, str] = {}
+    for kind in config.__mro__:
+        for entry in (
+            docstring_parser.parse(inspect.getdoc(kind) or "").params if dataclasses.is_dataclass(kind) else ()
+        ):
+            if entry.arg_name not in rows:
+                text, source = split_source(" ".join((entry.description or "").split()))
+                default = str(fields[entry.arg_name])
+                rows[entry.arg_name] = f"| `{entry.arg_name}` | `{default}` | {text} | {source} |"
+    if missing := fields.keys() - rows:
+        raise ValueError(f"{path} does not document {', '.join(sorted(missing))}")
+    return "\n".join(["| Setting | Default | Meaning | Source |", "|---|---|---|---|", *rows.values()])
+
+
+def split_source(text: str) -> tuple[str, str]:
+    """The text of a setting without the source in brackets at its end, and the source, "" if it names none."""
+    found = re.fullmatch(r"(.*) \[([^\[\]]+)\]", text)
+    return (found[1], found[2]) if found else (text, "")
 
 
 def command_line() -> str:

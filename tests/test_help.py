@@ -46,11 +46,13 @@ def options(command: str) -> dict[str, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             parser = tyro.extras.get_parser(function, prog=prog, description=description, config=config)
+        assert not {group.title for group in parser._action_groups} & {"options options", "experiment options"}
         for action in parser._actions:
             if "-h" not in action.option_strings:
-                text = " ".join(str(action.help or "").split())
+                text = str(action.help or "")
+                assert "\n" not in text, "a line of it begins with a bracket, which help takes for a new paragraph"
                 name = (action.option_strings or [action.dest])[0]
-                found[name] = re.sub(r" ?\((default: [^()]*|required)\)$", "", text)
+                found[name] = re.sub(r"\s?\((default: [^()]*|required)\)$", "", text)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command_line.tyro, "cli", read)

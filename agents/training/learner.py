@@ -50,16 +50,16 @@ class OptimizerConfig:
     """Optimizer, learning-rate schedule and batches.
 
     Attributes:
-        learning_rate: Peak learning rate; `None` uses the model's `recommended_learning_rate` if it has one, else 2e-5.
-            [Havrilla et al. 2024]
-        min_learning_rate_ratio: Final learning rate of the cosine schedule as a share of the peak; 0.01 is 2e-7 / 2e-5.
-            [Havrilla et al. 2024]
+        learning_rate: Peak learning rate; `None` uses the model's `recommended_learning_rate` if it has one,
+            else 2e-5. [Havrilla et al. 2024]
+        min_learning_rate_ratio: Final learning rate of the cosine schedule as a share of the peak; 0.01
+            is 2e-7 / 2e-5. [Havrilla et al. 2024]
         warmup_ratio: Share of the optimizer steps with linear warm-up. [Yuan et al. 2023, public script]
         betas: Decay rates of AdamW's running averages of the gradient and of its square. [choice]
         weight_decay: Weight decay of AdamW. [Yuan et al. 2023, public script]
         max_grad_norm: Norm that longer gradients are scaled down to before each optimizer step. [choice]
-        micro_batch_tokens: Tokens in one forward pass, padding included; bounds memory and does not change the result.
-            [choice]
+        micro_batch_tokens: Tokens in one forward pass, padding included; bounds memory and does not change the
+            result. [choice]
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them, which takes less
             memory and about a third more compute.
         bf16: Run the forward pass of training in bfloat16 by autocast.
@@ -289,9 +289,9 @@ class Learner:
         Args:
             examples: the whole batch, the same on every rank.
             loss: from a micro-batch and what `forward` returns for it, the log-probabilities `[B, T]` of its actions,
-                to a scalar; micro-batches' losses are added up, so it divides by the whole batch's denominator itself
-                (`masked_aggregate`). It may return further scalars by name with it, which are added up likewise; of
-                those whose names end in "_max" or "_min" the extreme is taken instead.
+                to a scalar; micro-batches' losses are added up, so it divides by the whole batch's denominator
+                itself (`masked_aggregate`). It may return further scalars by name with it, which are added up likewise;
+                of those whose names end in "_max" or "_min" the extreme is taken instead.
             seed: of dropout, if the model has any.
             temperature: that the actions' log-probabilities are taken at.
             accept: looks at what will be returned, before the step; if it returns False, the step is not taken.

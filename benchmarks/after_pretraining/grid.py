@@ -50,8 +50,8 @@ class Experiment(ABC):
         algorithms: Algorithms of reinforcement learning: "star", "reinforce", "rloo" and "grpo"; none measures
             pretraining alone. [choice]
         gradings: Parts of a response that are rewarded: the whole response ("cot") or its answer ("e2e"). [choice]
-        temperatures: Sampling temperatures of reinforcement learning; the source compares 0.75, 1 and 1.5.
-            [Tsilivis et al. 2025]
+        temperatures: Sampling temperatures of reinforcement learning; the source compares 0.75, 1
+            and 1.5. [Tsilivis et al. 2025]
         starts: Pretraining steps after which reinforcement learning begins, multiples of `save_steps`; none uses the
             last step.
         seeds: Seeds of the experiment, each with pretraining and reinforcement learning of its own.
@@ -66,8 +66,8 @@ class Experiment(ABC):
         iterations: Iterations of reinforcement learning, or rounds of STaR. [Tsilivis et al. 2025]
         attempts: Attempts sampled in each iteration or round. [choice]
         group: Attempts at each problem for "grpo" and "rloo", which compare them. [choice]
-        learning_rate: Peak learning rate of reinforcement learning; `None` uses the algorithm's in `LEARNING_RATES`.
-            [choice]
+        learning_rate: Peak learning rate of reinforcement learning; `None` uses the algorithm's
+            in `LEARNING_RATES`. [choice]
         test_problems: Test problems that models are measured on before and after reinforcement learning. [choice]
         threads: Number of CPU threads.
     """
