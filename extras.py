@@ -24,10 +24,10 @@ def need(extra: str, feature: str) -> None:
 
     Args:
         extra: Name of the extra.
-        feature: What needs it, for the message.
+        feature: Name of the feature that needs it, for the message.
 
     Raises:
-        ImportError: It is not installed.
+        ImportError: The package is not installed.
     """
     package = PACKAGES[extra]
     if (sys.modules[package] if package in sys.modules else find_spec(package)) is None:

@@ -15,7 +15,7 @@ def naming(path: Path) -> Iterator[None]:
     """Makes errors of writing or reading name the file or folder: a full disk's names none by itself.
 
     Raises:
-        OSError: the system refused, in `path` or in a file that its message names.
+        OSError: The system refuses `path`, or a file that its message names.
     """
     try:
         yield
@@ -86,7 +86,7 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-        ValueError: the file holds no JSON; the message names it.
+        ValueError: The file holds no JSON; the message names it.
     """
     try:
         return json.loads(path.read_text())
@@ -111,7 +111,7 @@ class LineFile:
     A line that a killed process left unfinished is cut off when the file is opened.
 
     Args:
-        path: the file, which need not exist; its folder is made if it is not there.
+        path: Path of the file, which need not exist; its folder is made if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -132,7 +132,7 @@ class LineFile:
         """Appends a value as a line of JSON, which is on disk afterwards even if the process is killed.
 
         Raises:
-            OSError: the disk is full or the file cannot be written; the message names it.
+            OSError: The disk is full or the file cannot be written; the message names it.
         """
         with naming(self.path):
             self._file.write(json.dumps(value).encode() + b"\n")
@@ -156,8 +156,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a JSONL file; a last line that a killed process left unfinished does not count.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line holds no JSON; the message names file and line.
+        FileNotFoundError: There is no such file.
+        ValueError: A line holds no JSON; the message names file and line.
     """
     path.stat()
     values: list[dict[str, Any]] = []

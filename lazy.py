@@ -17,9 +17,10 @@ def lazy_names(
     """The `__getattr__` and `__dir__` of a package that exports names of its modules, each imported at its first use.
 
     Args:
-        package: the package's `__name__`.
-        homes: its modules, each with the names that are found there; under "" the names of modules themselves.
-        moved: names of the last version, each with its new place, "module:name": using one gives a
+        package: Name of the package, its `__name__`.
+        homes: Modules of the package, each with the names that are found there; under "" the names of modules
+            themselves.
+        moved: Names of the last version, each with its new place, "module:name": using one gives a
             `DeprecationWarning`.
     """
     home_of = {name: home for home, names in homes.items() for name in names}

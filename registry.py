@@ -42,7 +42,7 @@ class Registry(Generic[T]):
     A built-in wins over an entry point of the same name.
 
     Args:
-        kind: What is registered, for messages and for the group's name.
+        kind: Kind of things that are registered, for messages and for the group's name.
         built_in: Built-ins by name, each as "module:attribute", imported when it is asked for.
         base: Class that entry points must name concrete subclasses of, as "module:attribute"; by default they may name
             anything that can be called.

@@ -84,8 +84,8 @@ class Backtranslation(Agent):
         With a run folder each phase can be interrupted and taken up again.
 
         Raises:
-            ValueError: `total_episodes` is given; there are fewer solutions than neighbors, or one without "####" and
-                an answer behind it; or nothing that was proposed can be kept.
+            ValueError: `total_episodes` is given, there are fewer solutions than neighbors, a solution lacks "####" and
+                an answer after it, or nothing that was proposed can be kept.
         """
         if total_episodes is not None:
             raise ValueError(

@@ -51,7 +51,7 @@ class LoRA:
     """Low-rank adapters to train instead of the weights; the arguments of `models.load` without "lora_".
 
     Raises:
-        ValueError: settings of adapters without a rank.
+        ValueError: Settings of adapters are given without a rank.
     """
 
     rank: int | None = None
@@ -74,36 +74,36 @@ class Agent(ABC):
     """Learns a policy over a token environment.
 
     Args:
-        env: an environment's id, its spec, or a `gym.make` product: the agent makes its own slots from it, with the
-            tokenizer of the model. Or a `TokenVectorEnv` that was made without Gymnasium, taken as it is: it needs
-            `autoreset_mode` DISABLED and the model's tokenizer.
-        model: what `models.load` takes: "tokengym/tiny", a hub name, a folder, a GGUF file; by default the agent's
-            `default_model`.
-        validation_env: what to validate on; by default `env` with `split="validation"`.
-        num_envs: environment slots, which are rows of the decoder's batch.
-        seed: of everything random: problems, attempts, order of training, adapters.
-        run: folder for configuration, metrics, attempts, checkpoints and the trained model; `None` writes nothing.
-        resume: Continue the run in that folder: `True` needs one there, "auto" begins it where there is none. Settings
-            that change no result, and its length, may then differ.
-        device: "cpu", "cuda", ...; by default what `accelerate` finds.
-        dtype: of the weights.
-        attn: attention implementation: "sdpa", "eager", ...; by default transformers' own choice for the model.
-        lora_rank: train low-rank adapters of this rank instead of the weights.
+        env: Environment id, its spec, or a `gym.make` product: the agent makes its own slots from it, with the model's
+            tokenizer. A `TokenVectorEnv` that was made without Gymnasium is used as it is; it needs `autoreset_mode`
+            DISABLED and the model's tokenizer.
+        model: Model to train, anything that `models.load` takes: "tokengym/tiny", a hub name, a folder or a GGUF file;
+            by default the agent's `default_model`.
+        validation_env: Environment to validate on; by default `env` with `split="validation"`.
+        num_envs: Number of environment slots, which are the rows of the decoder's batch.
+        seed: Seed of problems, attempts, the order of training and adapters.
+        run: Folder for configuration, metrics, attempts, checkpoints and the trained model; `None` writes nothing.
+        resume: Continue the run in that folder: `True` needs one there, "auto" starts it if there is none. Settings
+            that change no result, and the run's length, may differ from before.
+        device: Device such as "cpu" or "cuda:1"; by default what `accelerate` finds.
+        dtype: Data type of the weights: "float32" or "bfloat16".
+        attn: Attention implementation, such as "sdpa" or "eager"; by default the choice of transformers for the model.
+        lora_rank: Rank of the low-rank adapters to train instead of the weights; `None` trains the weights.
         lora_alpha: Scale of the adapters times their rank; by default the rank itself, a scale of 1.
-        lora_targets: Names of the layers that get adapters; "all-linear" is all but the output head.
-        lora_rank_stabilized: Divide the scale by the root of the rank and not by the rank (rsLoRA).
-        vllm_memory: share of the GPU's memory for vLLM, between 0 and 1, which then samples in place of the built-in
-            decoder; policies that act under labels keep that one. Needs the extra "vllm".
-        preset: Published recipe whose settings are the defaults, see `presets`; what `config` gives wins.
-        config: fields of `config_class`.
+        lora_targets: Names of the layers that get adapters; "all-linear" is all linear ones but the output head.
+        lora_rank_stabilized: Divide the scale by the square root of the rank instead of the rank (rsLoRA).
+        vllm_memory: Share of the GPU's memory for vLLM, between 0 and 1, which then samples instead of the built-in
+            decoder, except for policies that act under labels. Needs the extra "vllm".
+        preset: Name of a published recipe whose settings become the defaults, see `presets`; fields in `config` win.
+        config: Fields of `config_class`.
 
     Raises:
-        TypeError: an unknown configuration field; the nearest is suggested.
-        ValueError: the tokenizers of environment and model differ; an attempt may be longer than the model's positions;
-            or the model is of an architecture that would be sampled or trained wrong.
-        FileExistsError: the folder holds a run already and `resume` is false.
+        TypeError: A configuration field is unknown; the nearest is suggested.
+        ValueError: The tokenizers of environment and model differ, an attempt may be longer than the model's positions,
+            or the model's architecture would be sampled or trained wrong.
+        FileExistsError: The folder holds a run already and `resume` is false.
         FileNotFoundError: `resume` is true and the folder holds none.
-        BlockingIOError: another process writes to the folder.
+        BlockingIOError: Another process writes to the folder.
         ImportError: `vllm_memory` is given, and vLLM is not installed.
     """
 
@@ -186,9 +186,9 @@ class Agent(ABC):
         """Trains the policy.
 
         Args:
-            total_episodes: budget of sampled attempts; `None` leaves it to the configuration.
-            callback: called with the agent and its newest metrics; returning False ends learning.
-            progress_bar: show progress.
+            total_episodes: Number of attempts to sample at most; `None` leaves it to the configuration.
+            callback: Function that is called with the agent and its newest metrics; returning False ends learning.
+            progress_bar: Show a progress bar.
         """
 
     def predict(
@@ -228,13 +228,13 @@ class Agent(ABC):
         """The agent that `save` wrote, ready to predict or to learn on.
 
         Args:
-            path: the folder.
-            env: another environment than the one it was trained on.
-            settings: other arguments than the saved ones.
+            path: Folder that `save` wrote.
+            env: Environment to use instead of the one that the agent was trained on.
+            settings: Arguments that differ from the saved ones.
 
         Raises:
-            FileNotFoundError: the folder holds no agent.
-            ValueError: the agent there is of another class.
+            FileNotFoundError: The folder holds no agent.
+            ValueError: The folder holds an agent of another class.
         """
         record = Path(path) / "agent.json"
         if not record.exists():
@@ -254,7 +254,7 @@ class Agent(ABC):
         """The agent's environment with `num_envs` slots, for instance with `split="validation"`.
 
         Raises:
-            ValueError: settings for an environment that came ready made.
+            ValueError: Settings are given for an environment that was passed in ready made.
         """
         return make_rollout_env(self._source, self.policy, self.num_envs, **settings)
 
@@ -266,7 +266,7 @@ class Agent(ABC):
         """How many problems attempts are sampled at: as many as there are, but no more than `limit`.
 
         Raises:
-            ValueError: an endless source and no limit, or prompts over the environment's limit.
+            ValueError: The source is endless and there is no limit, or prompts exceed the environment's limit.
         """
         counts = [count for count in (limit, self.env.size) if count is not None]
         if not counts:
@@ -289,14 +289,15 @@ class Agent(ABC):
         """Samples this rank's share of attempts at the first problems of an environment, all at a problem on one rank.
 
         Args:
-            policy: draws the actions.
-            env: a token environment with `autoreset_mode` DISABLED; its curriculum is put back afterwards.
-            problems: how many.
+            policy: Policy that draws the actions.
+            env: Token environment with `autoreset_mode` DISABLED; its curriculum is restored afterwards.
+            problems: Number of problems, the first of the environment.
             samples: K, attempts at each.
-            seed: of the attempts' random streams.
-            folder: where `attempts-<rank>.jsonl` keeps them; what any process wrote there is not sampled again.
-            description: of the progress bar.
-            progress_bar: show it.
+            seed: Seed of the attempts' random streams.
+            folder: Folder that stores them in `attempts-<rank>.jsonl`; attempts that any process wrote there are not
+                sampled again.
+            description: Text of the progress bar.
+            progress_bar: Show a progress bar.
         """
         share = self.ranks.share(problems)
         numbers = range(share.start * samples, share.stop * samples)
@@ -312,10 +313,10 @@ class Agent(ABC):
         """Reference solutions of the environment's first problems, by problem id.
 
         Args:
-            count: how many; `None` for all that the environment's curriculum chooses from.
+            count: Number of problems; `None` takes all that the environment's curriculum chooses from.
 
         Raises:
-            ValueError: an endless source and no count, or a problem without a solution.
+            ValueError: The source is endless and there is no count, or a problem has no solution.
         """
         size = self.env.size
         if count is None and size is None:

@@ -115,9 +115,9 @@ class DPO(RoundsAgent):
         sampling or its training too.
 
         Raises:
-            ValueError: the problems never end and `problems` is not set, the budget does not cover one round, or the
-                pool is of other problems or another tokenizer.
-            NothingToLearnError: no problem has both a right and a wrong attempt.
+            ValueError: The problems never end and `problems` is not set, the budget does not cover one round, or the
+                pool has other problems or another tokenizer.
+            NothingToLearnError: No problem has both a right and a wrong attempt.
         """
         problems = self.count_problems(self.config.problems) if self.config.pool is None else 0
         return self.learn_in_rounds(problems, total_episodes, callback, progress_bar)
@@ -210,11 +210,11 @@ def update_on_pairs(
     log-probabilities with it, which has the same gradient.
 
     Args:
-        learner: Of the policy.
+        learner: Learner of the policy.
         examples: Chosen and rejected completions in turns.
         reference: `[2P]` log-probabilities of the completions under the reference.
         config: Loss and its weights.
-        seed: Of the update.
+        seed: Seed of the update.
 
     Returns:
         What `Learner.update` returns, with the `loss` of the pairs, the `accuracy` with which the chosen one is

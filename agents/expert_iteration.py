@@ -172,9 +172,9 @@ class ExpertIteration(RoundsAgent):
         its fine-tuning too. Ctrl-C leaves the policy of the best finished round.
 
         Raises:
-            ValueError: the problems never end and `problems` is not set, the budget does not cover one round, or there
-                is nothing to fine-tune on: no demonstrations, and no attempt that was kept; or prompts are over the
-                environment's limit.
+            ValueError: The problems never end and `problems` is not set, the budget does not cover one round, prompts
+                exceed the environment's limit, or there is nothing to fine-tune on: no demonstrations and no attempt
+                that was kept.
         """
         problems = self.count_problems(self.config.problems)
         if self.config.shots:

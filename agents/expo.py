@@ -44,7 +44,7 @@ def compare_alphas(
         The evaluation of each alpha.
 
     Raises:
-        ValueError: As `extrapolate` and `evaluate`.
+        ValueError: An argument that `extrapolate` or `evaluate` refuses.
     """
     return {
         alpha: evaluate(extrapolated(weaker, stronger, alpha), env, problems=problems, on_step=on_step)

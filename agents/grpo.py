@@ -168,11 +168,12 @@ class Signals:
     """What the attempts `[A]` of a minibatch are trained on.
 
     Attributes:
-        advantages: `[A]`.
-        weights: `[A]`, of each token of an attempt in the loss.
-        sampled: log-probabilities `[T]` of each attempt's tokens when they were sampled.
-        old: the same by training's forward pass before any update; `None` where the update is the first.
-        reference: the same under the reference, if there is one.
+        advantages: `[A]` advantage of each attempt.
+        weights: `[A]` weight in the loss of each token of an attempt.
+        sampled: Log-probabilities `[T]` of each attempt's tokens at sampling time.
+        old: Log-probabilities `[T]` of the tokens by training's forward pass before any update; `None` if the update is
+            the first.
+        reference: Log-probabilities `[T]` of the tokens under the reference, if there is one.
     """
 
     advantages: NDArray[np.float64]

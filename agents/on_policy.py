@@ -162,9 +162,9 @@ class PolicyGradientAgent(Agent):
         number, so a run that goes on from a checkpoint ends with the very weights of one that was never stopped.
 
         Raises:
-            ValueError: the budget does not cover one iteration, or prompts are over the environment's limit.
-            NonFiniteError: a reward, a loss or a gradient is infinite or not a number. The attempts of that iteration
-                are then written to the run's folder.
+            ValueError: The budget does not cover one iteration, or prompts exceed the environment's limit.
+            NonFiniteError: A reward, a loss or a gradient is infinite or NaN. The attempts of that iteration are
+                written to the run's folder.
         """
         config: PolicyGradientConfig = self.config
         iterations = self._iterations(total_episodes)
@@ -273,11 +273,11 @@ class PolicyGradientAgent(Agent):
         """A loss corrected for what sampling computes otherwise than training does, and the size of that mismatch.
 
         Args:
-            values: `[B, T]`, the loss of each action.
+            values: `[B, T]` loss of each action.
             before: `[B, T]` log-probabilities of the actions by training's forward pass, before any update.
-            sampled: `[B, T]` those recorded when the actions were sampled.
+            sampled: `[B, T]` log-probabilities of the actions at sampling time.
             mask: `[B, T]` bool, true at actions.
-            actions: their number in the whole batch.
+            actions: Number of actions in the whole batch.
         """
         config, ratios = self.config, log_ratios(before, sampled, mask)
         metrics = {

@@ -171,8 +171,8 @@ class ORM(Agent):
         run is left as it is.
 
         Raises:
-            ValueError: `total_episodes` is given; the problems never end and `problems` is not set; the pool is of
-                other problems or of another tokenizer; or there is nothing to learn from, because all labels are equal.
+            ValueError: `total_episodes` is given, the problems never end and `problems` is not set, the pool has other
+                problems or another tokenizer, or there is nothing to learn because all labels are equal.
         """
         if total_episodes is not None:
             raise ValueError(f"{self.name} is told by problems and samples_per_problem how much to sample: set these")
@@ -352,10 +352,10 @@ class OutcomeLearner(Learner):
     """Optimises an outcome model.
 
     Args:
-        outcome_model: trained in place.
-        config: optimiser and batching.
-        total_steps: length of the learning-rate schedule.
-        accelerator: device and data parallelism.
+        outcome_model: Outcome model to train, in place.
+        config: Settings of optimizer and batches.
+        total_steps: Length of the learning-rate schedule in optimizer steps.
+        accelerator: Device and data parallelism.
     """
 
     read_after = True
@@ -376,7 +376,7 @@ def bce(targets: Sequence[NDArray[np.float32]]) -> Loss:
     """Binary cross-entropy, averaged over the labels of a batch, as a loss for `Learner.update`.
 
     Args:
-        targets: of each example of the batch, labels `[T]` at its tokens; NaN where there is none.
+        targets: Labels `[T]` at the tokens of each example; NaN where there is none.
     """
     count = sum(int((~np.isnan(target)).sum()) for target in targets)
 

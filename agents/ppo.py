@@ -198,12 +198,12 @@ class Experience:
     """Attempts as they were before any update on them: one value for each of their tokens, `[T]` of each attempt.
 
     Attributes:
-        sampled: Log-probabilities of the tokens when they were sampled.
-        logprobs: The same by training's forward pass.
-        reference: The same under the reference, if there is one.
-        values: what the critic expected before each.
-        advantages: how much better than that it was, whitened if wanted.
-        returns: what the critic should have expected.
+        sampled: Log-probabilities of the tokens at sampling time.
+        logprobs: Log-probabilities of the tokens by training's forward pass.
+        reference: Log-probabilities of the tokens under the reference, if there is one.
+        values: Values that the critic predicted before each token.
+        advantages: Advantages of the tokens, whitened if `whiten` is set.
+        returns: Targets of the critic's values.
     """
 
     sampled: TokenValues
@@ -395,8 +395,8 @@ def load_critic(critic: Critic, path: Path) -> None:
     """Gives a critic the weights in a file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds another kind of critic, or one of another shape.
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds a critic of another kind or shape.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path.parent} holds no critic: PPO saves {path.name} beside its model")

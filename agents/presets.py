@@ -66,13 +66,13 @@ def apply_preset(name: str, agent: str, given: Mapping[str, Any]) -> dict[str, A
     """The settings of a preset, with those given besides, which win; a warning names each that contradicts.
 
     Args:
-        name: of the preset.
-        agent: name of the agent that is configured.
-        given: settings of its configuration.
+        name: Name of the preset.
+        agent: Name of the agent that is configured.
+        given: Settings of the agent's configuration.
 
     Raises:
-        UnknownNameError: no preset has that name.
-        ValueError: the preset is another agent's.
+        UnknownNameError: No preset has that name.
+        ValueError: The preset is for another agent.
     """
     if name not in PRESETS:
         raise unknown_name("preset", name, PRESETS)

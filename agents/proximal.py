@@ -131,11 +131,11 @@ class ProximalAgent(PolicyGradientAgent):
         """How far a minibatch's update has come from the policy that acted.
 
         Args:
-            ratios: `[B, T]`, log-ratios that the loss has clipped.
-            logprobs: `[B, T]` of the actions now.
-            before: `[B, T]` of the actions before the first update.
+            ratios: `[B, T]` log-ratios that the loss has clipped.
+            logprobs: `[B, T]` log-probabilities of the actions now.
+            before: `[B, T]` log-probabilities of the actions before the first update.
             mask: `[B, T]` bool, true at actions.
-            actions: their number in the whole minibatch.
+            actions: Number of actions in the whole minibatch.
         """
         config: ProximalConfig = self.config
         ratios, now = ratios.detach(), logprobs.detach()

@@ -159,7 +159,7 @@ class RCRL(Agent):
         With a run folder each stage goes on where a killed process left it, and the pool can serve other runs.
 
         Raises:
-            ValueError: the problems never end and `problems` is not set, the budget does not cover the pool, no attempt
+            ValueError: The problems never end and `problems` is not set, the budget does not cover the pool, no attempt
                 has a step boundary, all labels are the same, or the base model has another tokenizer.
         """
         config, metrics = self.config, dict[str, float]()

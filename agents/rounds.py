@@ -30,7 +30,7 @@ class RoundsAgent(Agent):
         """Samples what round `number`, from 1, learns from; attempts that are in the folder are read.
 
         Args:
-            number: Of the round.
+            number: Number of the round.
             episodes: Attempts of a round.
             metrics: Filled with what is to be logged.
             progress_bar: Show progress.
@@ -43,7 +43,7 @@ class RoundsAgent(Agent):
         """Trains on what round `number`, from 0, has to learn from.
 
         Args:
-            number: Of the round.
+            number: Number of the round.
             base: Trainable weights before any round.
             metrics: Filled with what is to be logged.
             progress_bar: Show progress.
@@ -57,7 +57,7 @@ class RoundsAgent(Agent):
         Args:
             problems: Problems that a round samples at; 0 if it samples none.
             budget: Attempts in all; `None` for no limit.
-            callback: As of `learn`.
+            callback: Function that is called with the agent and its newest metrics, as in `learn`.
             progress_bar: Show progress.
 
         Raises:

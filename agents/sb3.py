@@ -37,20 +37,20 @@ class SB3CausalLMPolicy(ActorCriticPolicy):
     Dropout stays off in updates, too: the policy that is updated is the one that acted.
 
     Args:
-        observation_space: of a token environment: `input_ids` and `attention_mask`.
-        action_space: its tokens.
-        lr_schedule: what the learning rate is for the share of training that remains.
-        model: what `models.load` takes, or a language model, which is then trained in place.
-        temperature: of the distribution that actions are drawn from.
-        critic: "branch", "head" or "model"; see `models.critics`.
-        critic_layers: depth of a branch.
-        optimizer_class: the optimizer; by default AdamW, with float32 masters of weights in bfloat16.
-        optimizer_kwargs: its arguments.
-        use_sde: must be False: exploration of SB3's for continuous actions.
+        observation_space: Observation space of a token environment: `input_ids` and `attention_mask`.
+        action_space: Action space of a token environment: its tokens.
+        lr_schedule: Function from the remaining share of training to the learning rate.
+        model: Model, anything that `models.load` takes, or a language model, which is then trained in place.
+        temperature: Temperature of the distribution that actions are drawn from.
+        critic: Kind of critic: "branch", "head" or "model"; see `models.critics`.
+        critic_layers: Number of layers of a branch.
+        optimizer_class: Class of the optimizer; by default AdamW, with float32 master weights for weights in bfloat16.
+        optimizer_kwargs: Arguments of the optimizer.
+        use_sde: State-dependent exploration of SB3, which is for continuous actions: must be False.
 
     Raises:
-        ValueError: these are not the spaces of a token environment, the model has another vocabulary or no such
-            branch, or another optimizer is to train weights that are not in float32.
+        ValueError: The spaces are not those of a token environment, the model has another vocabulary or no such branch,
+            or another optimizer is to train weights that are not in float32.
     """
 
     def __init__(

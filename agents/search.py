@@ -49,7 +49,7 @@ class OutcomeJudge:
     """An outcome model's p(correct) after the last token.
 
     Args:
-        model: The outcome model, whose tokenizer must be the policy's.
+        model: Outcome model, whose tokenizer must be the policy's.
     """
 
     def __init__(self, model: OutcomeModel) -> None:
@@ -130,7 +130,7 @@ class Search:
         policy: Draws the steps.
         env: A token environment with `autoreset_mode` DISABLED and at least `config.width` slots.
         judge: Scores candidates; an outcome model, or any function of that kind.
-        config: The rule and its settings.
+        config: Settings of the search.
 
     Raises:
         ValueError: The environment resets finished slots by itself or has too few of them, or the judge is an outcome
@@ -157,8 +157,8 @@ class Search:
         """Searches for solutions of one problem.
 
         Args:
-            problem_id: The problem, by id or index.
-            seed: Of its random streams.
+            problem_id: Problem to search on, by id or index.
+            seed: Seed of the problem's random streams.
 
         Returns:
             `config.width` attempts, and the judge's scores `[width]` of them.
@@ -311,8 +311,8 @@ def tilted_weights(success: FloatArray, temperature: float) -> FloatArray:
     policy draws a token with the policy's own probability times w(after) / w(before).
 
     Args:
-        success: p, of any shape.
-        temperature: lambda; large ones leave the policy as it is, small ones condition it on success.
+        success: Probabilities p of success, of any shape.
+        temperature: Temperature lambda; large values leave the policy as it is, small ones condition it on success.
     """
     return 1 + success * np.expm1(1 / temperature)
 

@@ -21,7 +21,7 @@ def isolated(function: Callable[[Any], Any], arguments: Iterable[Any], time_limi
 
     Args:
         function: A function that can be imported; what it is given and returns can be pickled.
-        arguments: One for each call.
+        arguments: Arguments of each call.
         time_limit: Seconds that a call may take; what the function's module imports is not counted.
     """
     context = multiprocessing.get_context("spawn")

@@ -36,12 +36,12 @@ class Job:
     """A piece of work with a result.
 
     Attributes:
-        name: of the job, and of its folder inside the plan's; slashes make folders.
-        work: what is done: a function of a module, for it runs in a process of its own. It is given the job's folder,
-            where it may keep what it needs to go on after it was stopped, the settings, and the folder and result of
-            each job it needs; it returns JSON values.
+        name: Name of the job and of its folder inside the plan's; slashes make folders.
+        work: Function of a module that does the work, in a process of its own. It receives the job's folder, where it
+            may keep what it needs to continue after it was stopped, the settings, and the folder and result of each job
+            it needs; it returns JSON values.
         settings: JSON values; together with the results of other jobs they decide the result.
-        needs: names of the jobs that must be done before.
+        needs: Names of the jobs that must be done before.
     """
 
     name: str
@@ -77,15 +77,15 @@ def run_plan(
     """Does all jobs that can be done, in an order that respects their needs; what became of each, by name.
 
     Args:
-        jobs: the plan; jobs that are given first begin first, when nothing else decides.
-        folder: of the plan; every job has its own inside it.
-        workers: jobs that run at the same time.
-        say: told in a line of each job that begins or ends.
+        jobs: Jobs of the plan; where nothing else decides, earlier ones start first.
+        folder: Folder of the plan; every job has its own inside it.
+        workers: Number of jobs that run at the same time.
+        say: Function that receives a line for each job that starts or ends.
 
     Raises:
-        ValueError: a name is given twice, a job needs one that is not in the plan or needs itself in the end, or a
+        ValueError: A name is given twice, a job needs one that is not in the plan or needs itself in the end, or a
             result in the folder is of another version or of other settings.
-        OSError: the disk is full; what was finished is kept.
+        OSError: The disk is full; what was finished is kept.
     """
     plan = _checked(jobs)
     states: dict[str, Done | Missing] = {}
@@ -129,7 +129,7 @@ def read_result(job: Job, folder: Path) -> Done | None:
     """The job's result, if it is there.
 
     Raises:
-        ValueError: it is of another version or of other settings; says which.
+        ValueError: The result is of another version or of other settings; the message names the difference.
     """
     path = folder / job.name / RESULT
     if not path.exists():

@@ -148,13 +148,13 @@ class Backtracking(Curriculum):
     beginning.
 
     Args:
-        start: tau at first, in [0, 1]; 0.9 [paper, not sure].
-        decrement: of tau, above 0; [choice].
-        threshold: share of successes at which tau falls, in (0, 1]; [choice].
-        window: attempts that are looked at; [choice].
+        start: Initial value of tau, in [0, 1], probably that of Havrilla et al. 2024. [choice]
+        decrement: Decrement of tau, above 0. [choice]
+        threshold: Share of successes at which tau falls, in (0, 1]. [choice]
+        window: Number of recent attempts whose successes are counted. [choice]
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: An argument is out of its range.
     """
 
     def __init__(self, start: float = 0.9, decrement: float = 0.1, threshold: float = 0.7, window: int = 256) -> None:
@@ -215,15 +215,16 @@ class PrioritizedReplay(Curriculum):
     problem has begun, all draws are of those.
 
     Args:
-        new: probability of a new problem, while there is one; 0.5.
-        staleness: rho; 0.1.
-        temperature: beta; 1 [choice: at the source's 0.1 nearly all draws of a batch would be of one problem].
-        capacity: problems remembered; beyond, that with the lowest score goes, the stalest of equal ones; [choice].
-        memory: what earlier visits of a problem still count at the next one, in [0, 1]: the policy has changed; 0.5
-            [choice: the source keeps nothing].
+        new: Probability of a new problem, while there is one.
+        staleness: Weight rho of the staleness.
+        temperature: Temperature beta. At the source's 0.1 nearly all draws of a batch would be of one problem. [choice]
+        capacity: Number of problems remembered; beyond it the problem with the lowest score is dropped, the stalest of
+            equal ones. [choice]
+        memory: Weight of a problem's earlier visits at the next one, in [0, 1], because the policy has changed; the
+            source keeps none. [choice]
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: An argument is out of its range.
     """
 
     def __init__(
@@ -304,7 +305,7 @@ class Batch(Curriculum):
     a part of it.
 
     Args:
-        curriculum: that chooses.
+        curriculum: Curriculum that chooses the problems.
         repeats: K >= 1.
 
     Raises:
@@ -352,9 +353,9 @@ def make_curriculum(spec: str | Mapping[str, Any] | Curriculum) -> Curriculum:
     """The curriculum that `spec` names: "uniform", {"name": "sequential", "repeats": 8}, or one already made.
 
     Raises:
-        UnknownNameError: no curriculum has that name.
-        ValueError: a mapping without a "name".
-        TypeError: the curriculum takes no such argument.
+        UnknownNameError: No curriculum has that name.
+        ValueError: A mapping without a "name".
+        TypeError: The curriculum takes no such argument.
     """
     if isinstance(spec, Curriculum):
         return spec

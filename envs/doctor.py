@@ -28,13 +28,13 @@ class Finding:
     """One complaint about one problem.
 
     Attributes:
-        severity: "error" if it would falsify a result or stop a run, else "warning".
-        check: which check complains: "gold_answer", "duplicate", "overlap", "prompt_length", "solution_length",
+        severity: Severity: "error" if it would falsify a result or stop a run, else "warning".
+        check: Check that complains: "gold_answer", "duplicate", "overlap", "prompt_length", "solution_length",
             "annotation", "solution_steps", "stop" or "row".
-        split: split of the source.
-        index: the problem's index in its source; -1 for a malformed row, which is no problem of it.
-        problem_id: its id, which names the row of the data where they have rows; "" for a malformed row.
-        message: what is wrong, in one sentence.
+        split: Split of the source.
+        index: Index of the problem in its source; -1 for a malformed row, which is not a problem of it.
+        problem_id: Id of the problem, which names the row if the data has rows; "" for a malformed row.
+        message: Fault in one sentence.
     """
 
     severity: Literal["error", "warning"]
@@ -55,9 +55,9 @@ class Findings:
     """What `diagnose` found.
 
     Attributes:
-        findings: all complaints, source by source and in the order of the problems.
-        checked: how many problems of each source were looked at, by the source's text.
-        absent: splits that the data does not have, and what was said of each.
+        findings: Findings of all sources, source by source and in the order of the problems.
+        checked: Number of problems checked in each source, by the source's text.
+        absent: Reason by split, for splits that the data does not have.
     """
 
     findings: tuple[Finding, ...]
@@ -95,18 +95,18 @@ def diagnose(
       not go on after a stop string.
 
     Args:
-        sources: one source, or several (the splits of one data set, usually).
-        tokenizer: for the token limits: name for `models.load_tokenizer`, or a tokenizer.
-        max_prompt_tokens: longest prompt; `None` for any.
-        max_new_tokens: longest solution, its end-of-sequence token included; `None` for any.
-        prompt: template of the prompts, or settings of chats.
-        limit: how many problems to look at in an endless source.
-        stop: texts that end an attempt, and that no solution should hold.
+        sources: Source to check, or several, usually the splits of one data set.
+        tokenizer: Tokenizer for the token limits, or its name for `models.load_tokenizer`.
+        max_prompt_tokens: Length limit of prompts in tokens; `None` sets none.
+        max_new_tokens: Length limit of solutions in tokens, the end-of-sequence token included; `None` sets none.
+        prompt: Template of the prompts, or settings of chats.
+        limit: Number of problems to check in an endless source.
+        stop: Texts that end an attempt, and that no solution should contain.
 
     Raises:
-        ValueError: there is a token limit and no tokenizer.
-        UnknownNameError: no template or tokenizer has that name.
-        OSError: a source cannot be read.
+        ValueError: There is a token limit and no tokenizer.
+        UnknownNameError: No template or tokenizer has that name.
+        OSError: A source cannot be read.
     """
     sources = [sources] if isinstance(sources, ProblemSource) else list(sources)
     limits = (max_prompt_tokens, max_new_tokens)
@@ -261,13 +261,13 @@ def diagnose_env(env: "str | EnvSpec", limit: int = 1000, **settings: Any) -> Fi
     A malformed row is a finding, and the others are checked all the same.
 
     Args:
-        env: the environment's id or spec.
-        limit: how many problems of each split to look at in an endless source.
-        settings: arguments of the environment.
+        env: Environment id or spec.
+        limit: Number of problems to check in each split of an endless source.
+        settings: Arguments of the environment.
 
     Raises:
-        ValueError: no split can be made, which the message says of the first.
-        OSError: likewise.
+        ValueError: No split can be made; the message gives the reason for the first.
+        OSError: No split can be read; the message gives the reason for the first.
     """
     made: list[TokenVectorEnv] = []
     absent: dict[str, str] = {}

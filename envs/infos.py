@@ -49,10 +49,10 @@ def add_infos(infos: Infos, num_envs: int, slots: IntArray, values: Mapping[str,
     """Adds to `infos` the values of some slots, in the layout of `VectorEnv._add_info`, all slots at once.
 
     Args:
-        infos: changed in place, and returned.
-        num_envs: number of slots N.
-        slots: which slots the values belong to, `[n]`.
-        values: arrays `[n]`, dictionaries of them, or under "final_info" infos that are laid out over N slots already.
+        infos: Infos to change in place and return.
+        num_envs: Number of slots N.
+        slots: Slots `[n]` that the values belong to.
+        values: Arrays `[n]`, dictionaries of them, or under "final_info" infos that are laid out over N slots already.
     """
     for key, value in values.items():
         if key == "final_info":

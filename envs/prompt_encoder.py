@@ -22,29 +22,30 @@ class PromptEncoder:
     """Encodes the prompts and reference solutions of a source's problems, and decodes completions.
 
     Args:
-        problems: where problems come from.
-        tokenizer: name for `models.load_tokenizer`, or a tokenizer.
-        eos_token_ids: ids that end an attempt beside the tokenizer's own.
-        template: named template, any text with `{question}` in it, or chat settings, as in `prompts.render_prompt`.
-        shots: number of worked examples before each question, the first of `examples`.
-        examples: where they come from.
-        stop: texts that end a completion; `None` for the beginning of the next question where there are shots.
+        problems: Source of the problems.
+        tokenizer: Tokenizer, or its name for `models.load_tokenizer`.
+        eos_token_ids: Ids that end an attempt beside the tokenizer's own.
+        template: Template of the prompts: a name, any text with `{question}` in it, or chat settings, as in
+            `prompts.render_prompt`.
+        shots: Number of worked examples before each question, the first of `examples`.
+        examples: Source of the worked examples.
+        stop: Texts that end a completion; `None` uses the beginning of the next question if there are shots.
 
     Attributes:
-        problems: where problems come from.
-        tokenizer: the tokenizer.
-        template: the template as it was given.
-        stops: the texts that end a completion.
-        eos_token_ids: all ids that end an attempt.
-        eos_token_id: the tokenizer's own.
-        pad_token_id: the tokenizer's, or `eos_token_id` where it has none.
-        vocab_size: number of token ids V; an id is in [0, V).
-        is_eos: whether each id ends an attempt, bool `[V]`.
+        problems: Source of the problems.
+        tokenizer: Tokenizer of prompts and completions.
+        template: Template as it was given.
+        stops: Texts that end a completion.
+        eos_token_ids: All ids that end an attempt.
+        eos_token_id: End-of-sequence id of the tokenizer.
+        pad_token_id: Padding id of the tokenizer, or `eos_token_id` if it has none.
+        vocab_size: Number of token ids V; an id is in [0, V).
+        is_eos: Bool `[V]`, true for ids that end an attempt.
 
     Raises:
-        ValueError: the tokenizer has no end-of-sequence token, an id is outside its vocabulary, the template has no
+        ValueError: The tokenizer has no end-of-sequence token, an id is outside its vocabulary, the template has no
             `{question}`, there are no examples for the shots, or a stop string is empty or cuts off every answer.
-        UnknownNameError: no template has the name given.
+        UnknownNameError: No template has the name given.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class PromptEncoder:
         """Token ids of the reference solution of `problem`, an end-of-sequence token at their end.
 
         Raises:
-            ValueError: the problem has no solution.
+            ValueError: The problem has no solution.
         """
         if problem.solution is None:
             raise ValueError(f"problem {problem.id!r} has no solution: its data has answers only")
@@ -122,7 +123,7 @@ class PromptEncoder:
         """Token ids of the beginning of a completion, given as text, as token ids or as None for none.
 
         Raises:
-            ValueError: the prefix holds an end-of-sequence token, a stop string or a token outside the vocabulary, or
+            ValueError: The prefix holds an end-of-sequence token, a stop string or a token outside the vocabulary, or
                 leaves nothing of `max_new_tokens`.
         """
         if prefix is None:
@@ -160,7 +161,7 @@ class PromptEncoder:
         """The stop strings that end an answer in the source's format.
 
         Raises:
-            ValueError: one begins every answer instead, so that none would be graded.
+            ValueError: A stop string begins every answer, so that none would be graded.
         """
         kept: list[str] = []
         for string in self.stops.strings:
@@ -178,7 +179,7 @@ class PromptEncoder:
         """Checks that all of `tokens` are token ids; an error names the slot of the first that is none.
 
         Raises:
-            ValueError: a token is outside the vocabulary.
+            ValueError: A token is outside the vocabulary.
         """
         outside = (tokens < 0) | (tokens >= self.vocab_size)
         if outside.any():

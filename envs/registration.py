@@ -47,8 +47,8 @@ def make_token_env(problems: "str | ProblemSource", **settings: Any) -> "TokenEn
     has any, and then the environment's own defaults. Of a source that is made already, `split` chooses another split.
 
     Raises:
-        UnknownNameError: no problem source has that name.
-        TypeError: neither takes one of `settings`.
+        UnknownNameError: No problem source has that name.
+        TypeError: Neither takes one of `settings`.
     """
     from .token_env import TokenEnv
 
@@ -71,14 +71,14 @@ def make_vec_env(
     """The vector environment that an agent was given: by id, as one attempt at a time, or ready made.
 
     Args:
-        env: an environment's id or spec, or a `gym.make` product, of which `num_envs` slots are made with its own
-            settings and `settings` over them; or a `TokenVectorEnv`, which is returned as it is.
-        num_envs: number of slots.
-        settings: arguments of the environment.
+        env: Environment id or spec, or a `gym.make` product, of which `num_envs` slots are made with its own settings,
+            overridden by `settings`; or a `TokenVectorEnv`, which is returned as it is.
+        num_envs: Number of slots.
+        settings: Arguments of the environment.
 
     Raises:
-        UnknownNameError: no environment has that id.
-        TypeError: the environment is none of tokens, or takes no such setting.
+        UnknownNameError: No environment has that id.
+        TypeError: The environment is not a token environment, or takes no such setting.
         ValueError: `settings` came with an environment that is ready made.
     """
     from .token_env import TokenEnv

@@ -31,7 +31,7 @@ class SB3VecEnv(VecEnv):
     `env_method` calls methods that take a slot, `env_method("problem")` for example.
 
     Raises:
-        ValueError: the environment has another autoreset mode.
+        ValueError: The environment has another autoreset mode.
     """
 
     def __init__(self, envs: TokenVectorEnv) -> None:

@@ -23,14 +23,14 @@ class StopStrings:
     never the whole completion.
 
     Args:
-        strings: the stop strings; one alone, or none.
-        tokenizer: the tokenizer that the completions are written in.
+        strings: Stop strings, or a single one.
+        tokenizer: Tokenizer that the completions are written in.
 
     Attributes:
-        strings: the stop strings.
+        strings: Stop strings as a tuple.
 
     Raises:
-        ValueError: one is empty or no text.
+        ValueError: A stop string is empty or not text.
     """
 
     def __init__(self, strings: str | Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -19,12 +19,12 @@ class TokenEnv(gym.Env[Observation, int]):
     Observation: `input_ids`, int64 `[L]`, and `attention_mask`, int8 `[L]`, right-padded; an action is one token id.
 
     Args:
-        problems: where problems come from, and what grades finished attempts.
-        render_mode: "ansi" or None.
-        settings: any other argument of `TokenVectorEnv` but `num_envs`, `autoreset_mode` and `copy`.
+        problems: Source of the problems, which also grades finished attempts.
+        render_mode: Render mode: "ansi" or None.
+        settings: Arguments of `TokenVectorEnv` other than `num_envs`, `autoreset_mode` and `copy`.
 
     Attributes:
-        slots: the environment of one slot that does the work, with its tokenizer, encoders and `state_dict`.
+        slots: Vector environment of one slot that does the work, with its tokenizer, encoders and `state_dict`.
     """
 
     metadata = TokenVectorEnv.metadata
@@ -63,7 +63,7 @@ class TokenEnv(gym.Env[Observation, int]):
         """Appends one token.
 
         Raises:
-            ResetNeeded: before the first reset, and after the attempt has ended.
+            ResetNeeded: Before the first reset, and after the attempt has ended.
             ValueError: `action` is no token id.
         """
         if self._ended:

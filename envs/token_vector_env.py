@@ -57,32 +57,32 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     set, and it has no info.
 
     Args:
-        problems: where problems come from, and what grades finished attempts.
-        num_envs: number of slots N.
-        tokenizer: name for `models.load_tokenizer`, or a tokenizer.
-        eos_token_ids: ids that end an attempt beside the tokenizer's own; a model's generation config may list some.
-        reward: name, mapping with "name", or instance, which from then on belongs to this environment.
-        prompt: named template, any text with `{question}` in it, or a mapping with "name": "chat" and the fields of
-            `prompts.Chat`: a system prompt, what the user says, and whether the model is to think.
-        shots: number of worked examples before each question, the first of `examples`.
-        examples: where they come from; the registered environments take the validation split.
-        stop: texts that terminate an attempt, or one; `None` for the beginning of the next question ("\nQ:" with the
-            "qa" template) where there are shots and no chat, and else for none.
-        max_prompt_tokens: longest prompt.
-        max_new_tokens: longest completion, a reset prefix and the end-of-sequence token included.
-        num_problems: use the first so many problems only.
-        curriculum: name, mapping with "name", or instance.
-        on_long_prompt: whether a prompt over the limit is an error or is passed over for the curriculum's next problem
-            and counted in `num_skipped`. No prompt is ever cut.
-        autoreset_mode: what happens to finished slots, as in Gymnasium.
-        copy: whether observations are copies; if not, they are views of the live buffers, which the next call changes.
-        seed: seed of the first reset that is given none.
-        render_mode: "ansi" or None.
+        problems: Source of the problems, which also grades finished attempts.
+        num_envs: Number of slots N.
+        tokenizer: Tokenizer, or its name for `models.load_tokenizer`.
+        eos_token_ids: Ids that end an attempt beside the tokenizer's own; a model's generation config may list some.
+        reward: Reward: a name, a mapping with "name", or an instance, which belongs to this environment from then on.
+        prompt: Template of the prompts: a name, any text with `{question}` in it, or a mapping with "name": "chat" and
+            the fields of `prompts.Chat` (system prompt, text of the user, thinking).
+        shots: Number of worked examples before each question, the first of `examples`.
+        examples: Source of the worked examples; the registered environments use the validation split.
+        stop: Texts that end an attempt, or one text; `None` uses the beginning of the next question ("\nQ:" with the
+            "qa" template) if there are shots and no chat, and otherwise none.
+        max_prompt_tokens: Length limit of prompts in tokens.
+        max_new_tokens: Length limit of completions in tokens, a reset prefix and the end-of-sequence token included.
+        num_problems: Number of problems to use, the first of the source; `None` uses all.
+        curriculum: Curriculum: a name, a mapping with "name", or an instance.
+        on_long_prompt: Treatment of prompts over the limit: "error" raises, "skip" takes the curriculum's next problem
+            instead and counts the skipped one in `num_skipped`. Prompts are never cut.
+        autoreset_mode: Autoreset mode of finished slots, as in Gymnasium.
+        copy: Return copies of observations; otherwise they are views of the live buffers, which the next call changes.
+        seed: Seed of the first reset that is given none.
+        render_mode: Render mode: "ansi" or None.
 
     Raises:
-        ValueError: an argument is out of range, the tokenizer has no end-of-sequence token, or a stop string is empty
+        ValueError: An argument is out of range, the tokenizer has no end-of-sequence token, or a stop string is empty
             or cuts off every answer.
-        UnknownNameError: no reward, curriculum or template has the name given.
+        UnknownNameError: No reward, curriculum or template has the name given.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}
@@ -190,14 +190,15 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """Begins attempts in all slots, or in those of `options["reset_mask"]`.
 
         Args:
-            seed: restarts the random stream, the curriculum and the counts of attempts; one stream serves all slots, so
-                that seeds for each slot are mixed into one.
-            options: `problem_id`, a problem's id or index, or one (or None: the curriculum chooses) per beginning slot;
-                `prefix`, text or token ids that the completion starts with, or one (or None) per slot that begins;
-                `reset_mask`, bool `[N]`. Slots outside the mask go on; before the first reset they count as finished.
+            seed: Seed that restarts the random stream, the curriculum and the counts of attempts; one stream serves all
+                slots, so seeds for single slots are mixed into one.
+            options: Options by name: `problem_id`, a problem's id or index, or one (or None: the curriculum chooses)
+                per slot that starts; `prefix`, text or token ids that the completion starts with, or one (or None) per
+                slot that starts; `reset_mask`, bool `[N]`. Slots outside the mask continue; before the first reset they
+                count as finished.
 
         Raises:
-            ValueError: an unknown option or problem, a malformed mask or prefix, or a prompt over the limit.
+            ValueError: An unknown option or problem, a malformed mask or prefix, or a prompt over the limit.
         """
         options = {} if options is None else options
         for name in options:
@@ -237,14 +238,14 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """Appends one token to each slot.
 
         Args:
-            actions: token ids, integers `[N]`. Those of slots that have finished are ignored.
+            actions: Token ids, integers `[N]`. Those of slots that have finished are ignored.
 
         Returns:
             observation, rewards float64 `[N]`, terminations bool `[N]`, truncations bool `[N]`, infos.
 
         Raises:
-            ResetNeeded: before the first reset.
-            ValueError: actions of another shape or type, or outside the vocabulary; nothing has then changed.
+            ResetNeeded: Before the first reset.
+            ValueError: Actions of another shape or type, or outside the vocabulary; nothing has then changed.
         """
         tokens = np.asarray(actions)
         if tokens.shape != (self.num_envs,) or tokens.dtype.kind not in "iu":
@@ -260,16 +261,16 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         do the slots that have finished.
 
         Args:
-            tokens: token ids, integers `[N, K]`, used up to `lengths`.
-            lengths: number of tokens appended to each slot, integers `[N]` between 0 and K.
+            tokens: Token ids, integers `[N, K]`, used up to `lengths`.
+            lengths: Number of tokens appended to each slot, integers `[N]` between 0 and K.
 
         Returns:
             observation, rewards float64 `[N, K]` (0 beyond `lengths`), terminations bool `[N]`, truncations bool `[N]`,
             infos.
 
         Raises:
-            ResetNeeded: before the first reset.
-            ValueError: arrays of another shape or type, a token outside the vocabulary, tokens after an end-of-sequence
+            ResetNeeded: Before the first reset.
+            ValueError: Arrays of another shape or type, a token outside the vocabulary, tokens after an end-of-sequence
                 token or a stop string, or more tokens than are left of `max_new_tokens`; nothing has then changed.
         """
         tokens, lengths = np.asarray(tokens), np.asarray(lengths)
@@ -356,7 +357,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """Token ids of the reference solution of `problem`, an end-of-sequence token at their end.
 
         Raises:
-            ValueError: the problem has no solution.
+            ValueError: The problem has no solution.
         """
         return self.encoder.encode_solution(problem)
 
@@ -420,11 +421,11 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """Finds prompts over `max_prompt_tokens` before any attempt meets them, unless they are to be skipped.
 
         Args:
-            problems: how many of the first problems may be attempted; `None` for all of a finite source. Those of an
-                endless one are not looked at.
+            problems: Number of first problems that may be attempted; `None` checks all of a finite source, and nothing
+                of an endless one.
 
         Raises:
-            ValueError: there are such prompts; the message says how many, and how long the longest is.
+            ValueError: There are such prompts; the message says how many, and how long the longest is.
         """
         size = self._num_indices
         if self.on_long_prompt == "skip" or size is None:
@@ -591,7 +592,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """The slots whose tokens, written but not counted yet, end with a stop string.
 
         Raises:
-            ValueError: tokens follow a stop string; they have been taken back.
+            ValueError: Tokens follow a stop string; they have been taken back.
         """
         stopped: list[int] = []
         for i in self.encoder.stops.candidates(appended).tolist():

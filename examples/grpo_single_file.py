@@ -30,9 +30,9 @@ class Attempts:
         tokens: `[A, L]` ids.
         is_token: `[A, L]` bool, false at padding.
         is_action: `[A, L]` bool, true at tokens of the completion.
-        logprobs: `[A, L]` of the actions when they were sampled; 0 elsewhere.
-        returns: `[A]`, the sum of an attempt's rewards.
-        solved: `[A]` bool.
+        logprobs: `[A, L]` log-probabilities of the actions when they were sampled; 0 elsewhere.
+        returns: `[A]` sum of an attempt's rewards.
+        solved: `[A]` bool, true for correct attempts.
     """
 
     tokens: Tensor
@@ -114,14 +114,14 @@ def update(
     """One optimizer step on PPO's clipped loss, averaged over each attempt's tokens and then over attempts.
 
     Args:
-        model: the policy.
-        vocab_size: the tokenizer's; logits beyond it are dropped.
-        optimizer: steps the model's parameters.
-        attempts: what `sample` gave.
-        group: attempts at each problem.
-        temperature: sampling temperature of the attempts.
-        clip: the probability ratio counts within [1 - clip, 1 + clip].
-        rows: attempts in one forward pass; never changes the result.
+        model: Policy to update in place.
+        vocab_size: Vocabulary size of the tokenizer; logits beyond it are dropped.
+        optimizer: Optimizer of the model's parameters.
+        attempts: Attempts that `sample` returned.
+        group: Number of attempts at each problem.
+        temperature: Sampling temperature of the attempts.
+        clip: PPO clipping range: the probability ratio is clipped to [1 - clip, 1 + clip].
+        rows: Attempts in one forward pass; does not change the result.
     """
     advantages = group_advantages(attempts.returns, group).float()
     total = 0.0

@@ -32,7 +32,7 @@ def base_name(folder: Path) -> str:
     """The name or path of the model that the adapters in `folder` were trained on.
 
     Raises:
-        ValueError: The adapters are not LoRA's, or name no model.
+        ValueError: The adapters are not LoRA adapters, or name no model.
     """
     config: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
     if config.get("peft_type") != "LORA" or not config.get("base_model_name_or_path"):
@@ -61,11 +61,11 @@ def with_saved_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel
     """The model with the adapters in `folder`, in float32, ready to be trained further.
 
     Args:
-        model: The model that they were trained on, in any precision; its layers are wrapped in place.
-        folder: What `save_model` or peft wrote.
+        model: Model that the adapters were trained on, in any precision; its layers are wrapped in place.
+        folder: Folder that `save_model` or peft wrote.
 
     Raises:
-        ValueError: They were trained on another model.
+        ValueError: The adapters were trained on another model.
     """
     need("lora", "reading adapters")
     from peft import PeftModel  # slow to import

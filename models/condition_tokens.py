@@ -33,11 +33,11 @@ class Labels:
     """The labels of a model.
 
     Attributes:
-        tokens: as text, from worst to best.
-        first: id of the worst; the others follow it.
-        granularity: whether one stands before each step, which is a line, or one before the whole attempt.
-        edges: returns, or estimates of them, that divide the labels; one fewer than they are.
-        learnt: whether the model was trained to write the labels itself, too.
+        tokens: Texts of the labels, from worst to best.
+        first: Id of the worst label; the ids of the others follow it.
+        granularity: Unit that a label stands before: each "step", which is a line, or the whole "attempt".
+        edges: Returns, or estimates of them, that divide the labels; one fewer than there are labels.
+        learnt: True if the model was trained to write the labels itself too.
     """
 
     tokens: tuple[str, ...]
@@ -85,7 +85,7 @@ def with_labels(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Pr
     """A copy of a tokenizer with labels as special tokens behind all others.
 
     Raises:
-        ValueError: the tokenizer has one of the labels already.
+        ValueError: The tokenizer has one of the labels already.
     """
     known = tokenizer.get_vocab()
     for token in tokens:
@@ -109,16 +109,16 @@ def add_labels(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
     probabilities of other tokens least (Hewitt 2021).
 
     Args:
-        model: changed in place.
-        tokenizer: its tokenizer, which is left as it is.
-        tokens: the labels.
-        seed: of the draw.
+        model: Model to change in place.
+        tokenizer: Tokenizer of the model, which is not changed.
+        tokens: Texts of the labels, from worst to best.
+        seed: Seed of the new embeddings' draw.
 
     Returns:
         The id of the first label; the others follow it.
 
     Raises:
-        ValueError: the tokenizer has one of the labels already.
+        ValueError: The tokenizer has one of the labels already.
     """
     known, size = with_labels(tokenizer, tokens).get_vocab(), len(tokenizer)
     first, stop = known[tokens[0]], known[tokens[-1]] + 1

@@ -33,7 +33,7 @@ class Critic(nn.Module, ABC):
     The head starts at zero: at first no reward is expected anywhere.
 
     Args:
-        policy: the language model whose states are valued.
+        policy: Language model whose states are valued.
     """
 
     def __init__(self, policy: PreTrainedModel) -> None:
@@ -74,11 +74,11 @@ class BranchCritic(Critic):
     for every architecture that keeps its layers in one list.
 
     Args:
-        policy: the language model.
-        depth: how many layers.
+        policy: Language model whose top layers are copied.
+        depth: Number of layers to copy.
 
     Raises:
-        ValueError: the model has fewer layers, or copies of them do not make the hidden states that its head reads.
+        ValueError: The model has fewer layers, or copies of them do not make the hidden states that its head reads.
     """
 
     def __init__(self, policy: PreTrainedModel, depth: int) -> None:
@@ -166,9 +166,9 @@ class ActorCritic(nn.Module):
 
         Args:
             input_ids: `[B, T]` right-padded tokens.
-            attention_mask: `[B, T]`, 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
-            select: the positions where the next token is an action.
-            inputs: what else the policy is called with.
+            attention_mask: `[B, T]` with 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
+            select: Positions where the next token is an action.
+            inputs: Further arguments of the policy.
         """
         heard: list[Any] = []
         hooks = self.critic.listen(self.policy, heard)
@@ -188,13 +188,14 @@ def make_critic(kind: str, policy: PreTrainedModel, layers: int) -> Critic:
     """A new critic for a policy, in evaluation mode.
 
     Args:
-        kind: "branch", "head" or "model"; see above.
-        policy: what it shares layers with or copies them from; adapters are not copied, they begin as the identity.
-        layers: depth of a branch.
+        kind: Kind of critic: "branch", "head" or "model"; see above.
+        policy: Language model whose layers the critic shares or copies; adapters are not copied, they start as the
+            identity.
+        layers: Number of layers of a branch.
 
     Raises:
-        UnknownNameError: no such kind.
-        ValueError: the model has fewer layers than the branch.
+        UnknownNameError: There is no such kind.
+        ValueError: The model has fewer layers than the branch.
     """
     if kind not in CRITICS:
         raise unknown_name("critic", kind, CRITICS)

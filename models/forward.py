@@ -34,12 +34,12 @@ def action_logits(
     input, so the modelling code, with whatever it does to logits behind the head, stays transformers' own.
 
     Args:
-        model: what is called: `base`, or a wrapper of it for data parallel training.
-        base: the language model itself.
+        model: Module to call: `base`, or a wrapper of it for data-parallel training.
+        base: Language model itself.
         input_ids: `[B, T]` right-padded tokens.
-        attention_mask: `[B, T]`, 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
-        select: the positions where the next token's logits are wanted.
-        inputs: what else the model is called with.
+        attention_mask: `[B, T]` with 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
+        select: Positions whose next-token logits are wanted.
+        inputs: Further arguments of the model.
     """
     return selected_logits(model, output_head(base), input_ids, attention_mask, select, **inputs)
 
@@ -53,12 +53,12 @@ def action_states(
     or a factor, they are the logits `[A, V]`.
 
     Args:
-        model: what is called: `base`, or a wrapper of it for data parallel training.
-        base: the language model itself.
+        model: Module to call: `base`, or a wrapper of it for data-parallel training.
+        base: Language model itself.
         input_ids: `[B, T]` right-padded tokens.
-        attention_mask: `[B, T]`, 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
-        select: the positions where the next token's logits are wanted.
-        inputs: what else the model is called with.
+        attention_mask: `[B, T]` with 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
+        select: Positions whose next-token logits are wanted.
+        inputs: Further arguments of the model.
     """
     if not ends_with_its_head(base):
         return action_logits(model, base, input_ids, attention_mask, select, **inputs)
@@ -90,12 +90,12 @@ def action_logprobs(
     a time, and again in the backward pass, so that no more than `CHUNK_LOGITS` exist at once.
 
     Args:
-        base: the language model.
-        states: `[A, ...]`, what `action_states` made of the positions.
-        tokens: `[A]`, the next token of each.
-        vocab_size: the tokenizer's; logits beyond it are dropped before the softmax.
-        temperature: sampling temperature of the distribution.
-        entropy: "value" gives entropies without a gradient.
+        base: Language model itself.
+        states: `[A, ...]` output of `action_states` at the positions.
+        tokens: `[A]` next token of each position.
+        vocab_size: Vocabulary size of the tokenizer; logits beyond it are dropped before the softmax.
+        temperature: Sampling temperature of the distribution.
+        entropy: Entropies to return: "value" without a gradient, "gradient" with one, "none" for none.
     """
 
     def some(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -142,7 +142,7 @@ def output_head(model: PreTrainedModel) -> nn.Module:
     """The layer that makes logits of hidden states.
 
     Raises:
-        TypeError: the model has none.
+        TypeError: The model has no output head.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
@@ -174,12 +174,12 @@ def selected_logits(
     """What `model` makes of the A selected positions, `[A, ...]`, by a `head` that runs nowhere else.
 
     Args:
-        model: what is called: a transformer, or a wrapper of it for data parallel training.
-        head: its last layer, from hidden states to logits.
+        model: Module to call: a transformer, or a wrapper of it for data-parallel training.
+        head: Last layer of the transformer, from hidden states to logits.
         input_ids: `[B, T]` right-padded tokens.
-        attention_mask: `[B, T]`, 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
-        select: the positions.
-        inputs: what else the model is called with.
+        attention_mask: `[B, T]` with 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
+        select: Positions whose logits are wanted.
+        inputs: Further arguments of the model.
     """
     with head_at(head, select), float32_head(head):
         return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **inputs).logits

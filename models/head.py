@@ -18,7 +18,7 @@ def float32_head(head: nn.Module) -> Iterator[None]:
     Heads that are no linear layers, nor one of which only some rows are trained, stay as they are.
 
     Args:
-        head: the output embeddings of a language model.
+        head: Output embeddings of a language model.
     """
     rows = trained_rows(head)
     layer = head if rows is None else rows.get_base_layer()

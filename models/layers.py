@@ -18,7 +18,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     """The transformer layers of a language model, first to last, and the module that holds them.
 
     Raises:
-        ValueError: no list has as many modules as the model's configuration has layers.
+        ValueError: No list has as many modules as the model's configuration has layers.
     """
     config = model.config.get_text_config()
     count = getattr(config, "decoder_layers", None) or config.num_hidden_layers  # BART's other name counts its encoder
@@ -138,7 +138,7 @@ def train_top_layers(model: PreTrainedModel, count: int) -> None:
     """Leaves gradients to the top `count` layers and the norm behind them, and freezes the rest.
 
     Raises:
-        ValueError: the model has fewer layers.
+        ValueError: The model has fewer layers.
     """
     _, layers = decoder_layers(model)
     check_depth("trained_layers", count, model)

@@ -52,27 +52,28 @@ def load(
     alone, which is what to load in lower precision.
 
     Args:
-        name_or_path: "tokengym/tiny", a name on the Hugging Face hub, a local folder, or a *.gguf file, whose quantized
-            weights are expanded to `dtype`.
-        device: where to put it ("cpu", "cuda:1", ...); by default on the GPU if there is one.
-        dtype: "float32", "bfloat16" or "float16", whatever the weights were saved in.
-        lora_rank: rank of the adapters; `None` trains the weights themselves. The paper has rank 128 on policies of
-            7 and 13 billion parameters (Havrilla et al. 2024).
-        lora_alpha: the adapters' output is scaled by lora_alpha / lora_rank; by default the rank itself, a scale of 1
-            [choice].
-        lora_targets: names of the layers that get adapters; "all-linear" is all but the LM head [choice].
-        lora_rank_stabilized: Scale the adapters' output by lora_alpha / sqrt(lora_rank) (rsLoRA, Kalajdzievski 2023),
-            by default with a lora_alpha of sqrt(lora_rank), again a scale of 1.
-        lora_seed: seed of the adapters' first values.
-        attn: attention implementation: "sdpa", "eager", "flash_attention_2", ...; by default transformers' own choice
-            for the model, which is "sdpa" where the model supports it.
+        name_or_path: Model to load: "tokengym/tiny", a name on the Hugging Face hub, a local folder, or a *.gguf file,
+            whose quantized weights are expanded to `dtype`.
+        device: Device of the model, such as "cpu" or "cuda:1"; by default a GPU if there is one.
+        dtype: Data type of the weights: "float32", "bfloat16" or "float16", regardless of the one that they were saved
+            in.
+        lora_rank: Rank of the adapters; `None` trains the weights themselves. Havrilla et al. 2024 have rank 128 for
+            policies of 7 and 13 billion parameters.
+        lora_alpha: Scale of the adapters times their rank; by default the rank itself, a scale of 1. [choice]
+        lora_targets: Names of the layers that get adapters; "all-linear" is all linear ones but the output head.
+            [choice]
+        lora_rank_stabilized: Divide the scale by the square root of the rank instead of the rank (rsLoRA, Kalajdzievski
+            2023); the default `lora_alpha` is then sqrt(lora_rank), again a scale of 1.
+        lora_seed: Seed of the adapters' first values.
+        attn: Attention implementation, such as "sdpa", "eager" or "flash_attention_2"; by default the choice of
+            transformers for the model, which is "sdpa" if the model supports it.
 
     Raises:
-        UnknownNameError: there is no such model or dtype.
-        FileNotFoundError: the *.gguf file does not exist, or the folder holds no model.
-        ValueError: the tokenizer has no end-of-sequence token, or has ids that the model lacks; `lora_rank` is under 1,
-            or given for a folder of adapters; adapters were trained on another model; the model has no such attention,
-            or computes other things in padded batches than on their rows alone.
+        UnknownNameError: There is no such model or dtype.
+        FileNotFoundError: The *.gguf file does not exist, or the folder holds no model.
+        ValueError: The tokenizer has no end-of-sequence token, or has ids that the model lacks; `lora_rank` is below 1,
+            or is given for a folder of adapters; adapters were trained on another model; the model does not support the
+            attention implementation, or its outputs for padded batches differ from those for single rows.
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
@@ -153,13 +154,13 @@ def with_lora(
     """The model with frozen weights and low-rank adapters that start as the identity; see `load`.
 
     Args:
-        model: the model; its layers are wrapped in place.
-        rank: `lora_rank` of `load`, and so on.
-        alpha: `lora_alpha`.
-        targets: `lora_targets`.
-        seed: `lora_seed`.
-        rank_stabilized: `lora_rank_stabilized`.
-        trainable_tokens: ids of new tokens, whose rows are trained, too, in the embeddings and in the output head.
+        model: Model whose layers are wrapped in place.
+        rank: Rank of the adapters, `lora_rank` of `load`.
+        alpha: Scale of the adapters times their rank, `lora_alpha` of `load`.
+        targets: Names of the layers that get adapters, `lora_targets` of `load`.
+        seed: Seed of the adapters' first values.
+        rank_stabilized: Divide the scale by the square root of the rank, `lora_rank_stabilized` of `load`.
+        trainable_tokens: Ids of new tokens, whose rows are trained too, in the embeddings and in the output head.
 
     Raises:
         ValueError: The model has adapters already, or no layer has such a name.

@@ -30,17 +30,18 @@ def new_model(
     """A model for the tokens of `tokenizer`, without dropout, in evaluation mode, on the CPU.
 
     Args:
-        tokenizer: what the model will read and write.
-        architecture: "gpt2" (learnt positions, tied embeddings) or "llama" (rotary positions).
-        depth: number of layers.
-        width: of the hidden states; feed-forward layers are four times as wide.
-        heads: attention heads of each layer.
-        positions: the longest sequence.
-        seed: of the weights.
+        tokenizer: Tokenizer of the texts that the model will read and write.
+        architecture: Architecture of the model: "gpt2" (learned positions, tied embeddings) or "llama" (rotary
+            positions).
+        depth: Number of layers.
+        width: Size of the hidden states; feed-forward layers are four times as wide.
+        heads: Attention heads in each layer.
+        positions: Length of the longest sequence in tokens.
+        seed: Seed of the weights.
 
     Raises:
-        UnknownNameError: no such architecture.
-        ValueError: a size is below 1, or the heads do not divide the width.
+        UnknownNameError: There is no such architecture.
+        ValueError: A size is below 1, or the heads do not divide the width.
     """
     if architecture not in ARCHITECTURES:
         raise unknown_name("architecture", architecture, ARCHITECTURES)

@@ -48,13 +48,14 @@ class OutcomeModel:
     """p(correct | question, prefix), read at chosen tokens.
 
     Args:
-        model: a `TokenScorer`, or a `*ForTokenClassification` of transformers with one label and causal attention.
-        tokenizer: its tokenizer.
-        kind: "orm" or "sorm"; see `KINDS`.
+        model: Model with one logit per token: a `TokenScorer`, or a `*ForTokenClassification` of transformers with one
+            label and causal attention.
+        tokenizer: Tokenizer of the model.
+        kind: Kind of outcome model: "orm" or "sorm"; see `KINDS`.
 
     Raises:
-        UnknownNameError: no such kind.
-        ValueError: the model has another number of labels, or lacks ids of the tokenizer.
+        UnknownNameError: There is no such kind.
+        ValueError: The model has another number of labels, or lacks ids of the tokenizer.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
@@ -77,13 +78,13 @@ class OutcomeModel:
         It has no dropout, is in evaluation mode, and is on the device and of the precision of `model`.
 
         Args:
-            model: the language model, which is left as it is.
-            tokenizer: its tokenizer.
-            kind: "orm" or "sorm".
-            seed: of the head's weights.
+            model: Language model, which is not changed.
+            tokenizer: Tokenizer of the model.
+            kind: Kind of outcome model: "orm" or "sorm".
+            seed: Seed of the head's weights.
 
         Raises:
-            ValueError: padding or later tokens change what the model computes at a token; see `self_check`.
+            ValueError: Padding or later tokens change what the model computes at a token; see `self_check`.
         """
         if hasattr(model, "merge_and_unload"):
             model = cast("PeftModel", deep_copy(model)).merge_and_unload()  # pyright: ignore[reportAssignmentType]
@@ -103,13 +104,13 @@ class OutcomeModel:
         """Reads what `save` wrote; the model is in evaluation mode, of the precision it was saved in.
 
         Args:
-            path: the folder.
-            tokenizer: that of the attempts to be judged, if the model must fit them.
-            device: where to put the model; by default on the GPU if there is one.
+            path: Folder that `save` wrote.
+            tokenizer: Tokenizer of the attempts to be scored, if the model must fit them.
+            device: Device of the model; by default a GPU if there is one.
 
         Raises:
-            FileNotFoundError: there is no such folder.
-            ValueError: it holds no outcome model, or one that was trained with another tokenizer.
+            FileNotFoundError: There is no such folder.
+            ValueError: The folder holds no outcome model, or one that was trained with another tokenizer.
         """
         folder = Path(path).expanduser()
         if not folder.exists():
@@ -167,10 +168,10 @@ class OutcomeModel:
 
         Args:
             input_ids: `[B, T]` right-padded tokens.
-            attention_mask: `[B, T]`, 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
-            select: the positions; the head runs there and nowhere else.
-            model: what is called, if not `self.model`: a wrapper of it for data parallel training.
-            inputs: what else it is called with.
+            attention_mask: `[B, T]` with 1 at tokens, or a mask for attention itself, `[B, 1, T, T]`.
+            select: Positions at which the head runs, and nowhere else.
+            model: Module to call instead of `self.model`: a wrapper of it for data-parallel training.
+            inputs: Further arguments of the model.
         """
         model = self.model if model is None else model
         return selected_logits(model, self.head, input_ids, attention_mask, select, **inputs)[:, 0].float()
@@ -183,14 +184,14 @@ class OutcomeModel:
 
         Args:
             sequences: S of them, prompt and completion `[T]` each.
-            positions: of each, the indices `[P]` of the tokens after which to read the score; they may be none.
-            micro_batch_tokens: tokens, padding included, of one forward pass.
+            positions: Indices `[P]` of the tokens of each sequence after which to read the score; P may be 0.
+            micro_batch_tokens: Tokens in one forward pass, padding included.
 
         Returns:
             Scores `[P]` of each sequence.
 
         Raises:
-            ValueError: a position is outside its sequence, or past the model's positions.
+            ValueError: A position is outside its sequence, or past the model's positions.
         """
         # Nothing after the last position that is read has any part in the scores.
         lengths = np.zeros(len(sequences), np.int64)

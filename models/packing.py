@@ -33,11 +33,11 @@ class TokenRows:
     """Right-padded rows for one forward pass of a causal transformer, and where its output is read.
 
     Attributes:
-        input_ids: `[R, W]` tokens.
-        segments: `[R, W]`, 0 at a prompt, 1, 2, ... at the sequences after it, -1 at padding.
-        position_ids: `[R, W]`, each token's position in its own sequence.
-        read: rows and columns `[A]` of the positions where the output is read.
-        shared: whether any prompt is followed by more than one sequence.
+        input_ids: `[R, W]` tokens of the rows.
+        segments: `[R, W]` numbers: 0 at a prompt, 1, 2, ... at the sequences after it, -1 at padding.
+        position_ids: `[R, W]` position of each token in its own sequence.
+        read: Rows and columns `[A]` of the positions where the output is read.
+        shared: True if any prompt is followed by more than one sequence.
     """
 
     input_ids: Tensor
@@ -55,7 +55,7 @@ class TokenRows:
         """What a model is called with: `input_ids`, `attention_mask` and, where prompts are shared, `position_ids`.
 
         Args:
-            dtype: that the attention is computed in.
+            dtype: Data type of the attention.
         """
         if not self.shared:
             return {"input_ids": self.input_ids, "attention_mask": self.is_token.long()}
@@ -76,9 +76,9 @@ def pack(
     """Lays out sequences, and reads the output once for each token of their completions.
 
     Args:
-        rows: for each row the (prompt, completion) pairs in it, whose prompts are equal and not empty.
-        device: where the tensors are made.
-        read_after: read after each token of a completion, and not before it, where it is predicted.
+        rows: Pairs (prompt, completion) in each row; the prompts of one row are equal and not empty.
+        device: Device of the tensors.
+        read_after: Read after each token of a completion instead of before it, where it is predicted.
     """
     shared = [len(row[0][0]) - 1 + read_after for row in rows]
     shape = len(rows), max(length + sum(len(pair[1]) for pair in row) for length, row in zip(shared, rows, strict=True))
@@ -116,11 +116,11 @@ def plan_rows(
     """Cuts sequences into micro-batches of rows: those with the same prompt share rows as far as that saves time.
 
     Args:
-        prompts: of each sequence.
-        lengths: of each sequence's completion.
-        max_tokens: tokens, padding included, of a micro-batch; a row of one sequence may have more.
-        hidden_size: the width of the model, which says how wide a row its attention can afford.
-        share: whether prompts may be shared at all.
+        prompts: Prompt of each sequence.
+        lengths: Length of each sequence's completion.
+        max_tokens: Tokens in a micro-batch, padding included; a row of one sequence may have more.
+        hidden_size: Hidden size of the model, which determines how wide a row its attention can afford.
+        share: Allow sequences to share prompts.
 
     Returns:
         Micro-batches of rows, each row with the numbers of the sequences in it.
@@ -168,7 +168,7 @@ def takes_shared_prompts(model: PreTrainedModel) -> bool:
     are counted by columns all show. What depends on longer distances does not: see `attention_window`.
 
     Args:
-        model: any model with token logits; in training mode or not.
+        model: Model with token logits, in training mode or not.
     """
     config = model.config.get_text_config()
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, 4))

@@ -16,7 +16,7 @@ class TokenScorer(PreTrainedModel):
     way to the base model. This one serves all types. Its weights have the names that most of those classes give them.
 
     Args:
-        config: of the causal language model.
+        config: Configuration of the causal language model.
     """
 
     base_model_prefix = "model"
@@ -45,9 +45,9 @@ class TokenScorer(PreTrainedModel):
         """Logits `[B, T, 1]`.
 
         Args:
-            input_ids: `[B, T]` tokens.
-            attention_mask: `[B, T]`, 1 at tokens.
-            inputs: what else the base model takes.
+            input_ids: `[B, T]` token ids.
+            attention_mask: `[B, T]` with 1 at tokens.
+            inputs: Further arguments of the base model.
         """
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
         return TokenClassifierOutput(logits=self.score(hidden))

@@ -50,7 +50,7 @@ def char_tokenizer(characters: str) -> PreTrainedTokenizerFast:
     """A tokenizer with one token per character of `characters`, ids in their order, then end-of-sequence and pad.
 
     Raises:
-        ValueError: no character, or one given twice.
+        ValueError: There is no character, or one is given twice.
     """
     repeated = sorted({char for char in characters if characters.count(char) > 1})
     if repeated:
@@ -89,13 +89,14 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     and a file are read without the network. Of a model that was trained with labels it is the tokenizer without them.
 
     Args:
-        name_or_path: "tokengym/tiny"; "chars:0123456789+=" for one token per character; a local folder; a *.gguf file;
-            or a name on the Hugging Face hub, which is downloaded unless it is in the local cache.
+        name_or_path: Tokenizer to load: "tokengym/tiny"; "chars:0123456789+=" for one token per character; a local
+            folder; a *.gguf file; or a name on the Hugging Face hub, which is downloaded unless it is in the local
+            cache.
 
     Raises:
-        UnknownNameError: there is no tokenizer of that name.
-        FileNotFoundError: the *.gguf file does not exist, or the folder holds no tokenizer.
-        ValueError: the tokenizer has no end-of-sequence token, without which no attempt ever ends.
+        UnknownNameError: There is no tokenizer of that name.
+        FileNotFoundError: The *.gguf file does not exist, or the folder holds no tokenizer.
+        ValueError: The tokenizer has no end-of-sequence token, without which no attempt ever ends.
     """
     name = str(name_or_path)
     if name.startswith(CHARS):

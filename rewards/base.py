@@ -108,9 +108,9 @@ class Reward(ABC):
         """Pay for the tokens just appended: `view.completion(i)[-lengths[i]:]` for each slot i with `lengths[i] > 0`.
 
         Args:
-            lengths: tokens appended to each slot [N]; a slot with 0 was not stepped and earns nothing.
-            ended: `RUNNING`, `TERMINATED` or `TRUNCATED`, after the last of them [N].
-            verdicts: the grade of each attempt that ended with them [N], None for the others.
+            lengths: Number of tokens appended to each slot [N]; a slot with 0 was not stepped and earns nothing.
+            ended: State after the last of them [N]: `RUNNING`, `TERMINATED` or `TRUNCATED`.
+            verdicts: Verdict of each attempt that ended with them [N], None for the others.
 
         Returns:
             The reward of each appended token, [N, max(1, max(lengths))], 0 beyond `lengths[i]`.

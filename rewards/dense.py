@@ -44,18 +44,18 @@ class DenseReward(StepReward):
     count as stated and are not paid. A reference without any step pays for the answer alone.
 
     Args:
-        match: what a step and a reference step have in common [choice]: `"result"`, the value on the right of the last
+        match: Property that a step and a reference step must share: `"result"`, the value on the right of the last
             equation or else the last number; `"equation"`, the last equation; `"exact_text"`, the text with white space
-            folded. A line without the first or the second is no step.
-        weight: what all steps of the reference are worth together [choice].
-        shaping: `None`, or `"potential"`: what the steps earned is taken back at the attempt's last token. This is
-            shaping by the potential that the matched fraction gives a state, 0 at the start and at the end (Ng et al.
-            1999), for a discount of 1: returns are those of the sparse reward, so the optimal policy is unchanged, and
-            only the credit comes earlier. An attempt that is cut off by its token budget ends in this sense too.
+            folded. A line without the first or the second is not a step. [choice]
+        weight: Reward of all steps of the reference together. [choice]
+        shaping: Shaping by potential, or `None`: with `"potential"` the reward of the steps is taken back at the
+            attempt's last token. The potential of a state is the matched fraction, 0 at the start and at the end (Ng et
+            al. 1999), for a discount of 1: returns are those of the sparse reward, so the optimal policy is unchanged,
+            and only the credit comes earlier. An attempt that is cut off by its token budget ends in this sense too.
 
     Raises:
-        UnknownNameError: no such `match` or `shaping`.
-        ValueError: `weight` is negative or not finite; or a problem that begins has no solution.
+        UnknownNameError: There is no such `match` or `shaping`.
+        ValueError: `weight` is negative or not finite, or a problem that starts has no solution.
     """
 
     def __init__(

@@ -29,15 +29,15 @@ class OutcomeReward(StepReward):
     The model runs on each token once, and only when a score is due: see `models.scoring.SlotScorer`.
 
     Args:
-        orm: an outcome model, or the folder that one was saved in.
-        dense: whether every step is paid, or the whole attempt alone.
-        orm_mix: "replace", the model's word in place of the grader's [paper, as we read it], or "add", on top of the
-            sparse +1.
-        device: where to put a model that is read from a folder; by default on the GPU if there is one.
+        orm: Outcome model, or the folder that one was saved in.
+        dense: Pay every step instead of the whole attempt alone.
+        orm_mix: Use of the score: "replace" pays it instead of the grader's reward, as we read Havrilla et al. 2024;
+            "add" pays it on top of the sparse +1.
+        device: Device of a model that is read from a folder; by default a GPU if there is one.
 
     Raises:
-        ValueError: `orm` is neither of these.
-        UnknownNameError: no such `orm_mix`.
+        ValueError: `orm` is neither an outcome model nor a folder.
+        UnknownNameError: There is no such `orm_mix`.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class OutcomeReward(StepReward):
         """Reads the model, if `orm` is a folder.
 
         Raises:
-            FileNotFoundError: there is no such folder.
-            ValueError: it holds no outcome model, or the model was trained with another tokenizer than the
+            FileNotFoundError: There is no such folder.
+            ValueError: The folder holds no outcome model, or the model was trained with another tokenizer than the
                 environment's.
         """
         from ..models import OutcomeModel

@@ -57,8 +57,8 @@ def make_reward(spec: str | Mapping[str, Any] | Reward) -> Reward:
     """A reward from its name, from `{"name": ..., **arguments}`, or the instance that was given.
 
     Raises:
-        UnknownNameError: no such reward; the message suggests the nearest name.
-        ValueError: the spec is none of these, or its arguments do not fit the reward.
+        UnknownNameError: There is no such reward; the message suggests the nearest name.
+        ValueError: The spec is none of these, or its arguments do not fit the reward.
     """
     if isinstance(spec, Reward):
         return spec

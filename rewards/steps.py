@@ -35,9 +35,10 @@ def step_ends(
     """The last token of each step of finished attempts, by the rules of `StepReward`: indices [S] into each completion.
 
     Args:
-        completions: of C attempts, [T] each.
-        terminated: whether each ended by itself; the line that a token budget cuts off is no step.
-        tokenizer: theirs.
+        completions: Token ids [T] of each of C attempts.
+        terminated: Bool, true for attempts that ended by themselves; the line that a token budget cuts off is not a
+            step.
+        tokenizer: Tokenizer of the completions.
     """
     text_of = functools.partial(decode, tokenizer)
     newline = newline_tokens(tokenizer)

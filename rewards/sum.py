@@ -16,10 +16,10 @@ class SumReward(Reward):
     What each term paid an attempt, its weight included, is in the attempt's last info as `reward_components`.
 
     Args:
-        terms: name (each once), weight and reward of each term; a weight may be negative, for a penalty.
+        terms: Terms, each with a unique name, a weight and a reward; a weight may be negative, for a penalty.
 
     Raises:
-        ValueError: there is no term, a name is given twice, or a weight is not finite.
+        ValueError: There is no term, a name is given twice, or a weight is not finite.
     """
 
     def __init__(self, terms: Iterable[tuple[str, float, Reward]]) -> None:

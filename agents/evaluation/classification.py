@@ -13,10 +13,10 @@ class Bin(NamedTuple):
     """Scores of one interval beside what they predict.
 
     Attributes:
-        low, high: the interval, which holds `low` and, but for the last, not `high`.
-        size: scores in it.
-        mean_score: their mean; `None` without any.
-        positives: share of positives among them; `None` without any.
+        low, high: Bounds of the interval, which includes `low` and, only in the last one, `high`.
+        size: Number of scores in the interval.
+        mean_score: Mean of the scores; `None` without any.
+        positives: Share of positives among the scores; `None` without any.
     """
 
     low: float
@@ -60,7 +60,7 @@ def calibration(scores: ArrayLike, labels: ArrayLike, bins: int = 10) -> list[Bi
     Args:
         scores: `[A]` probabilities.
         labels: `[A]`, true for positives.
-        bins: how many intervals.
+        bins: Number of intervals.
     """
     scores, labels = _checked(scores, labels)
     index = np.minimum((scores * bins).astype(np.int64), bins - 1)

@@ -51,12 +51,12 @@ class Evaluation:
     Attributes:
         metrics: `maj@1`, `maj@n`, `rerank@n` with a reranker, `pass@k` and `diversity` (distinct correct equation
             sequences per problem).
-        verdicts: how the sampled attempts were graded (the greedy ones when n is 0).
-        median_response_length: tokens before the end of a greedy response, the median; where learning to reason makes
-            responses longer, this shows it [paper: Tsilivis et al. 2025].
-        problems, n, temperature, seed: the protocol.
-        episodes, tokens: what it cost, greedy pass included.
-        seconds: wall time.
+        verdicts: Number of sampled attempts by verdict (of greedy ones when n is 0).
+        median_response_length: Median number of tokens before the end of a greedy response, which shows whether
+            learning to reason makes responses longer (Tsilivis et al. 2025).
+        problems, n, temperature, seed: Protocol of the evaluation.
+        episodes, tokens: Cost of the evaluation, the greedy pass included.
+        seconds: Wall time in seconds.
     """
 
     metrics: dict[str, Interval]
@@ -79,12 +79,12 @@ def pass_at_k(successes: int, n: int, k: int) -> float:
     """Unbiased estimate of the chance that one of k samples succeeds: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021).
 
     Args:
-        successes: c, how many of the samples succeeded.
-        n: samples in the pool.
-        k: at most n.
+        successes: Number c of samples that succeeded.
+        n: Number of samples in the pool.
+        k: Number of attempts, at most n.
 
     Raises:
-        ValueError: unless 1 <= k <= n and 0 <= c <= n.
+        ValueError: Not 1 <= k <= n, or not 0 <= c <= n.
     """
     if not (1 <= k <= n and 0 <= successes <= n):
         raise ValueError(f"need 1 <= k <= n and 0 <= c <= n, got k={k}, n={n}, c={successes}")
@@ -125,7 +125,7 @@ def bootstrap(values: Iterable[float], *, resamples: int = 2000, level: float = 
     """Mean of per-problem values with its percentile bootstrap interval over problems.
 
     Raises:
-        ValueError: there are no values.
+        ValueError: There are no values.
     """
     array = np.fromiter(values, np.float64)
     if not len(array):
@@ -152,23 +152,23 @@ def evaluate(
     """Measures a policy on the first `problems` problems of the environment's split.
 
     Args:
-        policy: a policy, or an agent that has one.
-        env: a token environment with `autoreset_mode` DISABLED, whose curriculum is put back afterwards; or an id, a
-            spec or a `gym.make` product, of which slots are made, on the test split where it names none.
-        problems: how many; fewer when the split is smaller.
-        n: samples per problem in the pool; 0 for the greedy pass alone.
-        temperature: of the pool; 0.7 [paper].
-        seed: of the pool's random streams.
-        reranker: outcome model that scores the pool for `rerank@n`: each problem's answer is that of the attempt with
-            the highest score [paper].
-        search: finds the pool of each problem, given its index and a seed, in place of sampling: n attempts, and their
-            scores, which then choose for `rerank@n`; see `agents.search.Search`. They are no independent samples, so of
-            pass@k only pass@n is reported.
-        on_step: called with the number of attempts that ended, as they end.
-        on_problem: called with the attempts of the pool at each problem, in order, at the end.
+        policy: Policy, or an agent that has one.
+        env: Token environment with `autoreset_mode` DISABLED, whose curriculum is restored afterwards; or an id, a spec
+            or a `gym.make` product, from which slots are made, on the test split if it names none.
+        problems: Number of problems; fewer if the split is smaller.
+        n: Samples per problem in the pool; 0 runs the greedy pass alone.
+        temperature: Sampling temperature of the pool. [Havrilla et al. 2024]
+        seed: Seed of the pool's random streams.
+        reranker: Outcome model that scores the pool for `rerank@n`: the answer to each problem is that of the attempt
+            with the highest score (Havrilla et al. 2024).
+        search: Search that finds the pool of each problem, given its index and a seed, instead of sampling: n attempts
+            and their scores, which then choose for `rerank@n`; see `agents.search.Search`. The attempts are not
+            independent samples, so pass@k is reported for k = n only.
+        on_step: Function that is called with the number of attempts that have just ended.
+        on_problem: Function that is called at the end with the attempts of the pool at each problem, in order.
 
     Raises:
-        ValueError: prompts are over the environment's limit, `problems` is below 1 or `n` below 0, or there are a
+        ValueError: Prompts exceed the environment's limit, `problems` is below 1 or `n` below 0, or there are a
             reranker and fewer than two samples to choose from.
     """
     if reranker is not None and n < 2:

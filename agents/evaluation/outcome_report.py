@@ -16,16 +16,16 @@ class OutcomeReport:
     """How well an outcome model judges held-out attempts.
 
     Attributes:
-        attempts: how many.
-        correct: share of them that are correct.
-        auc: chance that a correct attempt scores above an incorrect one.
-        attempt_accuracy: share of attempts whose score is above 0.5 just when they are correct.
-        steps: steps before the end of an attempt.
-        positive_steps: share of them whose label is positive.
-        step_accuracy: share of them whose score is above 0.5 just when their label is positive.
-        step_auc: chance that a positive step scores above a negative one.
-        calibration: attempts by their score.
-        calibration_error: expected calibration error of the attempts' scores.
+        attempts: Number of attempts.
+        correct: Share of attempts that are correct.
+        auc: Probability that a correct attempt scores above an incorrect one.
+        attempt_accuracy: Share of attempts whose score is above 0.5 exactly when they are correct.
+        steps: Number of steps before the end of an attempt.
+        positive_steps: Share of steps whose label is positive.
+        step_accuracy: Share of steps whose score is above 0.5 exactly when their label is positive.
+        step_auc: Probability that a positive step scores above a negative one.
+        calibration: Attempts by intervals of their score.
+        calibration_error: Expected calibration error of the attempts' scores.
     """
 
     attempts: int

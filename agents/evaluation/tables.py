@@ -16,8 +16,8 @@ def evaluation_table(results: Mapping[str, Evaluation], data: str) -> Group:
     """One column per evaluated policy, one row per metric, then the protocol.
 
     Args:
-        results: evaluations by the policy's name, all under the same protocol.
-        data: what they were evaluated on.
+        results: Evaluations by the policy's name, all under the same protocol.
+        data: Name of the data that policies were evaluated on.
     """
     table = Table("", *results, title=f"{data}, with 95 % bootstrap intervals over problems")
     first = next(iter(results.values()))
@@ -34,7 +34,7 @@ def outcome_table(reports: Mapping[str, OutcomeReport]) -> Group:
     """How well outcome models judge held-out attempts: a column each, then how far their scores are probabilities.
 
     Args:
-        reports: by the model's name, all on the same attempts.
+        reports: Reports by the model's name, all on the same attempts.
     """
     first = next(iter(reports.values()))
     table = Table("", *reports, title="held-out problems")

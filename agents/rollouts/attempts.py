@@ -25,18 +25,19 @@ class Attempt:
     """One attempt at one problem: tokens, not observations.
 
     Attributes:
-        problem: what was attempted.
-        index: how often the problem had been attempted before, in this collection.
+        problem: Problem that was attempted.
+        index: Number of earlier attempts at the problem in this collection.
         prompt: `[P]` int64 tokens before the first action (a reset's `prefix` included); attempts share the array.
         completion: `[T]` int32 sampled tokens, the end-of-sequence token included.
-        logprobs: `[T]` float32 log-probability of each under the distribution it was drawn from.
-        rewards: `[T]` float32 reward of each.
-        is_success: whether the final answer was correct.
-        verdict: why, in one word (see `rewards.Verdict`).
-        answer: the final answer, if one was given.
-        terminated: whether the attempt ended by itself; otherwise its token budget ran out.
-        reward_components: what each part of a reward with parts has paid, by name; empty for others.
-        number: which attempt of its collection it is, from 0; -1 for an attempt outside any.
+        logprobs: `[T]` float32 log-probability of each token under the distribution that it was drawn from.
+        rewards: `[T]` float32 reward of each token.
+        is_success: True if the final answer was correct.
+        verdict: Verdict of the grader in one word (see `rewards.Verdict`).
+        answer: Final answer, if one was given.
+        terminated: True if the attempt ended by itself; False if its token budget ran out.
+        reward_components: Sum that each component of the reward has paid, by name; empty for rewards without
+            components.
+        number: Number of the attempt in its collection, from 0; -1 for an attempt outside any collection.
     """
 
     problem: Problem
@@ -99,7 +100,7 @@ class RolloutStatistics:
         """Means over the attempts, by the names they are logged under.
 
         Args:
-            seconds: wall time that the sampling took.
+            seconds: Wall time of sampling in seconds.
         """
         means = {
             f"rollout/{name}": value / self.attempts
@@ -124,7 +125,7 @@ class AttemptFile(LineFile):
         """The attempts in the file, their problems and prompts taken from `env`; log-probabilities are not kept.
 
         Raises:
-            ValueError: a line is no attempt at a problem of `env`; the message names file and line.
+            ValueError: A line is not an attempt at a problem of `env`; the message names file and line.
         """
         for line, _, content in lines(self.path):
             try:
@@ -168,9 +169,9 @@ class RecordedAttempts:
     A line that cannot be read counts as missing, and a warning names it.
 
     Args:
-        folder: where the processes' `attempts-<rank>.jsonl` are.
-        numbers: which attempts are wanted.
-        env: has their problems.
+        folder: Folder with the `attempts-<rank>.jsonl` files of all processes.
+        numbers: Numbers of the attempts to read.
+        env: Token environment that has their problems.
     """
 
     def __init__(self, folder: Path, numbers: range, env: TokenVectorEnv) -> None:

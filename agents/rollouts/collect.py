@@ -38,18 +38,19 @@ def collect(
     `start`: a collection that was cut short goes on with `start` set to the attempts that are there already.
 
     Args:
-        policy: draws the actions.
-        env: a token environment with `autoreset_mode` DISABLED.
-        episodes: number of the last attempt to collect, plus one.
-        seed: of the curriculum and of the attempts' random streams.
-        start: number of the first attempt to collect.
-        on_step: called with the number of attempts that ended, after each environment step in which some did.
+        policy: Policy that draws the actions.
+        env: Token environment with `autoreset_mode` DISABLED.
+        episodes: Number of the last attempt to collect, plus one.
+        seed: Seed of the curriculum and of the attempts' random streams.
+        start: Number of the first attempt to collect.
+        on_step: Function that is called with the number of attempts that have just ended, after each environment step
+            in which some did.
 
     Returns:
         An iterator over attempts `start` to `episodes - 1`.
 
     Raises:
-        ValueError: when the environment resets finished slots by itself.
+        ValueError: The environment resets finished slots by itself.
     """
     env.seek(seed, start)
 
@@ -74,13 +75,13 @@ def collect_into(
     Attempts are known by their numbers, so another number of processes than wrote them can continue the collection.
 
     Args:
-        folder: where each process has its `attempts-<rank>.jsonl`; `None` writes nothing.
-        policy: draws the actions.
-        env: a token environment with `autoreset_mode` DISABLED.
-        numbers: which attempts of the collection, without gaps; those of different processes must not overlap.
-        seed: of the curriculum and of the attempts' random streams.
-        rank: which process this is.
-        on_step: called with the number of attempts that were read or that ended.
+        folder: Folder where each process has its `attempts-<rank>.jsonl`; `None` writes nothing.
+        policy: Policy that draws the actions.
+        env: Token environment with `autoreset_mode` DISABLED.
+        numbers: Numbers of the attempts, without gaps; those of different processes must not overlap.
+        seed: Seed of the curriculum and of the attempts' random streams.
+        rank: Rank of this process.
+        on_step: Function that is called with the number of attempts that have just been read or have just ended.
     """
     if folder is None:
         yield from collect(policy, env, numbers.stop, seed=seed, start=numbers.start, on_step=on_step)
@@ -106,8 +107,8 @@ class Start:
     """Where an attempt begins that is given its first steps.
 
     Attributes:
-        problem_id: which problem.
-        prefix: `[P]` tokens that its completion starts with; they may be none.
+        problem_id: Id of the problem.
+        prefix: `[P]` tokens that the completion starts with; P may be 0.
     """
 
     problem_id: str
@@ -128,16 +129,17 @@ def continue_from(
     Tokens that neighbouring starts share are computed once, so the prefixes of one attempt belong side by side.
 
     Args:
-        policy: draws the actions.
-        env: a token environment with `autoreset_mode` DISABLED.
-        starts: problems, and what their completions start with.
-        seed: of the attempts' random streams; those of one problem differ by their order in `starts`.
-        start: number of the first of `starts` to collect an attempt from.
-        on_step: called with the number of attempts that ended, after each environment step in which some did.
+        policy: Policy that draws the actions.
+        env: Token environment with `autoreset_mode` DISABLED.
+        starts: Problems, and the tokens that their completions start with.
+        seed: Seed of the attempts' random streams; those of one problem differ by their order in `starts`.
+        start: Number of the first of `starts` to collect an attempt from.
+        on_step: Function that is called with the number of attempts that have just ended, after each environment step
+            in which some did.
 
     Raises:
-        ValueError: when the environment resets finished slots by itself, knows no such problem, or a prefix leaves no
-            token of its budget.
+        ValueError: The environment resets finished slots by itself, has no such problem, or a prefix leaves no token of
+            its budget.
     """
     env.seek(seed, 0)
     seen: Counter[str] = Counter()
@@ -159,13 +161,14 @@ class Rollout:
     """An iterator over attempts, in order, that samples as it goes; made by `collect` and `continue_from`.
 
     Args:
-        policy: draws the actions.
-        env: a token environment with `autoreset_mode` DISABLED.
-        numbers: of the attempts.
-        seed: of the attempts' random streams.
-        begin: resets the slots of a mask `[N]` to the attempts of some numbers, in order; returns how often the problem
-            of each had been attempted before.
-        on_step: called with the number of attempts that ended, after each environment step in which some did.
+        policy: Policy that draws the actions.
+        env: Token environment with `autoreset_mode` DISABLED.
+        numbers: Numbers of the attempts.
+        seed: Seed of the attempts' random streams.
+        begin: Function that resets the slots of a mask `[N]` to the attempts with some numbers, in order, and returns
+            how often the problem of each had been attempted before.
+        on_step: Function that is called with the number of attempts that have just ended, after each environment step
+            in which some did.
     """
 
     def __init__(

@@ -31,16 +31,16 @@ class ConditionedPolicy(CausalLMPolicy):
     labels, and `predict` needs the state of its last call to know where a step began.
 
     Args:
-        model: a language model that was trained with labels.
-        tokenizer: its tokenizer without labels, which must be the environment's.
-        labels: the model's.
-        condition: one of them, by default the best; "own" lets the model draw the labels itself.
-        sampling: how actions are drawn unless the caller asks for deterministic ones.
-        seed: of the random streams of `predict`.
+        model: Language model that was trained with labels.
+        tokenizer: Tokenizer of the model without labels, which must be the environment's.
+        labels: Labels of the model.
+        condition: Label to act under, by default the best; "own" lets the model draw the labels itself.
+        sampling: Settings for drawing actions unless the caller asks for deterministic ones.
+        seed: Seed of the random streams of `predict`.
 
     Raises:
-        UnknownNameError: the model has no such label.
-        ValueError: the model has no embeddings for the labels, or was not trained to draw them itself.
+        UnknownNameError: The model has no such label.
+        ValueError: The model has no embeddings for the labels, or was not trained to draw them itself.
     """
 
     def __init__(
@@ -109,15 +109,15 @@ def load_policy(
     """The policy of a saved model: under the best label, or under `condition`, if it was trained with labels.
 
     Args:
-        name_or_path: what `models.load` takes.
-        condition: a label, or "own" for those that the model draws itself.
-        device: where to put the model.
-        dtype: of its weights.
-        attn: attention implementation; by default transformers' own choice.
+        name_or_path: Model, anything that `models.load` takes.
+        condition: Label to act under, or "own" for labels that the model draws itself.
+        device: Device of the model.
+        dtype: Data type of the model's weights.
+        attn: Attention implementation; by default the choice of transformers.
 
     Raises:
-        ValueError: a condition for a model without labels.
-        UnknownNameError: the model has no such label.
+        ValueError: A condition is given for a model without labels.
+        UnknownNameError: The model has no such label.
     """
     labels = Labels.load(name_or_path)
     if labels is None and condition is not None:

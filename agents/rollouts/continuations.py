@@ -43,16 +43,16 @@ def label_prefixes(
     `samples` if the attempt is correct and 0 if not. A prefix that several attempts share is continued once for all.
 
     Args:
-        policy: draws the continuations.
-        env: where the attempts' problems are from, with `autoreset_mode` DISABLED.
-        attempts: finished attempts.
+        policy: Policy that draws the continuations.
+        env: Token environment of the attempts' problems, with `autoreset_mode` DISABLED.
+        attempts: Attempts that have ended.
         samples: K, continuations of each prefix.
-        seed: of their random streams; another one than the attempts were sampled with.
-        consistent: count a continuation only if it builds on the results of the prefix (`uses_results`) [GLoRe].
-        stem: each process writes its counts to `<stem>-<rank>.jsonl` as they come, and samples none again that any of
-            them has written; `None` writes nothing.
-        rank: which process this is. All attempts at a problem must be on one.
-        on_step: called with the number of prefixes just labelled.
+        seed: Seed of the continuations' random streams, which must differ from the seed of the attempts.
+        consistent: Count a continuation only if it builds on the results of the prefix (`uses_results`), as in GLoRe.
+        stem: Path of the files `<stem>-<rank>.jsonl` to which each process writes its counts as they come; counts that
+            any of them has written are not sampled again. `None` writes nothing.
+        rank: Rank of this process. All attempts at a problem must be on one process.
+        on_step: Function that is called with the number of prefixes that have just been labeled.
 
     Returns:
         Counts `[S]` between 0 and `samples` for the S steps of each attempt.

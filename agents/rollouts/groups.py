@@ -12,10 +12,10 @@ class Groups:
     """What was sampled to learn from.
 
     Attributes:
-        batch: the attempts to learn from, K at each of N problems in a row.
-        sampled: all attempts that were sampled, in order.
-        uniform: groups among the first N whose attempts were all paid the same.
-        replaced: how many of those later groups have replaced.
+        batch: Attempts to learn from, K at each of N problems in a row.
+        sampled: Attempts that were sampled, in order.
+        uniform: Number of groups among the first N whose attempts were all paid the same.
+        replaced: Number of those groups that later groups have replaced.
     """
 
     batch: list[Attempt]
@@ -34,11 +34,11 @@ def sample_groups(
     """Samples groups of attempts, and others for those of equal rewards: dynamic sampling (DAPO, Yu et al. 2025).
 
     Args:
-        collect: samples the attempts with some numbers, all at a problem in a row.
+        collect: Function that samples the attempts with some numbers, all at a problem in a row.
         problems: N.
         size: K, attempts at each problem.
-        rounds: the most times that as many further problems are sampled as groups are to be replaced.
-        limit: the most attempts in all.
+        rounds: Largest number of times that further problems are sampled, as many as there are groups to replace.
+        limit: Largest number of attempts in total.
     """
     sampled = list(collect(range(problems * size)))
     groups = _groups(sampled, size)

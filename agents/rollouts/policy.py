@@ -21,10 +21,10 @@ class CausalLMPolicy:
     """Acts by sampling next tokens from a causal language model.
 
     Args:
-        model: the language model; `predict` and rollouts leave its weights alone.
-        tokenizer: its tokenizer, which must be the environment's.
-        sampling: how actions are drawn unless the caller asks for deterministic ones.
-        seed: of the random streams of `predict`.
+        model: Language model; `predict` and rollouts do not change its weights.
+        tokenizer: Tokenizer of the model, which must be the environment's.
+        sampling: Settings for drawing actions unless the caller asks for deterministic ones.
+        seed: Seed of the random streams of `predict`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class CausalLMPolicy:
         """A fresh key-value cache for `num_slots` slots; the model is put in evaluation mode (no dropout).
 
         Raises:
-            ValueError: the model cannot be decoded token by token; see `self_check.decoding`.
+            ValueError: The model cannot be decoded token by token; see `self_check.decoding`.
         """
         self.model.eval()
         kind = SlotDecoder if decoding(self.model) == "slots" else RowDecoder
@@ -83,10 +83,11 @@ class CausalLMPolicy:
         """Actions for observations, in the manner of Stable-Baselines3's recurrent policies.
 
         Args:
-            observation: `input_ids` and `attention_mask`, `[N, L]` of a vector environment or `[L]` of a single one.
-            state: what the last call returned; holds the key-value cache. `None` starts anew.
-            episode_start: `[N]`, true where an episode began with this observation.
-            deterministic: take the most likely token.
+            observation: Arrays `input_ids` and `attention_mask`, `[N, L]` from a vector environment or `[L]` from a
+                single one.
+            state: State that the last call returned, with the key-value cache; `None` starts anew.
+            episode_start: `[N]` bool, true where an episode began with this observation.
+            deterministic: Take the most likely token.
 
         Returns:
             Actions, `[N]` int64 or one integer for an unbatched observation, and the state for the next call.

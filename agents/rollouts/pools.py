@@ -15,8 +15,8 @@ def pool_files(path: str) -> list[Path]:
     """The files of training attempts at a path: a file itself, or those in the folder of a run.
 
     Raises:
-        FileNotFoundError: there is nothing at that path.
-        ValueError: the folder holds no attempts.
+        FileNotFoundError: There is nothing at that path.
+        ValueError: The folder holds no attempts.
     """
     place = Path(path).expanduser()
     if not place.exists():
@@ -35,14 +35,14 @@ def read_pool(path: str, env: TokenVectorEnv, problems: int | None, samples: int
     """A pool's attempts by problem.
 
     Args:
-        path: a file of attempts, or the folder of a run.
-        env: the environment whose problems they are at.
-        problems: the most problems, the first that come; `None` for all.
-        samples: the most attempts at each.
+        path: File of attempts, or the folder of a run.
+        env: Token environment of the attempts' problems.
+        problems: Largest number of problems, the first ones in the pool; `None` reads all.
+        samples: Largest number of attempts at each problem.
 
     Raises:
-        FileNotFoundError: there is nothing at that path.
-        ValueError: the pool is empty, or of other problems or another tokenizer; the message names the file.
+        FileNotFoundError: There is nothing at that path.
+        ValueError: The pool is empty, or has other problems or another tokenizer; the message names the file.
     """
     groups: dict[str, list[Attempt]] = {}
     for attempt in itertools.chain.from_iterable(_read(file, env) for file in pool_files(path)):

@@ -23,14 +23,14 @@ def make_rollout_env(
     """Slots for rollouts of a policy: with its tokenizer, its model's end-of-sequence tokens, and no autoreset.
 
     Args:
-        env: what to make the slots of; settings of a spec go before those that the policy implies, but for the
-            number of slots and how they are reset.
-        policy: what will act there.
-        num_envs: number of slots.
-        settings: arguments of the environment, before all others.
+        env: Environment to make the slots from; settings of a spec take precedence over those that the policy implies,
+            except the number of slots and how they are reset.
+        policy: Policy that will act in the slots.
+        num_envs: Number of slots.
+        settings: Arguments of the environment that take precedence over all others.
 
     Raises:
-        ValueError: the environment's tokenizer is not the policy's, there are settings for a ready environment, or an
+        ValueError: The environment's tokenizer is not the policy's, there are settings for a ready environment, or an
             attempt may be longer than the model's positions.
     """
     slots = _make_slots(env, policy, num_envs, settings)

@@ -24,7 +24,7 @@ def mean_baseline(returns: FloatArray) -> FloatArray:
     The baseline holds each attempt's own return, so with B attempts the expected gradient is (B-1)/B of the true one.
 
     Args:
-        returns: of any shape.
+        returns: Returns, of any shape.
     """
     return returns - returns.mean()
 
@@ -33,7 +33,7 @@ def leave_one_out(returns: FloatArray) -> FloatArray:
     """Returns minus the mean return of the *other* attempts at the same problem (RLOO, Kool et al. 2019): unbiased.
 
     Args:
-        returns: `[N, K]`, K attempts at each of N problems.
+        returns: `[N, K]` returns, K attempts at each of N problems.
 
     Raises:
         ValueError: K is below 2.
@@ -50,9 +50,9 @@ def group_advantages(returns: FloatArray, scale: Scale) -> FloatArray:
     weigh the same (Liu et al. 2025b, "Lite PPO"). A group of equal returns has advantages of exactly 0.
 
     Args:
-        returns: `[N, K]`, K attempts at each of N problems.
-        scale: "group" or "batch", whose standard deviation (of a sample: one less in the denominator) plus 1e-4 divides
-            the advantages, or "none".
+        returns: `[N, K]` returns, K attempts at each of N problems.
+        scale: Groups whose standard deviation plus 1e-4 divides the advantages: each "group" or the whole "batch" (with
+            one less in the denominator, as for a sample); "none" does not divide.
 
     Raises:
         ValueError: K is below 2.
@@ -86,8 +86,8 @@ def overlong_penalty(lengths: IntArray, limit: int, buffer: int) -> FloatArray:
 
     Args:
         lengths: `[A]` tokens of each attempt, at most `limit`.
-        limit: the most tokens of an attempt.
-        buffer: tokens, 1 to `limit`, over which the penalty grows.
+        limit: Largest number of tokens of an attempt.
+        buffer: Tokens, 1 to `limit`, over which the penalty grows.
     """
     return np.minimum((limit - buffer - lengths) / buffer, 0.0)
 
@@ -105,11 +105,11 @@ def generalized_advantages(
     Behind an attempt's last token nothing is expected, whether it ended by itself or by its token budget: V = A = 0.
 
     Args:
-        rewards: `[B, T]` of each token.
-        values: `[B, T]` expected before each token.
+        rewards: `[B, T]` reward of each token.
+        values: `[B, T]` value before each token.
         mask: `[B, T]` bool, true at each attempt's tokens, which come first in its row; the rest may hold anything.
-        gamma: discount.
-        gae_lambda: 1 for the return minus the value, 0 for the error of one step.
+        gamma: Discount factor of rewards.
+        gae_lambda: GAE lambda: 1 gives the return minus the value, 0 the one-step TD error.
 
     Returns:
         `[B, T]`, 0 outside the mask.
@@ -142,11 +142,11 @@ def adapted_kl_coef(coef: float, divergence: float, target: float, attempts: int
     """The next weight of a KL penalty that aims at a divergence (Ziegler et al. 2019).
 
     Args:
-        coef: the weight so far.
+        coef: Weight of the KL penalty so far.
         divergence: KL to the initial policy of the newest attempts, in nats per attempt.
-        target: what it should be.
-        attempts: how many there were.
-        horizon: attempts over which the weight may change by a factor of about e^0.2.
+        target: Target of the divergence.
+        attempts: Number of attempts that it was measured on.
+        horizon: Attempts over which the weight may change by a factor of about e^0.2.
     """
     error = min(max(divergence / target - 1, -0.2), 0.2)
     return coef * (1 + error * attempts / horizon)

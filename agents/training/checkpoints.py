@@ -22,10 +22,10 @@ def save_checkpoint(
     """Writes `step-<updates>` into `folder` and removes the older ones; only the main process should.
 
     Args:
-        learner: whose weights and optimiser state to write.
-        folder: where; made if it is not there.
+        learner: Learner whose weights and optimizer state are written.
+        folder: Folder to write to; it is made if it does not exist.
         state: JSON values to keep with them.
-        tensors: and tensors.
+        tensors: Tensors to save with them, by name.
     """
     with new_folder(folder / f"step-{learner.steps}") as checkpoint:
         learner.save(checkpoint)

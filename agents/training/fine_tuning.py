@@ -38,23 +38,23 @@ def fine_tune(
     weights of one that was never stopped.
 
     Args:
-        model: trained in place, with dropout if it has any; left in evaluation mode.
-        examples: at least one.
-        config: epochs, batch size, optimiser.
-        accelerator: device and data parallelism.
-        seed: of the order of examples and of dropout.
-        vocab_size: the tokenizer's.
-        input_only: tokens from this id on are read and not learnt: no loss falls on them.
-        checkpoints: folder for a checkpoint every `config.save_steps` optimiser steps and at the end; training goes on
-            from the one that is there, and what is finished is not trained again.
-        on_step: called with the number of optimiser steps done, of steps in all, and the metrics of `Learner.update`;
-            for a training that was finished before with those of its last step.
+        model: Model to train in place, with dropout if it has any; it is left in evaluation mode.
+        examples: Training examples, at least one.
+        config: Settings of epochs, batches and optimizer.
+        accelerator: Device and data parallelism.
+        seed: Seed of the order of examples and of dropout.
+        vocab_size: Vocabulary size of the tokenizer.
+        input_only: Id from which on tokens are only read: no loss falls on them.
+        checkpoints: Folder for a checkpoint every `config.save_steps` optimizer steps and at the end. Training
+            continues from the checkpoint there, and a finished training is not repeated.
+        on_step: Function that is called with the number of optimizer steps done, the number in total, and the metrics
+            of `Learner.update`; for a training that was finished before with those of its last step.
 
     Returns:
         The optimiser steps of the whole training.
 
     Raises:
-        NothingToLearnError: there are no examples.
+        NothingToLearnError: There are no examples.
     """
     if not examples:
         raise NothingToLearnError("there is nothing to fine-tune on: no demonstrations and no attempt that was kept")
@@ -89,13 +89,14 @@ def run_epochs(
     """Trains for the configured number of epochs, each in an order of its own, from the newest checkpoint on.
 
     Args:
-        learner: made for `updates(count, config)` steps.
-        count: examples.
-        config: epochs and batch size.
-        update: one optimiser step on the examples with the numbers given, with a seed; returns its metrics.
-        seed: of the order of examples and of dropout.
-        checkpoints: as in `fine_tune`.
-        on_step: as in `fine_tune`.
+        learner: Learner made for `updates(count, config)` steps.
+        count: Number of examples.
+        config: Settings of epochs and batches.
+        update: Function that makes one optimizer step on the examples with the given numbers, with a seed, and returns
+            its metrics.
+        seed: Seed of the order of examples and of dropout.
+        checkpoints: Folder for checkpoints, as in `fine_tune`.
+        on_step: Function that is called after each step, as in `fine_tune`.
     """
     per_epoch = -(-count // config.batch_size)
     state = load_checkpoint(learner, checkpoints)

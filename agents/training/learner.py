@@ -34,8 +34,8 @@ class Example:
     """A sequence to train on: loss falls on the completion's tokens alone.
 
     Attributes:
-        prompt: `[P]` tokens, at least one.
-        completion: `[T]` tokens, the end-of-sequence token included.
+        prompt: `[P]` tokens of the prompt, at least one.
+        completion: `[T]` tokens of the completion, the end-of-sequence token included.
     """
 
     prompt: NDArray[np.integer]
@@ -125,9 +125,9 @@ def with_rate(config: Config, model: PreTrainedModel, ratio: float) -> Config:
     """A configuration whose learning rate, if it has none, is a share of the model's own rate for fine-tuning.
 
     Args:
-        config: the configuration.
-        model: the model to train; its `recommended_learning_rate` counts, or else the paper's 2e-5.
-        ratio: the share.
+        config: Configuration to complete.
+        model: Model to train, whose `recommended_learning_rate` is used; models without one use 2e-5.
+        ratio: Share of the model's rate.
     """
     if config.learning_rate is not None:
         return config
@@ -156,10 +156,10 @@ class MicroBatch:
     the rows are laid out.
 
     Attributes:
-        rows: `[B]`, the sequences' numbers in the whole batch.
+        rows: `[B]` numbers of the sequences in the whole batch.
         actions: `[B, T]` tokens of the completions; meaningful under `action_mask`.
         action_mask: `[B, T]` bool, false at padding.
-        inputs: what the model is called with; read at the actions, in the order of `action_mask`.
+        inputs: Arguments of the model's forward pass, read at the actions in the order of `action_mask`.
     """
 
     rows: Tensor
@@ -183,10 +183,10 @@ def collate(
     """The micro-batch of some examples.
 
     Args:
-        examples: the whole batch.
-        rows: for each row of tokens the numbers of the examples in it, whose prompts are equal.
-        device: where the tensors are made.
-        read_after: see `packing.pack`.
+        examples: Examples of the whole batch.
+        rows: Numbers of the examples in each row of tokens; the prompts of one row are equal.
+        device: Device of the tensors.
+        read_after: Position from which outputs are read, see `packing.pack`.
     """
     numbers = np.concatenate(rows)
     lengths = np.array([len(examples[i].completion) for i in numbers])
@@ -231,11 +231,11 @@ class Learner:
     """Optimises a language model: one `update` is one optimiser step on one batch, however large.
 
     Args:
-        model: the model to train, in place, alone or with a critic; with LoRA only its adapter has gradients.
-        config: optimiser and batching.
-        total_steps: length of the learning-rate schedule.
-        accelerator: device and data parallelism; every rank passes the same batches and each computes its share.
-        vocab_size: the tokenizer's; logits beyond it are nobody's action and take no probability.
+        model: Model to train in place, alone or with a critic; with LoRA only its adapter has gradients.
+        config: Settings of optimizer and batches.
+        total_steps: Length of the learning-rate schedule in optimizer steps.
+        accelerator: Device and data parallelism; every rank passes the same batches and computes its share.
+        vocab_size: Vocabulary size of the tokenizer; logits beyond it are dropped before the softmax.
     """
 
     read_after = False
@@ -287,22 +287,22 @@ class Learner:
         """One optimiser step.
 
         Args:
-            examples: the whole batch, the same on every rank.
-            loss: from a micro-batch and what `forward` returns for it, the log-probabilities `[B, T]` of its actions,
-                to a scalar; micro-batches' losses are added up, so it divides by the whole batch's denominator
-                itself (`masked_aggregate`). It may return further scalars by name with it, which are added up likewise;
-                of those whose names end in "_max" or "_min" the extreme is taken instead.
-            seed: of dropout, if the model has any.
-            temperature: that the actions' log-probabilities are taken at.
-            accept: looks at what will be returned, before the step; if it returns False, the step is not taken.
+            examples: Examples of the whole batch, the same on every rank.
+            loss: Function from a micro-batch and the output of `forward` for it, the log-probabilities `[B, T]` of its
+                actions, to a scalar. Losses of micro-batches are added up, so it divides by the whole batch's
+                denominator itself (`masked_aggregate`). It may also return further scalars by name, which are added up
+                too, except that names ending in "_max" or "_min" keep the extreme.
+            seed: Seed of dropout, if the model has any.
+            temperature: Temperature of the actions' log-probabilities.
+            accept: Function that sees the metrics before the step; if it returns False, the step is not taken.
 
         Returns:
             `loss`, `grad_norm`, `learning_rate`, `padding`, the share of positions that held no token, and the further
             scalars of `loss`.
 
         Raises:
-            ValueError: a sequence is longer than the model's positions.
-            NonFiniteError: loss or gradient is infinite or not a number; the weights are left as they were.
+            ValueError: A sequence is longer than the model's positions.
+            NonFiniteError: The loss or the gradient is infinite or NaN; the weights are left as they were.
         """
         ranks, rank = self.ranks.count, self.ranks.index
         groups = self._micro_batches(examples)
@@ -364,9 +364,9 @@ class Learner:
         """Log-probabilities `[T]` of each completion's tokens: `evaluate` for learners of policies alone.
 
         Args:
-            examples: whose completions.
-            temperature: that the log-probabilities are taken at.
-            model: another model than the one that is trained, for instance a frozen reference.
+            examples: Examples whose completions are scored.
+            temperature: Temperature of the log-probabilities.
+            model: Model to use instead of the trained one, such as a frozen reference.
         """
         other: Forward | None = None
         if model is not None:
@@ -383,9 +383,9 @@ class Learner:
         loss would be given.
 
         Args:
-            examples: whose completions.
-            temperature: that log-probabilities are taken at.
-            forward: gives values `[B, T]` of actions, or a tuple of such; by default the learner's own.
+            examples: Examples whose completions are evaluated.
+            temperature: Temperature of the log-probabilities.
+            forward: Function that returns values `[B, T]` of actions, or a tuple of such; by default the learner's own.
 
         Returns:
             For each output of `forward`, its values `[T]` for each example.
@@ -452,7 +452,7 @@ class Learner:
         """Restores what `save` wrote after `steps` updates.
 
         Raises:
-            ValueError: other parameters are trained than those that were saved, or they have other shapes.
+            ValueError: The trained parameters differ from the saved ones in name or shape.
         """
         saved: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, value in load_file(folder / _LEARNER).items():

@@ -16,9 +16,9 @@ def masked_aggregate(values: Tensor, mask: Tensor, denominator: float) -> Tensor
     gradient.
 
     Args:
-        values: `[B, T]`.
-        mask: `[B, T]` bool.
-        denominator: for instance the number of action tokens in the whole batch.
+        values: `[B, T]` values.
+        mask: `[B, T]` bool, true at the values to add up.
+        denominator: Number to divide by, such as the number of action tokens in the whole batch.
     """
     return torch.where(mask, values, 0).sum() / denominator
 
@@ -27,8 +27,8 @@ def policy_gradient(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tenso
     """-A log pi, `[B, T]`: the loss whose gradient is the policy gradient (Williams 1992).
 
     Args:
-        logprobs: `[B, T]` of the actions.
-        advantages: `[B, T]`, or `[B, 1]` for one of each attempt.
+        logprobs: `[B, T]` log-probabilities of the actions.
+        advantages: `[B, T]` advantages, or `[B, 1]` with one for each attempt.
         mask: `[B, T]` bool, true at actions.
     """
     logprobs, advantages = _select(mask, logprobs, advantages)
@@ -39,8 +39,8 @@ def log_ratios(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     """Log-ratios, log(pi / pi_old), of each action, `[B, T]`.
 
     Args:
-        logprobs: `[B, T]` of the actions.
-        old_logprobs: `[B, T]`, under the policy that acted; without gradient.
+        logprobs: `[B, T]` log-probabilities of the actions.
+        old_logprobs: `[B, T]` log-probabilities under the policy that acted; without gradient.
         mask: `[B, T]` bool, true at actions.
     """
     logprobs, old_logprobs = _select(mask, logprobs, old_logprobs)
@@ -53,7 +53,7 @@ def sequence_log_ratios(log_ratios: Tensor, mask: Tensor) -> Tensor:
     The mean over an attempt of their exponentials is its one ratio, (pi(y) / pi_old(y))^(1/|y|), with its gradient.
 
     Args:
-        log_ratios: `[B, T]` of the actions, one attempt in each row.
+        log_ratios: `[B, T]` log-ratios of the actions, one attempt in each row.
         mask: `[B, T]` bool, true at actions.
     """
     (log_ratios,) = _select(mask, log_ratios)
@@ -68,11 +68,11 @@ def importance_weights(log_ratios: Tensor, mask: Tensor, kind: str, floor: float
     outside of them. The weight of a sequence is that of its whole probability, the same at each action.
 
     Args:
-        log_ratios: `[B, T]`, log pi_train - log pi_sampled of the actions, before any update; without gradient.
+        log_ratios: `[B, T]` log pi_train - log pi_sampled of the actions, before any update; without gradient.
         mask: `[B, T]` bool, true at actions.
-        kind: "token_truncate", "token_mask", "sequence_truncate" or "sequence_mask".
-        floor: the least weight.
-        cap: the greatest weight.
+        kind: Kind of correction: "token_truncate", "token_mask", "sequence_truncate" or "sequence_mask".
+        floor: Least weight.
+        cap: Largest weight.
     """
     level, rule = kind.split("_")
     (log_ratios,) = _select(mask, log_ratios)
@@ -96,12 +96,12 @@ def clipped_surrogate(
     negative advantage too: where A < 0 the objective is max(min(...), c A).
 
     Args:
-        log_ratios: `[B, T]`, log rho of the actions.
-        advantages: `[B, T]`, or `[B, 1]` for one of each row.
+        log_ratios: `[B, T]` log rho of the actions.
+        advantages: `[B, T]` advantages, or `[B, 1]` with one for each row.
         mask: `[B, T]` bool, true at actions.
-        clip: eps.
-        clip_high: eps_high; `None` takes eps.
-        dual_clip: c, above 1 + eps_high; `None` leaves the ratio of negative advantages unbounded.
+        clip: Lower clipping range eps.
+        clip_high: Upper clipping range eps_high; `None` uses eps.
+        dual_clip: Bound c, above 1 + eps_high; `None` leaves the ratio of negative advantages unbounded.
     """
     log_ratios, advantages = _select(mask, log_ratios, advantages)
     ratio = log_ratios.exp()
@@ -118,12 +118,12 @@ def clipped_importance(
     """-sg(clip(rho, 1 - eps, 1 + eps_high)) A log pi, `[B, T]`: CISPO (MiniMax 2025), which drops no token's gradient.
 
     Args:
-        logprobs: `[B, T]` of the actions.
-        log_ratios: `[B, T]`, log rho of the actions; no gradient flows through them.
-        advantages: `[B, T]`, or `[B, 1]` for one of each row.
+        logprobs: `[B, T]` log-probabilities of the actions.
+        log_ratios: `[B, T]` log rho of the actions; no gradient flows through them.
+        advantages: `[B, T]` advantages, or `[B, 1]` with one for each row.
         mask: `[B, T]` bool, true at actions.
-        clip: eps; 1 sets no lower bound.
-        clip_high: eps_high.
+        clip: Lower clipping range eps; 1 sets no lower bound.
+        clip_high: Upper clipping range eps_high.
     """
     logprobs, log_ratios, advantages = _select(mask, logprobs, log_ratios.detach(), advantages)
     return -log_ratios.exp().clamp(1 - clip, 1 + clip_high) * advantages * logprobs
@@ -143,8 +143,8 @@ def k3_divergence(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Ten
     """q/p - 1 - log(q/p), `[B, T]`, for actions drawn from p: unbiased for KL(p || q), never negative (Schulman 2020).
 
     Args:
-        logprobs: `[B, T]` of the actions under p.
-        other_logprobs: `[B, T]` under q.
+        logprobs: `[B, T]` log-probabilities of the actions under p.
+        other_logprobs: `[B, T]` log-probabilities of the actions under q.
         mask: `[B, T]` bool, true at actions.
     """
     logprobs, other_logprobs = _select(mask, logprobs, other_logprobs)
@@ -185,10 +185,10 @@ def preference_loss(margins: Tensor, beta: float, kind: str = "sigmoid", label_s
     (h - 1 / (2 beta))^2 (Azar et al. 2024), for log-ratios averaged over tokens.
 
     Args:
-        margins: `[P]`, h = log(pi / pi_ref)(chosen) - log(pi / pi_ref)(rejected).
+        margins: `[P]` h = log(pi / pi_ref)(chosen) - log(pi / pi_ref)(rejected).
         beta: Strength of the divergence from the reference that the optimum trades against preference.
-        kind: "sigmoid" or "ipo".
-        label_smoothing: e, in [0, 0.5); of "sigmoid" alone.
+        kind: Kind of loss: "sigmoid" or "ipo".
+        label_smoothing: Share e of swapped labels, in [0, 0.5), for "sigmoid" only.
     """
     if kind == "ipo":
         return (margins - 1 / (2 * beta)) ** 2
@@ -202,11 +202,11 @@ def value_error(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tenso
     (Schulman et al. 2017's authors' code, as in trlx.)
 
     Args:
-        values: `[B, T]`.
-        old_values: `[B, T]`, when the attempts were sampled; without gradient.
-        returns: `[B, T]`, what the values should have been.
+        values: `[B, T]` values of the critic.
+        old_values: `[B, T]` values when the attempts were sampled; without gradient.
+        returns: `[B, T]` targets of the values.
         mask: `[B, T]` bool, true at actions.
-        clip: how far from the old values; `None` does not clip.
+        clip: Clipping range around the old values; `None` does not clip.
     """
     values, old_values, returns = _select(mask, values, old_values, returns)
     error = (values - returns) ** 2

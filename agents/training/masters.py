@@ -34,10 +34,10 @@ class MasterAdamW(torch.optim.Optimizer):
         betas: Decay rates of the two moments.
         eps: Added to the root of the second moment.
         weight_decay: Decoupled weight decay.
-        rounding: How weights in bfloat16 take steps too small for them: "exact" or "stochastic", see above.
+        rounding: Rounding of weights in bfloat16 after each step: "exact" or "stochastic", see above.
 
     Raises:
-        ValueError: No such rounding, or weights of another precision.
+        ValueError: There is no such rounding, or weights have another precision.
     """
 
     def __init__(

@@ -20,9 +20,10 @@ class Labelled:
     """An attempt with labels to learn from.
 
     Attributes:
-        attempt: the attempt.
-        ends: `[S]`, increasing: the tokens of its completion after which it is judged, the last of all among them.
-        labels: `[S]`, 1 for positive and 0 for negative; the last is the attempt's outcome. NaN is not trained on.
+        attempt: Attempt that is labeled.
+        ends: `[S]` increasing positions of the completion's tokens after which it is judged, the last token among them.
+        labels: `[S]` labels, 1 for positive and 0 for negative; the last is the attempt's outcome. NaN is not trained
+            on.
     """
 
     attempt: Attempt

@@ -15,8 +15,8 @@ class Pair:
     """Two completions of the same prompt.
 
     Attributes:
-        chosen: The right one.
-        rejected: The wrong one.
+        chosen: Attempt that is right.
+        rejected: Attempt that is wrong.
     """
 
     chosen: Example
@@ -29,10 +29,10 @@ def make_pairs(attempts: Iterable[Attempt], key: Callable[[Attempt], str], per_p
     Attempts that their token budget cut off are left out: their answer might have been right.
 
     Args:
-        attempts: In any order.
+        attempts: Attempts in any order.
         key: Two attempts at a problem with the same key are the same, and the first counts.
-        per_problem: The most pairs of a problem.
-        seed: Of the draws.
+        per_problem: Largest number of pairs from one problem.
+        seed: Seed of the draws.
     """
     groups: defaultdict[str, tuple[dict[str, Attempt], dict[str, Attempt]]] = defaultdict(lambda: ({}, {}))
     for attempt in attempts:

@@ -45,7 +45,7 @@ def progress(total: int, description: str, shown: bool = True) -> "tqdm[Any]":
     Args:
         total: Number of updates that make the whole.
         description: Name of the stage.
-        shown: Whether anything is shown at all.
+        shown: Show the progress at all.
     """
     if sys.stderr.isatty():
         return tqdm(total=total, desc=description, disable=not shown, leave=False)

@@ -12,7 +12,7 @@ class Ranks:
     """The processes of a run, numbered from 0; often there is only one.
 
     Args:
-        accelerator: knows how many there are, and which this is.
+        accelerator: Accelerator that knows the number of processes and the rank of this one.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:

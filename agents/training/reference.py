@@ -27,7 +27,7 @@ class Reference:
     model with a copy of the adapter. Without LoRA it is a frozen copy of the model.
 
     Args:
-        model: the policy, which is the reference as it is now.
+        model: Policy whose present state becomes the reference.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -78,11 +78,11 @@ def shuffled(
     Groups keep together but where a part ends: attempts at one problem then share the forward pass of its prompt.
 
     Args:
-        count: how many rows there are.
-        epochs: passes over all of them.
-        minibatches: parts of each pass.
-        seed: seed of the orders.
-        group_size: rows of each group, which stand one behind the other.
+        count: Number of rows.
+        epochs: Number of passes over all rows.
+        minibatches: Number of parts of each pass.
+        seed: Seed of the orders.
+        group_size: Number of rows in each group, which are consecutive.
     """
     starts = np.arange(0, count, group_size)
     return [
@@ -108,9 +108,10 @@ def evaluate_as_trained(
     first divergence from it is exactly 0.
 
     Args:
-        evaluate: values of each completion's tokens, one list for each output.
-        examples: all of them.
-        minibatches: those of one epoch, by the rows of the examples that they train on; rows in none get no values.
+        evaluate: Function that returns values of each completion's tokens, one list for each output.
+        examples: Examples of all minibatches.
+        minibatches: Minibatches of one epoch, by the rows of the examples that they train on; rows in none get no
+            values.
     """
     found: list[TokenValues] = []
     for rows in minibatches:

@@ -17,9 +17,9 @@ class Judged:
     """An attempt and what its steps are worth.
 
     Attributes:
-        attempt: the attempt.
-        ends: `[S]` the last token of each step, see `rewards.base.step_ends`; of an attempt as a whole, its last token.
-        values: `[S]` what each is worth.
+        attempt: Attempt that is judged.
+        ends: `[S]` position of the last token of each step, see `rewards.base.step_ends`, or of the attempt as a whole.
+        values: `[S]` value of each step.
     """
 
     attempt: Attempt
@@ -52,9 +52,9 @@ def labelled(judged: Judged, labels: Labels, ends_step: NDArray[np.bool_]) -> tu
     step and is left out.
 
     Args:
-        judged: an attempt of one step or more.
-        labels: what to label it with.
-        ends_step: `[V]`, which tokens have a newline.
+        judged: Attempt of one step or more.
+        labels: Labels to insert.
+        ends_step: `[V]` bool, true for tokens that contain a newline.
     """
     attempt, chosen = judged.attempt, labels_of(judged.values, labels.edges)
     completion = attempt.completion.astype(np.int64)
@@ -71,12 +71,12 @@ def balanced(is_success: NDArray[np.bool_], positive_ratio: float | None, seed: 
     """Which attempts to keep, in order, so that a share of `positive_ratio` is correct, and as many as there can be.
 
     Args:
-        is_success: `[N]`.
-        positive_ratio: wanted share of correct attempts; `None` keeps all as they were sampled.
-        seed: of the choice.
+        is_success: `[N]` bool, true for correct attempts.
+        positive_ratio: Share of correct attempts to reach; `None` keeps all as sampled.
+        seed: Seed of the choice.
 
     Raises:
-        ValueError: there are none of a kind of which some are wanted.
+        ValueError: Attempts of a kind are wanted, but there are none of it.
     """
     if positive_ratio is None:
         return np.arange(len(is_success))

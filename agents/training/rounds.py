@@ -17,7 +17,7 @@ class Round:
     """A finished round.
 
     Attributes:
-        number: Of the round, from 0, what came before any sampling.
+        number: Number of the round; 0 is what came before any sampling.
         accuracy: Validation maj@1 at its end.
         weights: Trainable weights at its end.
     """

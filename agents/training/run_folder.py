@@ -41,15 +41,16 @@ class RunFolder:
     for as long as this object lives.
 
     Args:
-        path: the folder.
-        config: the run's full configuration, JSON values.
-        resume: see `Resume`. Settings in `FREE` and `LENGTHS` may then differ from those that the run was begun with.
+        path: Folder of the run.
+        config: Full configuration of the run in JSON values.
+        resume: Continue a run, see `Resume`. Settings in `FREE` and `LENGTHS` may then differ from those that the run
+            started with.
 
     Raises:
-        FileExistsError: a run is there already and `resume` is false, or other files are.
+        FileExistsError: The folder holds a run and `resume` is false, or it holds other files.
         FileNotFoundError: `resume` is true and no run is there.
-        BlockingIOError: another process writes to the folder.
-        ValueError: the run to continue has another configuration; names what differs.
+        BlockingIOError: Another process writes to the folder.
+        ValueError: The run to continue has another configuration; the message names the differences.
     """
 
     def __init__(self, path: str | Path, config: Mapping[str, Any], resume: Resume = False) -> None:
@@ -123,7 +124,7 @@ def lock(path: Path) -> object:
     """Keeps other processes from writing to a folder for as long as the returned object lives.
 
     Raises:
-        BlockingIOError: another process does; the message names it.
+        BlockingIOError: Another process has locked the folder; the message names it.
     """
     key = str(path.resolve())
     if (held := _LOCKS.get(key)) is not None:
@@ -179,15 +180,15 @@ class RunSummary(NamedTuple):
     """A run in a line.
 
     Attributes:
-        path: Its folder.
-        agent: The agent's name.
-        environment: The environment's id.
+        path: Folder of the run.
+        agent: Name of the agent.
+        environment: Id of the environment.
         attempts: Attempts at the last log line.
         best: Best validation maj@1.
-        state: "running" (a process writes to it), "finished", "failed" (it has attempts whose loss was
-            not finite), "interrupted", or "not begun".
-        versions: Of tokengym and torch.
-        written: When its metrics were last written.
+        state: State of the run: "running" (a process writes to it), "finished", "failed" (it has attempts whose loss
+            was not finite), "interrupted", or "not begun".
+        versions: Versions of tokengym and torch.
+        written: Time when its metrics were last written.
     """
 
     path: str

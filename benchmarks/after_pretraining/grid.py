@@ -174,7 +174,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         start (`before`), and its cost; `runs`, likewise with what the model does `after`.
 
     Raises:
-        ValueError: the folder holds runs with other settings than these, those of the grid aside.
+        ValueError: The folder holds runs with settings other than these, apart from those of the grid.
     """
     from .plots import plot
 

@@ -23,13 +23,13 @@ def attempt_records(
     """Records of attempts, by the steps of `rewards.base.step_ends`; a line that was cut off is shown without a score.
 
     Args:
-        system: whose attempts they are.
-        attempts: finished attempts.
-        tokenizer: theirs.
+        system: Name of the system whose attempts they are.
+        attempts: Attempts that have ended.
+        tokenizer: Tokenizer of the attempts.
         scores: `[S]` p(correct) after each of the S steps of each attempt.
 
     Raises:
-        ValueError: an attempt has another number of scores than of steps.
+        ValueError: An attempt has another number of scores than of steps.
     """
     ends = step_ends([a.completion for a in attempts], [a.terminated for a in attempts], tokenizer)
     records: list[AttemptRecord] = []

@@ -27,11 +27,11 @@ class Cell:
     """One metric of one system.
 
     Attributes:
-        values: by seed.
-        mean: of the values.
-        low: of the mean's interval; `None` where there is none, as after a single seed.
-        high: likewise.
-        missing: seeds without a value, each with the reason.
+        values: Values by seed.
+        mean: Mean of the values.
+        low: Lower end of the mean's interval; `None` if there is none, as after a single seed.
+        high: Upper end of the mean's interval; `None` if there is none.
+        missing: Seeds without a value, each with the reason.
     """
 
     values: Mapping[int, float]
@@ -69,12 +69,12 @@ def cell_over_seeds(
     seed gives no interval.
 
     Args:
-        values: by seed.
-        missing: seeds without a value, each with the reason; without any value at all the first is the cell's.
-        bounds: of what the metric can be; the interval ends there at the latest. Shares, unless given.
+        values: Values by seed.
+        missing: Seeds without a value, each with the reason; without any value the first reason is the cell's.
+        bounds: Bounds of the metric, at which the interval ends at the latest; by default those of a share.
 
     Raises:
-        ValueError: there is neither a value nor a reason, or a value is not finite or out of bounds.
+        ValueError: There is neither a value nor a reason, or a value is not finite or out of bounds.
     """
     missing = dict(missing or {})
     if not values:
@@ -109,8 +109,8 @@ class Row:
     """One system in a table.
 
     Attributes:
-        name: of the system.
-        cells: one for each of the table's metrics.
+        name: Name of the system.
+        cells: Cells, one for each of the table's metrics.
         paper: Published row that it stands beside, "table_1/ei" for the row "ei" of the result table's published table
             "table_1"; `None` where there is none.
     """
@@ -125,11 +125,11 @@ class ResultTable:
     """Systems by metrics.
 
     Attributes:
-        title: of the table.
-        caption: what was measured on what.
-        rows: the systems.
-        metrics: the columns, such as "maj@8".
-        interval: what a cell's interval is.
+        title: Title of the table.
+        caption: Text that tells what was measured on what.
+        rows: Rows, one for each system.
+        metrics: Names of the columns, such as "maj@8".
+        interval: Kind of interval in the cells.
         published: Tables of papers that rows stand beside, by the name that the rows use.
     """
 
@@ -153,7 +153,7 @@ class ResultTable:
         """The published table and row that a row stands beside, if it does.
 
         Raises:
-            UnknownNameError: It refers to a table or a row that is not there.
+            UnknownNameError: There is no such table or row.
         """
         if row.paper is None:
             return None
@@ -168,10 +168,10 @@ class Figure:
     """A plot.
 
     Attributes:
-        name: of its file: small letters, digits, - and _.
-        title: of the figure.
-        caption: what it shows; also read out where the picture can't be seen.
-        svg: the picture.
+        name: Name of its file: small letters, digits, - and _.
+        title: Title of the figure.
+        caption: Text that tells what it shows; screen readers read it out.
+        svg: Picture as SVG.
     """
 
     name: str
@@ -189,10 +189,10 @@ class Finding:
     """A claim of the paper, and what became of it here.
 
     Attributes:
-        text: the claim.
-        verdict: what the evidence says.
-        evidence: the figures that say so.
-        certainty: how sure that is, in words.
+        text: Claim that is checked.
+        verdict: Verdict of the evidence.
+        evidence: Numbers that the verdict rests on.
+        certainty: Certainty of the verdict, in words.
     """
 
     text: str
@@ -218,11 +218,11 @@ class RunRecord:
     """One configuration that was run.
 
     Attributes:
-        name: of the configuration.
-        seeds: it was run with.
-        settings: all of them, JSON values.
-        cost: of all its seeds.
-        versions: of packages, where they are not the report's.
+        name: Name of the configuration.
+        seeds: Seeds that it was run with.
+        settings: All of its settings, as JSON values.
+        cost: Cost of all its seeds.
+        versions: Versions of packages, if they are not the report's.
     """
 
     name: str
@@ -252,13 +252,13 @@ class AttemptRecord:
     """One attempt at one problem, to be looked at.
 
     Attributes:
-        system: whose attempt it is.
-        problem_id: of the problem.
-        question: its text.
-        reference: its right answer.
-        verdict: how the attempt was graded, in one word: "correct", "wrong", ...
-        answer: the attempt's final answer, if it gave one.
-        steps: its lines.
+        system: Name of the system whose attempt it is.
+        problem_id: Id of the problem.
+        question: Text of the question.
+        reference: Right answer to the problem.
+        verdict: Verdict of the grader in one word: "correct", "wrong", ...
+        answer: Final answer of the attempt, if it gave one.
+        steps: Lines of the attempt.
     """
 
     system: str
@@ -275,14 +275,14 @@ class Report:
     """Everything that a benchmark has to say.
 
     Attributes:
-        title: of the report.
-        command: that makes it again.
-        scale: in words: models, problems, samples.
-        versions: of packages.
-        device: what it ran on.
-        started: when, as ISO 8601.
-        seconds: wall time of it all.
-        tables, figures, findings, runs, attempts: the contents.
+        title: Title of the report.
+        command: Command that makes it again.
+        scale: Scale in words: models, problems, samples.
+        versions: Versions of packages.
+        device: Device that it ran on.
+        started: Time of the start, as ISO 8601.
+        seconds: Wall time in seconds of all of it.
+        tables, figures, findings, runs, attempts: Contents of the report.
     """
 
     title: str
@@ -317,7 +317,7 @@ class Report:
         """A report from JSON text.
 
         Raises:
-            ValueError: it is not one; names the place.
+            ValueError: The text is not a report; the message names the place.
         """
         return decode(cls, json.loads(text), "report")
 
@@ -326,7 +326,7 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     """A value of `kind`, a dataclass or what its fields may be, from JSON values.
 
     Raises:
-        ValueError: it is not one; names the place, which begins with `where`.
+        ValueError: The value does not fit the type; the message names the place, which begins with `where`.
     """
     if is_dataclass(kind) and isinstance(kind, type):
         return _decode_dataclass(kind, value, where)

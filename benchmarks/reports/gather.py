@@ -81,7 +81,7 @@ def gather(
         source: A file `attempts-<rank>.jsonl`, a run's folder, of which the collections that were written last come
             first, or a model, which then makes one attempt at each of its environment's first problems. A run that
             recorded no attempts stands for its trained model.
-        wanted: Which attempts.
+        wanted: Selection of attempts.
         make_spec: Returns the environment, given the one the run or the model was trained on, or `None`.
         outcome_model: Folder of an outcome model that scores every step.
         temperature: Sampling temperature of a model; 0 is greedy.

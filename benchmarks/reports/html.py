@@ -27,12 +27,12 @@ def write_report(report: Report, folder: str | Path) -> None:
     """Writes `report.html`, `report.md` and `figures/*.svg`, in place of an earlier report's.
 
     Args:
-        report: what to say.
-        folder: where; made if it is not there.
+        report: Report to write.
+        folder: Folder to write to; it is made if it does not exist.
 
     Raises:
-        ValueError: a figure is not SVG.
-        OSError: the folder can't be written to.
+        ValueError: A figure is not SVG.
+        OSError: The folder can't be written to.
     """
     folder = Path(folder)
     figures = folder / "figures"
@@ -68,8 +68,8 @@ def attempts_page(title: str, facts: Mapping[str, str], attempts: Sequence[Attem
 
     Args:
         title: Heading of the page.
-        facts: What the summary says, by name.
-        attempts: The attempts to browse.
+        facts: Values of the summary by name.
+        attempts: Attempts to browse.
     """
     return _filled(
         re.sub(r"<!--report-->.*?<!--/report-->", "", _template(), flags=re.DOTALL).replace("#results", "#attempts"),

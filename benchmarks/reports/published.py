@@ -32,7 +32,7 @@ class PaperTable:
         source: Name of the paper.
         models: Family of models whose sizes the rows' values are listed by, unless a row's notes say otherwise.
         sizes: Sizes of that family; a row with values of other sizes names them at each value.
-        data: What was evaluated on.
+        data: Name of the data that was evaluated on.
         metrics: Names of the columns.
         rows: Rows by a short name.
         notes: Remarks that hold for all of it.

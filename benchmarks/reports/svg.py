@@ -32,7 +32,7 @@ def clean_svg(svg: str, prefix: str) -> str:
     """The drawing alone: no scripts, styles, handlers or references to elsewhere, and `prefix` before every id.
 
     Raises:
-        ValueError: the text is not SVG.
+        ValueError: The text is not SVG.
     """
     try:
         root = ElementTree.fromstring(svg)  # noqa: S314 (nothing external is resolved, and expat bounds expansion)

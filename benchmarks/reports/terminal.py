@@ -52,7 +52,7 @@ def picture(attempts: Sequence[AttemptRecord], title: str, width: int = 100) -> 
     """The attempts as they look in a terminal, as SVG that loads nothing and reads well on light and dark pages.
 
     Args:
-        attempts: What to show.
+        attempts: Attempts to show.
         title: Title of the terminal's window.
         width: Columns of the terminal.
     """

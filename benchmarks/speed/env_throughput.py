@@ -27,9 +27,9 @@ def run(num_envs: int = 64, length: int = 512, rounds: int = 3) -> dict[str, flo
     """Measures all three, in one process and one thread, in CPU seconds.
 
     Args:
-        num_envs: number of slots.
-        length: length of an observation: 128 tokens for the prompt, the others for a completion that uses all of them.
-        rounds: how often each is measured, in turns; the best of them counts.
+        num_envs: Number of slots.
+        length: Length of an observation: 128 tokens for the prompt, the others for a completion that uses all of them.
+        rounds: Number of times that each is measured, in turns; the best of them counts.
 
     Returns:
         Tokens per CPU second of "sync", "step" and "step_tokens", and "step_ratio" and "step_tokens_ratio" over "sync".

@@ -38,8 +38,8 @@ def run(problems: int = 48, rounds: int = 3) -> dict[str, Any]:
     """Measures all ways in turns, in CPU seconds, the worker's own included.
 
     Args:
-        problems: number of gold answers, each with eight attempts.
-        rounds: how often each way is measured, with caches as at the start; the best of them counts.
+        problems: Number of gold answers, each with eight attempts.
+        rounds: Number of times that each way is measured, with caches as at the start; the best of them counts.
 
     Returns:
         Grades per CPU second: "grammar" of numbers, "latex", "worker" and "in_process" of the same answers in LaTeX;

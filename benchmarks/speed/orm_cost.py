@@ -30,9 +30,9 @@ class Side:
     """One rollout.
 
     Attributes:
-        attempts: number of them.
-        tokens: sampled, end-of-sequence included.
-        scores: tokens that were paid.
+        attempts: Number of attempts.
+        tokens: Sampled tokens, end-of-sequence included.
+        scores: Number of tokens that were paid.
         seconds: CPU seconds of the process.
     """
 
@@ -56,14 +56,14 @@ def run(
     """Measures the three rewards.
 
     Args:
-        env_id: an environment.
-        slots: of the environment.
-        attempts: of one rollout.
-        attempts_per_problem: attempts that share a prompt, K.
-        max_new_tokens: where attempts are cut off.
-        repeats: rollouts with each reward, in turns; every turn samples other attempts.
-        threads: of torch.
-        seed: of problems, samples and the outcome model's head.
+        env_id: Id of the environment.
+        slots: Number of slots of the environment.
+        attempts: Number of attempts in one rollout.
+        attempts_per_problem: Attempts that share a prompt, K.
+        max_new_tokens: Length limit of attempts in tokens.
+        repeats: Rollouts with each reward, in turns; every turn samples other attempts.
+        threads: Number of torch's threads.
+        seed: Seed of problems, samples and the outcome model's head.
 
     Returns:
         JSON values: `settings`; `runs` of each reward; `seconds`, their medians; and `ratios`, for each pair of rewards

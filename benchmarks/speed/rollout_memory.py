@@ -37,12 +37,12 @@ def run(
     """Collects attempts in a process of its own, which holds them all, and watches its resident memory.
 
     Args:
-        attempts: how many.
-        new_tokens: tokens of each: end-of-sequence is never sampled.
-        rows: slots of the environment.
-        attempts_per_problem: attempts that share a prompt, K.
-        prompt_tokens: length of every prompt.
-        seed: of weights, problems and samples.
+        attempts: Number of attempts.
+        new_tokens: Tokens of each attempt; end-of-sequence is never sampled.
+        rows: Number of slots of the environment.
+        attempts_per_problem: Attempts that share a prompt, K.
+        prompt_tokens: Length of every prompt.
+        seed: Seed of weights, problems and samples.
 
     Returns:
         JSON values: `settings`, `attempts` and `tokens` held at the end, `base` (MB resident when the first attempts
@@ -50,7 +50,7 @@ def run(
         any environment step that ended an attempt), and `bytes_per_attempt`.
 
     Raises:
-        FileNotFoundError: the system has no /proc: only Linux tells what is resident now.
+        FileNotFoundError: The system has no /proc: only Linux reports resident memory this way.
     """
     settings = dict(locals())
     # A fresh interpreter: what this process freed before would hide growth.

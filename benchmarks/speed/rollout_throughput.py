@@ -35,10 +35,10 @@ class Side:
     """What one engine did in one run.
 
     Attributes:
-        completions: number of them.
-        tokens: sampled tokens of all completions, end-of-sequence included, padding not.
+        completions: Number of completions.
+        tokens: Sampled tokens of all completions, end-of-sequence included, padding not.
         seconds: CPU seconds of the process.
-        outside: share of `seconds` spent outside the model's forward pass.
+        outside: Share of `seconds` spent outside the model's forward pass.
     """
 
     completions: int
@@ -71,17 +71,17 @@ def run(
     `generate` runs batches of `rows` until every row of the batch has ended; the engine refills its slots.
 
     Args:
-        rows: batch size of `generate`, and slots of the engine.
-        completions: how many each side makes per run with geometric lengths; a multiple of `rows`.
-        attempts_per_problem: completions that share a prompt, K.
-        prompt_tokens: length of every prompt.
-        mean_new_tokens: the geometric distribution's mean, end-of-sequence included.
-        max_new_tokens: where attempts are cut off.
-        fixed_completions: how many each side makes per run with fixed lengths; a multiple of `rows`.
-        fixed_new_tokens: that length.
-        repeats: runs of each side, in turns.
-        threads: of torch.
-        seed: of weights, prompts and samples.
+        rows: Batch size of `generate`, and slots of the engine.
+        completions: Number of completions that each side makes per run with geometric lengths; a multiple of `rows`.
+        attempts_per_problem: Completions that share a prompt, K.
+        prompt_tokens: Length of every prompt.
+        mean_new_tokens: Mean of the geometric distribution, end-of-sequence included.
+        max_new_tokens: Length limit of attempts in tokens.
+        fixed_completions: Number of completions that each side makes per run with fixed lengths; a multiple of `rows`.
+        fixed_new_tokens: Fixed length in tokens.
+        repeats: Number of runs of each side, in turns.
+        threads: Number of torch's threads.
+        seed: Seed of weights, prompts and samples.
 
     Returns:
         JSON values: `settings`, and for `geometric` and `fixed` each side's runs, the medians of `generate` and
@@ -89,8 +89,8 @@ def run(
         forward pass.
 
     Raises:
-        ValueError: `completions` or `fixed_completions` is no multiple of `rows`, which would leave `generate` with a
-            batch that is partly empty.
+        ValueError: `completions` or `fixed_completions` is not a multiple of `rows`, which would leave `generate` with
+            a batch that is partly empty.
     """
     settings = dict(locals())
     for name in ("completions", "fixed_completions"):

@@ -31,9 +31,9 @@ def demo(folder: Path | None, seed: int, say: Callable[[Any], None]) -> str:
     """Trains, evaluates, plots and shows the table; returns where everything is, in lines to copy.
 
     Args:
-        folder: of the run; `None` for a new one under `runs`.
-        seed: of everything random.
-        say: shows a line of progress, or the table.
+        folder: Folder of the run; `None` makes a new one under `runs`.
+        seed: Seed of problems, attempts and the order of training.
+        say: Function that shows a line of progress, or the table.
     """
     need("plots", "the plot of the demo")
     started = time.perf_counter()

@@ -34,7 +34,7 @@ class Comparison:
     Attributes:
         prompt_tokens: Length of the prompt.
         new_tokens: Length of the completions.
-        same_tokens: How many of their tokens are the same, counted up to the first that is not.
+        same_tokens: Number of tokens that are the same, up to the first that differs.
         gap: Difference of the log-probabilities, by one pass, of the two tokens where completions part; 0 if they do
             not. One of about 1e-6 is a tie.
     """

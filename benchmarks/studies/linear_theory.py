@@ -51,8 +51,8 @@ class Responses:
 
     Attributes:
         x: `[S, N, d]` signs.
-        y: `[S, N, d]` signs; only the first counts where the response is short.
-        long: `[S, N]` whether the response goes on after its first sign, to the end.
+        y: `[S, N, d]` signs; only the first counts if the response is short.
+        long: `[S, N]` bool, true if the response continues after its first sign, to the end.
     """
 
     x: FloatArray
@@ -110,9 +110,9 @@ def train(draw: Callable[[int], Responses], steps: int, regularization: float) -
     over samples are all that is carried along.
 
     Args:
-        draw: a number of fresh samples.
-        steps: samples in all.
-        regularization: lambda.
+        draw: Function that draws a number of fresh samples.
+        steps: Number of samples in total.
+        regularization: Weight lambda of the regularization.
     """
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, steps + 1))])
     total: Any = 0.0
@@ -158,8 +158,8 @@ class CorrectSamples:
     """Draws what STaR trains on: the models' own samples that are correct.
 
     Args:
-        weights: of the models, as from `train`.
-        rng: of inputs and responses.
+        weights: Weights of the models, as from `train`.
+        rng: Generator of inputs and responses.
     """
 
     def __init__(self, weights: FloatArray, rng: np.random.Generator) -> None:
@@ -170,7 +170,7 @@ class CorrectSamples:
         """So many of each model.
 
         Raises:
-            ValueError: fewer than one sample in a hundred is correct.
+            ValueError: Fewer than one sample in a hundred is correct.
         """
         while not self._left or min(left.x.shape[0] for left in self._left) < count:
             d = self.weights.shape[1] - 1
@@ -228,14 +228,15 @@ def run(
     """Next-token prediction at `p` (`seeds` times) and over `sweep`, then STaR rounds from the former.
 
     Args:
-        d: number of signs, at least 3.
-        p: share of long responses in pretraining.
-        rounds: of STaR.
-        seeds: models that go through the rounds.
-        sweep: further shares to pretrain at, for the threshold at 1/3.
-        steps: of SGD, in pretraining and in each round.
-        regularization: lambda; too large holds STaR back, and too small needs more steps.
-        seed: of everything random.
+        d: Number of signs, at least 3.
+        p: Share of long responses in pretraining.
+        rounds: Number of rounds of STaR.
+        seeds: Number of models that go through the rounds.
+        sweep: Further shares to pretrain at, for the threshold at 1/3.
+        steps: Number of SGD steps, in pretraining and in each round.
+        regularization: Weight lambda of the regularization; a large one slows STaR down, and a small one needs more
+            steps.
+        seed: Seed of data and models.
     """
     if d < 3:
         raise ValueError(f"d must be at least 3, got {d}")

@@ -54,9 +54,9 @@ class Cell:
     """What came of one check.
 
     Attributes:
-        verdict: see `Verdict`.
+        verdict: Verdict of the check, see `Verdict`.
         error: Largest difference from the reference; absent if it was not measured.
-        why: The line by which the model was refused, or what went wrong.
+        why: Message of the refusal, or the fault.
     """
 
     verdict: Verdict
@@ -68,7 +68,7 @@ def check(config: PreTrainedConfig) -> dict[str, Cell]:
     """Every check of a tiny random model, by the names in `CHECKS`.
 
     Raises:
-        Exception: transformers cannot make, save or load such a model.
+        Exception: The type cannot be made, saved or loaded by transformers.
     """
     tokenizer = char_tokenizer((string.ascii_letters + string.digits)[: VOCABULARY - 2])
     with tempfile.TemporaryDirectory() as name:

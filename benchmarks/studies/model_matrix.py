@@ -59,7 +59,7 @@ class Row:
     """What came of one type.
 
     Attributes:
-        cells: By the names in `CHECKS`; empty if no tiny model could be made.
+        cells: Cells by the names in `CHECKS`; empty if no tiny model could be made.
         why: Why none could be made.
     """
 

@@ -204,12 +204,12 @@ def tiny_config(kind: str, vocab_size: int, **own: Any) -> PreTrainedConfig:
     """A small configuration of a type.
 
     Args:
-        kind: one of `TYPES`.
-        vocab_size: number of tokens.
-        own: settings of the type's text model.
+        kind: Name in `TYPES`.
+        vocab_size: Number of tokens.
+        own: Settings of the type's text model.
 
     Raises:
-        Exception: whatever transformers raises for sizes that do not fit together in a type not known here.
+        Exception: Sizes do not fit together in a type not known here, which transformers refuses.
     """
     cls: Any = CONFIG_MAPPING[kind]
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
@@ -244,7 +244,7 @@ def tiny_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     """A model whose random weights are large enough for every part of it to show in its outputs, in evaluation mode.
 
     Raises:
-        ValueError: it would have millions of weights.
+        ValueError: The model would have millions of weights.
     """
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
@@ -265,8 +265,8 @@ def configurations(vocab_size: int, kinds: Sequence[str] = ()) -> Iterator[tuple
     """All types and variants by name, each with its configuration, or with why none can be made small.
 
     Args:
-        vocab_size: number of tokens.
-        kinds: some of the names; by default all.
+        vocab_size: Number of tokens.
+        kinds: Names of some types; by default all.
     """
     named = {kind: (kind, {}) for kind in TYPES} | VARIANTS
     for name in kinds or sorted(named):

@@ -49,14 +49,14 @@ class Situation:
     lines of the solution {e} is the equation and {t} the unit that agrees with its result.
 
     Attributes:
-        before: topics of the story that it can follow ("" for an opening).
-        after: topic that it leaves the story with; "=" keeps the topic, "." ends the story with a question.
-        operations: how each line of the solution changes the running value v: "+" v+x, "-" v-x, "*" v*x, "/" v/x,
-            "d" v*2, "h" v/2, "~" x-v. "m" is a line for x*y by itself, which the next operation adds or takes away.
-            An opening draws v as well: its x is that v, and its y the other number.
-        text: sentences of the question.
-        lines: sentences of the solution, one per operation.
-        shift: the story goes on about {O}.
+        before: Topics of the story that it can follow ("" for an opening).
+        after: Topic that it leaves the story with; "=" keeps the topic, "." ends the story with a question.
+        operations: Change of the running value v by each line of the solution: "+" v+x, "-" v-x, "*" v*x, "/" v/x, "d"
+            v*2, "h" v/2, "~" x-v. "m" is a line for x*y by itself, which the next operation adds or takes away. An
+            opening draws v as well: its x is that v, and its y the other number.
+        text: Sentences of the question.
+        lines: Sentences of the solution, one per operation.
+        shift: True if the story continues about {O}.
     """
 
     before: str
@@ -329,19 +329,19 @@ class Arithmetic(ProceduralSource):
     Within a split, problems repeat when the arguments leave room for few.
 
     Args:
-        split: "train", "validation" or "test".
-        seed: chooses among endless streams of problems, in [0, 2**63).
-        steps: number of solution lines of a word problem, of operations in a chain; or (lowest, highest), both
+        split: Split of the problems: "train", "validation" or "test".
+        seed: Seed in [0, 2**63), which chooses among endless streams of problems.
+        steps: Number of solution lines of a word problem, of operations in a chain; or (lowest, highest), both
             included, from 1 to 32.
-        max_value: the largest number that occurs, up to 10**6.
-        operations: those to use, any of "+-*/".
-        style: "word" or "equation".
-        answer_format: where attempts at word problems show their answers, and the end of each solution, too: "marker"
-            by default, which is "#### 18"; or "boxed", "tag", "last_number", ...
+        max_value: Largest number that occurs, up to 10**6.
+        operations: Operations to use, any of "+-*/".
+        style: Style of the problems: "word" or "equation".
+        answer_format: Format of the answers of attempts at word problems, and of the end of each solution: "marker" by
+            default, which is "#### 18"; or "boxed", "tag", "last_number", ...
 
     Raises:
-        UnknownNameError: no such split, style or format.
-        ValueError: an argument is out of range, or the arguments leave no problem for this split.
+        UnknownNameError: There is no such split, style or format.
+        ValueError: An argument is out of range, or the arguments leave no problem for this split.
     """
 
     name = "arithmetic"

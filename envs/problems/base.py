@@ -28,12 +28,12 @@ class Problem:
     """A question with its gold answer.
 
     Attributes:
-        id: name that the problem's source finds it by, stable between runs and machines.
-        question: the question as text, without any prompt around it.
-        answer: the gold answer alone ("72").
-        solution: full worked solution that ends with its answer as the source's format shows it ("#### 72" on its last
+        id: Name that the problem's source finds it by, stable between runs and machines.
+        question: Text of the question, without any prompt around it.
+        answer: Gold answer alone ("72").
+        solution: Full worked solution that ends with its answer as the source's format shows it ("#### 72" on its last
             line, or a box as in MATH); `None` where the data has none.
-        messages: the conversation that asks the question, where the data has one: chat prompts are these turns.
+        messages: Conversation that asks the question, if the data has one: chat prompts are these turns.
     """
 
     id: str
@@ -86,7 +86,7 @@ class ProblemSource(ABC):
         """The same source for another split.
 
         Raises:
-            ValueError: this source was made by hand and has no other split.
+            ValueError: This source was made by hand and has no other split.
         """
         if split == self.split:
             return self
@@ -144,7 +144,7 @@ class FiniteSource(ProblemSource):
         """A problem as a row of data has it, its solution ended in the source's answer format.
 
         Raises:
-            ValueError: the answer is none in that format; the message begins with `place` and says why.
+            ValueError: The answer does not fit the format; the message begins with `place` and gives the reason.
         """
         try:
             self.answer_format.check(answer)
@@ -173,15 +173,15 @@ class PublishedSource(FiniteSource):
     """Base of published data sets, which are on the hub and may be at hand as local files.
 
     Args:
-        split: "train", "validation" or "test".
-        data: folder or file with the data, read on construction without any network; by default the hub is asked when
-            the first problem is.
-        answer_format: where attempts show their answers: a name of `ANSWER_FORMATS`, a mapping with "name" and the
-            format's arguments, or an `AnswerFormat`; `None` for the format of the data set's own solutions.
+        split: Split of the problems: "train", "validation" or "test".
+        data: Folder or file with the data, read on construction without any network; by default it is read from the hub
+            when the first problem is asked for.
+        answer_format: Format of the answers of attempts: a name in `ANSWER_FORMATS`, a mapping with "name" and the
+            format's arguments, or an `AnswerFormat`; `None` uses the format of the data set's own solutions.
 
     Raises:
-        UnknownNameError: no such split or format.
-        ValueError: a gold answer is none in this format (local files), or the format takes no such arguments.
+        UnknownNameError: There is no such split or format.
+        ValueError: A gold answer is none in this format (local files), or the format takes no such arguments.
     """
 
     def __init__(
@@ -208,13 +208,13 @@ class ProblemList(FiniteSource):
     """A source over problems at hand.
 
     Args:
-        problems: the problems, each id once; or those of several splits, by the splits' names.
-        split: which split they are, or which of them.
-        answer_format: where attempts show their answers, as for the other sources.
+        problems: Problems with unique ids, or those of several splits by the splits' names.
+        split: Split that the problems are, or the one of them to use.
+        answer_format: Format of the answers of attempts, as in other sources.
 
     Raises:
-        UnknownNameError: no such split or format.
-        ValueError: there are no problems for `split`.
+        UnknownNameError: There is no such split or format.
+        ValueError: There are no problems for `split`.
     """
 
     def __init__(
@@ -237,7 +237,7 @@ class ProblemList(FiniteSource):
         """The problems of another split.
 
         Raises:
-            ValueError: there are none.
+            ValueError: The source was made by hand and has no other split.
         """
         if check_split(split) not in self._splits:
             raise ValueError(
@@ -273,8 +273,8 @@ def make_problems(source: str | ProblemSource, **arguments: Any) -> ProblemSourc
     """The problem source registered under a name, constructed with `arguments`; a source is handed through as it is.
 
     Raises:
-        UnknownNameError: nothing is registered under that name.
-        ValueError: arguments came with a source that is already made.
+        UnknownNameError: Nothing is registered under that name.
+        ValueError: Arguments came with a source that is already made.
     """
     if isinstance(source, str):
         return PROBLEMS.get(source)(**arguments)

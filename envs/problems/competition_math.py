@@ -41,19 +41,19 @@ class MATH(PublishedSource):
     tokenizer at about 1.5 a token, and problems with drawings have thousands. Give models with more positions more.
 
     Args:
-        split: "train", "validation" or "test".
-        data: folder with the published folders train and test (`train/algebra/1.json`), or with files of these names
+        split: Split of the problems: "train", "validation" or "test".
+        data: Folder with the published folders train and test (`train/algebra/1.json`), or with files of these names
             (.jsonl, .json, .csv or .parquet), or one such file, with fields `problem` and `solution`; others are not
             read. Read on construction, without any network. By default `EleutherAI/hendrycks_math` on the hub, when the
             first problem is asked for.
-        answer_format: where attempts show their answers; "boxed" by default.
+        answer_format: Format of the answers of attempts; "boxed" by default.
 
     Raises:
-        UnknownNameError: no such split or format.
+        UnknownNameError: There is no such split or format.
         FileNotFoundError: `data` or its file for this split does not exist.
-        ValueError: a row is malformed or its solution has no boxed answer, which the message names, or the file is that
+        ValueError: A row is malformed or its solution has no boxed answer, which the message names, or the file is that
             of another split.
-        OSError: the hub has to be asked and cannot be reached (at first use).
+        OSError: The data must be downloaded and the hub cannot be reached (at first use).
     """
 
     answer_format: AnswerFormat = Boxed()

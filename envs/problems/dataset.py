@@ -61,34 +61,34 @@ class Dataset(FiniteSource):
     "owner/name-train-17".
 
     Args:
-        data: a .jsonl, .json (list of objects, or an object a line), .csv (with header) or .parquet file, or a folder
-            of them, read on construction and without any network; or "owner/name" on the hub, read when the first
-            problem is asked for.
-        question: column of the questions, or a list of columns.
-        answer: column of the answers, or of solutions that end with "#### answer" or a box.
-        solution: column of the solutions, if they are apart; an answer's line is added where it is missing. Empty
+        data: Data file, .jsonl, .json (list of objects, or one object per line), .csv (with header) or .parquet, or a
+            folder of them, read on construction and without any network; or "owner/name" on the hub, read when the
+            first problem is asked for.
+        question: Column of the questions, or a list of columns.
+        answer: Column of the answers, or of solutions that end with "#### answer" or a box.
+        solution: Column of the solutions, if they are apart; an answer's line is added where it is missing. Empty
             values are problems without a solution.
-        split: "train", "validation" or "test".
-        validation: fraction of the train rows to hold out for a validation split that the data does not have.
-        test: likewise for a test split.
-        config: configuration (subset) of a data set on the hub.
-        split_files: file of each split, in the folder `data` if there is one, or name of the hub's split:
-            `{"test": "math500.jsonl"}`. Other files or splits are not read.
-        on_bad_row: whether a row that is malformed, or whose answer cannot be read, is an error or is left out; those
-            left out are in `bad_rows`, and a warning counts them.
-        answer_format: where attempts show their answers: "marker" for "#### 72" and golds that are numbers, "boxed" for
+        split: Split of the problems: "train", "validation" or "test".
+        validation: Share of the train rows to hold out for a validation split that the data does not have.
+        test: Share of the train rows to hold out for a test split that the data does not have.
+        config: Configuration (subset) of a data set on the hub.
+        split_files: File of each split, in the folder `data` if there is one, or name of the hub's split: `{"test":
+            "math500.jsonl"}`. Other files or splits are not read.
+        on_bad_row: Treatment of rows that are malformed, or whose answer cannot be read: "error" raises, and "skip"
+            leaves them out, keeps them in `bad_rows` and counts them in a warning.
+        answer_format: Format of the answers of attempts: "marker" for "#### 72" and golds that are numbers, "boxed" for
             LaTeX, "choice" for the letters of options, "tag", "last_number", a mapping with "name" and the format's
             arguments, or an `AnswerFormat`.
 
     Attributes:
-        bad_rows: what was wrong with each row that was left out, once the problems have been read.
+        bad_rows: Faults of the rows that were left out, once the problems have been read.
 
     Raises:
-        UnknownNameError: no such split or format.
+        UnknownNameError: There is no such split or format.
         FileNotFoundError: `data` or a file of `split_files` does not exist.
-        ValueError: no data is given, a row is malformed, which the message names, a column does not exist, or the split
+        ValueError: No data is given, a row is malformed (the message names it), a column does not exist, or the split
             has no rows.
-        OSError: the hub has to be asked and cannot be reached (at first use).
+        OSError: The data must be downloaded and the hub cannot be reached (at first use).
     """
 
     def __init__(

@@ -18,7 +18,7 @@ def evaluate(expression: str) -> tuple[Fraction, list[Step]]:
     A percentage is its hundredth. A leading sign is allowed before a number or a parenthesis.
 
     Raises:
-        ValueError: the text is not such an expression, is longer than 256 characters, or divides by zero.
+        ValueError: The text is not such an expression, is longer than 256 characters, or divides by zero.
     """
     return _Parser(expression).parse()
 

@@ -19,17 +19,17 @@ class GSM8K(PublishedSource):
     from 0: "gsm8k-train-7000" is the first validation problem.
 
     Args:
-        split: "train", "validation" or "test".
-        data: folder with the original `train.jsonl` and `test.jsonl`, or one of the two files; read on construction,
+        split: Split of the problems: "train", "validation" or "test".
+        data: Folder with the original `train.jsonl` and `test.jsonl`, or one of the two files; read on construction,
             without any network. By default `openai/gsm8k` on the hub, when the first problem is asked for.
-        answer_format: where attempts show their answers, and the end of each solution, too: "marker" by default, which
-            is "#### 72"; or "boxed", "tag", "last_number", ...
+        answer_format: Format of the answers of attempts, and of the end of each solution: "marker" by default, which is
+            "#### 72"; or "boxed", "tag", "last_number", ...
 
     Raises:
-        UnknownNameError: no such split or format.
+        UnknownNameError: There is no such split or format.
         FileNotFoundError: `data` or its file for this split does not exist.
-        ValueError: a row is malformed, which the message names, or the file is that of another split.
-        OSError: the hub has to be asked and cannot be reached (at first use).
+        ValueError: A row is malformed, which the message names, or the file is that of another split.
+        OSError: The data must be downloaded and the hub cannot be reached (at first use).
     """
 
     @property

@@ -33,15 +33,16 @@ class Multiplication(ProceduralSource):
     room for the worked solution.
 
     Args:
-        split: "train", "validation" or "test"; no two numbers, in either order, are in two of them.
-        seed: chooses among endless streams of problems, in [0, 2**63).
-        digits: n, of each factor, whose highest digit is not 0; 4, 5 and 7 [paper].
-        p_cot: share of worked solutions; 0.1, 0.25, 0.5 and 1 [paper].
-        grading: "cot" or "e2e".
+        split: Split of the problems: "train", "validation" or "test"; no two numbers, in either order, are in two
+            splits.
+        seed: Seed in [0, 2**63), which chooses among endless streams of problems.
+        digits: Number n of digits of each factor, the highest of which is not 0. [Tsilivis et al. 2025: 4, 5 and 7]
+        p_cot: Share of worked solutions. [Tsilivis et al. 2025: 0.1, 0.25, 0.5 and 1]
+        grading: Part of the response that is graded: all of it ("cot") or its answer ("e2e").
 
     Raises:
-        UnknownNameError: no such split or grading.
-        ValueError: an argument is out of range, or so few digits leave no problem for this split.
+        UnknownNameError: There is no such split or grading.
+        ValueError: An argument is out of range, or so few digits leave no problem for this split.
     """
 
     name = "multiplication"

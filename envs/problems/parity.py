@@ -34,16 +34,17 @@ class Parity(ProceduralSource):
     of all of them.
 
     Args:
-        split: "train", "validation" or "test"; no bits are in two of them.
-        seed: chooses among endless streams of problems, in [0, 2**63).
-        d: number of bits; 50, and 25 for many comparisons [paper].
-        p_cot: share of long solutions; 0.25 [paper].
-        leap: the chain has every leap-th running parity, and the last; 1, or 2 for partial chains [paper].
-        grading: "cot" or "e2e".
+        split: Split of the problems: "train", "validation" or "test"; no bits are in two splits.
+        seed: Seed in [0, 2**63), which chooses among endless streams of problems.
+        d: Number of bits; the source has 50, and 25 for many comparisons. [Tsilivis et al. 2025]
+        p_cot: Share of long solutions. [Tsilivis et al. 2025]
+        leap: Distance of the running parities in the chain: every leap-th one, and the last; 2 makes partial chains.
+            [Tsilivis et al. 2025]
+        grading: Part of the response that is graded: all of it ("cot") or its answer ("e2e").
 
     Raises:
-        UnknownNameError: no such split or grading.
-        ValueError: an argument is out of range, or so few bits leave none for this split.
+        UnknownNameError: There is no such split or grading.
+        ValueError: An argument is out of range, or so few bits leave none for this split.
     """
 
     name = "parity"

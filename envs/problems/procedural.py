@@ -67,12 +67,12 @@ class ProceduralSource(ProblemSource):
     room for few.
 
     Args:
-        split: "train", "validation" or "test".
-        seed: chooses among endless streams of problems, in [0, 2**63).
+        split: Split of the problems: "train", "validation" or "test".
+        seed: Seed in [0, 2**63), which chooses among endless streams of problems.
 
     Raises:
-        UnknownNameError: no such split.
-        ValueError: the seed is out of range.
+        UnknownNameError: There is no such split.
+        ValueError: The seed is out of range.
     """
 
     name: ClassVar[str]

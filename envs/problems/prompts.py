@@ -31,9 +31,9 @@ class Chat:
     Attributes:
         system: System prompt, in place of the one that a problem's own messages may have; `None` leaves those as they
             are, and the template's default.
-        user: What the user says: a text with `{question}` in it, and `{instruction}` where it is wanted.
-        thinking: Whether the model is to think before it answers, for templates with such a switch; `None` leaves it to
-            the template.
+        user: Text of the user's turn, with `{question}` in it, and `{instruction}` where it is wanted.
+        thinking: Ask the model to think before it answers, for templates with such a switch; `None` leaves it to the
+            template.
     """
 
     system: str | None = None
@@ -45,8 +45,8 @@ def resolve_template(template: "str | Mapping[str, Any] | Chat") -> str | Chat:
     """A template: the text itself or one of `TEMPLATES` by its name, and for chats their settings.
 
     Raises:
-        UnknownNameError: a name, and no template has it.
-        ValueError: a text without `{question}`, or a mapping that is not "name": "chat" with the fields of `Chat`.
+        UnknownNameError: A name, and no template has it.
+        ValueError: A text without `{question}`, or a mapping that is not "name": "chat" with the fields of `Chat`.
     """
     if isinstance(template, Mapping):
         settings = {name: value for name, value in template.items() if name != "name"}
@@ -100,17 +100,17 @@ def render_prompt(
     in a chat, word for word; examples then stand after its system prompt.
 
     Args:
-        template: name among `TEMPLATES`, any text with `{question}` in it, and `{instruction}` where it is wanted, or
-            the settings of a chat.
-        problem: the problem to ask.
-        shots: problems to show with their solutions first.
-        tokenizer: whose chat template to use; only "chat" needs it. The special tokens are part of the text then:
-            encode it with `add_special_tokens=False`.
-        instruction: sentence that asks for an answer as the problem's source reads it; chats end with it.
+        template: Name in `TEMPLATES`, any text with `{question}` in it, and `{instruction}` where it is wanted, or the
+            settings of a chat.
+        problem: Problem to ask.
+        shots: Problems to show with their solutions first.
+        tokenizer: Tokenizer whose chat template is used; only "chat" needs it. The special tokens are part of the text
+            then: encode it with `add_special_tokens=False`.
+        instruction: Sentence that asks for an answer as the problem's source reads it; chats end with it.
 
     Raises:
-        UnknownNameError: no template has that name.
-        ValueError: a text without `{question}`, a shot without a solution, or a chat with a tokenizer whose chat
+        UnknownNameError: No template has that name.
+        ValueError: A text without `{question}`, a shot without a solution, or a chat with a tokenizer whose chat
             template is missing or has no system prompt or switch for thinking where one is set.
     """
     resolved = resolve_template(template)

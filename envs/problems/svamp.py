@@ -24,17 +24,17 @@ class SVAMP(PublishedSource):
     alone where the data's equation has no operation or another value than the answer (one row each).
 
     Args:
-        split: "train", "validation" or "test".
-        data: the original `SVAMP.json`, or its folder; read on construction, without any network. By default
+        split: Split of the problems: "train", "validation" or "test".
+        data: Original `SVAMP.json`, or its folder; read on construction, without any network. By default
             `ChilleD/SVAMP` on the hub, when the first problem is asked for.
-        answer_format: where attempts show their answers, and the end of each solution, too: "marker" by default, which
-            is "#### 72"; or "boxed", "tag", "last_number", ...
+        answer_format: Format of the answers of attempts, and of the end of each solution: "marker" by default, which is
+            "#### 72"; or "boxed", "tag", "last_number", ...
 
     Raises:
-        UnknownNameError: no such split or format.
+        UnknownNameError: There is no such split or format.
         FileNotFoundError: `data` does not exist.
-        ValueError: a row is malformed, which the message names.
-        OSError: the hub has to be asked and cannot be reached (at first use).
+        ValueError: A row is malformed, which the message names.
+        OSError: The data must be downloaded and the hub cannot be reached (at first use).
     """
 
     def load(self) -> Sequence[Problem]:

@@ -57,9 +57,9 @@ class Row:
     """One row of a table.
 
     Attributes:
-        index: position in its table, from 0.
-        place: where a user finds it, for error messages: "train.jsonl, line 3".
-        fields: its values by column.
+        index: Position in its table, from 0.
+        place: Place where a user finds it, for error messages: "train.jsonl, line 3".
+        fields: Values of the row by column.
     """
 
     index: int
@@ -70,7 +70,7 @@ class Row:
         """The value of a column, or at a path: "reward_model.ground_truth", "messages[0].content", "turns[-1]".
 
         Raises:
-            ColumnError: there is no such value.
+            ColumnError: There is no such value.
         """
         if column in self.fields:
             return self.fields[column]
@@ -87,12 +87,12 @@ class Row:
         """The value of a column, or at a path, as stripped text; numbers are spelled without a needless ".0".
 
         Args:
-            column: name of the column, or a path.
-            separator: what the texts of a list are joined by; `None` refuses lists.
+            column: Name of the column, or a path.
+            separator: Text that joins the texts of a list; `None` refuses lists.
 
         Raises:
-            ColumnError: there is no such value.
-            ValueError: it is empty, or neither text nor a number that has kept its digits, nor a list of these.
+            ColumnError: There is no such value.
+            ValueError: The value is empty, or neither text nor a number that has kept its digits, nor a list of these.
         """
         text = self._spell(column, self.value(column), separator)
         if not text:
@@ -144,7 +144,7 @@ def convert(rows: Iterable[Row], make: Callable[[Row], T]) -> list[T]:
     """What is made of each row.
 
     Raises:
-        ValueError: what `make` says of the first malformed row, outside of `malformed_rows`.
+        ValueError: A row is malformed, outside of `malformed_rows`; the message is that of `make` for the first one.
     """
     bad_rows = _MALFORMED.get()
     if bad_rows is None:
@@ -162,12 +162,13 @@ def read_file(path: str | Path, bad_rows: list[str] | None = None) -> list[Row]:
     """All rows of a JSONL, JSON (a list of objects, or an object a line), CSV (with a header) or Parquet file.
 
     Args:
-        path: the file; its suffix says of which kind it is.
-        bad_rows: takes what is wrong with each malformed row, which is then left out; `None` raises at the first.
+        path: Path of the file, whose suffix tells its kind.
+        bad_rows: Function that receives the fault of each malformed row, which is then left out; `None` raises at the
+            first.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is of another kind, has no rows, or has a malformed one, which is named.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is of another kind, has no rows, or has a malformed one, which the message names.
     """
     path = Path(path)
     if not path.is_file():
@@ -196,7 +197,7 @@ def read_folder(folder: Path) -> list[Row]:
     """The rows of a folder of files with one object each, named by numbers: `7.json` is row 7.
 
     Raises:
-        ValueError: there is no such file, or one is malformed or has another name, which is named.
+        ValueError: There is no such file, or one is malformed or has another name, which is named.
     """
     files = list(folder.glob("*.json"))
     for file in files:
@@ -379,7 +380,7 @@ def read_hub(name: str, config: str | None, split: str) -> list[Row]:
     """All rows of one split of a data set on the hub, downloaded at first and cached by `datasets`.
 
     Raises:
-        OSError: it cannot be had, for whatever reason.
+        OSError: The data cannot be read, for whatever reason.
     """
     need("hub", f"the data set {name!r} of the hub")
     import datasets  # here and not above: importing it takes a second, and local files never need it

@@ -93,10 +93,10 @@ class SlotCache(Cache):
         """Directs the next forward pass.
 
         Args:
-            rows: the rows that take part, as the cache reads them.
-            row_index: the same rows as an index `[R]`.
-            positions: `[R, Q]` where each new token goes.
-            length: columns that the pass reads; every position is below it.
+            rows: Rows that take part, as the cache reads them.
+            row_index: Rows that take part, as an index `[R]`.
+            positions: `[R, Q]` position of each new token.
+            length: Number of columns that the pass reads; every position is below it.
         """
         if length > self.capacity:
             self.capacity = -(-max(length, self.capacity * 3 // 2) // _GROW) * _GROW
@@ -118,9 +118,9 @@ class SlotModel:
     """A causal transformer whose cache has a row for each slot: base of what decodes and of what scores.
 
     Args:
-        model: any causal transformer of transformers that `self_check.decoding` finds right for slots.
-        num_slots: the most slots that can be live at once.
-        arguments: for every forward pass.
+        model: Causal transformer of transformers that `self_check.decoding` finds right for slots.
+        num_slots: Largest number of slots that are live at once.
+        arguments: Arguments for every forward pass.
     """
 
     def __init__(self, model: PreTrainedModel, num_slots: int, **arguments: Any) -> None:

@@ -23,12 +23,12 @@ class ConditionedDecoder(SlotDecoder):
     A sequence that an attempt continues is taken as it is: labels stand before what is drawn after it.
 
     Args:
-        model: a causal language model with embeddings for the labels.
-        num_slots: the most slots that can be live at once.
-        vocab_size: that of the tokenizer without labels.
-        labels: the model's.
-        label: id of the one to place; `None` lets the model draw it.
-        ends_step: `[vocab_size]` bool, which tokens end a step.
+        model: Causal language model with embeddings for the labels.
+        num_slots: Largest number of slots that are live at once.
+        vocab_size: Vocabulary size of the tokenizer without labels.
+        labels: Labels of the model.
+        label: Id of the label to place; `None` lets the model draw it.
+        ends_step: `[vocab_size]` bool, true for tokens that end a step.
     """
 
     def __init__(

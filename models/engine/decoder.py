@@ -25,9 +25,9 @@ class SlotDecoder(SlotModel):
     last token, and no other pass is ever needed for it.
 
     Args:
-        model: any causal language model of transformers that `self_check.decoding` finds right for slots.
-        num_slots: the most slots that can be live at once.
-        vocab_size: the tokenizer's; logits beyond it are nobody's action and are never drawn.
+        model: Causal language model of transformers that `self_check.decoding` accepts for slots.
+        num_slots: Largest number of slots that are live at once.
+        vocab_size: Vocabulary size of the tokenizer; logits beyond it are dropped before the softmax.
     """
 
     def __init__(self, model: PreTrainedModel, num_slots: int, vocab_size: int) -> None:
@@ -46,12 +46,12 @@ class SlotDecoder(SlotModel):
         """Starts attempts in `slots`: those in the batch begin anew, the others join it.
 
         Args:
-            slots: `[M]` slots.
-            sequences: the M token sequences to continue, of one token or more each.
+            slots: `[M]` indices of the slots.
+            sequences: Token sequences to continue, M of them with at least one token each.
             keys: `[M]` int64 stream keys of `sampling.stream_key`.
 
         Raises:
-            ValueError: when a sequence is empty, or longer than the model's positions.
+            ValueError: A sequence is empty, or longer than the model's positions.
         """
         if any(len(sequence) == 0 for sequence in sequences):
             raise ValueError("an attempt needs at least one prompt token to decode from")

@@ -30,7 +30,7 @@ class Row:
         """Logits `[1, Q, V]` of the next tokens `[Q]`, which the cache holds afterwards.
 
         Raises:
-            ValueError: the model keeps no cache.
+            ValueError: The model keeps no cache.
         """
         ids = torch.from_numpy(np.ascontiguousarray(tokens))[None].to(self._model.device)
         output = self._model(input_ids=ids, use_cache=True, **self._cache)
@@ -66,9 +66,9 @@ class RowDecoder:
     by columns are right here and nowhere else.
 
     Args:
-        model: any causal language model of transformers with a cache.
-        num_slots: the most slots that can be live at once.
-        vocab_size: the tokenizer's; logits beyond it are nobody's action and are never drawn.
+        model: Causal language model of transformers with a cache.
+        num_slots: Largest number of slots that are live at once.
+        vocab_size: Vocabulary size of the tokenizer; logits beyond it are dropped before the softmax.
     """
 
     def __init__(self, model: PreTrainedModel, num_slots: int, vocab_size: int) -> None:

@@ -29,7 +29,7 @@ class SamplingConfig:
             keeps all.
 
     Raises:
-        ValueError: for a negative temperature, `top_k` < 1 or `top_p` outside (0, 1].
+        ValueError: The temperature is negative, `top_k` is below 1, or `top_p` is outside (0, 1].
     """
 
     temperature: float = 1.0
@@ -72,10 +72,10 @@ def sample(logits: Tensor, keys: Tensor, positions: Tensor, config: SamplingConf
     """Draws one token per row.
 
     Args:
-        logits: `[R, V]`, any floating type; computed on in float32.
+        logits: `[R, V]` logits of any floating type; they are computed on in float32.
         keys: `[R]` int64 stream keys, see `stream_key`.
         positions: `[R]` int64 positions in the stream, one per token drawn.
-        config: temperature and truncation.
+        config: Settings of temperature and truncation.
 
     Returns:
         Tokens `[R]` int64 and their log-probabilities `[R]` float32 under the distribution that they were drawn from:

@@ -26,9 +26,9 @@ class SlotScorer(SlotModel):
     scored together share forward passes. Prompts are run when the first score is asked for, each distinct one once.
 
     Args:
-        model: a causal transformer with a head of one logit that `self_check.fits_slots` finds right.
-        head: that head.
-        num_slots: the environment's.
+        model: Causal transformer with a head of one logit that `self_check.fits_slots` accepts.
+        head: Head of one logit of the model.
+        num_slots: Number of slots of the environment.
     """
 
     def __init__(self, model: PreTrainedModel, head: nn.Module, num_slots: int) -> None:
@@ -40,7 +40,7 @@ class SlotScorer(SlotModel):
         """New sequences begin in `slots` `[M]`, each with its prompt.
 
         Raises:
-            ValueError: a prompt is longer than the model's positions.
+            ValueError: A prompt is longer than the model's positions.
         """
         self._check_length(max(len(prompt) for prompt in prompts))
         self._waiting.update((slot, np.array(prompt)) for slot, prompt in zip(slots.tolist(), prompts, strict=True))
@@ -50,16 +50,16 @@ class SlotScorer(SlotModel):
         """p(correct) at chosen tokens of the sequences in some slots.
 
         Args:
-            slots: `[M]`, each once.
-            sequences: what is in each, the prompt it began with included.
-            positions: of each, the indices `[P]` of the tokens after which to read the score, at least one. Tokens that
-                have been run are run again from the first of these on, if it is among them.
+            slots: `[M]` indices of the slots, each once.
+            sequences: Tokens in each slot, including the prompt that it began with.
+            positions: Indices `[P]` of the tokens of each sequence after which to read the score, at least one. Tokens
+                that have been run are run again from the first of these on, if it is among them.
 
         Returns:
             Scores `[P]` of each sequence.
 
         Raises:
-            ValueError: a position is past the model's positions.
+            ValueError: A position is past the model's positions.
         """
         if self._waiting:
             self.prefill(np.array(list(self._waiting)), list(self._waiting.values()))

@@ -52,7 +52,8 @@ def check_training(model: PreTrainedModel) -> None:
     """Makes sure that right-padded batches, which models learn from, are computed as their rows alone; once per model.
 
     Raises:
-        ValueError: they are not, or a token sees later ones, or the outputs are not finite.
+        ValueError: Outputs in padded batches differ from those of single rows, a token sees later ones, or the outputs
+            are not finite.
     """
     base = without_adapters(model)
     if base not in _TRAINING:
@@ -77,7 +78,7 @@ def decoding(model: PreTrainedModel) -> Decoding:
     """How a model can be decoded: all slots in one batch, or each row on its own; tried once per model.
 
     Raises:
-        ValueError: neither computes what a full pass computes.
+        ValueError: Neither computes what a full pass computes.
     """
     check_training(model)
     base = without_adapters(model)

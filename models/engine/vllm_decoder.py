@@ -36,13 +36,14 @@ class VLLM:
     the same way in every batch, so an attempt can depend, in rare draws, on what shares the batch with it.
 
     Args:
-        model: whose architecture to build; with adapters or without. In lower precision than float32, vLLM gets the
-            adapters themselves, for merging would round them away.
-        num_slots: the most attempts at the same time.
-        length: the most tokens of one, prompt included.
-        memory: share of the GPU's memory for vLLM, weights and cache, between 0 and 1; on a CPU of the machine's.
-        arguments: others of vLLM's `EngineArgs`, before those that are chosen here: `dtype`, by default the model's,
-            `enforce_eager`, ...
+        model: Model whose architecture is built, with adapters or without. In lower precision than float32 vLLM gets
+            the adapters themselves, because merging would round them away.
+        num_slots: Largest number of attempts at the same time.
+        length: Largest number of tokens of an attempt, prompt included.
+        memory: Share of the GPU's memory for vLLM's weights and cache, between 0 and 1; on a CPU, of the machine's
+            memory.
+        arguments: Arguments of vLLM's `EngineArgs` that take precedence over those chosen here, such as `dtype`, by
+            default the model's, or `enforce_eager`.
 
     Raises:
         ImportError: vLLM is not installed.
@@ -99,14 +100,14 @@ class VLLM:
         """A decoder with the model's weights as they are now; ends what the last one had still under way.
 
         Args:
-            model: of the architecture that this was made for.
-            num_slots: the most slots that can be live at once.
-            vocab_size: the tokenizer's; what the model has beyond it is never drawn.
-            eos_token_ids: tokens that end an attempt.
-            max_new_tokens: the most tokens of one, its prompt left out.
+            model: Model of the architecture that this was made for.
+            num_slots: Largest number of slots that are live at once.
+            vocab_size: Vocabulary size of the tokenizer; tokens beyond it are never drawn.
+            eos_token_ids: Tokens that end an attempt.
+            max_new_tokens: Largest number of tokens of an attempt, without its prompt.
 
         Raises:
-            ValueError: more slots than this was made for.
+            ValueError: More slots than this was made for.
         """
         if num_slots > self.num_slots:
             raise ValueError(
@@ -144,11 +145,11 @@ class VLLMDecoder:
     """What `SlotDecoder` is, with an attempt's tokens from a request to vLLM.
 
     Args:
-        engine: of vLLM.
-        length: the most tokens of a sequence.
-        limits: what vLLM's `SamplingParams` say of all attempts.
-        number: of the decoder, in the names of its requests.
-        adapter: vLLM's `LoRARequest` for all attempts, if the model has adapters that are not merged.
+        engine: Engine of vLLM.
+        length: Largest number of tokens of a sequence.
+        limits: Settings of vLLM's `SamplingParams` that hold for all attempts.
+        number: Number of the decoder, which is part of its requests' names.
+        adapter: Adapters of the model that are not merged, as vLLM's `LoRARequest` for all attempts.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class VLLMDecoder:
         """Starts attempts in `slots`, see `SlotDecoder.begin`.
 
         Raises:
-            ValueError: when a sequence is empty, or as long as sequences may be.
+            ValueError: A sequence is empty, or as long as sequences may be.
         """
         for slot, sequence, key in zip(slots.tolist(), sequences, keys.tolist(), strict=True):
             if not 0 < len(sequence) < self._length:
@@ -257,8 +258,8 @@ def merged_weights(model: PreTrainedModel, leave_out: bool = False) -> Iterator[
     Merging in place and taking it back would leave rounding errors in the weights, update after update.
 
     Args:
-        model: the model, with adapters or without.
-        leave_out: give the weights without what adapters add.
+        model: Model with adapters or without.
+        leave_out: Return the weights without what adapters add.
     """
     base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     for name, parameter in base.named_parameters(remove_duplicate=False):  # tied ones by both names

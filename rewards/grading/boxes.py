@@ -60,8 +60,8 @@ def boxed_answers(completion: str, question: str | None = None) -> list[str]:
     `\boxed{\phantom{2}}`, `\boxed{your answer}`), nor one that the question itself has.
 
     Args:
-        completion: the text of an attempt.
-        question: the question that it answers.
+        completion: Text of an attempt.
+        question: Question that it answers.
     """
     answers = [text for text in boxed(completion.rpartition("</think>")[2]) if not _PLACEHOLDER.fullmatch(text[:300])]
     if question and "boxed" in question:

@@ -57,18 +57,18 @@ def compare(answers: Sequence[str], gold: str, *, worker: Worker = WORKER) -> Ve
     Never raises because of an answer.
 
     Args:
-        answers: what the attempt gives as its answer, the last one first. Different ones are `ambiguous`, unless they
-            are together the values that the gold answer lists.
-        gold: the gold answer, in LaTeX or plain text.
-        worker: what compares answers outside the grammar.
+        answers: Answers that the attempt gives, the last one first. Different ones are `ambiguous`, unless they are
+            together the values that the gold answer lists.
+        gold: Gold answer, in LaTeX or plain text.
+        worker: Worker that compares answers outside the grammar.
 
     Returns:
         A verdict. Its `answer` is the gold answer where that was given, else the one spelling of all answers that are
         equal.
 
     Raises:
-        ValueError: the gold answer is empty or longer than 256 characters.
-        RuntimeError: the worker does not start.
+        ValueError: The gold answer is empty or longer than 256 characters.
+        RuntimeError: The worker does not start.
     """
     gold = " ".join(gold.split())
     if not gold or len(gold) > MAX_LENGTH:
@@ -346,8 +346,8 @@ def _equal(answer: Node, gold: Node, strict: bool) -> bool:
     """Whether an answer equals the gold answer; if `strict`, with nothing left to do.
 
     Raises:
-        Unreadable: there is no telling.
-        ZeroDivisionError: one divides by zero.
+        Unreadable: The values cannot be compared.
+        ZeroDivisionError: A value divides by zero.
     """
     if answer == gold:
         return True
@@ -557,7 +557,7 @@ def _pieces(node: Node) -> list[_Piece]:
     """The intervals of a region, apart from each other and in order.
 
     Raises:
-        Unreadable: it is none.
+        Unreadable: The text is not a list of values.
     """
     node = _meaning(node)
     match node.kind:

@@ -69,12 +69,12 @@ class AnswerFormat(ABC):
         """The grade of a completion. Never raises because of the completion.
 
         Args:
-            completion: the text of an attempt.
-            answer: the gold answer alone.
-            question: the question, where it is known: an expression copied from it is no answer.
+            completion: Text of an attempt.
+            answer: Gold answer alone.
+            question: Question, if it is known: an expression copied from it is not an answer.
 
         Raises:
-            ValueError: the gold answer is none that this format reads.
+            ValueError: The gold answer is not one that this format reads.
         """
         answers = self.extract(completion)
         if not answers:
@@ -121,10 +121,10 @@ class _ValueFormat(AnswerFormat):
     """Base of formats whose answers are values: numbers, or whatever LaTeX says.
 
     Args:
-        answers: "number" for numbers of the bounded grammar in `numbers`, compared exactly; "latex" for numbers and
-            whatever else LaTeX says, compared by what it comes to.
-        percent: what "20%" means in this data: "number" for 20, "fraction" for 0.2; LaTeX's is 20.
-        units: words that may follow a number, such as ["cm", "square feet"]; [] for none, `None` for any that do not
+        answers: Kind of answers: "number" for numbers of the bounded grammar in `numbers`, compared exactly; "latex"
+            for numbers and any other LaTeX, compared by value.
+        percent: Meaning of "20%" in this data: "number" for 20, "fraction" for 0.2; LaTeX's is 20.
+        units: Words that may follow a number, such as ["cm", "square feet"]; [] for none, `None` for any that do not
             change it.
     """
 
@@ -162,14 +162,14 @@ class Marker(_ValueFormat):
     """What follows a marker on its line, as in GSM8K: "#### 72".
 
     Args:
-        marker: the text before an answer; "####" [GSM8K], "Answer:" [DAPO].
-        answers: "number" for numbers alone, or "latex" for numbers and LaTeX.
-        percent: what "20%" means in this data: "number" for 20, "fraction" for 0.2.
-        units: words that may follow a number, such as ["cm", "square feet"]; [] for none, `None` for any that do not
+        marker: Text before an answer, such as "####" (GSM8K) or "Answer:" (DAPO).
+        answers: Kind of answers: "number" for numbers alone, or "latex" for numbers and LaTeX.
+        percent: Meaning of "20%" in this data: "number" for 20, "fraction" for 0.2.
+        units: Words that may follow a number, such as ["cm", "square feet"]; [] for none, `None` for any that do not
             change it.
 
     Raises:
-        ValueError: the marker is empty or has a line break in it, or a unit is no word.
+        ValueError: The marker is empty or has a line break in it, or a unit is no word.
     """
 
     def __init__(
@@ -225,14 +225,14 @@ class Tag(_ValueFormat):
     A tag that is not closed holds no answer.
 
     Args:
-        tag: name of the tag.
-        answers: "latex" for numbers and LaTeX, or "number" for numbers alone.
-        percent: what "20%" means in this data: "number" for 20, "fraction" for 0.2.
-        units: words that may follow a number, such as ["cm", "square feet"]; [] for none, `None` for any that do not
+        tag: Name of the tag.
+        answers: Kind of answers: "latex" for numbers and LaTeX, or "number" for numbers alone.
+        percent: Meaning of "20%" in this data: "number" for 20, "fraction" for 0.2.
+        units: Words that may follow a number, such as ["cm", "square feet"]; [] for none, `None` for any that do not
             change it.
 
     Raises:
-        ValueError: the name is not letters, digits, "_" and "-", or a unit is no word.
+        ValueError: The name is not letters, digits, "_" and "-", or a unit is no word.
     """
 
     def __init__(
@@ -278,10 +278,10 @@ class Choice(AnswerFormat):
     Answers that are marked in different ways must agree, or the attempt is `ambiguous`.
 
     Args:
-        letters: the options' letters.
+        letters: Letters of the options.
 
     Raises:
-        ValueError: these are not different capital letters, two or more.
+        ValueError: The letters are not two or more different capital letters.
     """
 
     def __init__(self, letters: str = "ABCDE") -> None:
@@ -341,7 +341,7 @@ class LastNumber(_ValueFormat):
     """The last number of a completion, or what follows "####" where it has that; for models that learned no format.
 
     Args:
-        percent: what "20%" means in this data: "number" for 20, "fraction" for 0.2.
+        percent: Meaning of "20%" in this data: "number" for 20, "fraction" for 0.2.
     """
 
     def __init__(self, percent: Percent = "number") -> None:
@@ -366,8 +366,8 @@ def make_format(spec: str | Mapping[str, Any] | AnswerFormat) -> AnswerFormat:
     """An answer format from its name, from `{"name": ..., **arguments}`, or the instance that was given.
 
     Raises:
-        UnknownNameError: no such format; the message suggests the nearest name.
-        ValueError: the spec is none of these, or its arguments do not fit the format.
+        UnknownNameError: There is no such format; the message suggests the nearest name.
+        ValueError: The spec is none of these, or its arguments do not fit the format.
     """
     if isinstance(spec, AnswerFormat):
         return spec

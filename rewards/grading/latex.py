@@ -22,18 +22,18 @@ def grade_free_form(completion: str, answer: str, *, question: str | None = None
     Never raises because of the completion.
 
     Args:
-        completion: the text of an attempt.
-        answer: the gold answer alone, in LaTeX, without its box.
-        question: the question, where it is known: an expression copied from it is no answer.
-        worker: what compares answers outside the grammar.
+        completion: Text of an attempt.
+        answer: Gold answer alone, in LaTeX, without its box.
+        question: Question, if it is known: an expression copied from it is not an answer.
+        worker: Worker that compares answers outside the grammar.
 
     Returns:
         A verdict. Its `answer` is the gold answer where that was given, else the one spelling of all answers that are
         equal, so that they can be counted.
 
     Raises:
-        ValueError: the gold answer is empty or longer than 256 characters.
-        RuntimeError: the worker does not start.
+        ValueError: The gold answer is empty or longer than 256 characters.
+        RuntimeError: The worker does not start.
     """
     answers = boxed_answers(completion, question)
     verdict = compare(answers, answer, worker=worker)

@@ -41,9 +41,9 @@ def main(memory: int, compare: Compare, prepare: Callable[[], None]) -> None:
     """Serves until the input ends.
 
     Args:
-        memory: bytes of address space of a worker.
-        compare: what a worker does with the gold answer and the answers of a request.
-        prepare: what is done once, before the first worker is forked.
+        memory: Bytes of address space of a worker.
+        compare: Function of the gold answer and the answers of a request that a worker runs.
+        prepare: Function that runs once, before the first worker is forked.
     """
     requests, replies = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # whatever libraries print is no reply

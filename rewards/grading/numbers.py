@@ -120,15 +120,15 @@ def grade(
     last few answers, of 256 characters at most, are looked at more closely.
 
     Args:
-        completion: the text of an attempt.
-        answer: the gold answer alone: a number of the grammar.
-        marker: what precedes an answer; None where the whole completion is the answer.
-        percent: what "20%" is in this data set, `"number"`: 20, or `"fraction"`: 0.2.
-        last_number: grade a completion without a marked answer by the last number in it.
-        units: words that may follow a number, in lower case; `None` for any that do not change it.
+        completion: Text of an attempt.
+        answer: Gold answer alone: a number of the grammar.
+        marker: Text before an answer; None if the whole completion is the answer.
+        percent: Meaning of "20%" in this data: "number" for 20, "fraction" for 0.2.
+        last_number: Grade a completion without a marked answer by the last number in it.
+        units: Words that may follow a number, in lower case; `None` for any that do not change it.
 
     Raises:
-        ValueError: the gold answer is not a number of the grammar, or an argument is out of its range.
+        ValueError: The gold answer is not a number of the grammar, or an argument is out of its range.
     """
     if marker == "" or (marker is None and last_number):
         raise ValueError(f"marker={marker!r}, last_number={last_number}: {_MARKER_HELP}")
@@ -149,14 +149,14 @@ def compare_numbers(
     """Grade an attempt by the answers that it shows, the last one first.
 
     Args:
-        texts: the answers; none, or an empty one, is `no_answer`.
-        answer: the gold answer alone: a number of the grammar.
-        percent: what "20%" is in this data set.
-        units: words that may follow a number, in lower case; `None` for any that do not change it.
-        is_marked: whether words such as "The answer is" may precede the number.
+        texts: Answers of the attempt; none, or an empty one, is `no_answer`.
+        answer: Gold answer alone: a number of the grammar.
+        percent: Meaning of "20%" in this data: "number" for 20, "fraction" for 0.2.
+        units: Words that may follow a number, in lower case; `None` for any that do not change it.
+        is_marked: Allow words such as "The answer is" before the number.
 
     Raises:
-        ValueError: the gold answer is not a number of the grammar.
+        ValueError: The gold answer is not a number of the grammar.
     """
     gold = normalize_number(answer, percent=percent, units=units)
     if gold is None:

@@ -191,7 +191,7 @@ def read(text: str) -> Node:
     """The tree of a text that `clean` has cleaned.
 
     Raises:
-        Unreadable: the text is outside the grammar.
+        Unreadable: The text is outside the grammar.
     """
     if len(text) > MAX_LENGTH:
         raise Unreadable("too long")

@@ -45,11 +45,11 @@ class Evaluation:
     """One evaluation of a tree.
 
     Args:
-        point: values of the letters.
-        decimal_log: whether a logarithm without a base has base 10, else e.
+        point: Values of the letters.
+        decimal_log: True if a logarithm without a base has base 10 instead of e.
 
     Attributes:
-        scale: bits before the point of the largest number on the way.
+        scale: Bits before the point of the largest number on the way.
     """
 
     def __init__(self, point: Mapping[str, Fraction], decimal_log: bool = False) -> None:
@@ -61,8 +61,8 @@ class Evaluation:
         """The value.
 
         Raises:
-            Unreadable: it has none, or is too large for exact work.
-            ZeroDivisionError: it divides by zero.
+            Unreadable: The expression has no value, or is too large for exact work.
+            ZeroDivisionError: The expression divides by zero.
         """
         try:
             value = self._value(node, angle)
@@ -283,7 +283,7 @@ def _same(a: Value, b: Value, scale: int) -> bool:
     """Whether two values are equal up to rounding.
 
     Raises:
-        Unreadable: they are so much smaller than what they were made of that nothing is left of them.
+        Unreadable: The values are so much smaller than what they were made of that nothing is left of them.
     """
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
@@ -301,7 +301,7 @@ def equal_expressions(a: Node, b: Node) -> bool:
     """Whether two expressions are equal for all values of their letters.
 
     Raises:
-        Unreadable: one has no value.
+        Unreadable: An expression has no value.
     """
     names = letters(a) | letters(b)
     bases = (
@@ -335,7 +335,7 @@ def sign_of_ratio(a: Node, b: Node) -> int:
     """1 or -1 if one expression is the other times a positive or negative constant, else 0.
 
     Raises:
-        Unreadable: there is no telling.
+        Unreadable: The sign cannot be determined.
     """
     names = letters(a) | letters(b)
     ratio: Value = None
@@ -373,7 +373,7 @@ def spell_expression(node: Node) -> str:
     i among its letters, by its terms; anything else by its value to 30 digits, at a point if it has letters.
 
     Raises:
-        Unreadable: it has no value.
+        Unreadable: The expression has no value.
     """
     polynomial = _polynomial(node)
     if polynomial is not None:
@@ -398,7 +398,7 @@ def spell_multiple(node: Node) -> str:
     """One spelling for all expressions that are a constant times this one.
 
     Raises:
-        Unreadable: it has no values.
+        Unreadable: The expression has no values.
     """
     polynomial = _polynomial(node)
     if polynomial:
@@ -455,7 +455,7 @@ def _expand(node: Node) -> Polynomial:
     """The terms of a polynomial over the rational numbers.
 
     Raises:
-        Unreadable: it is none, or has too many terms.
+        Unreadable: The expression is not a polynomial, or has too many terms.
     """
     parts = node.parts
     match node.kind:

@@ -35,13 +35,13 @@ class Worker:
     """A process apart that compares answers by math-verify; safe to share between threads, and not inherited by forks.
 
     Args:
-        deadline: seconds for one comparison.
-        memory: bytes of address space.
+        deadline: Seconds for one comparison.
+        memory: Bytes of address space of the process.
         script: Python file of the process; the default compares by math-verify.
 
     Attributes:
-        deadline: seconds for one comparison; a change counts from the next comparison on.
-        counters: how many comparisons ended with which reason.
+        deadline: Seconds for one comparison; a change applies from the next comparison on.
+        counters: Number of comparisons that ended with each reason.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Worker:
             first two the answer in SymPy's notation.
 
         Raises:
-            RuntimeError: the process does not start.
+            RuntimeError: The process does not start.
         """
         request = json.dumps({"gold": gold, "answers": list(answers), "seconds": self.deadline}).encode() + b"\n"
         with self._lock:

@@ -42,11 +42,11 @@ def run(
     """Measures both sides in turns.
 
     Args:
-        trl_python: the interpreter of an environment with TRL.
-        lengths: most new tokens of an attempt.
-        steps: that are timed in each run.
-        warmup: steps before those.
-        repeats: runs of each side.
+        trl_python: Interpreter of an environment with TRL.
+        lengths: Largest number of new tokens of an attempt.
+        steps: Number of steps that are timed in each run.
+        warmup: Number of steps before the timed ones.
+        repeats: Number of runs of each side.
 
     Returns:
         JSON values: versions, and for each length both sides' runs in samples per CPU second, mean lengths, the medians

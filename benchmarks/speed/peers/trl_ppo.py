@@ -47,11 +47,11 @@ def run(
     """Measures both sides in turns.
 
     Args:
-        trl_python: the interpreter of an environment with TRL.
-        lengths: most new tokens of an attempt.
-        steps: that are timed in each run.
-        warmup: steps before those.
-        repeats: runs of each side.
+        trl_python: Interpreter of an environment with TRL.
+        lengths: Largest number of new tokens of an attempt.
+        steps: Number of steps that are timed in each run.
+        warmup: Number of steps before the timed ones.
+        repeats: Number of runs of each side.
 
     Returns:
         JSON values: for each length and side the runs, their median rate, and ours over TRL's in float32; and our peak

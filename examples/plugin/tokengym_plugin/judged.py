@@ -19,8 +19,8 @@ class JudgedReward(StepReward):
     """Each step is paid `shift` times a judge's opinion of it, in [-1, 1], beside whatever else is summed.
 
     Args:
-        shift: Weight of the opinion; LMGT's delta, whose value the paper leaves open [choice].
-        judge: The opinion; a language model asked for it, an outcome model, or as here a rule.
+        shift: Weight of the opinion; LMGT's delta, whose value the paper leaves open. [choice]
+        judge: Function that returns the opinion: a language model asked for it, an outcome model, or as here a rule.
     """
 
     def __init__(self, shift: float = 0.1, judge: Judge = has_an_equation) -> None:
