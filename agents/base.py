@@ -28,7 +28,8 @@ from .rollouts.attempts import Attempt
 from .rollouts.collect import collect_into
 from .rollouts.policy import CausalLMPolicy, PolicyState
 from .rollouts.slots import make_rollout_env, make_vllm
-from .training.learner import Example
+from .training.learner import Example, Learner, OptimizerConfig
+from .training.memory import Limits, Work, check_memory, free_memory
 from .training.progress import progress
 from .training.ranks import Ranks
 from .training.run_folder import Resume, RunFolder
@@ -156,6 +157,7 @@ class Agent(ABC):
             half = {"dtype": "bfloat16"} if getattr(self.config, "bf16", False) else {}
             self._vllm = make_vllm(self.policy, self.env, vllm_memory, **half)
         self.policy.check()
+        self._check_memory(vllm_memory)
         self.num_attempts = 0
         """Attempts sampled for learning so far: the cost that all algorithms count."""
         self.num_tokens = 0
@@ -173,6 +175,27 @@ class Agent(ABC):
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """The model to train and its tokenizer; for agents that make models of their own."""
         return load(model, device=device, dtype=dtype, attn=self._attn, lora_seed=self.seed, **lora.to_dict())
+
+    @classmethod
+    def work(cls, config: Any, policy: "PreTrainedModel") -> Work:
+        """What an agent with a configuration holds in memory and runs, for a plan of it.
+
+        Args:
+            config: Of `config_class`.
+            policy: A model without weights.
+        """
+        return Work(policy, policy, lambda accelerator, vocab_size: Learner(policy, config, 1, accelerator, vocab_size))
+
+    def _check_memory(self, vllm_memory: float | None) -> None:
+        """Raises `NotEnoughMemoryError` if learning from one sequence does not fit on the device."""
+        if not isinstance(self.config, OptimizerConfig):
+            return
+        device, processes = self.model.device, self.ranks.count
+        limits = Limits(self.num_envs, self.env.max_prompt_tokens, self.env.max_new_tokens, processes)
+        if vllm_memory is not None:
+            limits = limits._replace(vllm=0)  # it has taken its share already
+        work = lambda policy: self.work(self.config, policy)  # noqa: E731
+        check_memory(work, self.model, self.config, limits, free_memory(device, processes))
 
     @property
     def policy(self) -> CausalLMPolicy:

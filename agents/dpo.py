@@ -7,13 +7,14 @@ than that of wrong ones.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..rewards.grading.solutions import equation_sequence
 from .base import Callback
@@ -24,6 +25,7 @@ from .rounds import RoundsAgent
 from .training.fine_tuning import NothingToLearnError, run_epochs, updates
 from .training.learner import Example, FineTuneConfig, Learner, Loss, MicroBatch, with_rate
 from .training.losses import PREFERENCE_LOSSES, masked_aggregate, preference_loss
+from .training.memory import Work
 from .training.pairs import Pair, make_pairs
 
 
@@ -105,6 +107,10 @@ class DPO(RoundsAgent):
         self._pairs: list[Pair] = []
         if self.config.pool is not None:
             pool_files(self.config.pool)  # before anything is done
+
+    @classmethod
+    def work(cls, config: Any, policy: PreTrainedModel) -> Work:
+        return replace(super().work(config, policy), samples_per_prompt=2)
 
     def learn(
         self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False

@@ -4,13 +4,14 @@ Presets by name, each a published recipe, are in `presets`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from .proximal import EntropyLearner, ProximalAgent, ProximalConfig, at, summarize
 from .rollouts.attempts import Attempt
@@ -25,6 +26,7 @@ from .training.losses import (
     masked_aggregate,
     sequence_log_ratios,
 )
+from .training.memory import Work
 from .training.reference import Reference, TokenValues, evaluate_as_trained, shuffled
 
 
@@ -87,10 +89,13 @@ class GRPO(ProximalAgent):
     def updates_per_iteration(self) -> int:
         return self.config.epochs * self.config.minibatches
 
+    @classmethod
+    def work(cls, config: Any, policy: PreTrainedModel) -> Work:
+        make = lambda accelerator, vocab_size: _make_learner(policy, config, 1, accelerator, vocab_size)  # noqa: E731
+        return replace(super().work(config, policy), make_learner=make)
+
     def make_learner(self, total_steps: int) -> EntropyLearner:
-        learner = EntropyLearner(self.model, self.learner_config(), total_steps, self.accelerator, len(self.tokenizer))
-        learner.entropy = self.config.entropy_coef > 0
-        return learner
+        return _make_learner(self.model, self.learner_config(), total_steps, self.accelerator, len(self.tokenizer))
 
     def improve(self, learner: Learner, attempts: Sequence[Attempt], iteration: int) -> dict[str, float]:
         config, count = self.config, len(attempts)
@@ -161,6 +166,12 @@ class GRPO(ProximalAgent):
             return total, metrics | self.ratio_metrics(ratios, logprobs, before, mask, actions)
 
         return loss
+
+
+def _make_learner(model: PreTrainedModel, config: Any, *arguments: Any) -> EntropyLearner:
+    learner = EntropyLearner(model, config, *arguments)
+    learner.entropy = config.entropy_coef > 0
+    return learner
 
 
 @dataclass(frozen=True, slots=True, eq=False)

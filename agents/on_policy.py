@@ -5,12 +5,13 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..envs.curriculum import Batch
 from ..models.engine.sampling import SamplingConfig
@@ -26,6 +27,7 @@ from .training.checkpoints import load_checkpoint, load_tensors, save_checkpoint
 from .training.fine_tuning import restore, snapshot
 from .training.learner import Learner, NonFiniteError, OptimizerConfig, with_rate
 from .training.losses import importance_weights, k3_divergence, log_ratios, masked_aggregate
+from .training.memory import Work
 
 # Rate of policy gradients over that of fine-tuning: 1e-6 and 2e-5 in Havrilla et al. 2024.
 RATE_RATIO = 0.05
@@ -120,6 +122,15 @@ class PolicyGradientConfig(OptimizerConfig):
 
 class PolicyGradientAgent(Agent):
     """Base of agents that sample a batch of attempts with the newest policy, learn from it, and throw it away."""
+
+    @classmethod
+    def work(cls, config: PolicyGradientConfig, policy: PreTrainedModel) -> Work:
+        return replace(
+            super().work(config, policy),
+            copies=int(config.keep_best),
+            samples_per_prompt=config.samples_per_problem,
+            keeps_optimizer=True,
+        )
 
     @property
     def updates_per_iteration(self) -> int:

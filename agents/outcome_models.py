@@ -25,6 +25,7 @@ from ..models.engine.sampling import SamplingConfig
 from ..models.forward import compute_dtype
 from ..models.loading import load
 from ..models.outcome import OutcomeModel, is_outcome_model
+from ..models.token_scorer import TokenScorer
 from .base import Agent, Callback, LoRA
 from .evaluation.outcome_report import OutcomeReport
 from .rollouts.attempts import Attempt, RolloutStatistics
@@ -33,6 +34,7 @@ from .rollouts.pools import pool_files, read_pool
 from .training.fine_tuning import run_epochs, updates
 from .training.learner import Example, FineTuneConfig, Learner, Loss, MicroBatch, OptimizerConfig
 from .training.losses import masked_aggregate
+from .training.memory import ScoreLearner, Work
 from .training.outcome_labels import (
     Labelled,
     balanced_lengths,
@@ -134,6 +136,12 @@ class ORM(Agent):
     """What was learnt, after `learn`."""
     reports: dict[str, OutcomeReport]
     """Held-out reports after `learn`: on the model, by its kind, and on others by their path."""
+
+    @classmethod
+    def work(cls, config: ORMConfig, policy: "PreTrainedModel") -> Work:
+        scorer = TokenScorer._from_config(policy.config, dtype=policy.dtype)
+        make = lambda accelerator, vocab_size: ScoreLearner(scorer, config, 1, accelerator, vocab_size)  # noqa: E731
+        return Work(policy, scorer, make, samples_per_prompt=config.samples_per_problem)
 
     def _load_model(
         self, model: str | Path, device: str, dtype: str, lora: LoRA

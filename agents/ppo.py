@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..models.critics import ActorCritic, Critic, make_critic
 from ..models.forward import Entropy, action_logprobs, compute_dtype
@@ -22,6 +23,7 @@ from .rollouts.attempts import Attempt
 from .training.advantages import adapted_kl_coef, explained_variance, generalized_advantages, whiten
 from .training.learner import Example, Learner, Loss, MicroBatch
 from .training.losses import DIVERGENCES, clipped_surrogate, k3_divergence, log_ratios, masked_aggregate, value_error
+from .training.memory import Work
 from .training.reference import Reference, TokenValues, evaluate_as_trained, shuffled
 
 # A critic that is new has more to learn than its policy, and nothing to forget.
@@ -245,11 +247,18 @@ class PPO(ProximalAgent):
     def updates_per_iteration(self) -> int:
         return self.config.epochs * self.config.minibatches
 
+    @classmethod
+    def work(cls, config: Any, policy: PreTrainedModel) -> Work:
+        work = super().work(config, policy)
+        if config.trained_layers is not None:
+            train_top_layers(policy, config.trained_layers)
+        both = ActorCritic(policy, make_critic(config.critic, policy, config.critic_layers))
+        make = lambda accelerator, vocab_size: _make_learner(both, config, 1, accelerator, vocab_size)  # noqa: E731
+        return replace(work, trained=both, make_learner=make)
+
     def make_learner(self, total_steps: int) -> PPOLearner:
         model = ActorCritic(self.model, self.critic)
-        learner = PPOLearner(model, self.learner_config(), total_steps, self.accelerator, len(self.tokenizer))
-        learner.entropy = "gradient" if self.config.entropy_coef else "value"
-        return learner
+        return _make_learner(model, self.learner_config(), total_steps, self.accelerator, len(self.tokenizer))
 
     def _write(self, folder: Path) -> None:
         super()._write(folder)
@@ -389,6 +398,12 @@ class PPO(ProximalAgent):
             return total, metrics | self.ratio_metrics(ratios, logprobs, old_logprobs, mask, actions)
 
         return loss
+
+
+def _make_learner(model: ActorCritic, config: Any, *arguments: Any) -> PPOLearner:
+    learner = PPOLearner(model, config, *arguments)
+    learner.entropy = "gradient" if config.entropy_coef else "value"
+    return learner
 
 
 def load_critic(critic: Critic, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Next-token pretraining on demonstrations that never repeat (Tsilivis et al. 2025)."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -12,6 +12,7 @@ from .evaluation.evaluate import validate
 from .training.checkpoints import load_checkpoint, save_checkpoint
 from .training.fine_tuning import nll
 from .training.learner import Example, Learner, OptimizerConfig
+from .training.memory import Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,6 +79,10 @@ class Pretrain(Agent):
     config_class = PretrainConfig
     config: PretrainConfig
     default_model = NEW
+
+    @classmethod
+    def work(cls, config: PretrainConfig, policy: "PreTrainedModel") -> Work:
+        return replace(super().work(config, policy), keeps_optimizer=True)
 
     def _load_model(
         self, model: str | Path, device: str, dtype: str, lora: LoRA

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..models.dry_run import without_weights
 from .on_policy import PolicyGradientAgent, PolicyGradientConfig
 from .training.learner import Example, Learner, MicroBatch, batch_logprobs
 from .training.losses import DIVERGENCES, clipped, k3_divergence, masked_aggregate
+from .training.memory import Work
 from .training.reference import Reference, TokenValues, evaluate_as_trained
 
 
@@ -87,6 +89,15 @@ class ProximalAgent(PolicyGradientAgent):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._reference: Reference | None = None
+
+    @classmethod
+    def work(cls, config: Any, policy: PreTrainedModel) -> Work:
+        work = super().work(config, policy)
+        if not config.kl_coef:
+            return work
+        if not hasattr(policy, "disable_adapter"):
+            return replace(work, frozen={"reference": without_weights(policy)})
+        return work if config.reference_refresh is None else replace(work, copies=work.copies + 1)
 
     def tensors(self) -> dict[str, Tensor]:
         return {} if self._reference is None else self._reference.state()

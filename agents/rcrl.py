@@ -8,7 +8,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -28,6 +28,7 @@ from .rollouts.continuations import label_prefixes
 from .rollouts.policy import CausalLMPolicy
 from .training.fine_tuning import fine_tune
 from .training.learner import Example, FineTuneConfig
+from .training.memory import Work
 from .training.return_labels import Judged, balanced, labelled, quantile_edges
 
 # Continuations draw other numbers than the attempts that they continue.
@@ -130,6 +131,10 @@ class RCRL(Agent):
     config: RCRLConfig
     labels: Labels | None
     """Of the model as it is now; it has none before it has learnt."""
+
+    @classmethod
+    def work(cls, config: RCRLConfig, policy: PreTrainedModel) -> Work:
+        return replace(super().work(config, policy), always_decodes=True)  # it acts under labels
 
     def _load_model(
         self, model: str | Path, device: str, dtype: str, lora: LoRA

@@ -3,15 +3,18 @@
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..files import remove_folder
 from .base import Agent, Callback
 from .evaluation.evaluate import validate
 from .training.fine_tuning import restore, snapshot
+from .training.memory import Work
 from .training.rounds import Round
 
 _SEED_DISTANCE = 1_000_003
@@ -24,6 +27,11 @@ class RoundsAgent(Agent):
     Their configurations have `rounds`, `samples_per_problem`, `validation_problems` and `patience`. Round 0 is what
     comes before any sampling.
     """
+
+    @classmethod
+    def work(cls, config: Any, policy: PreTrainedModel) -> Work:
+        # The weights before any round, those of the best one, and those of the newest.
+        return replace(super().work(config, policy), copies=min(3, 1 + config.rounds))
 
     @abstractmethod
     def sample_round(self, number: int, episodes: int, metrics: dict[str, float], progress_bar: bool) -> None:

@@ -100,6 +100,31 @@ def make_vec_env(
     return env
 
 
+def token_limits(spec: EnvSpec) -> tuple[int, int]:
+    """The longest prompt and the longest completion of an environment, in tokens.
+
+    Its problems are read only if one of the two is left to them.
+
+    Args:
+        spec: One of a token environment, with its settings.
+
+    Raises:
+        TypeError: The environment is none of tokens.
+    """
+    from .token_vector_env import TokenVectorEnv
+
+    if "problems" not in spec.kwargs:
+        raise TypeError(f"{spec.id} is no environment of tokens: choose one of {', '.join(IDS)}")
+    names = ("max_prompt_tokens", "max_new_tokens")
+    given = dict(spec.kwargs)
+    if not all(name in given for name in names):
+        problems = given.pop("problems")
+        _, given = _divide(problems, given, excluded=("num_envs", "autoreset_mode", "copy"))
+    parameters = inspect.signature(TokenVectorEnv.__init__).parameters
+    longest_prompt, longest_completion = (given.get(name, parameters[name].default) for name in names)
+    return longest_prompt, longest_completion
+
+
 def _divide(
     problems: "str | ProblemSource", settings: Mapping[str, Any], excluded: tuple[str, ...]
 ) -> "tuple[ProblemSource, dict[str, Any]]":

@@ -317,7 +317,7 @@ class Learner:
                 batch = self._collate(examples, groups[turn % len(groups)])
                 quiet = self.accelerator.no_sync(self.model) if i < rounds - 1 and self._wrapped else nullcontext()
                 bf16 = torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16)
-                with quiet, self._saving_memory(), bf16:
+                with quiet, self.saving_memory(), bf16:
                     value = loss(batch, self.forward(batch, temperature))
                     value, further = value if isinstance(value, tuple) else (value, {})
                     value = value * (turn < len(groups))
@@ -409,7 +409,7 @@ class Learner:
         values = {row: arrays for part in self.ranks.gather(values) for row, arrays in part.items()}
         return tuple(list(arrays) for arrays in zip(*(values[row] for row in range(len(examples))), strict=True))
 
-    def _saving_memory(self) -> AbstractContextManager[None]:
+    def saving_memory(self) -> AbstractContextManager[None]:
         """Within the block, layers are computed again in the backward pass if the configuration says so."""
         if not self.config.gradient_checkpointing:
             return nullcontext()

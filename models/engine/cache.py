@@ -25,19 +25,33 @@ _SHARED_HEADER = 16
 _GROW = 64
 
 
+class _Place:
+    """Where the next forward pass writes and reads, for all layers; see `SlotCache.place`.
+
+    Layers refer to it and not to their cache: without that circle a cache is freed when its decoder is, and not at some
+    later garbage collection, while an update already needs the memory.
+    """
+
+    def __init__(self, num_slots: int, capacity: int) -> None:
+        self.num_slots, self.capacity = num_slots, capacity
+        self.rows: slice | Tensor = slice(0)
+        self.index: tuple[Tensor, slice, Tensor]
+        self.length = 0
+
+
 class _SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, `[rows, heads, capacity, head_dim]`, written at each row's own positions."""
 
     is_sliding = False
 
-    def __init__(self, cache: "SlotCache") -> None:
+    def __init__(self, place: _Place) -> None:
         super().__init__()
-        self.cache = cache
+        self.place = place
         self.keys: Tensor
         self.values: Tensor
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        shape = (self.cache.num_slots, key_states.shape[1], self.cache.capacity)
+        shape = (self.place.num_slots, key_states.shape[1], self.place.capacity)
         # Masked columns still enter scores and weighted sums: memory that was never written must not hold NaN.
         self.keys = key_states.new_zeros((*shape, key_states.shape[-1]))
         self.values = value_states.new_zeros((*shape, value_states.shape[-1]))
@@ -46,10 +60,10 @@ class _SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        cache = self.cache
-        self.keys[cache.index] = key_states.transpose(1, 2)
-        self.values[cache.index] = value_states.transpose(1, 2)
-        return self.keys[cache.rows, :, : cache.length], self.values[cache.rows, :, : cache.length]
+        place = self.place
+        self.keys[place.index] = key_states.transpose(1, 2)
+        self.values[place.index] = value_states.transpose(1, 2)
+        return self.keys[place.rows, :, : place.length], self.values[place.rows, :, : place.length]
 
     def move(self, target: Tensor, source: Tensor, length: int) -> None:
         if self.is_initialized:
@@ -63,30 +77,32 @@ class _SlotLayer(CacheLayerMixin):
             self.values = torch.nn.functional.pad(self.values, (0, 0, 0, missing))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.length, 0
+        return self.place.length, 0
 
     def get_seq_length(self) -> int:
-        return self.cache.length - self.cache.index[2].shape[1]
+        return self.place.length - self.place.index[2].shape[1]
 
     def get_max_length(self) -> int:
-        return self.cache.capacity
+        return self.place.capacity
 
 
 class SlotCache(Cache):
     """A key-value cache with rows of different lengths; `place` says where the next forward pass writes and reads."""
 
     def __init__(self, num_layers: int, num_slots: int, capacity: int) -> None:
-        self.num_slots, self.capacity = num_slots, capacity
-        self.rows: slice | Tensor = slice(0)
-        self.index: tuple[Tensor, slice, Tensor]
-        self.length = 0
-        super().__init__(layers=[_SlotLayer(self) for _ in range(num_layers)])
+        self._place = _Place(num_slots, capacity)
+        super().__init__(layers=[_SlotLayer(self._place) for _ in range(num_layers)])
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a row has room for now."""
+        return self._place.capacity
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
     ) -> tuple[Tensor, Tensor]:
         while len(self.layers) <= layer_idx:
-            self.layers.append(_SlotLayer(self))
+            self.layers.append(_SlotLayer(self._place))
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def place(self, rows: slice | Tensor, row_index: Tensor, positions: Tensor, length: int) -> None:
@@ -98,12 +114,13 @@ class SlotCache(Cache):
             positions: `[R, Q]` position of each new token.
             length: Number of columns that the pass reads; every position is below it.
         """
-        if length > self.capacity:
-            self.capacity = -(-max(length, self.capacity * 3 // 2) // _GROW) * _GROW
+        place = self._place
+        if length > place.capacity:
+            place.capacity = -(-max(length, place.capacity * 3 // 2) // _GROW) * _GROW
             for layer in self._slot_layers():
-                layer.grow(self.capacity)
-        self.rows, self.length = rows, length
-        self.index = (row_index[:, None], slice(None), positions)
+                layer.grow(place.capacity)
+        place.rows, place.length = rows, length
+        place.index = (row_index[:, None], slice(None), positions)
 
     def move(self, target: Tensor, source: Tensor, length: int) -> None:
         """Copies the first `length` columns of the rows `source` to the rows `target`."""

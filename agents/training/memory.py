@@ -1,0 +1,398 @@
+"""Memory of training and sampling, counted before any weight is loaded.
+
+What is kept all along (weights, optimizer state, copies) follows from the parameters' number and type. What a pass
+through the model needs is counted by a dry run of the very code that does it: `Learner.forward` with the backward pass
+on one micro-batch, `SlotDecoder` with all slots at their longest.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...models.critics import ActorCritic
+from ...models.dry_run import ByteCounter, dry_run, without_weights
+from ...models.engine.decoder import SlotDecoder
+from ...models.engine.sampling import SamplingConfig, sample
+from ...models.forward import compute_dtype, output_head, selected_logits
+from ...models.packing import plan_rows
+from ...models.token_scorer import TokenScorer
+from .learner import Example, Learner, MicroBatch, OptimizerConfig, collate
+
+GIB = 2**30
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an agent holds in memory and runs.
+
+    Attributes:
+        policy: The model that samples.
+        trained: What the learner updates: the policy, the policy with a critic, or another model.
+        make_learner: Makes the learner, of the accelerator and the vocabulary's size.
+        frozen: Models that are held beside, by what they are for.
+        copies: Copies of the policy's trainable weights that are held beside, such as the best policy so far.
+        samples_per_prompt: Attempts at each problem of an update, whose prompt they share in micro-batches.
+        keeps_optimizer: Whether the optimizer's state stays while attempts are sampled.
+        always_decodes: Whether the built-in decoder samples even where there is vLLM.
+    """
+
+    policy: PreTrainedModel
+    trained: PreTrainedModel | ActorCritic
+    make_learner: Callable[[Any, int], Learner]
+    frozen: Mapping[str, nn.Module] = field(default_factory=dict)
+    copies: int = 0
+    samples_per_prompt: int = 1
+    keeps_optimizer: bool = False
+    always_decodes: bool = False
+
+
+class Limits(NamedTuple):
+    """Sizes that memory depends on beside the model.
+
+    Attributes:
+        num_envs: Environment slots.
+        max_prompt_tokens: Longest prompt.
+        max_new_tokens: Longest completion.
+        processes: Processes that train together, each with a whole model.
+        vllm: Bytes that vLLM takes; `None` samples with the built-in decoder.
+    """
+
+    num_envs: int
+    max_prompt_tokens: int
+    max_new_tokens: int
+    processes: int = 1
+    vllm: int | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.max_prompt_tokens + self.max_new_tokens
+
+
+class Item(NamedTuple):
+    """A part of the memory: what it is, its bytes, and how they come about."""
+
+    name: str
+    size: int
+    formula: str
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one process, by what they are for.
+
+    Attributes:
+        kept: Parts that are there all along.
+        phases: Further parts of each phase, of which there is one at a time: "sampling", "learning", "stepping".
+    """
+
+    kept: tuple[Item, ...]
+    phases: Mapping[str, tuple[Item, ...]]
+
+    def total(self, phase: str) -> int:
+        """Bytes in a phase, with what is kept."""
+        return sum(item.size for item in (*self.kept, *self.phases[phase]))
+
+    @property
+    def peak(self) -> int:
+        """Most bytes at a time."""
+        return max(map(self.total, self.phases))
+
+    def largest(self) -> str:
+        """The largest parts of the fullest phase, in words."""
+        phase = max(self.phases, key=self.total)
+        parts = sorted((*self.kept, *self.phases[phase]), key=lambda item: -item.size)
+        return ", ".join(f"{item.name} {_gib(item.size)}" for item in parts[:5])
+
+    def __str__(self) -> str:
+        lines = _lines("kept all along", self.kept)
+        for phase, items in self.phases.items():
+            lines += _lines(f"further while {phase}", items)
+        for phase in self.phases:
+            lines.append(f"{f'total while {phase}':32}{_gib(self.total(phase)):>10}")
+        return "\n".join(lines)
+
+
+def plan_memory(work: Work, config: OptimizerConfig, limits: Limits, counter: ByteCounter) -> MemoryPlan:
+    """The memory of an agent on a model without weights; only inside of `models.dry_run`.
+
+    Args:
+        work: What the agent holds and runs.
+        config: Its optimizer and batching.
+        limits: Slots, tokens and processes.
+        counter: The dry run's.
+    """
+    trainable = [parameter for parameter in work.trained.parameters() if parameter.requires_grad]
+    kept = list(_weights(work))
+    optimizer = _optimizer(trainable, config)
+    if work.copies:
+        copied = [parameter for parameter in work.policy.parameters() if parameter.requires_grad]
+        kept.append(_item("copies of trained weights", [copied] * work.copies))
+    gradients = _gradients(trainable, config)
+    state = [gradients] if work.keeps_optimizer else [optimizer, gradients]
+    if work.keeps_optimizer:
+        kept.append(optimizer)
+    if limits.processes > 1 and all(_grad_dtype(p, config) == p.dtype for p in trainable):
+        state.append(Item("buckets of data parallelism", gradients.size, "as the gradients"))
+    phases: dict[str, tuple[Item, ...]] = {}
+    if limits.vllm is not None:
+        kept.append(Item("vLLM", limits.vllm, "its share of the device"))
+    if limits.vllm is None or work.always_decodes:
+        phases["sampling"] = tuple(_sampling(work, limits, counter))
+    phases["learning"] = (*state, *_learning(work, config, limits, counter))
+    if step := max((p.numel() for p in trainable if p.dtype != torch.float32), default=0):
+        largest = Item("step of the largest weight", 16 * step, f"{_count(step)} x 16 bytes")
+        phases["stepping"] = (*state, largest)
+    return MemoryPlan(tuple(kept), phases)
+
+
+def _weights(work: Work) -> Iterable[Item]:
+    named = list(work.policy.named_parameters())
+    yield _item("weights", [[p for name, p in named if ".lora_" not in name], work.policy.buffers()])
+    if adapters := [p for name, p in named if ".lora_" in name]:
+        yield _item("adapters", [adapters])
+    own = {id(parameter) for _, parameter in named}
+    if others := [p for p in work.trained.parameters() if id(p) not in own]:
+        yield _item("critic" if hasattr(work.trained, "critic") else "trained model", [others])
+    for name, module in work.frozen.items():
+        yield _item(name, [module.parameters(), module.buffers()])
+
+
+def _optimizer(trainable: list[nn.Parameter], config: OptimizerConfig) -> Item:
+    """Two float32 moments; exact steps of weights in bfloat16 keep the lower halves of their masters, too."""
+    count = sum(parameter.numel() for parameter in trainable)
+    halves = sum(p.numel() for p in trainable if p.dtype != torch.float32) if config.rounding == "exact" else 0
+    masters = f" + {_count(halves)} x 2 bytes of masters" if halves else ""
+    return Item("optimizer", 8 * count + 2 * halves, f"{_count(count)} x 8 bytes{masters}")
+
+
+def _gradients(trainable: list[nn.Parameter], config: OptimizerConfig) -> Item:
+    size = sum(p.numel() * _grad_dtype(p, config).itemsize for p in trainable)
+    return Item("gradients", size, f"{_count(sum(p.numel() for p in trainable))} trained")
+
+
+def _grad_dtype(parameter: nn.Parameter, config: OptimizerConfig) -> torch.dtype:
+    return torch.float32 if config.rounding == "exact" else parameter.dtype
+
+
+# ------------------------------------------------------------------------------------------------------------- learning
+
+
+def _learning(work: Work, config: OptimizerConfig, limits: Limits, counter: ByteCounter) -> list[Item]:
+    """Activations of the largest micro-batch, and what its logits and backward pass need beside."""
+    learner = work.make_learner(_Alone(), _vocabulary(work.policy))
+    for parameter in learner.parameters:
+        parameter.grad = torch.empty_like(parameter, dtype=_grad_dtype(parameter, config))
+    batch = _largest_batch(learner, work, config.micro_batch_tokens, limits)
+    training = work.trained.training
+    work.trained.train()  # dropout keeps masks
+    held, at_head = counter.restart(), list[int]()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(learner.saving_memory())
+            stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=config.bf16))
+            hook = _head(work.trained).register_forward_pre_hook(lambda *_: at_head.append(counter.live))
+            stack.callback(hook.remove)
+            outputs = learner.forward(batch, 1.0)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            value = sum((output.float().sum() for output in outputs), torch.zeros(()))
+            value.backward()
+    finally:
+        work.trained.train(training)
+        for parameter in learner.parameters:
+            parameter.grad = None
+    activations = at_head[:2][-1] - held  # the head ends the model's own pass, and then runs on the actions
+    rows, width = batch.inputs.segments.shape
+    recomputed = ", layers computed again" if config.gradient_checkpointing else ""
+    return [
+        Item("activations", activations, f"{rows} rows x {width} tokens{recomputed}"),
+        Item("logits and backward pass", counter.peak - held - activations, f"{batch.action_mask.numel()} actions"),
+    ]
+
+
+def _largest_batch(learner: Learner, work: Work, tokens: int, limits: Limits) -> MicroBatch:
+    """The micro-batch of the most tokens, of sequences of the greatest length."""
+    config, group = work.policy.config.get_text_config(), work.samples_per_prompt
+    prompts = max(1, math.ceil(tokens / (limits.max_prompt_tokens + group * limits.max_new_tokens)) + 1)
+    examples = [
+        Example(np.full(limits.max_prompt_tokens, prompt), np.zeros(limits.max_new_tokens, np.int64))
+        for prompt in range(prompts)
+        for _ in range(group)
+    ]
+    batches = plan_rows(
+        [example.prompt for example in examples], [limits.max_new_tokens] * len(examples), tokens, config.hidden_size
+    )
+    numbers = {i: n for n, i in enumerate(np.concatenate(batches[0]).tolist())}
+    rows = [np.array([numbers[i] for i in row.tolist()]) for row in batches[0]]
+    return collate([examples[i] for i in numbers], rows, torch.device("cpu"), learner.read_after)
+
+
+def _head(trained: PreTrainedModel | ActorCritic) -> nn.Module:
+    """The output layer of what is trained."""
+    if isinstance(trained, ActorCritic):
+        return output_head(trained.policy)
+    return trained.score if isinstance(trained, TokenScorer) else output_head(trained)
+
+
+class NotEnoughMemoryError(ValueError):
+    """A device has too little free memory for what an agent is about to do."""
+
+
+def check_memory(
+    make_work: Callable[[PreTrainedModel], Work],
+    model: PreTrainedModel,
+    config: OptimizerConfig,
+    limits: Limits,
+    free: int | None,
+) -> None:
+    """Makes sure that learning from one sequence fits, and warns where whole micro-batches or all slots may not.
+
+    Nothing is counted where a generous bound is far below what is free, which is usual for small models.
+
+    Args:
+        make_work: From a model without weights to what the agent holds and runs.
+        model: The policy, loaded already.
+        config: The agent's optimizer and batching.
+        limits: Slots, tokens and processes.
+        free: Bytes that are free on the model's device; `None` if that is not known.
+
+    Raises:
+        NotEnoughMemoryError: It does not fit; the message has the numbers and what to lower.
+    """
+    parameters, text = sum(p.numel() for p in model.parameters()), model.config.get_text_config()
+    per_token = 100 * text.num_hidden_layers * text.hidden_size + 8 * text.vocab_size
+    bound = 64 * parameters + 4 * limits.longest * per_token
+    if free is None or 2 * bound < free:
+        return
+    here = sum(p.numel() * p.element_size() for p in model.parameters()) + (limits.vllm or 0)
+    with dry_run() as counter:
+        work = make_work(without_weights(model))
+        least = plan_memory(work, replace(config, micro_batch_tokens=1), limits._replace(num_envs=1), counter)
+        if least.peak - here > free:
+            raise NotEnoughMemoryError(
+                f"learning from one sequence of {limits.longest} tokens takes {_gib(least.peak - here)} beside the "
+                f"weights that are loaded, and {_gib(free)} are free on {model.device} ({least.largest()}): "
+                f"{_remedies(work, config)}; `tokengym plan` shows what fits"
+            )
+        if parameters >= _LARGE:
+            whole = plan_memory(work, config, limits, counter)
+            if whole.peak - here > free:
+                _logger.warning(
+                    "the longest attempts would take %s beside the weights that are loaded, and %s are free on %s "
+                    "(%s): lower micro_batch_tokens or num_envs; `tokengym plan` shows what fits",
+                    _gib(whole.peak - here), _gib(free), model.device, whole.largest(),
+                )  # fmt: skip
+
+
+# Parameters from which on it is worth a few seconds to count whole micro-batches before a run.
+_LARGE = 100_000_000
+
+
+def _remedies(work: Work, config: OptimizerConfig) -> str:
+    """What takes less memory, the most effective first."""
+    trained = [p for p in work.trained.parameters() if p.requires_grad]
+    adapted = any(".lora_" in name for name, _ in work.policy.named_parameters())
+    wide = any(p.dtype == torch.float32 and ".lora_" not in name for name, p in work.policy.named_parameters())
+    remedies = [
+        (not adapted and bool(trained), "train adapters (lora_rank=16)"),
+        (wide, 'dtype="bfloat16"'),
+        (not config.gradient_checkpointing, "gradient_checkpointing=True"),
+        ("reference" in work.frozen, "kl_coef=0, which does without a reference"),
+        (True, "lower max_prompt_tokens and max_new_tokens, or take a smaller model"),
+    ]
+    return ", or ".join(text for wanted, text in remedies if wanted)
+
+
+def free_memory(device: torch.device, processes: int = 1) -> int | None:
+    """Bytes that are free on a device for each of some processes; `None` where that is not known."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type != "cpu" or not (information := Path("/proc/meminfo")).exists():
+        return None
+    available = next(line for line in information.read_text().splitlines() if line.startswith("MemAvailable:"))
+    return int(available.split()[1]) * 1024 // processes
+
+
+class _Alone:
+    """What a learner asks its accelerator, where one process learns."""
+
+    num_processes, process_index = 1, 0
+
+
+class ScoreLearner(Learner):
+    """Reads a model's one logit after each action, as outcome models are trained."""
+
+    read_after = True
+
+    def forward(self, batch: MicroBatch, temperature: float) -> Tensor:
+        scorer = cast(Any, self.base)
+        inputs = batch.inputs.arguments(compute_dtype(self.base))
+        return batch.scatter(selected_logits(scorer, scorer.score, select=batch.inputs.read, **inputs)[:, 0].float())
+
+
+# ------------------------------------------------------------------------------------------------------------- sampling
+
+
+def _sampling(work: Work, limits: Limits, counter: ByteCounter) -> list[Item]:
+    """The key-value cache of all slots at their longest, and what prompts and logits need beside."""
+    slots, prompt = limits.num_envs, limits.max_prompt_tokens
+    prompts = [np.full(prompt, slot) for slot in range(slots)]  # as in validation, one attempt at each problem
+    held = counter.restart()
+    decoder = SlotDecoder(work.policy, slots, _vocabulary(work.policy))
+    decoder.begin(np.arange(slots), prompts, np.zeros(slots, np.int64))
+    last = np.full((slots, 1), limits.longest - 1)
+    with torch.inference_mode():
+        logits = decoder.forward(slice(slots), np.arange(slots), np.zeros((slots, 1), np.int64), last).logits
+        zeros = torch.zeros(slots, dtype=torch.long)
+        sample(logits[:, -1], zeros, zeros, SamplingConfig(0.7))
+    del logits
+    layers, capacity = cast(Any, decoder.cache.layers), decoder.cache.capacity
+    cache = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    per_token = cache // (slots * capacity)
+    return [
+        Item("key-value cache", cache, f"{slots} slots x {capacity} tokens x {per_token:,} bytes"),
+        Item("prompts, growth, logits", counter.peak - held - cache, f"{slots} prompts x {prompt} tokens at once"),
+    ]
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    return model.config.get_text_config().vocab_size
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def _item(name: str, groups: Iterable[Iterable[Tensor]]) -> Item:
+    """Tensors as a part: their number and bytes by data type."""
+    counts: dict[torch.dtype, int] = {}
+    for tensor in (tensor for group in groups for tensor in group):
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    formula = " + ".join(f"{_count(n)} x {dtype.itemsize} bytes" for dtype, n in counts.items() if n > 1e3)
+    return Item(name, sum(n * dtype.itemsize for dtype, n in counts.items()), formula)
+
+
+def _lines(title: str, items: Iterable[Item]) -> list[str]:
+    return [title, *(f"  {item.name:30}{_gib(item.size):>10}  {item.formula}" for item in items)]
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 100 else f"{size / 2**20:.1f} MiB"
+
+
+def _count(number: int) -> str:
+    for power, letter in ((9, "B"), (6, "M"), (3, "k")):
+        if number >= 10**power:
+            return f"{number / 10**power:.3g} {letter}"
+    return str(number)

@@ -1,0 +1,271 @@
+"""The memory plan beside what PyTorch's allocator is asked for."""
+
+import gc
+import itertools
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+
+from tokengym.__main__ import main
+from tokengym.agents import AGENTS, GRPO, PPO, SFT, make_agent
+from tokengym.agents.planning import Planned, describe, propose
+from tokengym.agents.rollouts.collect import collect
+from tokengym.agents.training import memory
+from tokengym.agents.training.learner import Example
+from tokengym.agents.training.memory import GIB, Limits, MemoryPlan, NotEnoughMemoryError
+from tokengym.models.engine.cache import SlotCache
+from tokengym.models.loading import with_lora
+
+CONFIG = LlamaConfig(
+    hidden_size=64, intermediate_size=160, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2,
+    vocab_size=300, max_position_embeddings=128,
+)  # fmt: skip
+LIMITS = Limits(num_envs=16, max_prompt_tokens=40, max_new_tokens=40)
+SMALL = {"micro_batch_tokens": 1000}
+
+
+def measured_peak(function: Callable[[], object]) -> int:
+    """Most bytes that a function holds at a time, by the allocator's own record."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        function()
+    events = cast(Any, record.profiler).kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return int(np.cumsum([size for _, size in changes]).max())
+
+
+def plan(kind: Any, config: Any, limits: Limits = LIMITS, **model: Any) -> MemoryPlan:
+    return Planned(kind, config, CONFIG, limits, GIB, **model).plan()
+
+
+def size(found: MemoryPlan, phase: str, *names: str) -> int:
+    items = (*found.kept, *found.phases[phase])
+    return sum(item.size for item in items if not names or item.name in names)
+
+
+def first_output(batch: Any, output: Any) -> Tensor:
+    outputs = output if isinstance(output, tuple) else (output,)
+    return sum((part.sum() for part in outputs), torch.zeros(()))
+
+
+SETTINGS: dict[Any, dict[str, Any]] = {
+    SFT: {},
+    GRPO: {"samples_per_problem": 8, "problems_per_iteration": 4},
+    PPO: {"kl_coef": 0.0, "critic_layers": 2, "problems_per_iteration": 8, "minibatch_size": 32},
+}
+# Of all twelve, those that the fast tests try.
+FAST = {(SFT, False, None), (GRPO, True, None), (PPO, True, 4)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "checkpointing", "lora_rank"),
+    [
+        pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+        for case in itertools.product(SETTINGS, (False, True), (None, 4))
+    ],
+)
+def test_updates_take_what_the_plan_says(kind: Any, checkpointing: bool, lora_rank: int | None) -> None:
+    config = kind.config_class(**SMALL, **SETTINGS[kind], gradient_checkpointing=checkpointing)
+    found = plan(kind, config, lora_rank=lora_rank)
+    model = AutoModelForCausalLM.from_config(CONFIG).eval()
+    model = model if lora_rank is None else with_lora(model, lora_rank).eval()
+    work = kind.work(config, model)
+    learner = work.make_learner(memory._Alone(), CONFIG.vocab_size)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 300, LIMITS.max_prompt_tokens) for _ in range(32 // work.samples_per_prompt)]
+    examples = [
+        Example(prompt, rng.integers(0, 300, LIMITS.max_new_tokens - rng.integers(3)))
+        for prompt in prompts
+        for _ in range(work.samples_per_prompt)
+    ]
+    learner.logprobs(examples[:1]) if kind is SFT else learner.evaluate(examples[:1])  # asks the model once
+    names = ("optimizer", "gradients", "activations", "logits and backward pass")
+    peak = measured_peak(lambda: learner.update(examples, first_output, 0))
+    # The optimizer's state is made after the backward pass in this first update.
+    expected = size(found, "learning", *names) - size(found, "learning", "optimizer")
+    assert peak == pytest.approx(expected, rel=0.15)
+    state = sum(value.nbytes for part in learner.optimizer.state.values() for value in part.values())
+    assert state == pytest.approx(size(found, "learning", "optimizer"), rel=0.02)
+    assert sum(p.nbytes for p in model.parameters()) == pytest.approx(
+        size(found, "learning", "weights", "adapters"), rel=0.01
+    )
+
+
+def test_bfloat16_weights_and_autocast_are_counted() -> None:
+    whole, half = (plan(SFT, SFT.config_class(**SMALL), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert 2 * size(half, "learning", "weights") == pytest.approx(size(whole, "learning", "weights"), rel=1e-3)
+    assert size(half, "learning", "optimizer") == size(whole, "learning", "optimizer") * 10 // 8
+    assert size(half, "learning", "gradients") == size(whole, "learning", "gradients")
+    config = SFT.config_class(**SMALL, bf16=True)
+    learner_model = AutoModelForCausalLM.from_config(CONFIG)
+    learner = SFT.work(config, learner_model).make_learner(memory._Alone(), 300)
+    rng = np.random.default_rng(0)
+    examples = [Example(np.arange(40) + i, np.arange(40 - rng.integers(3))) for i in range(26)]
+    learner.logprobs(examples[:1])
+    found = plan(SFT, config)
+    expected = size(found, "learning", "gradients", "activations", "logits and backward pass")
+    assert measured_peak(lambda: learner.update(examples, first_output, 0)) == pytest.approx(expected, rel=0.15)
+    assert size(found, "learning", "activations") < size(whole, "learning", "activations")
+
+
+def test_a_rollout_takes_what_the_plan_says_and_leaves_nothing(folder: Path, make_sums: Any) -> None:
+    env = {"max_prompt_tokens": 16, "max_new_tokens": 40}
+    agent = make_agent("reinforce", make_sums(num_envs=32, **env), folder, num_envs=32)
+    agent.policy.check()
+    caches: list[SlotCache] = []
+
+    def sample() -> None:
+        rollout = collect(agent.policy, agent.env, 32, seed=0)
+        caches.append(rollout._decoder.cache)
+        assert max(len(attempt.completion) for attempt in rollout) > 20
+
+    limits = Limits(32, 16, 40)
+    found = Planned(type(agent), agent.config, agent.model.config, limits, GIB).plan()
+    gc.disable()
+    try:
+        peak = measured_peak(sample)
+        held = caches[0].layers[0].keys.nbytes * 2 * 2
+        assert held == size(found, "sampling", "key-value cache")
+        assert peak == pytest.approx(size(found, "sampling", "key-value cache", "prompts, growth, logits"), rel=0.5)
+        left = weakref.ref(caches[0])
+        caches.clear()
+        assert left() is None, "the cache waits for a garbage collection while the update needs its memory"
+    finally:
+        gc.enable()
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_run_is_what_the_run_takes(folder: Path, make_sums: Any) -> None:
+    """PPO with a reference, a branch critic and the best policy kept: everything from nothing to the last update."""
+    settings: dict[str, Any] = {
+        "iterations": 2, "problems_per_iteration": 16, "samples_per_problem": 4, "minibatch_size": 64, "epochs": 1,
+        "critic_layers": 1, "validation_problems": 4, "micro_batch_tokens": 600,
+    }  # fmt: skip
+    limits, made = Limits(8, 16, 40), []
+    config = PPO.config_class(**settings)
+    found = Planned(PPO, config, AutoConfig.from_pretrained(folder), limits, GIB).plan()
+    env = make_sums(num_envs=8, max_new_tokens=40)
+    make_agent("ppo", env, folder, num_envs=8, validation_env=env, **settings)  # what is loaded once
+
+    def run() -> None:
+        made.append(make_agent("ppo", env, folder, num_envs=8, validation_env=env, **settings))
+        made[0].learn()
+
+    peak = measured_peak(run)
+    assert peak == pytest.approx(found.peak, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("orm", "rcrl") else pytest.mark.slow) for name in sorted(AGENTS.names())],
+)
+def test_every_agent_has_a_plan(name: str) -> None:
+    kind = AGENTS.get(name)
+    found = plan(kind, kind.config_class(**SMALL))
+    assert found.total("learning") > found.total("sampling") > 0
+    assert all(name in str(found) for name in ("weights", "optimizer", "activations", "key-value cache"))
+
+
+def test_the_guard_stops_what_cannot_fit_and_nothing_else(folder: Path, make_sums: Any) -> None:
+    agent = make_agent("ppo", make_sums(), folder, critic_layers=1)
+    limits = Limits(4, 16, 4)
+    make_work = lambda policy: PPO.work(agent.config, policy)  # noqa: E731
+    for free in (None, 2**40):
+        memory.check_memory(make_work, agent.model, agent.config, limits, free)
+    needed = Planned(PPO, replace(agent.config, micro_batch_tokens=1), agent.model.config, limits, GIB).plan()
+    with pytest.raises(NotEnoughMemoryError, match=r"one sequence of 20 tokens takes .*, and 0\.1 MiB are free on cpu"):
+        memory.check_memory(make_work, agent.model, agent.config, limits, 2**17)
+    with pytest.raises(NotEnoughMemoryError, match=r"optimizer .*lora_rank=16.*bfloat16.*checkpointing.*kl_coef=0"):
+        memory.check_memory(make_work, agent.model, agent.config, limits, 2**17)
+    memory.check_memory(make_work, agent.model, agent.config, limits, needed.peak)
+
+
+def test_agents_are_guarded_by_the_memory_of_their_device(
+    folder: Path, make_sums: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokengym.agents.base.free_memory", lambda device, processes: 2**17)
+    with pytest.raises(NotEnoughMemoryError):
+        make_agent("sft", make_sums(), folder)
+
+
+def test_proposals_fit_and_prefer_what_changes_no_result() -> None:
+    shallow = LlamaConfig(**{**CONFIG.to_dict(), "num_hidden_layers": 1})
+    wanted = Planned(SFT, SFT.config_class(), shallow, LIMITS, 2**27)
+    text = describe(wanted)
+    found = propose(wanted)
+    assert found is not None
+    assert found.plan().peak <= found.usable
+    assert (found.dtype, found.lora_rank, found.config.gradient_checkpointing) == ("float32", None, False)
+    assert 80 <= found.config.micro_batch_tokens < 16_384
+    assert f"does not fit in 95% of 0.125 GiB; {found.plan().peak / GIB:.2f} GiB with" in text
+    assert f"--micro-batch-tokens {found.config.micro_batch_tokens}" in text
+
+
+@pytest.mark.slow
+def test_proposals_end_with_adapters_and_with_nothing() -> None:
+    wanted = Planned(SFT, SFT.config_class(**SMALL), CONFIG, LIMITS, 2**30)
+    least = wanted.sized(80, 1)
+    recomputed = propose(replace(wanted, memory=int(least.plan().peak * 0.99 / 0.95)))
+    assert recomputed is not None
+    assert recomputed.config.gradient_checkpointing
+    half = replace(least, config=replace(least.config, gradient_checkpointing=True), dtype="bfloat16")
+    adapted = propose(replace(wanted, memory=int(half.plan().peak * 0.99 / 0.95)))
+    assert adapted is not None
+    assert (adapted.dtype, adapted.lora_rank) == ("bfloat16", 16)
+    assert "take a smaller model" in describe(replace(wanted, memory=2**18))
+
+
+def test_the_seven_billion_of_llama_have_the_sizes_that_are_known() -> None:
+    """A layer of Llama-2 7B in bfloat16 beside the bytes that its equations keep."""
+    tokens, hidden, inner, heads = 2048, 4096, 11008, 32
+    config, layer = SFT.config_class(micro_batch_tokens=tokens), 4 * hidden**2 + 3 * hidden * inner + 2 * hidden
+    shallow, deep = (
+        Planned(
+            SFT,
+            config,
+            LlamaConfig(
+                hidden_size=hidden, intermediate_size=inner, num_hidden_layers=depth, num_attention_heads=heads,
+                vocab_size=32_000,
+            ),
+            Limits(8, 512, 512),
+            GIB,
+            "bfloat16",
+        ).plan()
+        for depth in (1, 2)
+    )  # fmt: skip
+    grown = lambda phase, name: size(deep, phase, name) - size(shallow, phase, name)  # noqa: E731
+    assert grown("learning", "weights") == 2 * layer
+    assert grown("learning", "gradients") == 4 * layer
+    assert grown("learning", "optimizer") == 10 * layer
+    # Of each token: both norms keep their input in float32, and their result before and after its weights; attention
+    # keeps q, k, v, its result, a sum for each head, and its share of the mask; the rest is the MLP's.
+    norms, attention, mlp = 2 * (4 + 2 + 2) * hidden, 2 * 4 * hidden + 4 * heads + 2 * 1024, 2 * 4 * inner
+    assert grown("learning", "activations") == pytest.approx(tokens * (norms + attention + mlp), rel=0.01)
+    assert grown("sampling", "key-value cache") == 8 * 1024 * 2 * hidden * 2
+
+
+def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    arguments = ["plan", "--agent", "grpo", "--model", str(folder), "--memory", "8", "--gpus", "2"]
+    limits = ["--env-args", "max_prompt_tokens=16", "max_new_tokens=16"]
+    assert main([*arguments, *limits, "--micro-batch-tokens", "512"]) == 0
+    out = capsys.readouterr().out
+    for part in ("grpo on llama, each of 2 GPUs", "at most 32 tokens", "buckets of data", "fits in 95% of 8 GiB"):
+        assert part in out
+    for wrong, message in (
+        (["--memory", "0"], "--memory must be above 0"),
+        (["--model", str(folder / "nothing")], "no model "),
+        (["--env", "tokengym/Nope-v0"], "no environment 'tokengym/Nope-v0'"),
+        ([], "an attempt of 512 tokens is longer than the model's 64 positions"),
+        (["--agent", "nope"], "no agent 'nope'"),
+    ):
+        assert main([*arguments, *wrong]) == 1
+        assert message in capsys.readouterr().err
