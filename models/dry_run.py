@@ -156,7 +156,7 @@ def model_on_meta(
         arguments["attn_implementation"] = attn if attn in ATTENTION else "sdpa"
     with torch.device("meta"), ByteCounter():
         try:
-            model: Any = AutoModelForCausalLM.from_config(config, **arguments)
+            model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), **arguments)
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             cause = textwrap.shorten(str(error), 300)
             raise ValueError(f"no language model can be made of a {type(config).__name__}: {cause}") from error

@@ -263,9 +263,10 @@ def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str], folder: P
     for wrong, message in (
         (["--memory", "0"], "--memory must be above 0"),
         (["--model", str(folder / "nothing")], "no model "),
-        (["--env", "tokengym/Nope-v0"], "no environment 'tokengym/Nope-v0'"),
+        (["--env", "tokengym/Nope-v0"], "unknown environment 'tokengym/Nope-v0'"),
         ([], "an attempt of 512 tokens is longer than the model's 64 positions"),
-        (["--agent", "nope"], "no agent 'nope'"),
     ):
         assert main([*arguments, *wrong]) == 1
         assert message in capsys.readouterr().err
+    assert main(["plan", "--agent", "nope"]) == 1
+    assert "unknown agent 'nope'" in capsys.readouterr().err
