@@ -63,7 +63,7 @@ SETTINGS: dict[Any, dict[str, Any]] = {
     PPO: {"kl_coef": 0.0, "critic_layers": 2, "problems_per_iteration": 8, "minibatch_size": 32},
 }
 # Of all twelve, those that the fast tests try.
-FAST = {(SFT, False, None), (GRPO, True, None), (PPO, True, 4)}
+FAST = {(GRPO, True, None), (PPO, False, None)}
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,10 @@ def test_the_guard_stops_what_cannot_fit_and_nothing_else(folder: Path, make_sum
     for free in (None, 2**40):
         memory.check_memory(make_work, agent.model, agent.config, limits, free)
     needed = Planned(PPO, replace(agent.config, micro_batch_tokens=1), agent.model.config, limits, GIB).plan()
-    with pytest.raises(NotEnoughMemoryError, match=r"one sequence of 20 tokens takes .*, and 0\.1 MiB are free on cpu"):
-        memory.check_memory(make_work, agent.model, agent.config, limits, 2**17)
-    with pytest.raises(NotEnoughMemoryError, match=r"optimizer .*lora_rank=16.*bfloat16.*checkpointing.*kl_coef=0"):
+    with pytest.raises(
+        NotEnoughMemoryError,
+        match=r"one sequence of 20 tokens takes .*, and 0\.1 MiB are free on cpu .*lora_rank=16.*bfloat16.*kl_coef=0",
+    ):
         memory.check_memory(make_work, agent.model, agent.config, limits, 2**17)
     memory.check_memory(make_work, agent.model, agent.config, limits, needed.peak)
 
