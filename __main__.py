@@ -363,8 +363,9 @@ def plan(arguments: Sequence[str]) -> None:
         )
         _print(describe(planned))
 
-    run.__annotations__["config"] = with_preset(kind.config_class, _flag(arguments, "--preset"), kind.name)
-    _cli(run, "tokengym plan", arguments, plan.__doc__)
+    config_class = with_preset(kind.config_class, _flag(arguments, "--preset"), kind.name)
+    run.__annotations__["config"] = Annotated[config_class, tyro.conf.arg(name=kind.name)]
+    _cli(run, "tokengym plan", arguments, plan.__doc__, getattr(config_class, "renamed", {}))
 
 
 def evaluate(arguments: Sequence[str]) -> None:
