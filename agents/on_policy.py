@@ -6,7 +6,8 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, Self, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..envs.curriculum import Batch
+from ..files import new_folder
 from ..models.engine.sampling import SamplingConfig
+from ..models.loading import no_progress_bars
 from ..rewards.base import RewardError
-from .base import Agent, Callback
+from .base import Agent, Callback, Environment
 from .evaluation.evaluate import median_response_length, validate
 from .rollouts.attempts import Attempt, AttemptFile, RolloutStatistics
 from .rollouts.collect import collect
@@ -123,6 +126,11 @@ class PolicyGradientConfig(OptimizerConfig):
 class PolicyGradientAgent(Agent):
     """Base of agents that sample a batch of attempts with the newest policy, learn from it, and throw it away."""
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._progress: _Progress | None = None
+        self._loaded: Path | None = None  # checkpoint that a loaded agent continues from
+
     @classmethod
     def work(cls, config: PolicyGradientConfig, policy: PreTrainedModel) -> Work:
         return replace(
@@ -160,54 +168,74 @@ class PolicyGradientAgent(Agent):
         """What changes with learning besides what the learner updates, as tensors."""
         return {}
 
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """What `tensors` gives, with what a new agent would make of the policy as it is."""
+        return self.tensors()
+
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores what `tensors` gave."""
 
     def learn(
-        self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
+        self,
+        total_episodes: int | None = None,
+        callback: Callback | None = None,
+        progress_bar: bool = False,
+        *,
+        reset: bool = False,
     ) -> Self:
         """Runs the configured iterations, or as many as the budget covers.
+
+        A second call continues where the first has ended, with as many iterations or attempts again: problems, random
+        streams, curriculum, optimizer, critic and counters go on; the learning-rate schedule and patience begin anew.
 
         The environment's curriculum chooses the problems, each for K attempts in a row, and is told of all attempts at
         the end of an iteration. Every iteration is a pure function of the policy, the curriculum, the seed and its
         number, so a run that goes on from a checkpoint ends with the very weights of one that was never stopped.
 
+        Args:
+            total_episodes: Budget of attempts sampled by this call; the default is no limit but the iterations.
+            callback: Function called with the agent and its newest metrics; returning False ends learning.
+            progress_bar: Show progress.
+            reset: Learn as a new agent with the policy as it is would: counters, optimizer and random streams begin
+                anew. The default continues.
+
         Raises:
-            ValueError: The budget does not cover one iteration, or prompts exceed the environment's limit.
+            ValueError: The budget does not cover one iteration, prompts exceed the environment's limit, or `reset`
+                would begin a run anew in a folder that holds one.
             NonFiniteError: A reward, a loss or a gradient is infinite or NaN. The attempts of that iteration are
                 written to the run's folder.
         """
         config: PolicyGradientConfig = self.config
         iterations = self._iterations(total_episodes)
         self.env.check_prompts()
-        learner = self.make_learner(iterations * self.updates_per_iteration)
         checkpoints = None if self.run_path is None else self.run_path / "training"
-        state = load_checkpoint(learner, checkpoints)
-        begin, self.num_attempts, self.num_tokens = (state.get(name, 0) for name in ("iteration", "attempts", "tokens"))
-        self.load_state(state.get("agent", {}))
-        tensors = load_tensors(checkpoints)
-        self.load_tensors(_part(tensors, "agent/"))
-        best = _Best(**state.get("best", {}), weights=_part(tensors, "best/"))
-        if self.run is not None:
-            # What a killed process logged after its last checkpoint, or at all.
-            self.run.rewind(self.num_attempts if begin else -1)
+        if reset and checkpoints is not None and checkpoints.exists():
+            raise ValueError(
+                f"{self.run_path} holds what was learned: to begin anew, make an agent with another folder"
+            )
+        if reset or self._progress is None:
+            self._progress = self._begin(iterations)
+        else:
+            self._progress.extend(iterations, self.updates_per_iteration, self.num_attempts)
+            if checkpoints is not None and self.ranks.is_main:
+                self._save_progress(checkpoints)  # resumed, the run goes on to the end of this call
+        progress, learner, best = self._progress, self._progress.learner, self._progress.best
         alarms = Alarms()
         validation = self.make_validation_env() if config.validation_problems else None
         if validation is not None:
             validation.check_prompts(config.validation_problems)
-        if validation is not None and config.keep_best and begin == 0:
+        if validation is not None and config.keep_best and progress.iteration == 0:
             metrics = validate(
                 self.policy, validation, config.validation_problems, self.ranks
             )  # learning may end where it began
             best.compare(metrics["eval/maj@1"], snapshot(self.model))
             self.log(metrics, None)
         episodes = config.problems_per_iteration * config.samples_per_problem
-        budget = math.inf if total_episodes is None else total_episodes
-        curriculum = self.env.curriculum
-        curriculum.load_state_dict(state.get("curriculum", {}))
+        budget = math.inf if total_episodes is None else progress.first_attempts + total_episodes
+        curriculum, end = self.env.curriculum, progress.first + iterations
         try:
-            with self.progress((iterations - begin) * episodes, self.name, progress_bar) as bar:
-                for iteration in range(begin, iterations):
+            with self.progress((end - progress.iteration) * episodes, self.name, progress_bar) as bar:
+                for iteration in range(progress.iteration, end):
                     left = budget - self.num_attempts  # dynamic sampling spends it faster than iterations end
                     if best.age == config.patience or left < episodes:
                         break
@@ -227,7 +255,7 @@ class PolicyGradientAgent(Agent):
                         found = self.improve(learner, attempts, iteration)
                     metrics |= {f"train/{name}": value for name, value in found.items()}
                     metrics["time/train_seconds"] = time.perf_counter() - started
-                    last = iteration + 1 == iterations or budget - self.num_attempts < episodes
+                    last = iteration + 1 == end or budget - self.num_attempts < episodes
                     if validation is not None and (last or (iteration + 1) % config.validation_iterations == 0):
                         started = time.perf_counter()
                         metrics |= validate(self.policy, validation, config.validation_problems, self.ranks)
@@ -237,16 +265,12 @@ class PolicyGradientAgent(Agent):
                         seconds = metrics[f"time/{part}_seconds"]
                         metrics[f"time/{part}_share"] = seconds / (time.perf_counter() - began)
                     metrics |= alarms.watch(metrics, iteration)
+                    progress.iteration = iteration + 1
                     going_on = self.log(metrics, callback)
                     last = last or not going_on or best.age == config.patience
                     due = last or (iteration + 1) % config.save_iterations == 0
                     if checkpoints is not None and due and self.ranks.is_main:
-                        state = {"iteration": iteration + 1, "attempts": self.num_attempts, "tokens": self.num_tokens}
-                        state |= {"best": {"accuracy": best.accuracy, "age": best.age}, "agent": self.state()}
-                        state |= {"curriculum": curriculum.state_dict()}
-                        tensors = {f"best/{name}": tensor for name, tensor in best.weights.items()}
-                        tensors |= {f"agent/{name}": tensor for name, tensor in self.tensors().items()}
-                        save_checkpoint(learner, checkpoints, state, tensors)
+                        self._save_progress(checkpoints)
                     if not going_on:
                         break
         finally:
@@ -254,6 +278,73 @@ class PolicyGradientAgent(Agent):
             restore(self.model, best.weights)
         self.keep_model()
         return self
+
+    def _begin(self, iterations: int) -> "_Progress":
+        """What learning starts from: the newest checkpoint of the run, or of the folder that was loaded."""
+        learner = self.make_learner(iterations * self.updates_per_iteration)
+        folder = None if self.run_path is None else self.run_path / "training"
+        state = load_checkpoint(learner, folder)
+        loaded = not state and self._loaded is not None
+        if loaded:
+            folder = self._loaded
+            state = load_checkpoint(learner, folder)
+        begin, self.num_attempts, self.num_tokens = (state.get(name, 0) for name in ("iteration", "attempts", "tokens"))
+        learner.first_step = state.get("first_step", 0)
+        self.load_state(state.get("agent", {}))
+        tensors = load_tensors(folder)
+        self.load_tensors(_part(tensors, "agent/"))
+        best = _Best(**state.get("best", {}), weights=_part(tensors, "best/"))
+        self.env.curriculum.load_state_dict(state.get("curriculum", {}))
+        progress = _Progress(learner, best, begin, state.get("first", 0), state.get("first_attempts", 0))
+        if loaded:
+            progress.extend(iterations, self.updates_per_iteration, self.num_attempts)
+        if self.run is not None:
+            # What a killed process logged after its last checkpoint, or at all.
+            self.run.rewind(self.num_attempts if begin else -1)
+        return progress
+
+    def _save_progress(self, folder: Path, further: Mapping[str, Tensor] | None = None) -> None:
+        """Writes a checkpoint of all that learning continues from, with further tensors of the agent's."""
+        progress, best = cast(_Progress, self._progress), cast(_Progress, self._progress).best
+        curriculum = self.env.curriculum
+        state = {"iteration": progress.iteration, "attempts": self.num_attempts, "tokens": self.num_tokens}
+        state |= {"first": progress.first, "first_attempts": progress.first_attempts}
+        state |= {"first_step": progress.learner.first_step, "agent": self.state()}
+        state |= {"best": {"accuracy": best.accuracy, "age": best.age}}
+        state |= {"curriculum": (curriculum.curriculum if isinstance(curriculum, Batch) else curriculum).state_dict()}
+        tensors = {f"best/{name}": tensor for name, tensor in best.weights.items()}
+        tensors |= {f"agent/{name}": tensor for name, tensor in {**self.tensors(), **(further or {})}.items()}
+        save_checkpoint(progress.learner, folder, state, tensors)
+
+    def save(self, path: str | Path, *, optimizer: bool = False) -> None:
+        """Writes the agent as `Agent.save` does and, if wanted, all that learning continues from.
+
+        Args:
+            path: Folder to write.
+            optimizer: Write the optimizer's state, the reference and the counters, too: `load` then gives an agent
+                whose `learn` continues. The default writes what acts, and PPO's critic.
+
+        Raises:
+            ValueError: There is no state yet, or it is of adapters, which are merged into what is saved.
+        """
+        if optimizer and self._progress is None:
+            raise ValueError("the optimizer has no state before learn: save without optimizer=True")
+        if optimizer and hasattr(self.model, "disable_adapter"):
+            raise ValueError(
+                "adapters are merged into the weights that are saved, and the optimizer's state is of the adapters: "
+                "give the agent a run folder, which resume continues, or save without optimizer=True"
+            )
+        with new_folder(Path(path)) as folder, no_progress_bars():
+            self._write(folder)
+            if optimizer:
+                self._save_progress(folder / _TRAINING, self.kept_tensors())
+
+    @classmethod
+    def load(cls, path: str | Path, env: Environment | None = None, **settings: Any) -> Self:
+        agent = super().load(path, env, **settings)
+        if (Path(path) / _TRAINING).is_dir():
+            agent._loaded = Path(path) / _TRAINING
+        return agent
 
     def rewards(self, attempts: Sequence[Attempt]) -> Sequence[NDArray[np.floating]]:
         """Rewards `[T]` of each attempt's tokens as learning sees them: less what long attempts are fined."""
@@ -373,6 +464,34 @@ class PolicyGradientAgent(Agent):
             own.append(attempt)
             _check_rewards(attempt)
         return [attempt for part in self.ranks.gather(own) for attempt in part]
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Where learning is: what a second call of `learn` continues from, and what checkpoints hold.
+
+    Attributes:
+        learner: Learner with the optimizer's state.
+        best: Best policy so far.
+        iteration: Iterations done.
+        first: Iterations done before the newest call of `learn`.
+        first_attempts: Attempts sampled before it.
+    """
+
+    learner: Learner
+    best: "_Best"
+    iteration: int = 0
+    first: int = 0
+    first_attempts: int = 0
+
+    def extend(self, iterations: int, updates: int, attempts: int) -> None:
+        """Begins another call of `learn`."""
+        self.first, self.first_attempts, self.best.age = self.iteration, attempts, 0
+        self.learner.begin_schedule(iterations * updates)
+
+
+_TRAINING = "training"
+"""Folder inside of a saved agent with what learning continues from."""
 
 
 @dataclass(slots=True)

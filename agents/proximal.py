@@ -102,6 +102,9 @@ class ProximalAgent(PolicyGradientAgent):
     def tensors(self) -> dict[str, Tensor]:
         return {} if self._reference is None else self._reference.state()
 
+    def kept_tensors(self) -> dict[str, Tensor]:
+        return {} if self._reference is None else self._reference.weights()
+
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         if self._reference is not None:
             self._reference.load_state(tensors)

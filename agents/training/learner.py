@@ -263,6 +263,8 @@ class Learner:
         self._wrapped = self.ranks.count > 1 and all(p.grad_dtype == p.dtype for p in self.parameters)
         self.model: nn.Module = accelerator.prepare_model(model) if self._wrapped else model
         self.steps = 0
+        self.first_step = 0
+        """Updates made before the learning-rate schedule began."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, as the optimizer's groups: `params`, and `ratio`, the group's part of the learning rate."""
@@ -335,7 +337,8 @@ class Learner:
                 if parameter.grad is not None:
                     parameter.grad = cast(Tensor, self.accelerator.reduce(parameter.grad, "mean"))
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        share = cosine(self.steps, self.total_steps, self.config.warmup_ratio, self.config.min_learning_rate_ratio)
+        made, ratio = self.steps - self.first_step, self.config.min_learning_rate_ratio
+        share = cosine(made, self.total_steps, self.config.warmup_ratio, ratio)
         rate = self.learning_rate * share
         if ranks > 1:
             totals = _combined_totals(self.ranks.gather({name: value.cpu() for name, value in totals.items()}))
@@ -357,6 +360,10 @@ class Learner:
                 f"high a learning rate ({rate:g})"
             )
         return metrics
+
+    def begin_schedule(self, total_steps: int) -> None:
+        """Begins a learning-rate schedule of `total_steps` further updates; the optimizer's state stays."""
+        self.first_step, self.total_steps = self.steps, total_steps
 
     def logprobs(
         self, examples: Sequence[Example], temperature: float = 1.0, model: PreTrainedModel | None = None

@@ -60,6 +60,13 @@ class Reference:
         """The weights that the reference has instead of those that the model was loaded with, if any."""
         return self._refreshed
 
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that the reference has where the policy is trained; none if it is the policy without adapters."""
+        if self._copy is None:
+            return self._refreshed
+        trained = {name for name, parameter in self._model.named_parameters() if parameter.requires_grad}
+        return {name: parameter for name, parameter in self._copy.named_parameters() if name in trained}
+
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores what `state` gave."""
         if not tensors:

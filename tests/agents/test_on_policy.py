@@ -299,6 +299,65 @@ def test_killed_and_resumed_equals_never_stopped_bit_for_bit(make, tmp_path, kin
     assert same(weights(whole), weights(again))
 
 
+@pytest.mark.parametrize("kind", ["rloo", "grpo-all"])
+def test_a_second_call_of_learn_continues_where_the_first_ended(make, tmp_path, kind: str) -> None:
+    """Two calls are one of twice the length, also in a folder, killed in the second, or saved and loaded in between."""
+    whole = make(kind).learn()
+    halves = make(kind, iterations=2).learn()
+    first = weights(halves)
+    halves.save(tmp_path / "saved", optimizer=True)
+    halves.learn()
+    assert same(weights(whole), weights(halves))
+    assert not same(first, weights(halves))
+    assert (whole.num_attempts, whole.num_tokens) == (halves.num_attempts, halves.num_tokens)
+    loaded = AGENTS[kind][0].load(
+        tmp_path / "saved", slots(Letters()), validation_env=slots(Letters("validation")), device="cpu"
+    )
+    assert same(first, weights(loaded))
+    loaded.learn()
+    assert same(weights(whole), weights(loaded))
+    assert loaded.num_attempts == whole.num_attempts
+
+    def kill(agent, metrics):
+        if agent.num_attempts == whole.num_attempts * 3 // 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        make(kind, iterations=2, run=tmp_path / "cut", save_iterations=1).learn().learn(callback=kill)
+    resumed = make(kind, iterations=2, run=tmp_path / "cut", save_iterations=1, resume=True).learn()
+    assert same(weights(whole), weights(resumed))
+    steps = [line["step"] for line in metrics_of(tmp_path / "cut")]
+    assert steps == sorted(set(steps))
+    budgeted = make(kind, iterations=2)
+    episodes = budgeted.config.problems_per_iteration * budgeted.config.samples_per_problem
+    for _ in range(4):
+        budgeted.learn(total_episodes=episodes)
+    assert budgeted.num_attempts == 4 * episodes
+    assert same(weights(whole), weights(budgeted))
+
+
+def test_learn_begins_anew_if_asked_to(make, tmp_path) -> None:
+    agent = make(iterations=1)
+    schedule: list[float] = []
+    agent.learn().learn(reset=True, callback=lambda _, metrics: schedule.append(metrics["train/learning_rate"]))
+    assert agent.num_attempts == 24
+    first = make(iterations=1).learn()
+    assert not same(weights(first), weights(agent))
+    cooled = make(iterations=2, min_learning_rate_ratio=0.1)
+    rates: list[float] = []
+    for _ in range(2):
+        cooled.learn(callback=lambda _, metrics: rates.append(metrics["train/learning_rate"]))
+    assert rates[:2] == rates[2:]
+    assert rates[1] < rates[0]
+    kept = make(iterations=1, run=tmp_path / "run").learn()
+    with pytest.raises(ValueError, match="holds what was learned: to begin anew, make an agent with another folder"):
+        kept.learn(reset=True)
+    with pytest.raises(ValueError, match="no state before learn"):
+        make().save(tmp_path / "early", optimizer=True)
+    with pytest.raises(ValueError, match="adapters are merged"):
+        make(iterations=1, lora_rank=2).learn().save(tmp_path / "adapters", optimizer=True)
+
+
 @pytest.mark.parametrize("name", ["backtracking", "prioritized_replay"])
 @pytest.mark.parametrize("killed_at", [1, 3])
 def test_a_curriculum_learns_between_iterations_whatever_the_slots_and_goes_on(make, tmp_path, name, killed_at) -> None:

@@ -873,3 +873,17 @@ def test_the_start_counts_for_the_best_checkpoint(make, monkeypatch) -> None:
     agent.learn()
     assert same(before, dict(agent.model.named_parameters()))
     assert next(accuracies, None) is None
+
+
+def test_a_second_call_of_learn_continues_with_critic_optimizer_and_reference(make, tmp_path) -> None:
+    settings = {"iterations": 1, "save_iterations": 1, "keep_best": False, "patience": None, "kl_coef": 0.1}
+    whole = make(**settings | {"iterations": 2}).learn()
+    halves = make(**settings).learn()
+    halves.save(tmp_path / "saved", optimizer=True)
+    environments = {"env": slots(Letters()), "validation_env": slots(Letters("validation"))}
+    loaded = PPO.load(tmp_path / "saved", device="cpu", **environments).learn()
+    plain = PPO.load(tmp_path / "saved", device="cpu", **environments)
+    assert same(weights(plain), weights(halves))
+    halves.learn()
+    assert same(weights(whole), weights(halves))
+    assert same(weights(whole), weights(loaded))
