@@ -74,7 +74,7 @@ class EnvChoice:
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions(EnvChoice):
-    """What to train on what, and where it is written.
+    """Environment, model and folder of a training run.
 
     Attributes:
         model: Model to train: "tokengym/tiny", a name on the Hugging Face hub, a folder or a *.gguf file. By default
@@ -99,7 +99,7 @@ class TrainOptions(EnvChoice):
 
 @dataclasses.dataclass(frozen=True)
 class ComputeOptions:
-    """How models are loaded and run.
+    """Settings for loading and running models.
 
     Attributes:
         num_envs: Number of environment slots, which are the rows of the decoder's batch.
@@ -138,7 +138,7 @@ class AdapterOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions(EnvChoice):
-    """What to evaluate, and how.
+    """Model to evaluate, and the protocol.
 
     Attributes:
         model: Model to evaluate: the `model` folder of a run, or anything that `tokengym train --model` takes.
@@ -435,7 +435,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtrapolateOptions(EnvChoice):
-    """Which models to extrapolate, how far, and where the result is written.
+    """Models to extrapolate, how far, and where the result is written.
 
     Attributes:
         weaker: Model that training began from, such as the fine-tuned one; anything that `train --model` takes.
@@ -626,7 +626,7 @@ MEASUREMENTS = {
     "grading": ("speed.grading_throughput", "grades per second, of numbers and of LaTeX"),
     "orm": ("speed.orm_cost", "what an outcome model as the reward adds to the time of a rollout"),
 }
-"""What measures this machine: module and description by name."""
+"""Measurements of this machine: module and description by name."""
 
 
 def bench(arguments: Sequence[str]) -> None:
@@ -842,7 +842,7 @@ def _resume_said(arguments: Sequence[str]) -> list[str]:
 
 
 def _flag(arguments: Sequence[str], name: str) -> str | None:
-    """What a flag is given, if it is there."""
+    """The value of a flag, if it is given."""
     for argument, following in pairwise((*arguments, None)):
         if argument == name:
             return following

@@ -11,7 +11,7 @@ PACKAGES = {
     "sb3": "stable_baselines3",
     "vllm": "vllm",
 }
-"""By extra, the package to import that it brings."""
+"""Package to import for each extra."""
 
 
 def missing_extra(extra: str, feature: str) -> ImportError:

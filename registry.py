@@ -89,7 +89,7 @@ class Registry(Generic[T]):
         return self._load(points[0])
 
     def summaries(self) -> dict[str, str]:
-        """By name the first line of each entry's docstring, or the fault of an entry point that cannot be used.
+        """First line of each entry's docstring by name, or the fault of an entry point that cannot be used.
 
         Built-ins that are imported when asked for are not imported for this: their source is read.
         """

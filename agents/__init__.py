@@ -1,4 +1,4 @@
-"""Agents: what learns, and how what was learnt is measured.
+"""Agents: what learns, and how what was learned is measured.
 
 The text of a setting ends with the source of its default in brackets: a work, [Havrilla et al. 2024] for instance, or
 [choice] where it is our own. [Yu et al. 2025: 10] names a value other than the default. Works that recur are:

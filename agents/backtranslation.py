@@ -74,7 +74,7 @@ class Backtranslation(Agent):
     config: BacktranslationConfig
 
     problems: list[Problem]
-    """What was kept, after `learn`."""
+    """Problems that were kept, after `learn`."""
 
     def learn(
         self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
@@ -143,7 +143,7 @@ class Backtranslation(Agent):
         )
 
     def _is_readable(self, answer: str | None) -> bool:
-        """Whether the environment can grade attempts by an answer that was proposed."""
+        """True if the environment can grade attempts by an answer that was proposed."""
         if answer is None:
             return False
         try:
@@ -179,7 +179,7 @@ class Backtranslation(Agent):
     def _written(
         self, name: str, prompt: str, lessons: list[Problem], seeds: list[Problem], seed: int, progress_bar: bool
     ) -> list[str]:
-        """What a model that was fine-tuned on the lessons writes for each of the seeds; "" where it found no end."""
+        """Completions of a model fine-tuned on the lessons, one for each seed; "" where it found no end."""
         config = self.config
         folder = None if self.run_path is None else self.run_path / name
         # As long as the longest that it has seen: what goes on beyond is no solution or no question.
@@ -216,7 +216,7 @@ class Backtranslation(Agent):
         )
 
     def _successes(self, new: list[Problem], progress_bar: bool) -> dict[str, int]:
-        """How many of the student's attempts at each problem reach the proposed answer."""
+        """Number of the student's attempts at each problem that reach the proposed answer."""
         env, count = self.make_env(), self.config.samples_per_problem
         env.problems, env.num_problems = _Graded(new, env.problems), None
         attempts = self._collect_stage("student", self.policy, env, len(new), count, _STUDENT_SEED, progress_bar)
@@ -290,13 +290,13 @@ def neighbors(documents: Sequence[NDArray[np.integer]], count: int) -> NDArray[n
     nearest = np.empty((len(documents), count), np.int64)
     for begin in range(0, len(documents), 256):
         near = vectors[begin : begin + 256] @ vectors.T
-        near[np.arange(len(near)), np.arange(begin, begin + len(near))] = -np.inf  # none is its own neighbour
+        near[np.arange(len(near)), np.arange(begin, begin + len(near))] = -np.inf  # none is its own neighbor
         nearest[begin : begin + 256] = np.argsort(-near, axis=1, kind="stable")[:, :count]
     return nearest
 
 
 def _answer(solution: str) -> str | None:
-    """What stands behind the last "####"."""
+    """The text after the last "####"."""
     _, marker, answer = solution.rpartition(MARKER)
     return answer.strip() or None if marker else None
 

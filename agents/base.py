@@ -1,4 +1,4 @@
-"""What all agents are: an environment, a language model, a frozen configuration, and `learn`."""
+"""Base class of all agents: an environment, a language model, a frozen configuration, and `learn`."""
 
 import dataclasses
 import hashlib
@@ -241,7 +241,7 @@ class Agent(ABC):
         self.ranks.wait()
 
     def _write(self, folder: Path) -> None:
-        """What `save` writes; for agents that have more to keep."""
+        """Writes the files of `save`; agents with more to save extend it."""
         save_model(self.model, folder)
         self.tokenizer.save_pretrained(folder)
         write_json(folder / "agent.json", self._description())
@@ -286,7 +286,7 @@ class Agent(ABC):
         return self._validation_env or self.make_env(split="validation", reward="sparse")
 
     def count_problems(self, limit: int | None) -> int:
-        """How many problems attempts are sampled at: as many as there are, but no more than `limit`.
+        """Number of problems that attempts are sampled at: as many as there are, but no more than `limit`.
 
         Raises:
             ValueError: The source is endless and there is no limit, or prompts exceed the environment's limit.
@@ -399,7 +399,7 @@ def fingerprint(problems: ProblemSource) -> str:
 
 
 def _spec(env: Environment) -> EnvSpec | TokenVectorEnv:
-    """What an agent makes its slots from."""
+    """The source that an agent makes its slots from."""
     if isinstance(env, str):
         try:
             return gym.spec(env)

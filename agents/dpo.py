@@ -161,7 +161,7 @@ class DPO(RoundsAgent):
             )
 
     def _key(self, attempt: Attempt) -> str:
-        """What makes two attempts at a problem the same: their equations, or their text where there are none."""
+        """Key by which two attempts at a problem are the same: their equations, or their text if there are none."""
         text = self.env.decode(attempt.completion)
         return f"{equation_sequence(text)}\n{attempt.answer}" if equation_sequence(text) else text
 

@@ -241,7 +241,7 @@ class ExpertIteration(RoundsAgent):
         self._dataset = {**kept, **self._dataset} if self.config.accumulate else kept
 
     def _curriculum(self) -> Curriculum:
-        """What a round goes through: the split's first problems, K attempts at each."""
+        """Curriculum of a round: the split's first problems, K attempts at each."""
         return Sequential(repeats=self.config.samples_per_problem)
 
     def _attempts(

@@ -176,7 +176,7 @@ def _make_learner(model: PreTrainedModel, config: Any, *arguments: Any) -> Entro
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Signals:
-    """What the attempts `[A]` of a minibatch are trained on.
+    """Training signals of the attempts `[A]` of a minibatch.
 
     Attributes:
         advantages: `[A]` advantage of each attempt.

@@ -1,4 +1,4 @@
-"""What agents share that alternate between sampling attempts and updates on them: REINFORCE, GRPO, PPO."""
+"""Base of agents that alternate between sampling attempts and updates on them: REINFORCE, GRPO, PPO."""
 
 import math
 import time
@@ -142,7 +142,7 @@ class PolicyGradientAgent(Agent):
 
     @property
     def updates_per_iteration(self) -> int:
-        """Optimiser steps that `improve` takes at most."""
+        """Optimizer steps that `improve` takes at most."""
         return 1
 
     @abstractmethod
@@ -150,7 +150,7 @@ class PolicyGradientAgent(Agent):
         """Updates the policy on a batch of attempts, K at each problem in a row; the metrics of it."""
 
     def make_learner(self, total_steps: int) -> Learner:
-        """What updates the policy."""
+        """Makes the learner that updates the policy."""
         return Learner(self.model, self.learner_config(), total_steps, self.accelerator, len(self.tokenizer))
 
     def learner_config(self) -> PolicyGradientConfig:
@@ -158,14 +158,14 @@ class PolicyGradientAgent(Agent):
         return with_rate(self.config, self.model, RATE_RATIO)
 
     def state(self) -> dict[str, Any]:
-        """What changes with learning besides weights, as JSON values."""
+        """State that changes with learning besides weights, as JSON values."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `state` gave."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What changes with learning besides what the learner updates, as tensors."""
+        """Tensors that change with learning besides those that the learner updates."""
         return {}
 
     def kept_tensors(self) -> dict[str, Tensor]:
@@ -366,7 +366,7 @@ class PolicyGradientAgent(Agent):
         return returns.reshape(-1, self.config.samples_per_problem)
 
     def learnable(self, attempts: Sequence[Attempt]) -> NDArray[np.bool_]:
-        """Which attempts `[A]` may have a loss: all, or those that ended by themselves."""
+        """Bool `[A]`, true for attempts that may have a loss: all, or those that ended by themselves."""
         return np.array([attempt.terminated or self.config.truncated != "mask" for attempt in attempts])
 
     def corrected(

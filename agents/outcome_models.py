@@ -1,4 +1,4 @@
-"""Outcome models: p(correct | question, prefix), learnt from a policy's own attempts (Havrilla et al. 2024).
+"""Outcome models: p(correct | question, prefix), learned from a policy's own attempts (Havrilla et al. 2024).
 
 An ORM learns from final outcomes: every prefix of an attempt bears the attempt's label, so it estimates the value of
 the policy that sampled them. A stepwise ORM (SORM; GLoRe, arXiv 2402.10963) learns whether the answer can still be
@@ -87,7 +87,7 @@ class ORMConfig(FineTuneConfig):
         if self.problems is not None and self.problems < 1:
             raise ValueError(f"problems must be at least 1, got {self.problems}")
         if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, lest all attempts be the same, got {self.temperature}")
+            raise ValueError(f"temperature must be above 0, or all attempts are the same, got {self.temperature}")
         SamplingConfig(self.temperature)
 
 
@@ -133,7 +133,7 @@ class ORM(Agent):
     config_class = ORMConfig
 
     outcome_model: OutcomeModel
-    """What was learnt, after `learn`."""
+    """Trained outcome model, after `learn`."""
     reports: dict[str, OutcomeReport]
     """Held-out reports after `learn`: on the model, by its kind, and on others by their path."""
 
@@ -158,7 +158,7 @@ class ORM(Agent):
     def _untrained(
         self, policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", device: str, dtype: str
     ) -> OutcomeModel:
-        """What training starts from."""
+        """The outcome model that training starts from."""
         base = self.config.base
         if base is None:
             return OutcomeModel.from_causal_lm(policy, tokenizer, self.name, self.seed)
@@ -183,7 +183,7 @@ class ORM(Agent):
                 problems or another tokenizer, or there is nothing to learn because all labels are equal.
         """
         if total_episodes is not None:
-            raise ValueError(f"{self.name} is told by problems and samples_per_problem how much to sample: set these")
+            raise ValueError(f"{self.name} samples by problems and samples_per_problem: set these")
         if self._finished():
             return self
         started, config = time.perf_counter(), self.config
@@ -217,7 +217,7 @@ class ORM(Agent):
         self.outcome_model.save(folder)
 
     def _finished(self) -> bool:
-        """Whether the run folder holds a finished run, which is then read."""
+        """True if the run folder holds a finished run, which is then read."""
         report = None if self.run_path is None else self.run_path / "report.json"
         if report is None or not report.exists():
             return False
@@ -264,7 +264,7 @@ class ORM(Agent):
         return list(itertools.chain.from_iterable(list(groups.values())[share.start : share.stop]))
 
     def _gather_labels(self, labelled: list[Labelled]) -> list[Labelled]:
-        """The labelled attempts of all ranks, in their order."""
+        """The labeled attempts of all ranks, in their order."""
         return [item for part in self.ranks.gather(labelled) for item in part]
 
     # --------------------------------------------------------------------------------------------------------- labels
@@ -281,11 +281,11 @@ class ORM(Agent):
     def _train(
         self, labelled: Sequence[Labelled], metrics: dict[str, float], callback: Callback | None, progress_bar: bool
     ) -> int:
-        """Trains the outcome model; returns the number of optimiser steps."""
+        """Trains the outcome model; returns the number of optimizer steps."""
         config, labels = self.config, label_statistics(labelled)
         if labels["positive"] in (0.0, 1.0) or not labels["count"]:
             raise ValueError(
-                f"nothing can be learnt from {labels['count']:.0f} labels, {labels['positive']:.0%} of them positive: "
+                f"nothing can be learned from {labels['count']:.0f} labels, {labels['positive']:.0%} of them positive: "
                 "sample more attempts, at a higher temperature or by a better policy"
             )
         metrics |= {"train/attempts": len(labelled), "train/labels": labels["count"]}
@@ -357,7 +357,7 @@ _CONTINUATION_SEED = 1_000_003
 
 
 class OutcomeLearner(Learner):
-    """Optimises an outcome model.
+    """Optimizes an outcome model.
 
     Args:
         outcome_model: Outcome model to train, in place.

@@ -1,4 +1,4 @@
-"""PPO: token-level proximal policy optimisation with a critic (Schulman et al. 2017; Havrilla et al. 2024)."""
+"""PPO: token-level proximal policy optimization with a critic (Schulman et al. 2017; Havrilla et al. 2024)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -150,7 +150,7 @@ class PPOConfig(ProximalConfig):
 
     @property
     def kept(self) -> int:
-        """Attempts at each problem that are learnt from."""
+        """Attempts at each problem that are learned from."""
         return self.samples_per_problem if self.best_of is None else self.best_of
 
     @property
@@ -166,7 +166,7 @@ class PPOLearner(Learner):
     """
 
     entropy: Entropy = "value"
-    """In updates; a bonus for entropy needs its "gradient"."""
+    """Entropies that updates compute; a bonus for entropy needs its "gradient"."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         config, critic = cast(PPOConfig, self.config), cast(ActorCritic, self.base).critic
@@ -182,7 +182,7 @@ class PPOLearner(Learner):
         ]
 
     def train_policy(self, trained: bool) -> None:
-        """Whether updates step the policy, or only the critic."""
+        """Lets updates step the policy, or only the critic."""
         self.optimizer.param_groups[0]["ratio"] = float(trained)
 
     def forward(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, ...]:
@@ -216,12 +216,12 @@ class Experience:
     returns: TokenValues
 
     def of(self, rows: NDArray[np.int64]) -> "Experience":
-        """That of some attempts."""
+        """Selects some attempts."""
         return Experience(*(cast(Any, at(getattr(self, item.name), rows)) for item in fields(self)))
 
 
 class PPO(ProximalAgent):
-    """Proximal policy optimisation (PPO) with a critic: every token is an action with an advantage of its own."""
+    """Proximal policy optimization (PPO) with a critic: every token is an action with an advantage of its own."""
 
     name = "ppo"
     config_class = PPOConfig
@@ -282,7 +282,7 @@ class PPO(ProximalAgent):
         config = self.config
         attempts = self._best(attempts)
         learnable = self.learnable(attempts)
-        numbers = np.cumsum(learnable) - 1  # among those that are learnt from
+        numbers = np.cumsum(learnable) - 1  # among those that are learned from
         attempts = [attempts[i] for i in np.flatnonzero(learnable)]
         metrics = {"trained_attempts": float(len(attempts)), "updates": 0.0}
         if not attempts:
@@ -364,7 +364,7 @@ class PPO(ProximalAgent):
         return Experience(sampled, old_logprobs, reference, old_values, *ragged), metrics
 
     def _expected_after(self, learner: Learner, examples: Sequence[Example]) -> NDArray[np.float64]:
-        """What the critic expects, `[A]`, after the last token of each example."""
+        """Values of the critic, `[A]`, after the last token of each example."""
         if not examples:
             return np.zeros(0)
         further = [Example(example.prompt, np.append(example.completion, 0)) for example in examples]

@@ -1,4 +1,4 @@
-"""What GRPO and PPO share: several clipped updates on the same attempts, and a reference policy to stay close to."""
+"""Base of GRPO and PPO: several clipped updates on the same attempts, and a reference policy to stay close to."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -79,7 +79,7 @@ class ProximalConfig(PolicyGradientConfig):
 
     @property
     def upper_clip(self) -> float:
-        """How far above 1 the ratio may count."""
+        """Upper clipping range: `clip_high`, or `clip` if it is `None`."""
         return self.clip if self.clip_high is None else self.clip_high
 
 
@@ -142,7 +142,7 @@ class ProximalAgent(PolicyGradientAgent):
     def ratio_metrics(
         self, ratios: Tensor, logprobs: Tensor, before: Tensor, mask: Tensor, actions: int
     ) -> dict[str, Tensor]:
-        """How far a minibatch's update has come from the policy that acted.
+        """Metrics of how far a minibatch's update has come from the policy that acted.
 
         Args:
             ratios: `[B, T]` log-ratios that the loss has clipped.
@@ -187,5 +187,5 @@ def summarize(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def at(values: TokenValues | None, rows: NDArray[np.int64]) -> TokenValues | None:
-    """Those of some attempts."""
+    """Selects the values of some attempts."""
     return None if values is None else [values[i] for i in rows]

@@ -130,7 +130,7 @@ class RCRL(Agent):
     config_class = RCRLConfig
     config: RCRLConfig
     labels: Labels | None
-    """Of the model as it is now; it has none before it has learnt."""
+    """Labels of the model as it is now; `None` before it has learned any."""
 
     @classmethod
     def work(cls, config: RCRLConfig, policy: PreTrainedModel) -> Work:
@@ -151,7 +151,7 @@ class RCRL(Agent):
 
     @property
     def policy(self) -> CausalLMPolicy:
-        """The policy as it is now: under the best label once it has learnt."""
+        """The policy as it is now: under the best label once it has learned."""
         if self.labels is None:
             return super().policy
         return ConditionedPolicy(self.model, self.tokenizer, self.labels, seed=self.seed)
@@ -238,7 +238,7 @@ class RCRL(Agent):
     # ----------------------------------------------------------------------------------------------------- the labels
 
     def _judge(self, attempts: Sequence[Attempt], metrics: dict[str, float], progress_bar: bool) -> list[Judged]:
-        """What the steps of each attempt are worth, or it as a whole; attempts without a step are left out."""
+        """Values of each attempt's steps, or of it as a whole; attempts without a step are left out."""
         config, started = self.config, time.perf_counter()
         if config.granularity == "attempt":
             ends = [np.array([len(attempt.completion) - 1]) for attempt in attempts]
@@ -266,7 +266,7 @@ class RCRL(Agent):
     def _values(
         self, attempts: Sequence[Attempt], ends: Sequence[IntArray], metrics: dict[str, float], progress_bar: bool
     ) -> list[FloatArray]:
-        """What each step is worth, by the source that is configured."""
+        """Values of each step, by the source that is configured."""
         if self.config.label_source != "monte_carlo":
             return self._scores(attempts, ends)
         if self.config.granularity == "attempt":
@@ -280,7 +280,7 @@ class RCRL(Agent):
         samples = self.config.rollouts_per_step
         stem = None if self._pool is None else self._pool / f"labels-{samples}-rollouts"
         prefixes = Counter[str]()
-        with self.progress(0, "labelling", progress_bar) as bar:
+        with self.progress(0, "labeling", progress_bar) as bar:
 
             def on_step(count: int) -> None:
                 prefixes["labelled"] += count
@@ -302,7 +302,7 @@ class RCRL(Agent):
         return [count / samples for count in counts]
 
     def _scores(self, attempts: Sequence[Attempt], ends: Sequence[IntArray]) -> list[FloatArray]:
-        """What an outcome model makes of each step, or of each whole attempt; one that was cut off is worth nothing."""
+        """Scores of each step, or of each whole attempt, by an outcome model; an attempt that was cut off scores 0."""
         config = self.config
         judge = OutcomeModel.load(config.outcome_model or "", self.tokenizer, device=str(self.model.device))
         if judge.kind != config.label_source:

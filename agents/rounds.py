@@ -1,4 +1,4 @@
-"""What agents share that improve in rounds, each kept whole in the run's folder: expert iteration and DPO."""
+"""Base of agents that improve in rounds, each kept whole in the run's folder: expert iteration and DPO."""
 
 import time
 from abc import abstractmethod

@@ -93,7 +93,7 @@ class SearchConfig:
 
 @dataclass
 class Cost:
-    """What searches took.
+    """Cost of searches.
 
     Attributes:
         policy_tokens: Tokens that the policy drew, those of abandoned candidates included.
@@ -230,14 +230,14 @@ class Search:
                 decoder.finish(np.array(stopped))
 
     def _has_ended(self, one: _Candidate) -> bool:
-        """Whether the last token ends the attempt, as the environment will see it."""
+        """True if the last token ends the attempt, as the environment will see it."""
         encoder, last = self.env.encoder, np.array(one.tokens[-1:])
         if encoder.is_eos[last[0]] or len(one.tokens) == self.env.max_new_tokens:
             return True
         return len(encoder.stops.candidates(last)) > 0 and encoder.stops.ends(np.array(one.tokens))
 
     def _is_step(self, one: _Candidate) -> bool:
-        """Whether the line that just ended has any text; a blank one is no step."""
+        """True if the line that just ended has any text; a blank one is no step."""
         tokenizer = self.policy.tokenizer
         return bool(one.line.finish(np.array(one.tokens), lambda tokens: decode(tokenizer, tokens)))
 
@@ -318,7 +318,7 @@ def tilted_weights(success: FloatArray, temperature: float) -> FloatArray:
 
 
 def shares(logits: FloatArray, total: int) -> IntArray:
-    """How many of `total` slots each candidate gets, by the softmax of `logits` `[C]`, rounded so that they add up.
+    """Number of `total` slots that each candidate gets, by the softmax of `logits` `[C]`, rounded so that they add up.
 
     Largest remainders are rounded up; of equal ones the first.
     """
@@ -331,7 +331,7 @@ def shares(logits: FloatArray, total: int) -> IntArray:
 
 
 def systematic(weights: FloatArray, rng: np.random.Generator) -> IntArray:
-    """As many indices as there are weights `[C]`, each drawn in proportion to its weight (systematic resampling)."""
+    """Draws C indices in proportion to their weights `[C]` (systematic resampling)."""
     count = len(weights)
     places = (rng.random() + np.arange(count)) / count
     return np.searchsorted(np.cumsum(weights) / weights.sum(), places).clip(max=count - 1)

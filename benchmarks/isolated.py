@@ -15,7 +15,7 @@ class Fault:
 
 
 def isolated(function: Callable[[Any], Any], arguments: Iterable[Any], time_limit: float) -> Iterator[Any]:
-    """What `function` returns for each argument, or a `Fault`, in order.
+    """Results of `function` for each argument, or a `Fault`, in order.
 
     One process serves until it dies or is killed; the next call then begins another.
 

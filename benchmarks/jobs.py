@@ -226,5 +226,5 @@ def _outcome(job: Job, folder: Path, status: int | None) -> Done | Missing:
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """What a result must have been made with to be this job's."""
+    """Settings and version that a result of this job must have been made with."""
     return json.loads(json.dumps({"version": version("tokengym"), "settings": job.settings}))

@@ -37,7 +37,7 @@ class Curriculum(ABC):
         """
 
     def prefix(self, problem: _Problem) -> str:
-        """What the attempt at `problem` is given of its reference solution, as far as `max_new_tokens` leaves room."""
+        """Part of the reference solution that an attempt at `problem` starts with, if `max_new_tokens` leaves room."""
         return ""
 
     @property
@@ -49,11 +49,11 @@ class Curriculum(ABC):
         """An attempt at `problem`, which began at `stage`, has ended."""
 
     def metrics(self) -> dict[str, float]:
-        """What is to be logged of where it stands."""
+        """Metrics of its present state to log."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What `next` and `prefix` depend on beside their arguments, as JSON values."""
+        """State that `next` and `prefix` depend on besides their arguments, as JSON values."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (stateless curricula need none)
@@ -256,7 +256,7 @@ class PrioritizedReplay(Curriculum):
         return chosen
 
     def probabilities(self) -> NDArray[np.float64]:
-        """Of the remembered problems, `[M]`, in the order in which they were first attempted."""
+        """Probabilities of the remembered problems, `[M]`, in the order in which they were first attempted."""
         levels = np.array(list(self._levels.values()))
         weights = _mean_ranks(-self._scores(levels)) ** (-1 / self.temperature)
         ages = self._draws - levels[:, 2] + 1.0

@@ -1,4 +1,4 @@
-"""What is wrong with a problem set, found before a training run finds it."""
+"""Finds the faults of a problem set before a training run does."""
 
 import re
 from collections import defaultdict
@@ -52,7 +52,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """What `diagnose` found.
+    """Findings of `diagnose`.
 
     Attributes:
         findings: Findings of all sources, source by source and in the order of the problems.
@@ -212,7 +212,7 @@ def _check_stops(source: ProblemSource, problem: Problem, stop: Sequence[str]) -
 
 
 def check_annotation(annotation: str) -> str | None:
-    """What is wrong with the inside of a calculator annotation such as "48/2=24"; `None` when it computes."""
+    """Fault of the inside of a calculator annotation such as "48/2=24"; `None` if it computes."""
     sides = re.sub(r"[$,\s]", "", annotation).split("=")
     try:
         values = [evaluate(side)[0] for side in sides]

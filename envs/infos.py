@@ -14,7 +14,7 @@ Infos = dict[str, Any]
 
 
 def start_infos(problems: Sequence[Problem], prompt_lengths: IntArray, attempts: IntArray) -> Infos:
-    """What `n` attempts that begin have to say, as arrays `[n]`."""
+    """Infos of `n` attempts that start, as arrays `[n]`."""
     return {
         "problem_id": objects([problem.id for problem in problems]),
         "prompt_length": prompt_lengths,
@@ -30,7 +30,7 @@ def end_infos(
     lengths: IntArray,
     components: Mapping[str, FloatArray],
 ) -> Infos:
-    """What `n` attempts that end have to say, as arrays `[n]` and dictionaries of them."""
+    """Infos of `n` attempts that end, as arrays `[n]` and dictionaries of them."""
     infos: Infos = {
         "is_success": np.array([verdict.correct for verdict in verdicts], dtype=np.bool_),
         "verdict": objects([verdict.reason for verdict in verdicts]),
@@ -72,7 +72,7 @@ def add_infos(infos: Infos, num_envs: int, slots: IntArray, values: Mapping[str,
 
 
 def slot_info(infos: Mapping[str, Any], slot: int) -> dict[str, Any]:
-    """What vectorised `infos` say of one slot, as plain Python values."""
+    """Infos of one slot out of vectorized `infos`, as plain Python values."""
     info: dict[str, Any] = {}
     for key, value in infos.items():
         if key.startswith("_") or not infos[f"_{key}"][slot]:

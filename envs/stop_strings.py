@@ -49,7 +49,7 @@ class StopStrings:
         return bool(self.strings)
 
     def candidates(self, tokens: NDArray[np.integer[Any]]) -> IntArray:
-        """Where `tokens` `[T]` hold one that may be the last of a stop string."""
+        """Positions in `tokens` `[T]` of those that may be the last of a stop string."""
         kinds = self._kinds[tokens]
         if kinds.min(initial=_INSIDE) == _UNKNOWN:
             for token in np.unique(tokens[kinds == _UNKNOWN]).tolist():
@@ -58,7 +58,7 @@ class StopStrings:
         return np.flatnonzero(kinds)
 
     def ends(self, completion: NDArray[np.integer[Any]]) -> bool:
-        """Whether the last token of `completion` `[T]` ends a stop string; there must be none before it."""
+        """True if the last token of `completion` `[T]` ends a stop string; there must be none before it."""
         window = 4 * self._longest + 8  # a character has at most four tokens
         while True:
             known = window >= len(completion)
@@ -85,7 +85,7 @@ class StopStrings:
         return text[: at + len(string) * (string in kept)]
 
     def whole_tokens(self, completion: NDArray[np.integer[Any]], kept: Sequence[str] = ()) -> int:
-        """How many of the first tokens of `completion` have no text beyond what `cut` leaves of it."""
+        """Number of the first tokens of `completion` that have no text beyond what `cut` leaves of it."""
         before = len(self.cut(self._decode(completion), kept))
         low, high = 0, len(completion)
         while low < high:

@@ -133,7 +133,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.max_new_tokens = max_new_tokens
         self.on_long_prompt = on_long_prompt
         self.num_skipped = 0
-        """How many problems the curriculum chose, since seeding, whose prompts were over the limit."""
+        """Number of problems chosen since seeding whose prompts were over the limit."""
         self._seed = seed
         self.encoder = PromptEncoder(
             problems,
@@ -312,7 +312,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     @property
     def problems(self) -> ProblemSource:
-        """Where problems come from; attempts that begin after a change are at those of the new source."""
+        """Source of the problems; attempts that start after a change are at those of the new source."""
         return self.encoder.problems
 
     @problems.setter
@@ -346,7 +346,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         return self.encoder.decode(completion)
 
     def is_answer(self, line: str) -> bool:
-        """Whether a line of a completion is the one that shows its answer ("#### 72"), and no step."""
+        """True if a line of a completion is the one that shows its answer ("#### 72"), and no step."""
         return self.problems.answer_format.is_answer(line)
 
     def encode_prompt(self, problem: Problem) -> IntArray:
@@ -364,7 +364,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     # ---------------------------------------------------------------------------------------------- saving and loading
 
     def state_dict(self) -> dict[str, Any]:
-        """What decides which attempts begin next, as JSON values: random stream, curriculum, counts. Not the slots."""
+        """State that decides which attempts start next, without the slots: random stream, curriculum, counts."""
         return {
             "rng": self.np_random.bit_generator.state,
             "curriculum": self.curriculum.state_dict(),
@@ -401,7 +401,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     @property
     def _num_indices(self) -> int | None:
-        """How many indices of the source the curriculum chooses from."""
+        """Number of the source's indices that the curriculum chooses from."""
         size = self.problems.size
         if self.num_problems is not None:
             if size is not None and size < self.num_problems:
@@ -411,7 +411,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     @cached_property
     def size(self) -> int | None:
-        """How many problems attempts start from, prompts that are skipped left out; None for an endless source."""
+        """Number of problems that attempts start from, without skipped prompts; None for an endless source."""
         size = self._num_indices
         if size is None or self.on_long_prompt == "error":
             return size
@@ -466,7 +466,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         )
 
     def _solution_prefix(self, problem: Problem) -> IntArray:
-        """What the curriculum gives of a solution; nothing, where that would leave no token to add or hold a stop."""
+        """Prefix of a solution that the curriculum gives; empty if it would leave no token to add or contain a stop."""
         tokens = self.encoder.encode(self.curriculum.prefix(problem))
         fits = len(tokens) < self.max_new_tokens and self.encoder.stops.first_end(tokens) is None
         return tokens if fits else tokens[:0]

@@ -17,14 +17,14 @@ from ..extras import need
 from .layers import deep_copy
 
 FOLDER = "adapter"
-"""Where a saved model's adapters are, inside its folder."""
+"""Folder of a saved model's adapters, inside the model's own."""
 
 _CONFIG = "adapter_config.json"
 _RECORD = "base.json"
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether `folder` holds adapters alone, as peft writes them."""
+    """True if `folder` holds adapters alone, as peft writes them."""
     return (folder / _CONFIG).is_file()
 
 
@@ -97,7 +97,7 @@ def with_saved_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel
 
 
 def started(model: PreTrainedModel) -> bool:
-    """Whether the adapters of a model have been trained: they begin as the identity, with one factor 0."""
+    """True if the adapters of a model have been trained: they begin as the identity, with one factor 0."""
     return any(bool(parameter.any()) for name, parameter in model.named_parameters() if ".lora_B." in name)
 
 

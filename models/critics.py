@@ -97,7 +97,7 @@ class BranchCritic(Critic):
 
     @torch.no_grad()
     def _is_faithful(self, policy: PreTrainedModel) -> bool:
-        """Whether the new branch makes the hidden states that the policy's head reads, tried on a few tokens."""
+        """True if the new branch makes the hidden states that the policy's head reads, tried on a few tokens."""
         right: list[Any] = []
         heard: list[Any] = []
         hooks = [*self.listen(policy, heard), *HeadCritic.listen(cast(HeadCritic, self), policy, right)]
@@ -162,7 +162,7 @@ class ActorCritic(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, select: Index, **inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What `forward.action_states` gives for the A selected positions, and values `[A]` there.
+        """Outputs of `forward.action_states` for the A selected positions, and values `[A]` there.
 
         Args:
             input_ids: `[B, T]` right-padded tokens.

@@ -64,7 +64,7 @@ def extrapolate(weaker: PreTrainedModel, stronger: PreTrainedModel, alpha: float
 
 
 def _are_adapters_on(model: PreTrainedModel, base: PreTrainedModel) -> bool:
-    """Whether a model is LoRA adapters, and nothing else that was trained, on the weights of another."""
+    """True if a model is LoRA adapters, and nothing else that was trained, on the weights of another."""
     if not hasattr(model, "peft_config") or hasattr(base, "peft_config"):
         return False
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

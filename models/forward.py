@@ -19,7 +19,7 @@ from .layers import short_pass
 CHUNK_LOGITS = 2**26
 
 Entropy = Literal["none", "value", "gradient"]
-"""Whether a policy's entropy is computed, and whether with a gradient."""
+"""Computation of a policy's entropy: none, without a gradient, or with one."""
 
 Index = Tensor | tuple[Tensor, Tensor]
 """Positions of `[B, T]`: a mask of that shape, or their rows and columns."""
@@ -31,7 +31,7 @@ def action_logits(
     """Logits `[A, V]` at the A selected positions.
 
     The language-model head is the widest layer; running it on prompts and padding would be wasted. A hook narrows its
-    input, so the modelling code, with whatever it does to logits behind the head, stays transformers' own.
+    input, so the modeling code, with whatever it does to logits behind the head, stays transformers' own.
 
     Args:
         model: Module to call: `base`, or a wrapper of it for data-parallel training.
@@ -47,7 +47,7 @@ def action_logits(
 def action_states(
     model: nn.Module, base: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, select: Index, **inputs: Tensor
 ) -> Tensor:
-    """What `action_logprobs` turns into log-probabilities of the A selected positions: less than their logits.
+    """States that `action_logprobs` turns into log-probabilities of the A selected positions: less than their logits.
 
     These are the hidden states `[A, H]` that the head reads. Of models that change what their head makes, by a soft cap
     or a factor, they are the logits `[A, V]`.
@@ -151,7 +151,7 @@ def output_head(model: PreTrainedModel) -> nn.Module:
 
 
 def ends_with_its_head(model: PreTrainedModel) -> bool:
-    """Whether a model's logits are what its head makes, tried once on two tokens."""
+    """True if a model's logits are what its head makes, tried once on two tokens."""
     if (known := _HEAD_IS_LAST.get(model)) is not None:
         return known
     made: list[Any] = []
@@ -172,7 +172,7 @@ _HEAD_IS_LAST: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 def selected_logits(
     model: nn.Module, head: nn.Module, input_ids: Tensor, attention_mask: Tensor, select: Index, **inputs: Tensor
 ) -> Tensor:
-    """What `model` makes of the A selected positions, `[A, ...]`, by a `head` that runs nowhere else.
+    """Outputs of `model` at the A selected positions, `[A, ...]`, by a `head` that runs nowhere else.
 
     Args:
         model: Module to call: a transformer, or a wrapper of it for data-parallel training.
@@ -187,7 +187,7 @@ def selected_logits(
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """What a model's attention is computed in: its own precision, or autocast's."""
+    """Data type of a model's attention: its own precision, or autocast's."""
     device = next(model.parameters()).device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)

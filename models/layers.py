@@ -160,6 +160,6 @@ def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def model_name(model: PreTrainedModel) -> str:
-    """For messages: the class, and where the weights came from."""
+    """Name of a model for messages: the class, and the source of the weights."""
     model = without_adapters(model)
     return f"{type(model).__name__} {model.name_or_path!r}" if model.name_or_path else type(model).__name__

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 KINDS = ("orm", "sorm")
-"""What the labels were: the attempt's own outcome, or whether any continuation of the prefix was correct."""
+"""Meaning of the labels: the attempt's own outcome, or whether any continuation of the prefix was correct."""
 
 _RECORD = "outcome_model.json"
 
@@ -245,7 +245,7 @@ class WholeScorer:
 
 
 def is_outcome_model(path: str | Path) -> bool:
-    """Whether a path is a folder that `OutcomeModel.save` wrote."""
+    """True if a path is a folder that `OutcomeModel.save` wrote."""
     return (Path(path).expanduser() / _RECORD).is_file()
 
 

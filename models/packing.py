@@ -52,7 +52,7 @@ class TokenRows:
         return self.segments >= 0
 
     def arguments(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """What a model is called with: `input_ids`, `attention_mask` and, where prompts are shared, `position_ids`.
+        """Arguments of a forward pass: `input_ids`, `attention_mask` and, if prompts are shared, `position_ids`.
 
         Args:
             dtype: Data type of the attention.
@@ -162,7 +162,7 @@ def _rows_of(group: Tokens, prompt: int, lengths: Sequence[int], max_tokens: int
 
 @torch.no_grad()
 def takes_shared_prompts(model: PreTrainedModel) -> bool:
-    """Whether a model's outputs for sequences after a shared prompt are those of rows of their own.
+    """True if a model's outputs for sequences after a shared prompt are those of rows of their own.
 
     It is tried on two short sequences: recurrent layers, attention that knows no masks of one's own and positions that
     are counted by columns all show. What depends on longer distances does not: see `attention_window`.

@@ -1,4 +1,4 @@
-"""How long a sequence a language model computes right, and what sets that limit."""
+"""The longest sequence that a language model computes right, and the source of that limit."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def position_limit(config: PreTrainedConfig) -> tuple[int, str]:
     """The longest sequence, in tokens, that a model computes the same alone, in a padded batch and token by token.
 
     Past some lengths, models change how they compute every token of a batch, the short sequences in it included. None
-    of that is right in a policy whose attempts are sampled in one batch and learnt from in another.
+    of that is right in a policy whose attempts are sampled in one batch and learned from in another.
 
     Returns:
         The limit, 2^31 without one, and what sets it, for messages.

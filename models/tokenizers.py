@@ -135,7 +135,7 @@ def _drop_appended(tokenizer: Any) -> None:
 
 
 def locate(name: str) -> dict[str, str]:
-    """Where the model or tokenizer `name` is, as arguments of transformers' `from_pretrained`."""
+    """Location of the model or tokenizer `name`, as arguments of transformers' `from_pretrained`."""
     path = Path(name).expanduser()
     if name == TINY:
         return {"pretrained_model_name_or_path": str(TINY_FOLDER)}

@@ -1,4 +1,4 @@
-"""What an attempt is worth: grading, and the rewards that pay for it."""
+"""Grading of attempts, and the rewards that pay for them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What a reward is: told which attempts begin, shown the tokens appended to every slot, it pays at tokens.
+"""Base classes of rewards, which follow the tokens appended to every slot and pay at tokens.
 
 `Reward` is the whole interface and is vector-native. Most rewards need only one of its two subclasses: `AttemptReward`
 pays once, when an attempt ends; `StepReward` pays at the end of each step, a step being a line of the completion. The
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RUNNING, TERMINATED, TRUNCATED = 0, 1, 2
-"""How an attempt stands after its newest token: going on, ended by end-of-sequence, or cut off by the token budget."""
+"""State of an attempt after its newest token: running, ended by end-of-sequence, or cut off by the token budget."""
 
 
 class ProblemLike(Protocol):
-    """What a reward reads of a problem."""
+    """Fields of a problem that a reward reads."""
 
     @property
     def question(self) -> str: ...
@@ -52,12 +52,12 @@ class AttemptView(Protocol):
         ...
 
     def is_answer(self, line: str) -> bool:
-        """Whether a line of a completion is the one that shows its answer ("#### 72"), and no step."""
+        """True if a line of a completion is the one that shows its answer ("#### 72"), and no step."""
         ...
 
 
 def how_to_register(kind: type) -> str:
-    """What to do with a class of rewards that environments are to make by themselves, from plain values."""
+    """Advice on registering a class of rewards that environments are to make from plain values."""
     needed = [
         f'"{name}": ...'
         for name, parameter in inspect.signature(kind).parameters.items()
@@ -117,7 +117,7 @@ class Reward(ABC):
         """
 
     def components(self) -> Mapping[str, FloatArray]:
-        """What the parts of this reward have paid each slot [N] since its attempt began, by name; none for most."""
+        """Sums that the components of this reward have paid each slot [N] since its attempt began, by name."""
         return {}
 
     def decode(self, tokens: IntArray) -> str:
@@ -148,7 +148,7 @@ class AttemptReward(Reward):
 
     @abstractmethod
     def attempt_reward(self, attempt: FinishedAttempt) -> float:
-        """What a finished attempt is worth. A truncated one has the verdict `truncated`."""
+        """Reward of a finished attempt. A truncated one has the verdict `truncated`."""
 
     def score(self, lengths: IntArray, ended: IntArray, verdicts: Sequence[Verdict | None]) -> FloatArray:
         rewards = no_rewards(lengths)
@@ -178,7 +178,7 @@ class Step:
 
 @dataclass(slots=True)
 class _Progress:
-    """Where a slot's attempt stands: its finished steps, and its unfinished line."""
+    """Progress of a slot's attempt: its finished steps, and its unfinished line."""
 
     problem: ProblemLike
     steps: list[str] = field(default_factory=list)
@@ -199,7 +199,7 @@ class StepReward(Reward):
 
     @abstractmethod
     def step_rewards(self, steps: Sequence[Step]) -> ArrayLike:
-        """What each of `steps` [S] is worth, [S]: all steps that ended in this call, of any slots, in one batch.
+        """Rewards [S] of `steps` [S]: all steps that ended in this call, of any slots, in one batch.
 
         Several may be of one slot, in order. Must depend on each step alone, not on which steps share the call, so that
         rewards are the same however many tokens the environment takes at a time. The attempt's own final reward is paid

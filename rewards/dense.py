@@ -84,7 +84,7 @@ class DenseReward(StepReward):
             alignment.paid = 0
 
     def reference(self, problem: ProblemLike) -> list[str]:
-        """What the steps of the problem's solution state, each thing once, in order."""
+        """Statements of the steps of the problem's solution, each once, in order."""
         if problem.solution is None:
             raise ValueError(
                 f"the dense reward needs a solution, and the problem {problem.question[:60]!r} has none: take another "
@@ -107,7 +107,7 @@ class DenseReward(StepReward):
         return rewards
 
     def _read(self, step: str) -> str | None:
-        """What a step states; None for the answer's line and for no text at all."""
+        """Statement of a step; None for the answer's line and for no text at all."""
         return None if not step or self.view.is_answer(step) else _READERS[self.match](step)
 
 
@@ -117,11 +117,11 @@ class _Alignment:
     def __init__(self, reference: Sequence[str]) -> None:
         self.size = max(1, len(reference))
         self.paid = 0
-        """How much longer the match has become since the attempt began."""
+        """Growth of the match since the attempt began."""
         self._positions = {key: position for position, key in enumerate(reference)}
         self._stated: set[str] = set()
         self._tails: list[int] = []
-        """For each length of a match, the lowest reference position that one of that length ends at."""
+        """Lowest reference position at which a match of each length ends."""
 
     def add(self, key: str | None) -> int:
         """The attempt states `key`: returns 1 if that makes the match longer, and else 0."""

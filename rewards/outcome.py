@@ -105,7 +105,7 @@ class OutcomeReward(StepReward):
         return rewards
 
     def _bonus(self, verdict: Verdict | None) -> float:
-        """What `orm_mix="add"` adds at the end of an attempt."""
+        """Bonus of `orm_mix="add"` at the end of an attempt."""
         return float(self.orm_mix == "add" and verdict is not None and verdict.correct)
 
     def _probabilities(self, slots: Sequence[int], ends: Sequence[int]) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Where the steps of a completion end: a step is a line of text."""
+"""Ends of the steps of a completion: a step is a line of text."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Line:
-    """Where a completion's unfinished line starts."""
+    """Start of a completion's unfinished line."""
 
     start: int = 0
     carried: str = ""  # text after the newline inside the token that ended the last line
@@ -53,7 +53,7 @@ def step_ends(
 
 
 def newline_tokens(tokenizer: "PreTrainedTokenizerBase") -> NDArray[np.bool_]:
-    """Which token ids [V] have a newline in their text."""
+    """Bool [V], true for token ids with a newline in their text."""
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     return np.fromiter(("\n" in text for text in texts), dtype=np.bool_, count=len(tokenizer))
 

@@ -85,7 +85,7 @@ SHARD_DOCUMENTS = 2048
 TOKENIZER_DOCUMENTS = 40_000
 SPEED_STEPS = 20
 SAVES = (0.5, 1.0)
-"""Where in its training a model is saved."""
+"""Points in its training at which a model is saved."""
 HELD_OUT_SHARD, TOKENIZER_SHARD = -1, -2
 HELD_OUT_ROWS = 64
 PROBE_ROWS = 512
@@ -488,7 +488,7 @@ def loss_of(model: Callable[..., Any], rows: torch.Tensor, pad: int) -> torch.Te
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the pretraining runs of one command share."""
+    """State that the pretraining runs of one command share."""
 
     output: Path
     device: torch.device
@@ -525,7 +525,7 @@ def train(run: Run, model: Any, rows: torch.Tensor, pad: int, steps: int) -> Ite
 
 
 def steps_in(minutes: float, run: Run, rows: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> int:
-    """How many training steps fit into `minutes`, by timing a few of a model that is thrown away."""
+    """Number of training steps that fit into `minutes`, by timing a few of a model that is thrown away."""
     times = []
     for _, loss in train(run, new_model(tokenizer, run.seed, run.device), rows, token_ids(tokenizer)[1], SPEED_STEPS):
         loss.item()  # waits for the device
@@ -571,7 +571,7 @@ def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 @torch.no_grad()
 def probe(run: Run, model: Any, held_out: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-    """What the model can do before any fine-tuning.
+    """Results of the model before any fine-tuning.
 
     Returns:
         loss: on held-out documents; greedy, sampled: share of validation problems of `tokengym/Arithmetic-v0` solved in

@@ -1,4 +1,4 @@
-"""How policies and outcome models are measured."""
+"""Evaluation of policies and outcome models."""
 
 from typing import TYPE_CHECKING
 

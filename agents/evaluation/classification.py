@@ -1,4 +1,4 @@
-"""How good scores are at telling two classes apart, and how far they can be taken for probabilities."""
+"""Discrimination and calibration of scores for two classes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

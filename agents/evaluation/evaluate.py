@@ -46,7 +46,7 @@ class HasPolicy(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` measured, and on what.
+    """Results of `evaluate`, with the protocol.
 
     Attributes:
         metrics: `maj@1`, `maj@n`, `rerank@n` with a reranker, `pass@k` and `diversity` (distinct correct equation
@@ -71,7 +71,7 @@ class Evaluation:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; each metric as [value, low, high]."""
+        """Converts to JSON values; each metric becomes [value, low, high]."""
         return asdict(self) | {"metrics": {name: list(interval) for name, interval in self.metrics.items()}}
 
 
@@ -98,19 +98,19 @@ def majority_vote(answers: Sequence[str | None]) -> str | None:
 
 
 def majority_is_correct(attempts: Sequence[Attempt]) -> bool:
-    """Whether the majority's answer, over attempts at one problem, is the right one."""
+    """True if the majority's answer, over attempts at one problem, is the right one."""
     winner = majority_vote([attempt.answer for attempt in attempts])
     return any(attempt.is_success and attempt.answer == winner for attempt in attempts)
 
 
 def best_scored(answers: Sequence[str | None], scores: Sequence[float] | FloatArray) -> int | None:
-    """Which attempt scores highest among those with an answer; the first seen wins a tie; `None` if none has one."""
+    """Index of the highest-scored attempt with an answer; the first seen wins a tie; `None` if none has one."""
     candidates = [i for i, answer in enumerate(answers) if answer is not None]
     return max(candidates, key=lambda i: scores[i], default=None)
 
 
 def best_is_correct(attempts: Sequence[Attempt], scores: Sequence[float] | FloatArray) -> bool:
-    """Whether the answer that scores highest, over attempts at one problem, is the right one."""
+    """True if the answer that scores highest, over attempts at one problem, is the right one."""
     best = best_scored([attempt.answer for attempt in attempts], scores)
     return best is not None and attempts[best].is_success
 
@@ -234,7 +234,7 @@ def median_response_length(attempts: Iterable[Attempt]) -> float:
 
 
 def validate(policy: CausalLMPolicy, env: TokenVectorEnv, problems: int, ranks: Ranks) -> dict[str, float]:
-    """What learning is watched by: success of greedy decoding and of one sample at temperature 1, and greedy length.
+    """Metrics that validate learning: success of greedy decoding and of one sample at temperature 1, and greedy length.
 
     Each process takes a share of the problems, and all of them get the same numbers.
     """

@@ -1,4 +1,4 @@
-"""How well outcome models judge held-out attempts."""
+"""Reports on how well outcome models judge held-out attempts."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from .classification import Bin, accuracy, auc, calibration, expected_calibratio
 
 @dataclass(frozen=True)
 class OutcomeReport:
-    """How well an outcome model judges held-out attempts.
+    """Report on how well an outcome model judges held-out attempts.
 
     Attributes:
         attempts: Number of attempts.
@@ -41,7 +41,7 @@ class OutcomeReport:
 
     @classmethod
     def of(cls, model: OutcomeModel, attempts: Sequence[Labelled]) -> Self:
-        """The report on labelled attempts."""
+        """The report on labeled attempts."""
         positions = [len(item.attempt.prompt) + item.ends for item in attempts]
         found = model.score([item.attempt.tokens for item in attempts], positions)
         scores, outcomes = [score[-1] for score in found], [item.attempt.is_success for item in attempts]
@@ -63,10 +63,10 @@ class OutcomeReport:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """From what `dataclasses.asdict` and JSON made of a report."""
+        """Restores a report from the JSON values of `dataclasses.asdict`."""
         return cls(**dict[str, Any](values, calibration=[Bin(*item) for item in values["calibration"]]))
 
     def metrics(self) -> dict[str, float]:
-        """What is logged."""
+        """Metrics to log."""
         values = asdict(self)
         return {f"eval/{name}": value for name, value in values.items() if name not in ("calibration", "attempts")}

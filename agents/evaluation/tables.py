@@ -31,7 +31,7 @@ def evaluation_table(results: Mapping[str, Evaluation], data: str) -> Group:
 
 
 def outcome_table(reports: Mapping[str, OutcomeReport]) -> Group:
-    """How well outcome models judge held-out attempts: a column each, then how far their scores are probabilities.
+    """Table of how well outcome models judge held-out attempts: a column each, then the calibration of scores.
 
     Args:
         reports: Reports by the model's name, all on the same attempts.
@@ -47,7 +47,7 @@ def outcome_table(reports: Mapping[str, OutcomeReport]) -> Group:
         bins.add_row(f"{part.low:.1f} to {part.high:.1f}", *cells)
     counts = f"{first.attempts:,} attempts, {first.correct:.1%} correct; {first.steps:,} steps before their ends"
     if first.steps:
-        counts += f", {first.positive_steps:.1%} labelled positive"
+        counts += f", {first.positive_steps:.1%} labeled positive"
     return Group(table, Text(counts + "\n"), bins)
 
 

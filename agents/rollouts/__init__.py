@@ -1,4 +1,4 @@
-"""How attempts are collected: policies, the rollout loop, continuations of prefixes."""
+"""Collection of attempts: policies, the rollout loop, continuations of prefixes."""
 
 from typing import TYPE_CHECKING
 

@@ -65,7 +65,7 @@ class Attempt:
 
 
 class RolloutStatistics:
-    """What agents log of the attempts they sample: success, verdicts, lengths, rewards; adds up over ranks."""
+    """Statistics of sampled attempts that agents log: success, verdicts, lengths, rewards; adds up over ranks."""
 
     def __init__(self) -> None:
         self._sums: defaultdict[str, float] = defaultdict(float)
@@ -164,7 +164,7 @@ def read_attempts(folder: Path, env: TokenVectorEnv) -> list[Attempt]:
 
 
 class RecordedAttempts:
-    """Those of a collection's attempts that earlier processes wrote, however many there were of them.
+    """Attempts of a collection that earlier processes wrote, however many processes there were.
 
     A line that cannot be read counts as missing, and a warning names it.
 

@@ -70,7 +70,7 @@ def collect_into(
     rank: int = 0,
     on_step: Callable[[int], object] | None = None,
 ) -> Iterator[Attempt]:
-    """What `collect` collects, written to a folder as it comes; attempts already there are not sampled again.
+    """Collects as `collect`, and writes to a folder as attempts end; attempts already there are not sampled again.
 
     Attempts are known by their numbers, so another number of processes than wrote them can continue the collection.
 
@@ -104,7 +104,7 @@ def collect_into(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Start:
-    """Where an attempt begins that is given its first steps.
+    """Start of an attempt that is given its first steps.
 
     Attributes:
         problem_id: Id of the problem.
@@ -275,6 +275,6 @@ class Rollout:
 
 
 def _components(infos: Mapping[str, Any], slot: int) -> dict[str, float]:
-    """What each part of the reward has paid an attempt that ended, if the reward has parts."""
+    """Sum that each component of the reward has paid an attempt that ended, if the reward has components."""
     parts = infos.get("reward_components", {})
     return {name: float(paid[slot]) for name, paid in parts.items() if not name.startswith("_")}

@@ -127,7 +127,7 @@ def _counts(
 
 
 def _indices(prefixes: Iterable[_Prefix]) -> list[int]:
-    """How many prefixes of the same problem come before each: by this their continuations draw from other streams."""
+    """Number of earlier prefixes of the same problem, for each: by this their continuations draw from other streams."""
     seen = Counter[str]()
     indices: list[int] = []
     for problem_id, _ in prefixes:

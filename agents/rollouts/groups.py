@@ -9,7 +9,7 @@ from .attempts import Attempt
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """What was sampled to learn from.
+    """Groups of attempts that were sampled to learn from.
 
     Attributes:
         batch: Attempts to learn from, K at each of N problems in a row.
@@ -60,7 +60,7 @@ def sample_groups(
 
 
 def is_uniform(group: Sequence[Attempt]) -> bool:
-    """Whether attempts were all paid the same, so that a group method learns nothing from them."""
+    """True if attempts were all paid the same, so that a group method learns nothing from them."""
     return len({attempt.total_reward for attempt in group}) == 1
 
 

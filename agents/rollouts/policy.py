@@ -68,7 +68,7 @@ class CausalLMPolicy:
         return policy
 
     def rollout_decoder(self, env: TokenVectorEnv) -> SlotDecoder | RowDecoder | VLLMDecoder:
-        """What rollouts in an environment sample with: vLLM if the policy has it, else what `decoder` gives."""
+        """Decoder for rollouts in an environment: vLLM if the policy has it, else that of `decoder`."""
         if self._vllm is None:
             return self.decoder(env.num_envs)
         return self._vllm.decoder(self.model, env.num_envs, len(self.tokenizer), env.eos_token_ids, env.max_new_tokens)

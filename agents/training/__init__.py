@@ -1,4 +1,4 @@
-"""How weights are trained: losses, advantages, the optimizer loop, checkpoints and run folders."""
+"""Training of weights: losses, advantages, the optimizer loop, checkpoints and run folders."""
 
 from typing import TYPE_CHECKING
 

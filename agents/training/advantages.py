@@ -93,7 +93,7 @@ def overlong_penalty(lengths: IntArray, limit: int, buffer: int) -> FloatArray:
 
 
 def uniform_groups(returns: FloatArray) -> NDArray[np.bool_]:
-    """Which groups `[N]` of returns `[N, K]` are all equal, and so have nothing to tell a group method."""
+    """Bool `[N]`, true for groups of returns `[N, K]` that are all equal, which teach a group method nothing."""
     return returns.min(1) == returns.max(1)
 
 

@@ -51,7 +51,7 @@ def fine_tune(
             of `Learner.update`; for a training that was finished before with those of its last step.
 
     Returns:
-        The optimiser steps of the whole training.
+        The optimizer steps of the whole training.
 
     Raises:
         NothingToLearnError: There are no examples.
@@ -72,7 +72,7 @@ def fine_tune(
 
 
 def updates(count: int, config: FineTuneConfig) -> int:
-    """Optimiser steps of a whole training on `count` examples."""
+    """Optimizer steps of a whole training on `count` examples."""
     return -(-count // config.batch_size) * config.epochs
 
 
@@ -123,7 +123,7 @@ def nll(batch: MicroBatch, logprobs: Tensor, denominator: int, input_only: int |
 
 
 def _learnt(example: Example, input_only: int | None) -> int:
-    """How many tokens of an example's completion loss falls on."""
+    """Number of an example's completion tokens that loss falls on."""
     return len(example.completion) if input_only is None else int((example.completion < input_only).sum())
 
 

@@ -1,4 +1,4 @@
-"""The training loop that all agents share: micro-batches, global denominators, schedule, optimiser state."""
+"""The training loop that all agents share: micro-batches, global denominators, schedule, optimizer state."""
 
 import functools
 import math
@@ -217,10 +217,10 @@ def batch_logprobs(
 
 
 Loss = Callable[[MicroBatch, Any], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
-"""From a micro-batch and what `Learner.forward` made of it to a scalar, and further scalars by name."""
+"""Function from a micro-batch and the output of `Learner.forward` to a scalar, and further scalars by name."""
 
 Forward = Callable[[MicroBatch, float], Tensor | tuple[Tensor, ...]]
-"""From a micro-batch and a temperature to values `[B, T]` of its actions, or to several such."""
+"""Function from a micro-batch and a temperature to values `[B, T]` of its actions, or to several such."""
 
 
 class NonFiniteError(ValueError):
@@ -228,7 +228,7 @@ class NonFiniteError(ValueError):
 
 
 class Learner:
-    """Optimises a language model: one `update` is one optimiser step on one batch, however large.
+    """Optimizes a language model: one `update` is one optimizer step on one batch, however large.
 
     Args:
         model: Model to train in place, alone or with a critic; with LoRA only its adapter has gradients.
@@ -239,7 +239,7 @@ class Learner:
     """
 
     read_after = False
-    """Whether the model is read after each action, and not before it, where the action is chosen."""
+    """True if the model is read after each action instead of before it, where the action is chosen."""
 
     def __init__(
         self,
@@ -267,11 +267,11 @@ class Learner:
         """Updates made before the learning-rate schedule began."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What is trained, as the optimizer's groups: `params`, and `ratio`, the group's part of the learning rate."""
+        """Parameters to train, in the optimizer's groups: `params`, and `ratio`, their part of the learning rate."""
         return [{"params": self.parameters, "ratio": 1.0}]
 
     def forward(self, batch: MicroBatch, temperature: float) -> Any:
-        """What losses are computed from: log-probabilities `[B, T]` of the actions. For learners of other things, too.
+        """Outputs that losses are computed from: by default log-probabilities `[B, T]` of the actions.
 
         It must call `self.model`, which is the model or its wrapper for data parallel training.
         """
@@ -286,7 +286,7 @@ class Learner:
         temperature: float = 1.0,
         accept: Callable[[Mapping[str, float]], bool] | None = None,
     ) -> dict[str, float]:
-        """One optimiser step.
+        """One optimizer step.
 
         Args:
             examples: Examples of the whole batch, the same on every rank.
@@ -384,7 +384,7 @@ class Learner:
     def evaluate(
         self, examples: Sequence[Example], temperature: float = 1.0, forward: Forward | None = None
     ) -> tuple[list[NDArray[np.float32]], ...]:
-        """What `forward` makes of each completion's tokens, by the very forward pass of an `update` on `examples`.
+        """Outputs of `forward` for each completion's tokens, by the very forward pass of an `update` on `examples`.
 
         An update on the same examples in the same order cuts them into the same micro-batches, so these equal what its
         loss would be given.
@@ -491,7 +491,7 @@ _LEARNER = "learner.safetensors"
 
 
 def _combined(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """How a scalar's shares become one."""
+    """Combines the shares of a scalar."""
     return torch.maximum if name.endswith("_max") else torch.minimum if name.endswith("_min") else torch.add
 
 

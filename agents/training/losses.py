@@ -130,7 +130,7 @@ def clipped_importance(
 
 
 def clipped(log_ratios: Tensor, mask: Tensor, clip: float, clip_high: float | None = None) -> tuple[Tensor, Tensor]:
-    """Where, `[B, T]` bool, the ratio lies under 1 - clip, and where over 1 + clip_high.
+    """Bools `[B, T]`, true where the ratio lies under 1 - clip, and where over 1 + clip_high.
 
     The mean of both together is Stable-Baselines3's clip fraction.
     """

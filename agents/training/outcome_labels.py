@@ -47,7 +47,7 @@ def monotone(labels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def balanced_problems(labelled: Iterable[Labelled], seed: int) -> list[Labelled]:
-    """As many correct as incorrect attempts at each problem, drawn at random; the order stays."""
+    """Selects as many correct as incorrect attempts at each problem, at random; the order stays."""
     groups: defaultdict[str, tuple[list[Labelled], list[Labelled]]] = defaultdict(lambda: ([], []))
     for item in labelled:
         groups[item.attempt.problem.id][item.attempt.is_success].append(item)
@@ -61,7 +61,7 @@ def balanced_problems(labelled: Iterable[Labelled], seed: int) -> list[Labelled]
 
 
 def balanced_lengths(labelled: Sequence[Labelled], seed: int) -> list[Labelled]:
-    """As many positive as negative labels at each number of steps, drawn at random; NaN in place of the others.
+    """Selects as many positive as negative labels at each number of steps, at random; the others become NaN.
 
     Attempts that are left without a label are left out.
     """
@@ -81,7 +81,7 @@ def balanced_lengths(labelled: Sequence[Labelled], seed: int) -> list[Labelled]:
 
 
 def label_statistics(labelled: Sequence[Labelled]) -> dict[str, float]:
-    """How many labels there are, and the share of positive ones."""
+    """Number of labels, and the share of positive ones."""
     labels = np.concatenate([item.labels for item in labelled]) if labelled else np.empty(0)
     labels = labels[~np.isnan(labels)]
     return {"count": len(labels), "positive": float(labels.mean()) if len(labels) else 0.0}

@@ -22,7 +22,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes what all of them made."""
+        """True if this process writes what all of them made."""
         return self.index == 0
 
     def share(self, total: int) -> range:

@@ -1,4 +1,4 @@
-"""What GRPO and PPO share: several updates on the same attempts, and a policy to stay close to."""
+"""Reference policies, and values as training's forward passes compute them."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +107,7 @@ def evaluate_as_trained(
     examples: Sequence[Example],
     minibatches: Sequence[NDArray[np.int64]],
 ) -> tuple[TokenValues, ...]:
-    """What `evaluate` gives for each completion's tokens, each minibatch in the forward passes that will train on it.
+    """Values of `evaluate` for each completion's tokens, each minibatch in the forward passes that will train on it.
 
     The ratio of an update is to the policy that acted, as the training forward pass sees it: log-probabilities recorded
     in the rollout differ from it by rounding (1e-6 in float32, 1e-2 in bfloat16), which is no step of the policy. Each

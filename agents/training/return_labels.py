@@ -1,4 +1,4 @@
-"""From attempts and what their steps are worth to sequences with labels, for return-conditioned training."""
+"""Sequences with labels from attempts and the values of their steps, for return-conditioned training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Judged:
 
 
 def labels_of(values: FloatArray, edges: Sequence[float]) -> IntArray:
-    """Which label each value gets, 0 for the worst: how many of the edges it reaches; a tie is good [paper]."""
+    """Number of the label for each value, 0 for the worst: the edges that it reaches; a tie is good."""
     return np.searchsorted(np.asarray(edges), values, side="right")
 
 
@@ -68,7 +68,7 @@ def labelled(judged: Judged, labels: Labels, ends_step: NDArray[np.bool_]) -> tu
 
 
 def balanced(is_success: NDArray[np.bool_], positive_ratio: float | None, seed: int) -> IntArray:
-    """Which attempts to keep, in order, so that a share of `positive_ratio` is correct, and as many as there can be.
+    """Indices of as many attempts as can be kept, in order, so that a share of `positive_ratio` is correct.
 
     Args:
         is_success: `[N]` bool, true for correct attempts.

@@ -29,7 +29,7 @@ FREE = ("num_envs", "config.micro_batch_tokens", "config.gradient_checkpointing"
 LENGTHS = ("config.iterations", "config.rounds", "config.patience")
 
 Resume = bool | Literal["auto"]
-"""Whether to continue the run in a folder: `True` needs one there, "auto" begins it where there is none."""
+"""Choice to continue the run in a folder: `True` needs one there, "auto" starts it if there is none."""
 
 
 class RunFolder:
@@ -37,7 +37,7 @@ class RunFolder:
 
     It holds `config.json` (configuration, seed and versions), `metrics.jsonl` and TensorBoard events with the same
     numbers, and what the agent adds. Scalars are logged against cumulative sampled attempts, the cost that all
-    algorithms share; agents that sample none log against optimiser steps. The folder is locked against other processes
+    algorithms share; agents that sample none log against optimizer steps. The folder is locked against other processes
     for as long as this object lives.
 
     Args:
@@ -116,7 +116,7 @@ class RunFolder:
 
 
 def has_progress(path: Path) -> bool:
-    """Whether a run's folder holds more than its configuration: a run that failed at its start leaves nothing else."""
+    """True if a run's folder holds more than its configuration: a run that failed at its start leaves nothing else."""
     return any(file.name not in (CONFIG, LOCK) and "tfevents" not in file.name for file in path.iterdir())
 
 
@@ -149,7 +149,7 @@ def lock(path: Path) -> object:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process writes to a run's folder now."""
+    """True if a process writes to a run's folder now."""
     if str(path.resolve()) in _LOCKS:
         return True
     try:

@@ -163,7 +163,7 @@ class MultiplicationExperiment(Experiment):
 
 
 LEARNING_RATES = {"star": 3e-4, "reinforce": 3e-4, "rloo": 1e-4, "grpo": 1e-4}
-"""Of the algorithms. What pushes wrong attempts down undoes what is half learnt, unless it goes slowly."""
+"""Learning rates of the algorithms. Pushing wrong attempts down undoes what is half learned, unless it goes slowly."""
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
@@ -361,7 +361,7 @@ _CURVES = {
 
 
 def _curve(run_folder: Path, per_iteration: int) -> list[dict[str, float]]:
-    """What a run logged, by optimiser steps of pretraining or iterations of reinforcement learning (`at`)."""
+    """Metrics that a run logged, by optimizer steps of pretraining or iterations of reinforcement learning (`at`)."""
     file = run_folder / "metrics.jsonl"
     lines = read_jsonl(file) if file.exists() else []  # a run that found nothing to learn from may have none
     pretraining = any("train/demonstrations" in line for line in lines)
@@ -376,7 +376,7 @@ def _curve(run_folder: Path, per_iteration: int) -> list[dict[str, float]]:
 
 
 def probe(policy: CausalLMPolicy, spec: EnvSpec, problems: int) -> dict[str, float | None]:
-    """What a policy does on the first problems of the test split, greedily and sampled once at temperature 1.
+    """Metrics of a policy on the first problems of the test split, greedily and sampled once at temperature 1.
 
     Whatever a run was rewarded for, both are measured: `accuracy`, the final answer is right, and `correct`, so is the
     way to it. A response is long if it is longer than the longest short solution.

@@ -1,4 +1,4 @@
-"""What `after_pretraining.run` returned, as a table and as plots."""
+"""Tables and plots of the results of `after_pretraining.run`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ _NAMES = {"star": "STaR", "reinforce": "REINFORCE", "rloo": "RLOO", "grpo": "GRP
 
 
 def table(results: Mapping[str, Any]) -> Table:
-    """What each pretrained model does, and what it does after each run of reinforcement learning on it."""
+    """Table of each pretrained model, before and after each run of reinforcement learning on it."""
     settings = results["settings"]
     size = f"d = {settings['d']}" if "d" in settings else f"{settings['digits']} digits"
     rows = Table(

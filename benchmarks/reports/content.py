@@ -1,4 +1,4 @@
-"""What a report says: typed values, to JSON and back. `html.write_report` makes pages of them.
+"""Content of a report: typed values, to JSON and back. `html.write_report` makes pages of them.
 
 Our figures and a paper's never share a field: a row of a table refers to the published row that it stands beside.
 """
@@ -18,7 +18,7 @@ from ...registry import unknown_name
 from .published import PaperRow, PaperTable
 
 LEVEL = 0.95
-"""Of intervals over seeds [choice]."""
+"""Confidence level of intervals over seeds. [choice]"""
 Outcome = Literal["holds", "does not hold", "undecided"]
 
 
@@ -203,7 +203,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run took: sampled attempts, their tokens, wall time in seconds."""
+    """Cost of a run: sampled attempts, their tokens, wall time in seconds."""
 
     attempts: int
     tokens: int
@@ -305,11 +305,11 @@ class Report:
 
     @property
     def cost(self) -> Cost:
-        """Of all runs."""
+        """Cost of all runs."""
         return sum((run.cost for run in self.runs), Cost(0, 0, 0.0))
 
     def to_json(self) -> str:
-        """As JSON text."""
+        """Converts to JSON text."""
         return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod

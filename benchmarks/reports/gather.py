@@ -37,7 +37,7 @@ NEW_ATTEMPTS = 64
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which attempts to look at.
+    """Selection of attempts to look at.
 
     Attributes:
         count: Number of attempts; `None` for all that were recorded, or 64 new ones.

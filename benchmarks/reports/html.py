@@ -149,7 +149,7 @@ def _table(table: ResultTable, number: int) -> str:
 
 
 def _is_share(table: ResultTable, column: int) -> bool:
-    """Whether all that a column has lies between 0 and 1, so that a bar can show it."""
+    """True if all that a column has lies between 0 and 1, so that a bar can show it."""
     cells = [cell for row in table.rows if isinstance(cell := row.cells[column], Cell)]
     ends = [end for cell in cells for end in (cell.mean, cell.low, cell.high) if end is not None]
     return all(0 <= end <= 1 for end in ends)

@@ -1,4 +1,4 @@
-"""How a report spells things, on every kind of page: text of models, figures with intervals, times and costs."""
+"""Spelling on every kind of page of a report: text of models, figures with intervals, times and costs."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -33,12 +33,12 @@ def seeds(cell: Cell) -> str:
 
 
 def lacking(cell: Cell) -> str:
-    """Which seeds a cell lacks; empty where it lacks none."""
+    """Seeds that a cell lacks; empty if it lacks none."""
     return f"no seed {', '.join(map(str, cell.missing))}" if cell.missing else ""
 
 
 def gaps(row: Row) -> str:
-    """Which seeds the cells of a row lack, and why, each reason once; empty where they lack none."""
+    """Seeds that the cells of a row lack, with each reason once; empty if they lack none."""
     cells = [cell for cell in row.cells if isinstance(cell, Cell)]
     found = (f"no seed {seed}: {reason}" for cell in cells for seed, reason in cell.missing.items())
     return "; ".join(dict.fromkeys(found))
@@ -72,7 +72,7 @@ def paper_value(table: ResultTable, row: Row, metric: str) -> str:
 
 
 def paper_notes(table: ResultTable) -> list[str]:
-    """Where the published figures beside a table are from, how sure they are, and what to know before comparing."""
+    """Notes on the published figures beside a table: their source, their certainty, and limits of the comparison."""
     found = {row.paper: beside for row in table.rows if (beside := table.published_row(row))}
     notes: list[str] = []
     for source in _beside(table):

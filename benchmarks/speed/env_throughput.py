@@ -1,4 +1,4 @@
-"""How many tokens per second the environments take: Gymnasium's loop over single ones against the vector one.
+"""Tokens per second that the environments take: Gymnasium's loop over single ones against the vector one.
 
 Three ways through the same attempts: `gym.make_vec` with "sync", `TokenVectorEnv.step`, and its `step_tokens`
 with whole completions. Every attempt is graded and followed by the next one, and every call returns copies.
@@ -42,15 +42,15 @@ def run(num_envs: int = 64, length: int = 512, rounds: int = 3) -> dict[str, flo
         "curriculum": {"name": "sequential", "repeats": 8},
     }
     same_step = AutoresetMode.SAME_STEP
-    vectorised = make_vec_env(_ENV_ID, num_envs, autoreset_mode=same_step, **settings)
+    vectorized = make_vec_env(_ENV_ID, num_envs, autoreset_mode=same_step, **settings)
     loop = gym.make_vec(
         _ENV_ID, num_envs, vectorization_mode="sync", vector_kwargs={"autoreset_mode": same_step}, **settings
     )
-    tokens = _completions(vectorised, num_envs, length - _PROMPT_TOKENS)
+    tokens = _completions(vectorized, num_envs, length - _PROMPT_TOKENS)
     ways: dict[str, tuple[VectorEnv[Any, Any, Any], Callable[[], None], int]] = {
         "sync": (loop, lambda: _step(loop, tokens), 1),
-        "step": (vectorised, lambda: _step(vectorised, tokens), 5),
-        "step_tokens": (vectorised, lambda: _step_tokens(vectorised, tokens), 50),
+        "step": (vectorized, lambda: _step(vectorized, tokens), 5),
+        "step_tokens": (vectorized, lambda: _step_tokens(vectorized, tokens), 50),
     }
     best = dict.fromkeys(ways, 0.0)
     for _ in range(rounds):
@@ -64,7 +64,7 @@ def run(num_envs: int = 64, length: int = 512, rounds: int = 3) -> dict[str, flo
 
 
 def table(results: dict[str, float]) -> str:
-    """What `run` returned, laid out as text."""
+    """Formats the results of `run` as text."""
     lines = [f"{'way':<12}{'tokens/s':>14}{'ratio':>10}{'goal':>8}", f"{'sync':<12}{results['sync']:>14,.0f}{1:>10.1f}"]
     lines += [
         f"{name:<12}{results[name]:>14,.0f}{results[f'{name}_ratio']:>10.1f}{goal:>8.0f}"

@@ -1,4 +1,4 @@
-r"""How many answers per second are graded: numbers and LaTeX as they are by default, LaTeX by math-verify.
+r"""Answers graded per second: numbers and LaTeX as they are by default, LaTeX by math-verify.
 
 math-verify in process is what a grader without a worker would do: `parse` each gold answer once and each completion,
 and `verify` them. It has neither a deadline that works in every thread, nor a cap on memory, nor any help against an
@@ -67,7 +67,7 @@ def run(problems: int = 48, rounds: int = 3) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """What `run` returned, laid out as text."""
+    """Formats the results of `run` as text."""
     lines = [f"{'way':<12}{'grades/s':>12}{'ratio':>10}{'goal':>8}"]
     for name in ("in_process", "worker", "latex", "grammar"):
         goal = f"{GOALS[name]:.1f}" if name in GOALS else ""

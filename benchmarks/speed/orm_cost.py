@@ -1,4 +1,4 @@
-"""What an outcome model costs a rollout: CPU time with the sparse reward, the sparse ORM and the dense ORM.
+"""Cost of an outcome model in a rollout: CPU time with the sparse reward, the sparse ORM and the dense ORM.
 
 The three sample the very same attempts, in turns, in one process: what is paid changes no draw. The outcome model is
 the built-in language model under a new head: as large as the policy, and what it says makes no difference to its cost.
@@ -103,7 +103,7 @@ def run(
 
 
 def table(results: dict[str, Any]) -> str:
-    """What `run` returned, laid out as text."""
+    """Formats the results of `run` as text."""
     lines = [f"{'reward':<24}{'CPU seconds':>12}{'tokens/s':>10}{'scores':>8}"]
     for name, seconds in results["seconds"].items():
         sides = results["runs"][name]

@@ -59,7 +59,7 @@ def run(
 
 
 def table(results: dict[str, Any]) -> str:
-    """What `run` returned, laid out as text."""
+    """Formats the results of `run` as text."""
     attempts, tokens = results["attempts"], results["tokens"]
     return (
         f"{'attempts':>10}{'tokens each':>13}{'peak MB':>9}{'goal':>6}\n"

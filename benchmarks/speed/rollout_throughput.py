@@ -24,7 +24,7 @@ from ...envs.token_vector_env import TokenVectorEnv
 from ...models.tokenizers import CHARS, load_tokenizer
 from .random_models import random_problems, tiny_llama
 
-# 1,022 characters that are printable, and none that combines with its neighbour; with end and pad, V = 1,024.
+# 1,022 characters that are printable, and none that combines with its neighbor; with end and pad, V = 1,024.
 _CHARACTERS = "\n" + "".join(map(chr, [*range(0x20, 0x7F), *range(0x4E00, 0x4E00 + 1022 - 96)]))
 GOALS = {"geometric": 3.0, "fixed": 1.5, "outside": 0.15}
 """Speed over `generate` for either kind of lengths, at least; share of time outside the forward pass, at most."""
@@ -32,7 +32,7 @@ GOALS = {"geometric": 3.0, "fixed": 1.5, "outside": 0.15}
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What one engine did in one run.
+    """Measurements of one engine in one run.
 
     Attributes:
         completions: Number of completions.
@@ -125,7 +125,7 @@ def run(
 
 
 def table(results: dict[str, Any]) -> str:
-    """What `run` returned, laid out as text."""
+    """Formats the results of `run` as text."""
     lines = [
         f"{'lengths':<10}{'generate/s':>11}{'engine/s':>10}{'ratio':>7}{'goal':>6}{'outside forward':>17}{'goal':>7}"
     ]

@@ -47,7 +47,7 @@ def stop_probability(p: float) -> float:
 
 @dataclass(frozen=True)
 class Responses:
-    """What N inputs of each of S models were answered with.
+    """Responses of S models to N inputs each.
 
     Attributes:
         x: `[S, N, d]` signs.
@@ -88,7 +88,7 @@ def features(x: FloatArray, y: FloatArray, position: int) -> FloatArray:
 
 
 def decisions(data: Responses) -> tuple[FloatArray, FloatArray]:
-    """What is decided and on which features: `[N, S, d + 1, 3d - 1]`, and signs `[N, S, d + 1]`, 0 where nothing is.
+    """Features of each decision, `[N, S, d + 1, 3d - 1]`, and signs `[N, S, d + 1]`, 0 where nothing is.
 
     Decision 0 is position 1, decision 1 whether to stop, decision l position l.
     """
@@ -167,7 +167,7 @@ class CorrectSamples:
         self._left: list[Responses] = []  # of each model
 
     def __call__(self, count: int) -> Responses:
-        """So many of each model.
+        """Draws a number of samples from each model.
 
         Raises:
             ValueError: Fewer than one sample in a hundred is correct.
@@ -196,7 +196,7 @@ def _join(first: Responses, second: Responses) -> Responses:
 
 
 def measure(weights: FloatArray, rng: np.random.Generator, count: int = 20_000) -> dict[str, list[float]]:
-    """What the models do on fresh inputs; one number of each kind per model.
+    """Measures the models on fresh inputs; one number of each kind per model.
 
     `long`, `long_correct`, `short_correct`: shares of sampled responses. `stop`: sampled P(stop | y_1 = x_1).
     `greedy_accuracy` and `greedy_long`: shares of greedy responses.

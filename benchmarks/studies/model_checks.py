@@ -1,4 +1,4 @@
-"""What must hold of a model of any type, checked against passes over one row alone, without cache, mask or padding.
+"""Checks that must hold for a model of any type, against passes over one row alone, without cache, mask or padding.
 
 The rows are longer than those of `models.engine.self_check`, whose verdicts are on trial here, and every path is the
 one that agents take: `load`, the decoders, `Learner`, critics, outcome models, adapters, what is saved.
@@ -51,7 +51,7 @@ _PACKAGE = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of one check.
+    """Result of one check.
 
     Attributes:
         verdict: Verdict of the check, see `Verdict`.
@@ -176,7 +176,7 @@ def _learner(model: PreTrainedModel) -> Learner:
 
 
 def _training_errors(model: PreTrainedModel, folder: Path) -> Iterator[tuple[str, float]]:
-    """What the learner computes, its gradient, and what is saved after an update."""
+    """Errors in the learner's outputs, in its gradient, and in what is saved after an update."""
     examples = _examples()
     learner = _learner(model)
     yield from _likelihood_errors(learner, examples, model)

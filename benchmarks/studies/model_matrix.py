@@ -56,7 +56,7 @@ class ModelMatrix:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one type.
+    """Results of one type.
 
     Attributes:
         cells: Cells by the names in `CHECKS`; empty if no tiny model could be made.

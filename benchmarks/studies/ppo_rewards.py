@@ -142,7 +142,7 @@ def supervised(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Do
 
 
 def outcome_model(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done]) -> dict[str, Any]:
-    """p(correct), learnt from attempts of the start."""
+    """p(correct), learned from attempts of the start."""
     torch.set_num_threads(settings["threads"])
     own = {name: settings[name] for name in ORM_SETTINGS}
     run_folder = {"seed": settings["seed"], "run": folder / "run", "resume": "auto", "device": "cpu"}

@@ -1,4 +1,4 @@
-"""What bfloat16 costs: the same 16 updates with float32 weights and with weights in bfloat16.
+"""Cost of bfloat16: the same 16 updates with float32 weights and with weights in bfloat16.
 
     python -m tokengym.benchmarks.studies.precision --output precision.json
     python -m tokengym.benchmarks.studies.precision --model M.gguf --data train.jsonl --output real.json

@@ -193,7 +193,7 @@ def correct_only(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, 
 
 
 def cost(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done]) -> dict[str, Any]:
-    """What labels by continuations cost, and what shared prefixes save of the prompt tokens."""
+    """Cost of labels by continuations, and the prompt tokens that shared prefixes save."""
     torch.set_num_threads(settings["threads"])
     policy = load_policy(needs["expert_iteration"].folder / "run" / "model", device="cpu")
     env = _env(policy, "train")
@@ -321,7 +321,7 @@ def _cost_line(cost: Mapping[str, Any]) -> str:
     steps, prefill = cost["steps"], cost["prefill_tokens"]
     return (
         f"labels: {cost['rollouts'] / steps:.2f} attempts and {cost['sampled_tokens'] / steps:.1f} sampled tokens per "
-        f"labelled step; {prefill / steps:.1f} prompt tokens computed, "
+        f"labeled step; {prefill / steps:.1f} prompt tokens computed, "
         f"{cost['prefill_tokens_prefix_by_prefix'] / prefill:.1f} times fewer than prefix by prefix and "
         f"{cost['prefill_tokens_rollout_by_rollout'] / prefill:.1f} times fewer than rollout by rollout"
     )

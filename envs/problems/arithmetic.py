@@ -152,7 +152,7 @@ SYMBOLS = {"+": "+", "-": "-~", "*": "*dm", "/": "/h"}
 
 
 def allowed_situations(operations: str) -> dict[tuple[str, int], list[Situation]]:
-    """What may come next, by (topic, solution lines still to go; 2 stands for more), with these operations only."""
+    """Situations that may come next with these operations, by (topic, solution lines to go; 2 stands for more)."""
     symbols = set("".join(SYMBOLS[operation] for operation in operations))
     allowed = [situation for situation in SITUATIONS if symbols.issuperset(situation.operations)]
     choices: dict[tuple[str, int], list[Situation]] = {("", 1): [s for s in allowed if not s.before]}

@@ -58,7 +58,7 @@ class ProblemSource(ABC):
 
     split: str
     answer_format: AnswerFormat = Marker()
-    """Where attempts show their answers, and how they are compared."""
+    """Format in which attempts show their answers, and by which they are compared."""
 
     @property
     @abstractmethod
@@ -74,7 +74,7 @@ class ProblemSource(ABC):
         """The problem named `problem_id`; raises `ValueError` when this source has no such problem."""
 
     def grade(self, completion: str, problem: Problem) -> Verdict:
-        """What a finished attempt at `problem` is worth; `completion` is the text after the prompt."""
+        """Grades a finished attempt at `problem`; `completion` is the text after the prompt."""
         return self.answer_format.grade(completion, problem.answer, question=problem.question)
 
     @property

@@ -308,7 +308,7 @@ def _listed(value: str) -> str:
 
 
 def _is_on_hub(data: str | Path) -> bool:
-    """Whether `data` is the name of a hub data set; raises `FileNotFoundError` when it is neither that nor here."""
+    """True if `data` is the name of a hub data set; raises `FileNotFoundError` when it is neither that nor here."""
     if Path(data).exists():
         return False
     parts = str(data).split("/")

@@ -66,7 +66,7 @@ class Multiplication(ProceduralSource):
 
     def _factor(self, draws: Draws) -> int:
         lowest = 10 ** (self.digits - 1)
-        # Enough bits that the remainder favours no number by more than 2^-64 of its probability.
+        # Enough bits that the remainder favors no number by more than 2^-64 of its probability.
         return lowest + draws.bits(64 + lowest.bit_length() + 4) % (9 * lowest)
 
     def tell(self, draws: Draws, drawn: Any) -> tuple[str, str, str]:

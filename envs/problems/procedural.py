@@ -76,9 +76,9 @@ class ProceduralSource(ProblemSource):
     """
 
     name: ClassVar[str]
-    """What the source is registered as; its problems' ids begin with it."""
+    """Name that the source is registered under; its problems' ids begin with it."""
     remedy: ClassVar[str]
-    """What to do when the arguments leave no problem for a split."""
+    """Advice for arguments that leave no problem for a split."""
 
     def __init__(self, split: str, seed: int) -> None:
         self.split = check_split(split)

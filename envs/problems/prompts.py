@@ -78,7 +78,7 @@ def _check_text(template: str) -> str:
 
 
 def next_question(template: str) -> tuple[str, ...]:
-    """How the next question begins after a worked example, as stop strings: what precedes `{question}`, on a new line.
+    """Stop strings for the next question after a worked example: the text before `{question}`, on a new line.
 
     Empty where the template begins with the question: nothing then tells it from the lines of a solution.
     """

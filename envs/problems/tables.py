@@ -141,7 +141,7 @@ def _is_finite(value: int | Decimal) -> bool:
 
 
 def convert(rows: Iterable[Row], make: Callable[[Row], T]) -> list[T]:
-    """What is made of each row.
+    """Converts each row.
 
     Raises:
         ValueError: A row is malformed, outside of `malformed_rows`; the message is that of `make` for the first one.

@@ -1,4 +1,4 @@
-"""What a model that runs on an environment's slots keeps: a key-value cache with a row for each.
+"""A key-value cache with one row per environment slot.
 
 The cache is a layer around the unmodified Hugging Face forward. Every row has its own length, so there is no left
 padding; what a row shares with another resident one (a prompt that many attempts start from, a few-shot header, the
@@ -211,7 +211,7 @@ class SlotModel:
         return row, int(shared[row])
 
     def forward(self, rows: slice | Tensor, row_index: IntArray, tokens: IntArray, positions: IntArray) -> Any:
-        """What the model makes of `tokens` `[R, Q]`, which are written at `positions` `[R, Q]`."""
+        """Outputs of the model for `tokens` `[R, Q]`, which are written at `positions` `[R, Q]`."""
         length = int(positions.max()) + 1
         where = self._tensor(positions)
         self.cache.place(rows, self._tensor(row_index), where, length)
@@ -235,7 +235,7 @@ class SlotModel:
 
 
 def _owners(prefixes: list[IntArray]) -> IntArray:
-    """For each prefix the number of one that begins with it, which is itself where no longer one does."""
+    """Number of a prefix that begins with each prefix; its own if no longer one does."""
     texts = [prefix.tobytes() for prefix in prefixes]
     owner = np.arange(len(prefixes))
     # In this order all that begin with a prefix come right behind it, and of equal ones the first comes last.

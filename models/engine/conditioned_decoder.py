@@ -44,7 +44,7 @@ class ConditionedDecoder(SlotDecoder):
         self.labels = labels
         self.label = label
         self.placed = np.zeros(len(labels.tokens), np.int64)
-        """How often each label was placed."""
+        """Number of times that each label was placed."""
         self._ends_step = ends_step
 
     def step(self, config: SamplingConfig) -> tuple[IntArray, NDArray[np.float32]]:

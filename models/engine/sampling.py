@@ -83,11 +83,11 @@ def sample(logits: Tensor, keys: Tensor, positions: Tensor, config: SamplingConf
     """
     logits = logits.float()
     if config.temperature == 0:
-        tokens, normaliser = logits.argmax(-1), logits.logsumexp(-1)
+        tokens, normalizer = logits.argmax(-1), logits.logsumexp(-1)
     else:
         logits = _truncate(logits if config.temperature == 1 else logits / config.temperature, config)
-        tokens, normaliser = _invert(logits, uniforms(keys, positions))
-    return tokens, logits.gather(-1, tokens[:, None])[:, 0] - normaliser
+        tokens, normalizer = _invert(logits, uniforms(keys, positions))
+    return tokens, logits.gather(-1, tokens[:, None])[:, 0] - normalizer
 
 
 def _truncate(logits: Tensor, config: SamplingConfig) -> Tensor:
@@ -108,7 +108,7 @@ def _invert(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
     One uniform number and one pass over the vocabulary per row; a cumulative sum over 50,000 float32 probabilities
     would be slower and less exact. A token of probability zero is never drawn. Returns tokens `[R]` and the
-    distribution's log-normaliser `[R]`.
+    distribution's log-normalizer `[R]`.
     """
     peak = logits.amax(-1, keepdim=True)
     weights = (logits - peak).exp_()

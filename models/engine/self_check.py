@@ -1,4 +1,4 @@
-"""Whether a model computes the same thing in training and in decoding as on one row alone, tried on a few short rows.
+"""Checks, on a few short rows, that a model computes the same in training and decoding as on one row alone.
 
 No list of architectures knows what a new one does, so each model is tried, once. The measure is the relative error of
 its logits: rounding leaves 1e-6 of it in float32, and what is computed wrong is off by 1e-3 and more, mostly by 1.
@@ -65,7 +65,7 @@ def check_training(model: PreTrainedModel) -> None:
 
 
 def fits_slots(model: PreTrainedModel) -> bool:
-    """Whether a cache with a row for each slot computes what a full pass computes; tried once per model.
+    """True if a cache with a row for each slot computes what a full pass computes; tried once per model.
 
     Raises:
         ValueError: The model does not pass `check_training`.
@@ -75,7 +75,7 @@ def fits_slots(model: PreTrainedModel) -> bool:
 
 
 def decoding(model: PreTrainedModel) -> Decoding:
-    """How a model can be decoded: all slots in one batch, or each row on its own; tried once per model.
+    """The way to decode a model: all slots in one batch, or each row on its own; tried once per model.
 
     Raises:
         ValueError: Neither computes what a full pass computes.
@@ -144,7 +144,7 @@ def _find_decoding(model: PreTrainedModel) -> "Decoding | str":
 
 
 def _fault(compute: _Compute, what: str, model: PreTrainedModel, rows: list[IntArray], alone: list[Tensor]) -> str:
-    """What is wrong with a way to decode; empty if nothing is."""
+    """Fault of a way to decode; empty if there is none."""
     try:
         if not _differ(compute(model, rows, alone), model):
             return ""
@@ -203,7 +203,7 @@ def _alone(model: PreTrainedModel, row: IntArray) -> Tensor:
 
 
 def _differ(pairs: Iterable[tuple[Tensor, Tensor]], model: PreTrainedModel) -> bool:
-    """Whether outputs `[T, ...]` differ from the expected ones by more than rounding leaves."""
+    """True if outputs `[T, ...]` differ from the expected ones by more than rounding leaves."""
     errors: list[float] = []
     for found, expected in pairs:
         found, expected = found.float().flatten(1), expected.float().flatten(1)

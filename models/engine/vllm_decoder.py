@@ -142,7 +142,7 @@ class VLLM:
 
 
 class VLLMDecoder:
-    """What `SlotDecoder` is, with an attempt's tokens from a request to vLLM.
+    """Stands in for `SlotDecoder`, with an attempt's tokens from a request to vLLM.
 
     Args:
         engine: Engine of vLLM.

@@ -1,4 +1,4 @@
-r"""Which text of a completion is its answer: what its boxes hold, as in MATH: `\boxed{\frac{1}{2}}`."""
+r"""Answers in boxes: the text of a completion inside its boxes, as in MATH: `\boxed{\frac{1}{2}}`."""
 
 import re
 
@@ -17,7 +17,7 @@ _PLACEHOLDER = re.compile(
 
 
 def boxed(text: str) -> list[str]:
-    r"""What the boxes of a text hold, in order, with white space folded; for nested boxes, the outermost.
+    r"""Contents of the boxes in a text, in order, with white space folded; for nested boxes, the outermost.
 
     A box is `\boxed{...}` (or `\fbox{...}`) with balanced braces, escaped braces not counted, or `\boxed 5`. Takes time
     linear in the length of the text.
@@ -33,7 +33,7 @@ def unbox_earlier(text: str) -> str:
 
 
 def _spans(text: str) -> list[tuple[int, int, int, int]]:
-    """Where each box begins, where its content does, where that ends, and where the box ends."""
+    """Start of each box, start and end of its content, and end of the box."""
     found: list[tuple[int, int, int, int]] = []
     braces: list[tuple[int, int] | None] = []  # for each open brace of a box: where the box begins, and its content
     for match in _BRACES.finditer(text):

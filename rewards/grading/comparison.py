@@ -1,4 +1,4 @@
-r"""Whether an answer in LaTeX or free form equals the gold answer. Whose text is whose answer is decided elsewhere.
+r"""Comparison of an answer in LaTeX or free form with the gold answer.
 
 **By value, exactly.** Rational numbers are compared as such, whatever their size, and other constants to 170 digits:
 a rounded decimal is not the fraction or the root that it rounds (0.333 is not 1/3, however that is written).
@@ -84,7 +84,7 @@ def compare(answers: Sequence[str], gold: str, *, worker: Worker = WORKER) -> Ve
 
 
 def is_copied(answer: str, gold: str, question: str) -> bool:
-    """Whether an answer is an expression that the question has as it stands, and the gold answer is spelled otherwise.
+    """True if an answer is an expression that the question has as it stands, and the gold answer is spelled otherwise.
 
     A letter, and a number with nothing left to do, is no expression.
     """
@@ -96,7 +96,7 @@ def is_copied(answer: str, gold: str, question: str) -> bool:
 
 
 def is_readable(gold: str, worker: Worker = WORKER) -> bool:
-    """Whether anything but its own text can equal a gold answer: a value, a choice or a few words."""
+    """True if anything but its own text can equal a gold answer: a value, a choice or a few words."""
     if _CHOICE.fullmatch(_plain(clean(gold))):
         return True
     if _is_prose(_plain(clean(gold))):
@@ -172,7 +172,7 @@ class _Comparison:
         return _without_spaces(text) == _without_spaces(self.gold)
 
     def _by_worker(self, text: str) -> Verdict:
-        """For texts outside the grammar; where the gold answer is a number or words, no such text is the answer."""
+        """Compares texts outside the grammar; if the gold answer is a number or words, no such text is the answer."""
         if self._same_text(text):
             return Verdict(True, "correct", self.number or self.given)
         gold = _try_read(self.gold)
@@ -190,7 +190,7 @@ def _without_spaces(text: str) -> str:
 
 
 def _is_prose(text: str) -> bool:
-    """Whether it has more than three words outside of commands."""
+    """True if it has more than three words outside of commands."""
     return len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text)) > 3
 
 
@@ -220,7 +220,7 @@ def _try_read(text: str) -> Node | None:
 
 
 def _is_plain(node: Node) -> bool:
-    """Whether it is a number with nothing to do, in lowest terms, or a letter."""
+    """True if it is a number with nothing to do, in lowest terms, or a letter."""
     while node.kind in ("group", "negative", "degrees"):
         node = node.parts[0]
     if node.kind in ("number", "symbol", "constant"):
@@ -343,7 +343,7 @@ def _symbols_of(members: Sequence[Node]) -> list[str] | None:
 
 
 def _equal(answer: Node, gold: Node, strict: bool) -> bool:
-    """Whether an answer equals the gold answer; if `strict`, with nothing left to do.
+    """True if an answer equals the gold answer; if `strict`, with nothing left to do.
 
     Raises:
         Unreadable: The values cannot be compared.
@@ -393,7 +393,7 @@ def _is_equation(node: Node) -> bool:
 
 
 def _equal_equations(a: Node, g: Node) -> bool:
-    """Whether both say the same: one is a multiple of the other, by a positive number for inequalities."""
+    """True if both say the same: one is a multiple of the other, by a positive number for inequalities."""
     if len(a.parts) != 2 or len(g.parts) != 2:
         return False
     signs = a.value[0], g.value[0]
@@ -421,7 +421,7 @@ def _equal_values(answer: Node, gold: Node, names: list[str], strict: bool) -> b
 
 
 def _equal_members(answers: list[Node], golds: list[Node], strict: bool) -> bool:
-    """Whether each member of one is among those of the other, in any order, however often."""
+    """True if each member of one is among those of the other, in any order, however often."""
     return all(any(_matches(a, g, strict) for g in golds) for a in answers) and all(
         any(_matches(a, g, strict) for a in answers) for g in golds
     )
@@ -517,7 +517,7 @@ _LINE: _Piece = (_LEAST, _GREATEST, False, False)
 
 
 def _is_region(node: Node) -> bool:
-    """Whether it is a set of real numbers beyond a list."""
+    """True if it is a set of real numbers beyond a list."""
     if node.kind == "relation":
         return bool(set(node.value) & {"<", ">", "<=", ">=", "!="}) and len(letters(node)) == 1
     if node.kind == "list":

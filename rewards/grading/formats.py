@@ -38,7 +38,7 @@ Answers = Literal["number", "latex"]
 
 
 class AnswerFormat(ABC):
-    """How completions show their final answers: asked for by `instruction`, written by `show`, read by `extract`.
+    """Format of final answers in completions: asked for by `instruction`, written by `show`, read by `extract`.
 
     Answers are compared as numbers where both are numbers, and else by what they come to in LaTeX. A subclass may
     compare in its own way by overriding `compare`.
@@ -58,7 +58,7 @@ class AnswerFormat(ABC):
         """The answers that a completion shows, the last one first; none where it shows none."""
 
     def is_answer(self, line: str) -> bool:
-        """Whether a line of a completion is the one that shows its answer, and no step on the way there."""
+        """True if a line of a completion is the one that shows its answer, and no step on the way there."""
         return bool(self.extract(line))
 
     def compare(self, answers: list[str], gold: str) -> Verdict:
@@ -91,7 +91,7 @@ class AnswerFormat(ABC):
             raise ValueError(f"the gold answer {answer[:60]!r} is read as {verdict.answer!r} ({verdict.reason})")
 
     def is_readable(self, answer: str) -> bool:
-        """Whether anything but its own text can equal a gold answer that `check` lets pass."""
+        """True if anything but its own text can equal a gold answer that `check` lets pass."""
         return is_readable(answer)
 
     def complete(self, solution: str, answer: str) -> str:
@@ -159,7 +159,7 @@ class _ValueFormat(AnswerFormat):
 
 @ANSWER_FORMATS.register("marker")
 class Marker(_ValueFormat):
-    """What follows a marker on its line, as in GSM8K: "#### 72".
+    """Answers after a marker on its line, as in GSM8K: "#### 72".
 
     Args:
         marker: Text before an answer, such as "####" (GSM8K) or "Answer:" (DAPO).
@@ -202,7 +202,7 @@ class Marker(_ValueFormat):
 
 @ANSWER_FORMATS.register("boxed")
 class Boxed(AnswerFormat):
-    r"""What the last `\boxed{}` holds, as in MATH: a number or LaTeX."""
+    r"""Answers in the last `\boxed{}`, as in MATH: a number or LaTeX."""
 
     @property
     def instruction(self) -> str:
@@ -220,7 +220,7 @@ class Boxed(AnswerFormat):
 
 @ANSWER_FORMATS.register("tag")
 class Tag(_ValueFormat):
-    """What stands between an opening tag and its closing one: "<answer>72</answer>".
+    """Answers between an opening tag and its closing one: "<answer>72</answer>".
 
     A tag that is not closed holds no answer.
 

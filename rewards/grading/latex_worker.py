@@ -180,13 +180,13 @@ class Answer(NamedTuple):
     """An answer as read."""
 
     expression: Any
-    """In SymPy."""
+    """Names in SymPy."""
     bases: tuple[str, ...]
     """Subscripts of its numerals, which are no part of the expression."""
 
 
 def compare(gold: str, answers: list[str]) -> tuple[str, str | None]:
-    """Whether the first of `answers` equals `gold`: a reason as in `Verdict`, and that answer in SymPy's notation.
+    """Compares the first of `answers` with `gold`: a reason as in `Verdict`, and that answer in SymPy's notation.
 
     The others are further answers of the same attempt, which must not differ from the first; one that cannot be read is
     none.
@@ -207,7 +207,7 @@ def compare(gold: str, answers: list[str]) -> tuple[str, str | None]:
 
 @lru_cache(maxsize=4096)
 def read(text: str) -> Answer | None:
-    """What math-verify reads in an answer; None if nothing."""
+    """Expression that math-verify reads in an answer; None if nothing."""
     from latex2sympy2_extended import latex2sympy, normalize_latex
     from math_verify.grader import should_treat_as_complex
     from math_verify.parser import get_last_eq
@@ -239,7 +239,7 @@ def _normalization() -> Any:
 
 
 def equal(gold: Answer, answer: Answer) -> bool:
-    """Whether math-verify finds two answers equal, and numerals have the gold's bases, or are left without."""
+    """True if math-verify finds two answers equal, and numerals have the gold's bases, or are left without."""
     from math_verify import verify
 
     if answer.bases and answer.bases != gold.bases and (gold.bases or {*answer.bases} != {"10"}):

@@ -1,4 +1,4 @@
-r"""Whether a completion's answer is right: a small numeric grammar, bounded and exact. Nothing is ever evaluated.
+r"""Grading by a small numeric grammar, bounded and exact. Nothing is ever evaluated.
 
 **Which text is the answer.** What follows the marker (`####` in GSM8K) on its line. The last marked answer counts; if
 an earlier one differs from it in value, the attempt earns nothing (`ambiguous`). Empty marks, and earlier marks that
@@ -233,7 +233,7 @@ def normalize_number(text: str, *, percent: Percent = "number", units: Collectio
 
 
 def is_unit(words: str) -> bool:
-    """Whether words after a number leave it as it is: letters only, and none that may change it (million, or more)."""
+    """True if words after a number leave it as it is: letters only, and none that may change it (million, or more)."""
     return _UNIT.fullmatch(words) is not None and _NOT_UNITS.isdisjoint(_WORD.findall(words.lower()))
 
 
@@ -291,7 +291,7 @@ def _fraction(sign: str, numerator: int, denominator: int) -> str | None:
 
 
 def equal_numbers(a: str, b: str) -> bool:
-    """Whether two normal forms are equal by the rules at the top."""
+    """True if two normal forms are equal by the rules at the top."""
     if a == b:
         return True
     if ("/" in a) == ("/" in b):

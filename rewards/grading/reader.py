@@ -416,7 +416,7 @@ class _Parser:
         return Node("power", (base, Node("negative", (exponent,)) if sign else exponent))
 
     def argument(self, whole_number: bool = False) -> Node:
-        r"""What a command is applied to: a group, or the next sign, which of a number is one digit, as in \frac12."""
+        r"""Argument of a command: a group, or the next sign, which of a number is one digit, as in \frac12."""
         if self.take("{"):
             node = self.sum()
             self.expect("}")
@@ -647,7 +647,7 @@ _ATOMS = frozenset(
 
 
 def _grouped(node: Node) -> Node:
-    """What stands in brackets or braces, marked where that makes a difference to what comes after it."""
+    """Content of brackets or braces, marked where that makes a difference to what comes after it."""
     return Node("group", (node,)) if node.kind in ("sum", "negative", "power") else node
 
 
@@ -663,7 +663,7 @@ def _is_whole(node: Node) -> bool:
 
 
 def _is_proper(node: Node) -> bool:
-    """Whether it is the fraction of a mixed number."""
+    """True if it is the fraction of a mixed number."""
     if node.kind != "quotient" or node.value != "frac":
         return False
     top, bottom = node.parts

@@ -23,7 +23,7 @@ def equations(solution: str) -> list[str]:
 
 
 def equation_sequence(solution: str) -> str:
-    """What makes two solutions the same: their sequence of arithmetic operations (Havrilla et al. 2024).
+    """Key by which two solutions are the same: their sequence of arithmetic operations (Havrilla et al. 2024).
 
     A solution without any equation stands for itself, as its text with white space folded.
     """
@@ -42,7 +42,7 @@ def equation(step: str) -> str | None:
 
 
 def result(step: str) -> str | None:
-    """What a step comes to: the right side of its last equation, or else its last number, in its normal form.
+    """Result of a step: the right side of its last equation, or else its last number, in its normal form.
 
     None where it is no number of the grader's grammar.
     """
@@ -52,7 +52,7 @@ def result(step: str) -> str | None:
 
 
 def uses_results(prefix: str, continuation: str) -> bool:
-    """Whether a continuation builds on its prefix (GLoRe, arXiv 2402.10963), as far as their equations tell.
+    """True if a continuation builds on its prefix (GLoRe, arXiv 2402.10963), as far as their equations tell.
 
     Every result that an equation of the prefix came to, and that no later equation of the prefix goes on from, must be
     a number on the left of one of the continuation's equations, or its last number, the answer. Signs do not matter:

@@ -1,4 +1,4 @@
-"""What a tree of `reader` comes to: exactly where it is rational, else to `PRECISION` bits, with bounded work.
+"""Value of a tree of `reader`: exactly where it is rational, else to `PRECISION` bits, with bounded work.
 
 An expression with letters is a function of them, known by its values at fixed points. Two that are equal at all points
 where both are real are equal: rational functions of bounded degree that differ do so at nearly all points, and the
@@ -280,7 +280,7 @@ def _is_real(value: Value) -> bool:
 
 
 def _same(a: Value, b: Value, scale: int) -> bool:
-    """Whether two values are equal up to rounding.
+    """True if two values are equal up to rounding.
 
     Raises:
         Unreadable: The values are so much smaller than what they were made of that nothing is left of them.
@@ -298,7 +298,7 @@ def _same(a: Value, b: Value, scale: int) -> bool:
 
 
 def equal_expressions(a: Node, b: Node) -> bool:
-    """Whether two expressions are equal for all values of their letters.
+    """True if two expressions are equal for all values of their letters.
 
     Raises:
         Unreadable: An expression has no value.
@@ -548,7 +548,7 @@ def _divide(top: Polynomial, bottom: Polynomial) -> Polynomial:
 
 
 def _order(item: tuple[Monomial, Fraction]) -> tuple[int, list[tuple[str, int]]]:
-    """By falling degree, then by letters."""
+    """Sort key: falling degree, then letters."""
     return -sum(power for _, power in item[0]), [(name, -power) for name, power in item[0]]
 
 
@@ -568,7 +568,7 @@ def _spell_polynomial(polynomial: Polynomial) -> str:
 
 
 def operations(node: Node) -> dict[str, int]:
-    r"""What is left to do in a constant expression, by kind, until it is a number.
+    r"""Operations left to do in a constant expression, by kind, until it is a number.
 
     Nothing is in an integer, a decimal, a fraction of these, a mixed number, a power of ten or a multiple of one, or in
     a multiple of pi, e or i. A sum, a product of numbers, a power, a root and so on each count where they stand.
@@ -633,7 +633,7 @@ def _strip(node: Node) -> Node:
 
 
 def is_power_of_ten(node: Node) -> bool:
-    """Whether it is 10 to a whole number."""
+    """True if it is 10 to a whole number."""
     if node.kind != "power" or node.parts[0] != Node("number", (), Fraction(10)):
         return False
     return _strip(node.parts[1]).kind == "number"
@@ -647,7 +647,7 @@ def _is_rational(node: Node) -> bool:
 
 
 def is_simple_enough(answer: Node, gold: Node) -> bool:
-    """Whether a constant has nothing left to do that is not left to do in the gold answer, too.
+    """True if a constant has nothing left to do that is not left to do in the gold answer, too.
 
     Roots below a fraction bar may be left where the gold answer has any root.
     """

@@ -59,7 +59,7 @@ class Worker:
         os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
 
     def compare(self, gold: str, answers: Sequence[str]) -> tuple[str, str | None]:
-        """Whether `answers[0]` equals `gold`, and its normal form; the others are earlier answers of the attempt.
+        """Compares `answers[0]` with `gold`, and gives its normal form; the others are earlier answers of the attempt.
 
         Returns:
             A reason as in `Verdict` (`correct`, `wrong`, `ambiguous`, `unparsed`, `timeout` or `crashed`), and for the
@@ -125,7 +125,7 @@ class Worker:
         self._process = self._finalizer = None
 
     def _forget(self) -> None:
-        """In a forked child: as if nothing had been started, for the parent's process is not ours to end or to ask."""
+        """Forgets the process in a forked child, because the parent's process is not ours to end or to ask."""
         if self._process is not None and self._finalizer is not None:
             self._finalizer.detach()
             _close(self._process)

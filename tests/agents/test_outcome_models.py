@@ -478,8 +478,8 @@ class Killed(BaseException):
 POINTS = {
     "sampling": (AttemptFile, "write", 20),
     "sampling held-out attempts": (AttemptFile, "write", 60),
-    "labelling": (LineFile, "write", 5),
-    "labelling held-out attempts": (LineFile, "write", 25),
+    "labeling": (LineFile, "write", 5),
+    "labeling held-out attempts": (LineFile, "write", 25),
     "training": (learner.Learner, "update", 4),
     "reporting": (OutcomeReport, "of", 1),
     "logging the report": (outcome_models, "write_json", 1),
@@ -554,7 +554,7 @@ def test_labels_that_are_all_equal_teach_nothing(make_agent) -> None:
             return Verdict(False, "wrong", None)
 
     for balance in (True, False):
-        with pytest.raises(ValueError, match=r"nothing can be learnt from \d+ labels, 0% of them positive"):
+        with pytest.raises(ValueError, match=r"nothing can be learned from \d+ labels, 0% of them positive"):
             make_agent(env=slots(Hopeless()), balance=balance).learn()
 
 

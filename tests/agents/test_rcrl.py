@@ -261,7 +261,7 @@ class Killed(Exception):
 
 
 def kill_after(monkeypatch, stage: str, count: int) -> None:
-    """Kills the process that is simulated after so many attempts, labels or optimiser steps."""
+    """Kills the process that is simulated after so many attempts, labels or optimizer steps."""
     told = itertools.count(1)
 
     def tell(*_: Any) -> None:
@@ -271,7 +271,7 @@ def kill_after(monkeypatch, stage: str, count: int) -> None:
     if stage == "sampling":
         real_write = AttemptFile.write
         monkeypatch.setattr(AttemptFile, "write", lambda self, attempt: (real_write(self, attempt), tell()))
-    elif stage == "labelling":
+    elif stage == "labeling":
         real_label = rcrl.label_prefixes
         monkeypatch.setattr(rcrl, "label_prefixes", lambda *a, **k: real_label(*a, **{**k, "on_step": tell}))
     else:
@@ -279,7 +279,7 @@ def kill_after(monkeypatch, stage: str, count: int) -> None:
         monkeypatch.setattr(rcrl, "fine_tune", lambda *a, **k: real_train(*a, **{**k, "on_step": tell}))
 
 
-@pytest.mark.parametrize(("stage", "count"), [("sampling", 7), ("labelling", 5), ("training", 4)])
+@pytest.mark.parametrize(("stage", "count"), [("sampling", 7), ("labeling", 5), ("training", 4)])
 def test_killed_and_resumed_equals_never_stopped(make, tmp_path, stage: str, count: int) -> None:
     whole = make(run=tmp_path / "whole").learn()
     with pytest.MonkeyPatch.context() as patch:

@@ -1,7 +1,7 @@
 """GRPO against TRL 1.16.0's GRPOTrainer: samples per CPU second of whole steps, sampling and update.
 
 Both sides train the same model on the same prompts with the same reward, loss (GRPO's, averaged over each attempt's
-tokens; no KL penalty; advantages over the group's standard deviation), optimiser (AdamW, gradient norm 1) and number of
+tokens; no KL penalty; advantages over the group's standard deviation), optimizer (AdamW, gradient norm 1) and number of
 samples per step, in float32 on one thread; TRL without gradient checkpointing, which would only slow it down. The model
 has random weights and T/4 tokens, so an attempt ends at every token with a probability near 4/T: lengths are geometric
 and cut off at T, as in `rollout_throughput`, and the learning rate is so small that this stays so. The reward, the
@@ -32,7 +32,7 @@ GOALS = {64: 1.4, 192: 2.0}
 """Samples per second over TRL's, at least, by the most new tokens."""
 LEARNING_RATE = 1e-6
 MICRO_BATCH_TOKENS = 2048
-"""Of ours; TRL's update takes all samples at once, its default."""
+"""Tokens of our micro-batches; TRL's update takes all samples at once, its default."""
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -75,7 +75,7 @@ def run(
 
 
 def table(results: dict[str, Any]) -> str:
-    """What `run` returned, laid out as text."""
+    """Formats the results of `run` as text."""
     lines = [f"{'new tokens':<12}{'TRL/s':>8}{'ours/s':>8}{'ratio':>7}{'goal':>6}{'mean length':>20}"]
     for length, goal in GOALS.items():
         if (found := results.get(str(length))) is not None:

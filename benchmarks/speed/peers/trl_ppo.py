@@ -35,7 +35,7 @@ GOALS = {"float32": 1.5, "bfloat16": 2.5}
 """Samples per CPU second over those of TRL in float32, at least."""
 LEARNING_RATE = 1e-7
 MICRO_BATCH_TOKENS = 640
-"""Of ours; TRL takes all samples at once."""
+"""Tokens of our micro-batches; TRL takes all samples at once."""
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SIZES = {"speed": {"depth": 4, "width": 256, "heads": 8}, "memory": {"depth": 12, "width": 512, "heads": 8}}
 LORA_RANK = 16
@@ -92,7 +92,7 @@ def _process(trl_python: str, side: str, *arguments: Any) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """What `run` returned, laid out as text."""
+    """Formats the results of `run` as text."""
     lines = [f"{'new tokens':<12}{'side':<20}{'samples/s':>10}{'over TRL':>10}{'goal':>6}  parts of a step; padding"]
     for length, found in results.items():
         if not length.isdigit():

@@ -312,7 +312,7 @@ def test_recorded_log_probabilities_equal_the_training_forward_pass(
         np.testing.assert_allclose(training[i][batch.action_mask[i]].numpy(), attempt.logprobs, atol=1e-4)
 
 
-# ---------------------------------------------------------------------------------------------- optimiser and schedule
+# ---------------------------------------------------------------------------------------------- optimizer and schedule
 
 
 @pytest.mark.parametrize("total", [1, 2, 10, 100])

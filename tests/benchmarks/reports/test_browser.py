@@ -62,10 +62,10 @@ def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def opened(browser: Any, page: str) -> Any:
-    """The page, freshly opened in light colours."""
+    """The page, freshly opened in light colors."""
     for log in ("browser", "performance"):
         browser.get_log(log)  # what is read is forgotten
-    colours(browser, "light")
+    colors(browser, "light")
     browser.get("about:blank")
     browser.get(page)
     # A page that is loaded may not be laid out yet on a busy machine, and what has no box has no visible text.
@@ -73,7 +73,7 @@ def opened(browser: Any, page: str) -> Any:
     return browser
 
 
-def colours(browser: Any, scheme: str) -> None:
+def colors(browser: Any, scheme: str) -> None:
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
@@ -200,17 +200,17 @@ def test_a_problems_attempts_side_by_side_but_not_those_of_problems_named_alike(
 
 
 def mixed(browser: Any, level: float) -> list[float]:
-    """The colour that far from the middle of the scale to its end: orange below, blue above, linear in sRGB."""
+    """The color that far from the middle of the scale to its end: orange below, blue above, linear in sRGB."""
     ends = [browser.execute_script(
         "return getComputedStyle(document.documentElement).getPropertyValue(arguments[0])", name
     ).strip() for name in ("--neutral", "--low" if level < 0 else "--high")]  # fmt: skip
-    middle, end = ([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in ends)
+    middle, end = ([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in ends)
     return [(1 - abs(level)) * a + abs(level) * b for a, b in zip(middle, end, strict=True)]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_steps_have_the_colours_of_their_rewards_and_scores(opened, report: Report, scheme: str) -> None:
-    colours(opened, scheme)
+def test_steps_have_the_colors_of_their_rewards_and_scores(opened, report: Report, scheme: str) -> None:
+    colors(opened, scheme)
     for attempt in report.attempts[:2]:
         rows = every(opened, "#steps tr")
         assert len(rows) == len(attempt.steps)
@@ -224,8 +224,8 @@ def test_steps_have_the_colours_of_their_rewards_and_scores(opened, report: Repo
             for name, (level, text) in wanted.items():
                 chip = at(row, f".{name} .chip")
                 assert chip.text.replace("−", "-").lstrip("+") == text.lstrip("+")
-                colour = re.findall(r"[\d.]+", chip.value_of_css_property("background-color").replace("srgb", ""))
-                assert list(map(float, colour[:3])) == pytest.approx(mixed(opened, level), abs=0.01)
+                color = re.findall(r"[\d.]+", chip.value_of_css_property("background-color").replace("srgb", ""))
+                assert list(map(float, color[:3])) == pytest.approx(mixed(opened, level), abs=0.01)
                 assert contrast(opened, chip) >= 4.5
         at(opened, "#next").click()
     # Colour-blind-safe: the ends differ in blue against red, not in red against green alone.

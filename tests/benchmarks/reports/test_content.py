@@ -138,7 +138,7 @@ def test_a_report_comes_back_from_json(make_report) -> None:
         (lambda r: r.pop("device"), "report: .*missing .* 'device'"),
         (lambda r: r.update(tables={}), r"report.tables: expected tuple.*got \{\}"),
         (lambda r: r["findings"][0].update(verdict="maybe"), r"report.findings\[0\].verdict: expected .*'maybe'"),
-        (lambda r: r["runs"][1].update(colour="red"), r"report.runs\[1\]: a RunRecord has no 'colour'"),
+        (lambda r: r["runs"][1].update(color="red"), r"report.runs\[1\]: a RunRecord has no 'color'"),
         (
             lambda r: r["attempts"][0]["steps"][0].update(reward="much"),
             r"steps\[0\].reward: expected float, got 'much'",

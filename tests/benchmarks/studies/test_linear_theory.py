@@ -45,7 +45,7 @@ def slow_train(x, y, long, regularization: float) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("block", [7, 1000])
-def test_vectorised_training_equals_the_loop(monkeypatch, block: int) -> None:
+def test_vectorized_training_equals_the_loop(monkeypatch, block: int) -> None:
     monkeypatch.setattr(linear_theory, "_BLOCK", block)
     d, steps, regularization = 4, 60, 0.5
     data = demonstrations(np.array([0.3, 0.7]), steps, d, np.random.default_rng(0))

@@ -146,7 +146,7 @@ def test_an_empty_prompt_and_a_sequence_over_the_model_limit_are_errors(model: P
 def test_memory_that_was_never_written_reaches_no_output(model: PreTrainedModel) -> None:
     sequences = prompts(5, seed=4)
     expected = run(model, sequences, 8, SamplingConfig(1.0))
-    torch.use_deterministic_algorithms(True)  # which fills uninitialised memory with NaN
+    torch.use_deterministic_algorithms(True)  # which fills uninitialized memory with NaN
     try:
         assert run(model, sequences, 8, SamplingConfig(1.0)) == expected
     finally:
