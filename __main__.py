@@ -331,7 +331,7 @@ def plan(arguments: Sequence[str]) -> None:
     kind = AGENTS.get(name)
     check_agent(kind)
 
-    def run(options: PlanOptions, config: Any) -> None:
+    def run(options: Annotated[PlanOptions, MAIN], config: Any) -> None:
         import torch
 
         from .agents.base import LoRA

@@ -181,7 +181,7 @@ class Agent(ABC):
         """What an agent with a configuration holds in memory and runs, for a plan of it.
 
         Args:
-            config: Of `config_class`.
+            config: Configuration of the class `config_class`.
             policy: A model without weights.
         """
         return Work(policy, policy, lambda accelerator, vocab_size: Learner(policy, config, 1, accelerator, vocab_size))

@@ -26,7 +26,7 @@ class Planned:
 
     Attributes:
         agent: Class of the agent.
-        config: Its configuration.
+        config: Configuration of the agent.
         model: Configuration of the model.
         limits: Slots, tokens and processes; its `vllm` counts if `vllm_memory` is 0.
         memory: Bytes of each device.
@@ -91,7 +91,7 @@ def propose(wanted: Planned) -> Planned | None:
     weights in bfloat16, then adapters.
 
     Args:
-        wanted: What does not fit as it is.
+        wanted: Training that does not fit as it is.
     """
     for choice in _choices(wanted):
         smallest = choice.sized(min(choice.limits.longest, choice.config.micro_batch_tokens), 1)
@@ -142,7 +142,7 @@ def describe(planned: Planned) -> str:
     """The plan, whether it fits, and what to change if it does not.
 
     Args:
-        planned: What to plan.
+        planned: Training to plan.
     """
     plan, devices = planned.plan(), planned.limits.processes
     each = "" if devices == 1 else f", each of {devices} GPUs"

@@ -1,4 +1,4 @@
-"""What the build makes: the help of commands, the results with their links into the repository, tables of settings."""
+"""Pages that the build makes: help of commands, results with links into the repository, tables of settings."""
 
 import dataclasses
 import inspect

@@ -106,10 +106,10 @@ def token_limits(spec: EnvSpec) -> tuple[int, int]:
     Its problems are read only if one of the two is left to them.
 
     Args:
-        spec: One of a token environment, with its settings.
+        spec: Spec of a token environment, with its settings.
 
     Raises:
-        TypeError: The environment is none of tokens.
+        TypeError: The environment is not a token environment.
     """
     from .token_vector_env import TokenVectorEnv
 

@@ -35,7 +35,7 @@ class ByteCounter(TorchDispatchMode):
 
     Attributes:
         live: Bytes that are held now.
-        peak: Most bytes held at a time since the last `restart`.
+        peak: Largest number of bytes held at a time since the last `restart`.
     """
 
     def __init__(self) -> None:

@@ -34,17 +34,17 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Work:
-    """What an agent holds in memory and runs.
+    """Modules that an agent holds in memory and runs.
 
     Attributes:
-        policy: The model that samples.
-        trained: What the learner updates: the policy, the policy with a critic, or another model.
+        policy: Model that samples.
+        trained: Module that the learner updates: the policy, the policy with a critic, or another model.
         make_learner: Makes the learner, of the accelerator and the vocabulary's size.
         frozen: Models that are held beside, by what they are for.
         copies: Copies of the policy's trainable weights that are held beside, such as the best policy so far.
         samples_per_prompt: Attempts at each problem of an update, whose prompt they share in micro-batches.
-        keeps_optimizer: Whether the optimizer's state stays while attempts are sampled.
-        always_decodes: Whether the built-in decoder samples even where there is vLLM.
+        keeps_optimizer: True if the optimizer's state stays while attempts are sampled.
+        always_decodes: True if the built-in decoder samples even if vLLM is used.
     """
 
     policy: PreTrainedModel
@@ -106,7 +106,7 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """Most bytes at a time."""
+        """Largest number of bytes at a time."""
         return max(map(self.total, self.phases))
 
     def largest(self) -> str:
@@ -128,10 +128,10 @@ def plan_memory(work: Work, config: OptimizerConfig, limits: Limits, counter: By
     """The memory of an agent on a model without weights; only inside of `models.dry_run`.
 
     Args:
-        work: What the agent holds and runs.
-        config: Its optimizer and batching.
+        work: Modules that the agent holds and runs.
+        config: Settings of the agent's optimizer and batches.
         limits: Slots, tokens and processes.
-        counter: The dry run's.
+        counter: Byte counter of the dry run.
     """
     trainable = [parameter for parameter in work.trained.parameters() if parameter.requires_grad]
     kept = list(_weights(work))
@@ -261,14 +261,14 @@ def check_memory(
     Nothing is counted where a generous bound is far below what is free, which is usual for small models.
 
     Args:
-        make_work: From a model without weights to what the agent holds and runs.
-        model: The policy, loaded already.
-        config: The agent's optimizer and batching.
+        make_work: Function from a model without weights to the modules that the agent holds and runs.
+        model: Policy, loaded already.
+        config: Settings of the agent's optimizer and batches.
         limits: Slots, tokens and processes.
         free: Bytes that are free on the model's device; `None` if that is not known.
 
     Raises:
-        NotEnoughMemoryError: It does not fit; the message has the numbers and what to lower.
+        NotEnoughMemoryError: The training does not fit; the message has the numbers and what to lower.
     """
     parameters, text = sum(p.numel() for p in model.parameters()), model.config.get_text_config()
     per_token = 100 * text.num_hidden_layers * text.hidden_size + 8 * text.vocab_size
@@ -300,7 +300,7 @@ _LARGE = 100_000_000
 
 
 def _remedies(work: Work, config: OptimizerConfig) -> str:
-    """What takes less memory, the most effective first."""
+    """Settings that take less memory, the most effective first."""
     trained = [p for p in work.trained.parameters() if p.requires_grad]
     adapted = any(".lora_" in name for name, _ in work.policy.named_parameters())
     wide = any(p.dtype == torch.float32 and ".lora_" not in name for name, p in work.policy.named_parameters())
@@ -326,7 +326,7 @@ def free_memory(device: torch.device, processes: int = 1) -> int | None:
 
 
 class _Alone:
-    """What a learner asks its accelerator, where one process learns."""
+    """Stands in for a learner's accelerator, for one process."""
 
     num_processes, process_index = 1, 0
 

@@ -26,7 +26,7 @@ _GROW = 64
 
 
 class _Place:
-    """Where the next forward pass writes and reads, for all layers; see `SlotCache.place`.
+    """Positions that the next forward pass writes and reads, for all layers; see `SlotCache.place`.
 
     Layers refer to it and not to their cache: without that circle a cache is freed when its decoder is, and not at some
     later garbage collection, while an update already needs the memory.
