@@ -2,7 +2,7 @@
 
 After the appendix of Havrilla et al. 2024: a proposer learns to write solutions like their nearest neighbors, a writer
 learns the way from solutions back to questions, and what the two make is kept where the student's attempts agree with
-the proposed answer now and then, but not always. In the paper such problems made models worse.
+the proposed answer now and then, but not always. There such problems made models worse.
 """
 
 import json
@@ -182,7 +182,7 @@ class Backtranslation(Agent):
         """Completions of a model fine-tuned on the lessons, one for each seed; "" where it found no end."""
         config = self.config
         folder = None if self.run_path is None else self.run_path / name
-        # As long as the longest that it has seen: what goes on beyond is no solution or no question.
+        # As long as the longest that it has seen: what is longer is no solution or no question.
         length = max(len(self.env.encode_solution(lesson)) for lesson in lessons)
         taught, asked = (self._slots(prompt, problems, length) for problems in (lessons, seeds))
         agent = SFT(

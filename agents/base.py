@@ -363,7 +363,7 @@ class Agent(ABC):
         return examples
 
     def log(self, metrics: Mapping[str, float], callback: Callback | None, step: int | None = None) -> bool:
-        """Records metrics, by default at the attempts sampled so far; whether learning goes on.
+        """Records metrics, by default at the attempts sampled so far; returns whether learning continues.
 
         The callback is called on every process, and the main process's answer counts for all.
         """

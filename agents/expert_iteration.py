@@ -302,7 +302,7 @@ class RFT(ExpertIteration):
 
 
 class STaR(ExpertIteration):
-    """STaR: every round trains on its own correct samples alone and goes on from the newest policy.
+    """STaR: every round trains on its own correct samples alone and starts from the newest policy.
 
     Where problems never end, every round draws its own, x ~ D as in Algorithm 1 of Tsilivis et al. 2025.
     """

@@ -100,7 +100,7 @@ class PolicyGradientConfig(OptimizerConfig):
         if self.validation_problems < 0:
             raise ValueError(f"validation_problems must be at least 0, got {self.validation_problems}")
         if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be at least 1, or None to go on, got {self.patience}")
+            raise ValueError(f"patience must be at least 1, or None to never stop, got {self.patience}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0 to explore, got {self.temperature}")
         SamplingConfig(self.temperature)
@@ -186,11 +186,12 @@ class PolicyGradientAgent(Agent):
         """Runs the configured iterations, or as many as the budget covers.
 
         A second call continues where the first has ended, with as many iterations or attempts again: problems, random
-        streams, curriculum, optimizer, critic and counters go on; the learning-rate schedule and patience begin anew.
+        streams, curriculum, optimizer, critic and counters continue; the learning-rate schedule and patience begin
+        anew.
 
         The environment's curriculum chooses the problems, each for K attempts in a row, and is told of all attempts at
         the end of an iteration. Every iteration is a pure function of the policy, the curriculum, the seed and its
-        number, so a run that goes on from a checkpoint ends with the very weights of one that was never stopped.
+        number, so a run that continues from a checkpoint ends with the very weights of one that was never stopped.
 
         Args:
             total_episodes: Budget of attempts sampled by this call; the default is no limit but the iterations.

@@ -71,8 +71,8 @@ class Pretrain(Agent):
     """Next-token prediction on the environment's demonstrations, from random weights unless a model is given.
 
     Step i trains on the demonstrations i B to (i + 1) B - 1 of the environment's source: online samples, where it is
-    endless; a finite source is gone through again and again, in order. Loss falls on the responses alone [choice].
-    With a run folder, `checkpoints/step-<n>` holds the model after n steps, for agents that go on from there.
+    endless; a finite source is gone through again and again, in order. Loss falls on the responses alone. [choice]
+    With a run folder, `checkpoints/step-<n>` holds the model after n steps, for agents that start from there.
     """
 
     name = "pretrain"
@@ -110,7 +110,7 @@ class Pretrain(Agent):
     ) -> Self:
         """Trains for the configured number of steps; it samples no attempts, so it needs no budget of them.
 
-        A run that goes on from a checkpoint ends with the very weights of one that was never stopped. The callback is
+        A run that continues from a checkpoint ends with the very weights of one that was never stopped. The callback is
         called with each line of metrics; returning False ends learning.
 
         Raises:

@@ -1,7 +1,7 @@
 """Return-conditioned reinforcement learning: learn what good and bad steps look like, then ask for good ones.
 
 Offline, in the manner of decision transformers (Havrilla et al. 2024): attempts are sampled once, each step gets a
-label by how often attempts that go on from it succeed, and the base model is fine-tuned to write steps after labels.
+label by how often attempts that continue from it succeed, and the base model is fine-tuned to write steps after labels.
 """
 
 import itertools
@@ -161,7 +161,7 @@ class RCRL(Agent):
     ) -> Self:
         """Samples a pool of attempts, labels it, and fine-tunes the base model on it.
 
-        With a run folder each stage goes on where a killed process left it, and the pool can serve other runs.
+        With a run folder each stage continues where a killed process left it, and the pool can serve other runs.
 
         Raises:
             ValueError: The problems never end and `problems` is not set, the budget does not cover the pool, no attempt

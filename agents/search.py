@@ -1,12 +1,12 @@
 """Search over the steps of solutions, guided by a judge that scores what was written so far.
 
 One loop serves all methods. The candidates for a problem are run to their next step end in the slots of an environment;
-the judge scores them; a rule says which of them go on, and how often each: losers restart from winners' prefixes, whose
-keys and values are copied from cache to cache. A search ends with ordinary attempts, graded by the environment.
+the judge scores them; a rule says which of them continue, and how often each: losers restart from winners' prefixes,
+whose keys and values are copied from cache to cache. A search ends with ordinary attempts, graded by the environment.
 
 The rules:
 
-- "best_of_n" lets every candidate go on;
+- "best_of_n" lets every candidate continue;
 - "beam" keeps the best and copies them (Snell et al. 2024, arXiv 2408.03314);
 - "dvts" does so in independent groups (diverse verifier tree search, Beeching et al. 2024);
 - "rebase" gives each a share of the slots by the softmax of its score (Wu et al. 2024, arXiv 2408.00724);

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on reference solutions: the paper's baseline and starting point (Havrilla et al. 2024)."""
+"""Supervised fine-tuning on reference solutions: baseline and starting point of Havrilla et al. 2024."""
 
 from dataclasses import dataclass
 from typing import Self

@@ -1,6 +1,6 @@
 """Plans: jobs that build on each other's results, each in a process and a folder of its own, and each done once.
 
-A job whose result is there is not done again, so a plan that was stopped at any point goes on when it is run again. A
+A job whose result is there is not done again, so a plan that was stopped at any point continues when it is run again. A
 job that fails takes with it those that need its result, and no others.
 """
 
@@ -217,7 +217,7 @@ def _outcome(job: Job, folder: Path, status: int | None) -> Done | Missing:
         return done
     if status == _NO_SPACE:
         raise OSError(
-            errno.ENOSPC, f"no space is left for {job.name}: what was finished is kept, and the same command goes on"
+            errno.ENOSPC, f"no space is left for {job.name}: what was finished is kept, and the same command continues"
         )
     failure = folder / job.name / FAILURE
     if failure.exists():

@@ -210,8 +210,8 @@ class PrioritizedReplay(Curriculum):
 
     Havrilla et al. 2024 found no gain, either. An attempt is at a new problem with probability `new`, else at one that
     has begun before, drawn from (1 - rho) P_score + rho P_staleness. P_score goes with 1 / rank^(1/beta) of the score
-    p (1 - p), p being the problem's share of successes with one success and one failure added [choice: needs no
-    critic]; equal scores share their mean rank. P_staleness goes with how many draws ago it came last. Where every
+    p (1 - p), p being the problem's share of successes with one success and one failure added, which needs no
+    critic; equal scores share their mean rank. P_staleness goes with how many draws ago it came last. Where every
     problem has begun, all draws are of those.
 
     Args:

@@ -92,7 +92,7 @@ def diagnose(
       sources; letter case and white space make no difference.
     - Prompts and solutions fit into the token limits.
     - Calculator annotations `<<a+b=c>>` compute, decimals up to rounding or cutting off; solutions have steps, and do
-      not go on after a stop string.
+      not continue after a stop string.
 
     Args:
         sources: Source to check, or several, usually the splits of one data set.
@@ -208,7 +208,7 @@ def _check_stops(source: ProblemSource, problem: Problem, stop: Sequence[str]) -
     solution = "" if problem.solution is None else problem.solution.strip()
     for string in stop:
         if string in solution.removesuffix(string.rstrip()):
-            yield "warning", "stop", f"the solution goes on after {string!r}, which ends an attempt"
+            yield "warning", "stop", f"the solution continues after {string!r}, which ends an attempt"
 
 
 def check_annotation(annotation: str) -> str | None:

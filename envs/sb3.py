@@ -19,14 +19,13 @@ except ModuleNotFoundError as error:
 
 
 class SB3VecEnv(VecEnv):
-    """Adapter of a `TokenVectorEnv` in `AutoresetMode.SAME_STEP`, which is how SB3 expects finished slots to go on.
+    """Adapter of a `TokenVectorEnv` in `AutoresetMode.SAME_STEP`, which is how SB3 expects finished slots to restart.
 
     The info of a finished attempt has `terminal_observation` and `episode`, as SB3's `Monitor` would put there.
-    `TimeLimit.truncated` is always False, for SB3 takes it to mean that the attempt goes on unseen, and adds the value
-    it expects there to the reward. A token budget ends the attempt for good, and the observation shows how much is left
-    (a time-aware agent in Pardo et al., 2018). Told otherwise, PPO lives on its own expectations: it learns to spend
-    the budget and never ends a sequence.
-    The `verdict` of such an attempt is "truncated".
+    `TimeLimit.truncated` is always False, for SB3 takes it to mean that the attempt continues unseen, and adds the
+    value it expects there to the reward. A token budget ends the attempt for good, and the observation shows how much
+    is left (a time-aware agent in Pardo et al., 2018). Told otherwise, PPO lives on its own expectations: it learns to
+    spend the budget and never ends a sequence. The `verdict` of such an attempt is "truncated".
 
     `env_method` calls methods that take a slot, `env_method("problem")` for example.
 

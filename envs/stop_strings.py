@@ -1,4 +1,4 @@
-r"""Texts that end an attempt, as "\nQ:" does for a base model that goes on to the next question by itself."""
+r"""Texts that end an attempt, as "\nQ:" does for a base model that continues with the next question by itself."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast

@@ -609,7 +609,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         return stopped
 
     def _grade(self, slot: int) -> Verdict:
-        # The one time that an attempt's text is decoded; special tokens stay visible, lest "4<pad>2" read as 42.
+        # The one time that an attempt's text is decoded; special tokens stay visible, or "4<pad>2" would read as 42.
         return self.problems.grade(self.decode(self.completion(slot)), self.problem(slot))
 
     def _score(self, width: int, lengths: IntArray, ended: IntArray, verdicts: list[Verdict | None]) -> FloatArray:

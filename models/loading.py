@@ -47,7 +47,7 @@ def load(
     With `lora_rank` the weights are frozen, and low-rank adapters are added that start as the identity: the model is
     then a `peft.PeftModel`, and inside `model.disable_adapter()` it is the model as loaded.
 
-    A folder of LoRA adapters gives the model that they were trained on with these adapters, which training goes on
+    A folder of LoRA adapters gives the model that they were trained on with these adapters, which training continues
     with. What agents save holds both: weights in float32 with adapters merged, and `adapter`, a folder of the adapters
     alone, which is what to load in lower precision.
 
@@ -84,7 +84,7 @@ def load(
         raise UnknownNameError(f"no model {name!r}: this names a tokenizer alone")
     if is_adapter(adapter := Path(name).expanduser()):
         if lora_rank is not None:
-            raise ValueError(f"{name!r} holds adapters, and training goes on with them: leave out lora_rank")
+            raise ValueError(f"{name!r} holds adapters, and training continues them: leave out lora_rank")
         base, tokenizer = load(base_name(adapter), device=device, dtype=dtype, attn=attn)
         model = with_saved_adapters(base, adapter)
         _adapter_config(model).base_model_name_or_path = base_name(adapter)

@@ -1,6 +1,6 @@
 """Rows of tokens for one forward pass, in which sequences that begin with the same prompt stand after one copy of it.
 
-Each sequence attends to the prompt and to itself, and its positions go on from the prompt's, so its outputs are those
+Each sequence attends to the prompt and to itself, and its positions continue the prompt's, so its outputs are those
 of a row of its own; the prompt's keys and values are computed once, and its gradients add up by themselves.
 """
 

@@ -38,7 +38,7 @@ _READERS: Mapping[str, Callable[[str], str | None]] = {
 
 
 class DenseReward(StepReward):
-    """+1 at the end of a correct attempt [paper], and `weight` shared among the reference's steps as they are matched.
+    """+1 at the end of a correct attempt, and `weight` shared among the reference's steps as they are matched.
 
     By the rules at the top of this module. Payments are made at a step's last token; steps that a reset prefix gave
     count as stated and are not paid. A reference without any step pays for the answer alone.

@@ -21,12 +21,12 @@ _MIXES = ("replace", "add")
 class OutcomeReward(StepReward):
     """p(correct) by an outcome model, once per attempt or at every step.
 
-    Sparse, it is paid at the last token of an attempt that ended by itself: p(correct | question, attempt) [paper].
-    Dense, it is paid at the last token of every step: p(correct | question, prefix up to there) [paper]. An attempt
-    that ran out of tokens has no outcome: neither it nor the line that was cut off is paid. Steps of a reset prefix are
-    read but not paid.
+    Sparse, it is paid at the last token of an attempt that ended by itself: p(correct | question, attempt). Dense, it
+    is paid at the last token of every step: p(correct | question, prefix up to there). An attempt that ran out of
+    tokens has no outcome: neither it nor the line that was cut off is paid. Steps of a reset prefix are read but not
+    paid.
 
-    The model runs on each token once, and only when a score is due: see `models.scoring.SlotScorer`.
+    The model runs on each token once, and only when a score is due: see `models.engine.scorer.SlotScorer`.
 
     Args:
         orm: Outcome model, or the folder that one was saved in.

@@ -1,4 +1,4 @@
-"""Evaluation: maj@1 by greedy decoding; maj@n, rerank@n, pass@k and diversity from one pool of n samples [paper]."""
+"""Evaluation as in Havrilla et al. 2024: greedy maj@1; maj@n, rerank@n, pass@k and diversity from n samples."""
 
 import math
 import time

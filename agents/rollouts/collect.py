@@ -35,7 +35,7 @@ def collect(
     """Collects attempts in the order in which the environment's curriculum begins them.
 
     What attempt number i holds depends on the model, the curriculum and `seed`, not on the number of slots and not on
-    `start`: a collection that was cut short goes on with `start` set to the attempts that are there already.
+    `start`: a collection that was cut short continues with `start` set to the attempts that are there already.
 
     Args:
         policy: Policy that draws the actions.
@@ -210,7 +210,7 @@ class Rollout:
         drawn_logprobs = np.zeros((env.num_envs, env.max_new_tokens), np.float32)
         rewards = np.zeros((env.num_envs, env.max_new_tokens), np.float32)
         drawn = np.zeros(env.num_envs, np.int64)
-        number = np.full(env.num_envs, -1)  # of the attempt in each slot; -1 where none goes on
+        number = np.full(env.num_envs, -1)  # of the attempt in each slot; -1 where none is running
         index = np.zeros(env.num_envs, np.int64)
         prompts: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * env.num_envs
         actions = np.zeros(env.num_envs, np.int64)

@@ -39,7 +39,7 @@ def label_prefixes(
 ) -> list[IntArray]:
     """Counts, for each step of each attempt, the continuations of the attempt up to there that reach the answer.
 
-    Steps are those of `rewards.base.step_ends`. Nothing can follow a step that ends with the attempt: its count is
+    Steps are those of `rewards.steps.step_ends`. Nothing can follow a step that ends with the attempt: its count is
     `samples` if the attempt is correct and 0 if not. A prefix that several attempts share is continued once for all.
 
     Args:

@@ -34,8 +34,8 @@ def fine_tune(
 ) -> int:
     """Minimises -log pi(completion | prompt), averaged over the completion tokens of each batch (Havrilla et al. 2024).
 
-    Every batch is a pure function of `seed` and its number, so a run that goes on from a checkpoint ends with the very
-    weights of one that was never stopped.
+    Every batch is a pure function of `seed` and its number, so a run that continues from a checkpoint ends with the
+    very weights of one that was never stopped.
 
     Args:
         model: Model to train in place, with dropout if it has any; it is left in evaluation mode.

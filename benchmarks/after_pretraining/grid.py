@@ -2,7 +2,7 @@
 
 An experiment is a grid: one pretraining for each seed and share of long solutions, and one run of reinforcement
 learning for each of these, each of the chosen checkpoints, algorithms, gradings and temperatures. All runs live in one
-folder. A finished one is not repeated and an unfinished one goes on, so a killed command is simply given again, and a
+folder. A finished one is not repeated and an unfinished one continues, so a killed command is simply given again, and a
 larger grid takes over what a smaller one has done.
 """
 

@@ -20,7 +20,7 @@ def attempt_records(
     tokenizer: "PreTrainedTokenizerBase",
     scores: Sequence[NDArray[np.floating]] | None = None,
 ) -> list[AttemptRecord]:
-    """Records of attempts, by the steps of `rewards.base.step_ends`; a line that was cut off is shown without a score.
+    """Records of attempts, by the steps of `rewards.steps.step_ends`; a line that was cut off is shown without a score.
 
     Args:
         system: Name of the system whose attempts they are.

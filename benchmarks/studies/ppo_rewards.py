@@ -1,7 +1,7 @@
 """PPO on the built-in model, from the demonstration's SFT start: four rewards, and no penalty (Havrilla et al. 2024).
 
 For each seed the built-in model is fine-tuned on a few demonstrations, an outcome model learns from attempts of the
-result, and PPO goes on from there with each reward, everything else equal. A folder holds all of it; what is done is
+result, and PPO starts from there with each reward, everything else equal. A folder holds all of it; what is done is
 not done again.
 """
 

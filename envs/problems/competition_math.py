@@ -22,7 +22,7 @@ SUBJECTS = (
     "precalculus",
 )
 VALIDATION_FRACTION = 1 / 15
-"""500 of the 7,500 published train problems [choice]."""
+"""500 of the 7,500 published train problems. [choice]"""
 
 
 class MATH(PublishedSource):

@@ -1,6 +1,6 @@
 """Multiplication of n-digit numbers with worked and short answers (Tsilivis et al. 2025).
 
-The format is that of Deng et al. 2024, which the paper builds on [choice: the paper's own text was not at hand]: digits
+The format is that of Deng et al. 2024, which Tsilivis et al. build on; their own text was not at hand. Digits come
 from the lowest up, a space between any two, partial products with running sums in parentheses, all zero-padded:
 
     5 6 3 2 * 7 4 3 4||5 5 5 6 1 + 0 0 6 4 9 0 ( 5 5 1 1 1 1 ) + ... + 0 0 0 0 6 4 9 0 #### 5 5 6 0 8 2 0 1

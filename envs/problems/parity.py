@@ -1,7 +1,7 @@
 """Parity with rare long and common short answers (Tsilivis et al. 2025).
 
-The bits x_1..x_d are a string of 0 and 1 (1 for the paper's -1), so products of signs are exclusive ors. A long
-response is the chain of running parities, x_1, x_1 x_2, ..., x_1...x_d; a short one is the last of them alone.
+The bits x_1..x_d are a string of 0 and 1 (1 for -1 in Tsilivis et al. 2025), so products of signs are exclusive ors. A
+long response is the chain of running parities, x_1, x_1 x_2, ..., x_1...x_d; a short one is the last of them alone.
 """
 
 import operator
@@ -23,7 +23,7 @@ class Parity(ProceduralSource):
     """The parity of d random bits: "0111" has the chain "0101" and the answer "1".
 
     A problem's solution is drawn with it: the chain with probability `p_cot`, else the short answer. So next-token
-    prediction on solutions sees the paper's mixture, which nothing in a question gives away.
+    prediction on solutions sees that mixture, which nothing in a question gives away.
 
     An attempt is correct by `grading="e2e"` if its last bit is the parity, whatever comes before; by `"cot"` if it is
     the whole chain, without an error, or the short answer and nothing else. The verdict is `correct`; `wrong`, the last

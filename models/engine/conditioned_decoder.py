@@ -18,7 +18,7 @@ class ConditionedDecoder(SlotDecoder):
     """Puts a label before each step of every row; what is drawn, and what the environment sees, are actions alone.
 
     Where a step begins, one more pass over the rows concerned caches their pending token, and the label becomes pending
-    in its place. So the cache goes on across steps, and a label costs its row as much as one token.
+    in its place. So the cache continues across steps, and a label costs its row as much as one token.
 
     A sequence that an attempt continues is taken as it is: labels stand before what is drawn after it.
 

@@ -123,7 +123,7 @@ class VLLM:
         padded = model.config.get_text_config().vocab_size > vocab_size
         limits = {
             "max_tokens": max_new_tokens,
-            # Ahead of the environment vLLM has to know, too, when an attempt ends, or it would go on and on.
+            # Ahead of the environment vLLM has to know, too, when an attempt ends, or it would never stop.
             "stop_token_ids": sorted(eos_token_ids),
             "allowed_token_ids": list(range(vocab_size)) if padded else None,
         }
@@ -176,7 +176,7 @@ class VLLMDecoder:
         for slot, sequence, key in zip(slots.tolist(), sequences, keys.tolist(), strict=True):
             if not 0 < len(sequence) < self._length:
                 raise ValueError(
-                    f"vLLM was made for sequences of {self._length} tokens, and has no room to go on behind one of "
+                    f"vLLM was made for sequences of {self._length} tokens, and has no room to continue one of "
                     f"{len(sequence)}: a prompt needs one token or more, and room behind it"
                 )
             self._new[slot] = sequence, key

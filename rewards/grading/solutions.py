@@ -54,8 +54,8 @@ def result(step: str) -> str | None:
 def uses_results(prefix: str, continuation: str) -> bool:
     """True if a continuation builds on its prefix (GLoRe, arXiv 2402.10963), as far as their equations tell.
 
-    Every result that an equation of the prefix came to, and that no later equation of the prefix goes on from, must be
-    a number on the left of one of the continuation's equations, or its last number, the answer. Signs do not matter:
+    Every result that an equation of the prefix came to, and that no later equation of the prefix continues from, must
+    be a number on the left of one of the continuation's equations, or its last number, the answer. Signs do not matter:
     the minus in front of an equation is not read as part of it.
     """
     loose: list[str] = []

@@ -16,17 +16,17 @@ from .numbers import MAX_LENGTH, normalize_fraction
 from .reader import TRIGONOMETRIC, Node, Unreadable
 
 PRECISION = 640
-"""Bits of values that are not rational [choice]: 190 digits."""
+"""Bits of values that are not rational: 190 digits. [choice]"""
 NOISE = 560
-"""Values whose first so many bits agree, counted from the largest number on the way to them, are equal [choice]."""
+"""Values whose first so many bits agree, counted from the largest number on the way to them, are equal. [choice]"""
 MAX_BITS = 1 << 15
-"""Bits of an exact numerator or denominator: 2006! has 19,000 [choice]."""
+"""Bits of an exact numerator or denominator: 2006! has 19,000. [choice]"""
 MAX_POINTS, MIN_POINTS = 12, 4
-"""Points at which expressions are compared, and at how many of them they must both be real [choice]."""
+"""Points at which expressions are compared, and at how many of them they must both be real. [choice]"""
 MAX_TERMS = 60
-"""Terms of a polynomial that is spelled out [choice]."""
+"""Terms of a polynomial that is spelled out. [choice]"""
 DIGITS = 30
-"""Significant digits in the spelling of a value that is not rational [choice]."""
+"""Significant digits in the spelling of a value that is not rational. [choice]"""
 
 Value = Any
 """A Fraction, or a real or complex number of mpmath."""

@@ -22,9 +22,9 @@ from . import latex_worker
 from .latex_worker import read_line
 
 DEADLINE = 1.5
-"""Seconds for one answer [choice]; nearly all take milliseconds."""
+"""Seconds for one answer; nearly all take milliseconds. [choice]"""
 MEMORY = 2 << 30
-"""Bytes of address space of a worker [choice]."""
+"""Bytes of address space of a worker. [choice]"""
 START = 60.0
 """Seconds for the process to start, where one or two are usual."""
 GRACE = 5.0
@@ -79,7 +79,7 @@ class Worker:
                     self._stop()
                     reply = ("crashed", None)
             except BaseException:
-                self._stop()  # lest the next question get this one's reply
+                self._stop()  # or the next question would get this one's reply
                 raise
             self.counters[reply[0]] += 1
         return reply

@@ -119,7 +119,7 @@ def test_a_folder_of_adapters_that_cannot_be_loaded_says_why(tmp_path: Path) -> 
     base = write_base(tmp_path / "base", "llama")
     model, _ = load(base, device="cpu", lora_rank=2)
     folder = save(model, tmp_path / "model") / "adapter"
-    with pytest.raises(ValueError, match="holds adapters, and training goes on with them: leave out lora_rank"):
+    with pytest.raises(ValueError, match="holds adapters, and training continues them: leave out lora_rank"):
         load(folder, lora_rank=2)
     with pytest.raises(ValueError, match="the model has adapters already"):
         with_lora(model, 2)

@@ -151,7 +151,7 @@ def test_requests_say_how_tokens_are_drawn(policy: CausalLMPolicy, env: Any) -> 
 def test_a_sequence_without_room_behind_it(policy: CausalLMPolicy) -> None:
     decoder = VLLMDecoder(Engine(policy.model), 5, {}, 0)  # pyright: ignore[reportArgumentType]
     for length in (0, 5):
-        with pytest.raises(ValueError, match=f"sequences of 5 tokens, and has no room to go on behind one of {length}"):
+        with pytest.raises(ValueError, match=f"sequences of 5 tokens, and has no room to continue one of {length}"):
             decoder.begin(np.array([0]), [np.ones(length, np.int64)], np.array([0]))
 
 
