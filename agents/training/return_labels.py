@@ -18,7 +18,7 @@ class Judged:
 
     Attributes:
         attempt: Attempt that is judged.
-        ends: `[S]` position of the last token of each step, see `rewards.steps.step_ends`, or of the attempt as a whole.
+        ends: `[S]` index of the last token of each step, see `rewards.steps.step_ends`, or of the attempt as a whole.
         values: `[S]` value of each step.
     """
 
