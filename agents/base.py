@@ -335,6 +335,8 @@ class Agent(ABC):
     def demonstrations(self, count: int | None) -> dict[str, Example]:
         """Reference solutions of the environment's first problems, by problem id.
 
+        With `on_long_prompt="skip"` problems over the token limits are passed over for later ones, as far as there are.
+
         Args:
             count: Number of problems; `None` takes all that the environment's curriculum chooses from.
 
@@ -344,10 +346,14 @@ class Agent(ABC):
         size = self.env.size
         if count is None and size is None:
             raise ValueError("this environment's problems never end: set `demonstrations`, how many to train on")
-        count = size if count is None else count if size is None else min(count, size)
+        wanted = size if count is None else count if size is None else min(count, size)
+        assert wanted is not None  # noqa: S101
+        self.env.check_prompts(wanted)
         examples: dict[str, Example] = {}
-        self.env.check_prompts(count)
-        for index in range(count or 0):
+        left_out = 0
+        for index in range(wanted if self.env.num_indices is None else self.env.num_indices):
+            if len(examples) == wanted:
+                break
             problem = self.env.problems[index]
             prompt, solution = self.env.encode_prompt(problem), self.env.encode_solution(problem)
             if len(prompt) <= self.env.max_prompt_tokens and len(solution) <= self.env.max_new_tokens:
@@ -358,8 +364,10 @@ class Agent(ABC):
                     f"limits of {self.env.max_prompt_tokens} and {self.env.max_new_tokens}: raise max_prompt_tokens or "
                     'max_new_tokens, or leave such problems out with on_long_prompt="skip"'
                 )
-        if missing := (count or 0) - len(examples):
-            _logger.warning("%d of %d demonstrations are over the token limits and left out", missing, count)
+            else:
+                left_out += 1
+        if left_out:
+            _logger.warning("%d problems are over the token limits: their solutions are left out", left_out)
         return examples
 
     def log(self, metrics: Mapping[str, float], callback: Callback | None, step: int | None = None) -> bool:

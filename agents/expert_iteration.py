@@ -5,7 +5,8 @@ RFT (Yuan et al. 2023) and STaR (Zelikman et al. 2022) are settings of it: see `
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -17,7 +18,7 @@ from ..envs.curriculum import Curriculum, Sequential, Uniform
 from ..envs.token_vector_env import TokenVectorEnv
 from ..models.engine.sampling import SamplingConfig
 from ..models.outcome import OutcomeModel
-from ..rewards.grading.solutions import equation_sequence, exact_text
+from ..rewards.grading.solutions import equation_sequence, equations, exact_text, is_right
 from .base import Callback, LoRA
 from .evaluation.evaluate import score_attempts
 from .rollouts.attempts import Attempt, RolloutStatistics
@@ -50,6 +51,10 @@ class ExpertIterationConfig(FineTuneConfig):
         orm_threshold: Least p(correct) of an attempt that the outcome model keeps. [choice]
         deduplicate: Key by which two solutions of a problem are the same: their sequence of equations, or their exact
             text. [Havrilla et al. 2024]
+        keep: Choice among solutions that are the same: the "first" one, or the most "distant" one, by the sum of its
+            edit distances to the problem's other solutions, as in RFT. [choice]
+        reject_wrong_equations: Leave out correct attempts with an equation whose sides differ by more than 0.001 or
+            that cannot be read, as RFT does. [choice]
         accumulate: Train each round on the attempts kept in all rounds so far instead of in the newest one
             alone. [Havrilla et al. 2024]
         restart: Checkpoint that each round trains from: the "base" model, which the source calls crucial, or
@@ -74,6 +79,8 @@ class ExpertIterationConfig(FineTuneConfig):
     orm_filter: Literal["replace", "and"] = "replace"
     orm_threshold: float = 0.5
     deduplicate: Literal["equation_sequence", "exact_text"] = "equation_sequence"
+    keep: Literal["first", "distant"] = "first"
+    reject_wrong_equations: bool = False
     accumulate: bool = True
     restart: Literal["base", "previous"] = "base"
     demonstrations: int | None = None
@@ -96,7 +103,12 @@ class ExpertIterationConfig(FineTuneConfig):
         SamplingConfig(self.temperature)
         if not 0 <= self.orm_threshold <= 1:
             raise ValueError(f"orm_threshold must be between 0 and 1, got {self.orm_threshold}")
-        choices = {"deduplicate": tuple(_KEYS), "restart": ("base", "previous"), "orm_filter": ("replace", "and")}
+        choices = {
+            "deduplicate": tuple(_KEYS),
+            "keep": ("first", "distant"),
+            "restart": ("base", "previous"),
+            "orm_filter": ("replace", "and"),
+        }
         for name, options in choices.items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
@@ -110,12 +122,18 @@ class RFTConfig(ExpertIterationConfig):
         rounds: Largest number of rounds of sampling and fine-tuning. [Yuan et al. 2023]
         samples_per_problem: Attempts at each problem in a round. [Yuan et al. 2023]
         temperature: Sampling temperature of the attempts. [Yuan et al. 2023]
+        keep: Choice among solutions that are the same: the "first" one, or the most "distant" one, by the sum of its
+            edit distances to the problem's other solutions. [Yuan et al. 2023, public script]
+        reject_wrong_equations: Leave out correct attempts with an equation whose sides differ by more than 0.001 or
+            that cannot be read. [Yuan et al. 2023, public script]
         epochs: Passes over the training data. [Yuan et al. 2023, public script]
     """
 
     rounds: int = 1
     samples_per_problem: int = 100
     temperature: float = 0.7
+    keep: Literal["first", "distant"] = "distant"
+    reject_wrong_equations: bool = True
     epochs: int = 3
 
 
@@ -143,6 +161,53 @@ class STaRConfig(ExpertIterationConfig):
     restart: Literal["base", "previous"] = "previous"
     epochs: int = 1
     patience: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A correct attempt that may be trained on.
+
+    Attributes:
+        problem_id: Id of its problem.
+        key: What makes it the same as another solution of the problem.
+        text: Its text.
+        example: Prompt and completion to train on.
+    """
+
+    problem_id: str
+    key: str
+    text: str
+    example: Example
+
+
+def most_distant(solutions: Iterable[Solution], known: Mapping[str, Sequence[str]]) -> Dataset:
+    """One solution of each key, chosen to differ from the problem's others as RFT does (Yuan et al. 2023).
+
+    Solutions come one after the other; one whose key is taken replaces the one that has it if its edit distances to the
+    problem's solutions under other keys, known ones included, have a larger sum.
+
+    Args:
+        solutions: In the order in which they were sampled.
+        known: Texts that a problem's solutions shall differ from besides each other, such as its reference, by id.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    kept: dict[tuple[str, str], Solution] = {}
+    by_problem: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for solution in solutions:
+        texts = by_problem[solution.problem_id]
+        if solution.key in texts:
+            others = [text for key, text in texts.items() if key != solution.key]
+            others += known.get(solution.problem_id, ())
+            new, old = (
+                sum(Levenshtein.distance(text, other) for other in others)
+                for text in (solution.text, texts[solution.key])
+            )
+            if new <= old:
+                continue
+        texts[solution.key] = solution.text
+        kept[solution.problem_id, solution.key] = solution
+    return {key: solution.example for key, solution in kept.items()}
 
 
 _KEYS: dict[str, Callable[[str], str]] = {"equation_sequence": equation_sequence, "exact_text": exact_text}
@@ -212,33 +277,59 @@ class ExpertIteration(RoundsAgent):
         if env.size is not None:  # with examples before them more prompts may be too long, and are passed over
             episodes = min(episodes, env.size * self.config.samples_per_problem)
         numbers = self.ranks.share(episodes)
-        kept: Dataset = {}
-        statistics, count = RolloutStatistics(), 0
+        found: list[Solution] = []
+        seen: set[tuple[str, str]] = set()
+        statistics, count, wrong = RolloutStatistics(), 0, 0
         with self.progress(len(numbers), f"round {number}: sampling", progress_bar) as bar:
             for attempt, good in self._judged(self._attempts(number, env, numbers, bar.update)):
                 statistics.add(attempt)
                 if good:
-                    key = attempt.problem.id, self._key(env.decode(attempt.completion))
+                    text = env.decode(attempt.completion)
+                    if self.config.reject_wrong_equations and not all(map(is_right, equations(text))):
+                        wrong += 1
+                        continue
                     count += 1
                     # The prompt of later rounds has no examples in it, whatever this one had; without them nobody
                     # would go on to the next question, where attempts stopped.
                     completion = env.encoder.end_by_token(attempt.completion) if shots else attempt.completion
-                    kept.setdefault(key, Example(self.env.encode_prompt(attempt.problem), completion))
-        parts = self.ranks.gather((statistics, count, kept))
-        statistics, count, kept = RolloutStatistics(), 0, {}
-        for their_statistics, their_count, their_kept in parts:
+                    solution = Solution(
+                        attempt.problem.id,
+                        self._key(text),
+                        text,
+                        Example(self.env.encode_prompt(attempt.problem), completion),
+                    )
+                    if self.config.keep == "distant" or (solution.problem_id, solution.key) not in seen:
+                        seen.add((solution.problem_id, solution.key))
+                        found.append(solution)
+        parts = self.ranks.gather((statistics, count, wrong, found))
+        statistics, count, wrong = RolloutStatistics(), 0, 0
+        for their_statistics, their_count, their_wrong, _ in parts:
             statistics.merge(their_statistics)
-            count += their_count
-            for key, example in their_kept.items():  # in the order in which one process would have kept them
-                kept.setdefault(key, example)
+            count, wrong = count + their_count, wrong + their_wrong
+        # In the order in which one process would have sampled them.
+        kept = self._distinct(list(itertools.chain.from_iterable(part[-1] for part in parts)))
         self.num_attempts += statistics.attempts
         self.num_tokens += statistics.tokens
         metrics |= statistics.metrics(time.perf_counter() - started)
         metrics["rollout/skipped_prompts"] = env.num_skipped
         metrics["rollout/kept"] = count
+        if self.config.reject_wrong_equations:
+            metrics["rollout/wrong_equations"] = wrong
         metrics["rollout/distinct"] = len(kept)
         metrics["rollout/problems_solved"] = len({problem_id for problem_id, _ in kept})
         self._dataset = {**kept, **self._dataset} if self.config.accumulate else kept
+
+    def _distinct(self, solutions: Sequence[Solution]) -> Dataset:
+        """One solution of each key."""
+        if self.config.keep == "distant":
+            known: defaultdict[str, list[str]] = defaultdict(list)
+            for (problem_id, _), example in self._dataset.items():
+                known[problem_id].append(self.env.decode(example.completion))
+            return most_distant(solutions, known)
+        kept: Dataset = {}
+        for solution in solutions:
+            kept.setdefault((solution.problem_id, solution.key), solution.example)
+        return kept
 
     def _curriculum(self) -> Curriculum:
         """Curriculum of a round: the split's first problems, K attempts at each."""

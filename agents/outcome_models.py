@@ -9,6 +9,7 @@ two differ in their labels and in how these are balanced, and in nothing else.
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -327,7 +328,13 @@ class SORM(ORM):
 
     def _label(self, name: str, env: TokenVectorEnv, attempts: Sequence[Attempt], progress_bar: bool) -> list[Labelled]:
         folder = None if self.run_path is None else self.run_path / name
+        sampled = Counter[str]()
         with self.progress(0, f"{name}: continuing prefixes", progress_bar) as bar:
+
+            def on_step(count: int, tokens: int) -> None:
+                sampled.update(attempts=self.config.continuations * count, tokens=tokens)
+                bar.update(count)
+
             counts = label_prefixes(
                 self.policy.with_sampling(temperature=self.config.temperature),
                 env,
@@ -337,8 +344,12 @@ class SORM(ORM):
                 consistent=self.config.consistent,
                 stem=None if folder is None else folder / "prefixes",
                 rank=self.ranks.index,
-                on_step=bar.update,
+                on_step=on_step,
             )
+        if name == "train":  # what held-out reports take is no cost of learning
+            for part in self.ranks.gather(sampled):
+                self.num_attempts += part["attempts"]
+                self.num_tokens += part["tokens"]
         labelled = outcome_labels(attempts, self.tokenizer)
         for item, found in zip(labelled, counts, strict=True):
             item.labels[: len(found)] = found > 0

@@ -279,11 +279,11 @@ class RCRL(Agent):
         """The share of K continuations of each step that succeed."""
         samples = self.config.rollouts_per_step
         stem = None if self._pool is None else self._pool / f"labels-{samples}-rollouts"
-        prefixes = Counter[str]()
+        sampled = Counter[str]()
         with self.progress(0, "labeling", progress_bar) as bar:
 
-            def on_step(count: int) -> None:
-                prefixes["labelled"] += count
+            def on_step(count: int, tokens: int) -> None:
+                sampled.update(attempts=samples * count, tokens=tokens)
                 bar.update(count)
 
             counts = label_prefixes(
@@ -296,9 +296,10 @@ class RCRL(Agent):
                 rank=self.ranks.index,
                 on_step=on_step,
             )
-        rollouts = sum(self.ranks.gather(samples * prefixes["labelled"]))
-        metrics["labels/rollouts"] = rollouts
-        self.num_attempts += rollouts
+        parts = self.ranks.gather(sampled)
+        metrics["labels/rollouts"] = sum(part["attempts"] for part in parts)
+        self.num_attempts += sum(part["attempts"] for part in parts)
+        self.num_tokens += sum(part["tokens"] for part in parts)
         return [count / samples for count in counts]
 
     def _scores(self, attempts: Sequence[Attempt], ends: Sequence[IntArray]) -> list[FloatArray]:

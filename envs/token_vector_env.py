@@ -400,8 +400,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     # ------------------------------------------------------------------------------------------------------- beginning
 
     @property
-    def _num_indices(self) -> int | None:
-        """Number of the source's indices that the curriculum chooses from."""
+    def num_indices(self) -> int | None:
+        """Indices of the source that the curriculum chooses from; `None` for an endless one."""
         size = self.problems.size
         if self.num_problems is not None:
             if size is not None and size < self.num_problems:
@@ -411,8 +411,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     @cached_property
     def size(self) -> int | None:
-        """Number of problems that attempts start from, without skipped prompts; None for an endless source."""
-        size = self._num_indices
+        """How many problems attempts start from, prompts that are skipped left out; None for an endless source."""
+        size = self.num_indices
         if size is None or self.on_long_prompt == "error":
             return size
         return sum(len(self.encoder.start(index)[1]) <= self.max_prompt_tokens for index in range(size))
@@ -427,7 +427,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         Raises:
             ValueError: There are such prompts; the message says how many, and how long the longest is.
         """
-        size = self._num_indices
+        size = self.num_indices
         if self.on_long_prompt == "skip" or size is None:
             return
         count = size if problems is None else min(problems, size)
@@ -443,7 +443,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     def _draw(self) -> tuple[Problem, IntArray]:
         """The curriculum's next problem and its prompt."""
-        size = self._num_indices
+        size = self.num_indices
         for _ in range(_MAX_SKIPS):
             problem, prompt = self.encoder.start(self.curriculum.next(self.np_random, 2**63 if size is None else size))
             if len(prompt) <= self.max_prompt_tokens:

@@ -57,6 +57,8 @@ class Evaluation:
         problems, n, temperature, seed: Protocol of the evaluation.
         episodes, tokens: Cost of the evaluation, the greedy pass included.
         seconds: Wall time in seconds.
+        problem_ids: Ids of the problems, in order.
+        by_problem: Value of each metric at each of them; two evaluations of the same problems can be compared in pairs.
     """
 
     metrics: dict[str, Interval]
@@ -69,6 +71,8 @@ class Evaluation:
     episodes: int
     tokens: int
     seconds: float
+    problem_ids: list[str]
+    by_problem: dict[str, list[float]]
 
     def to_dict(self) -> dict[str, Any]:
         """Converts to JSON values; each metric becomes [value, low, high]."""
@@ -185,7 +189,7 @@ def evaluate(
     env.check_prompts(problems)
     started = time.perf_counter()
     greedy = _pool(policy.with_sampling(temperature=0.0), env, problems, 1, seed, on_step)
-    metrics = {"maj@1": bootstrap(group[0].is_success for group in greedy)}
+    values: dict[str, list[float]] = {"maj@1": [float(group[0].is_success) for group in greedy]}
     pool = greedy
     scores: list[FloatArray] | None = None
     if n and search is not None:
@@ -198,24 +202,22 @@ def evaluate(
     if n:
         successes = [sum(attempt.is_success for attempt in group) for group in pool]
         if n > 1:
-            metrics[f"maj@{n}"] = bootstrap(majority_is_correct(group) for group in pool)
+            values[f"maj@{n}"] = [float(majority_is_correct(group)) for group in pool]
+        if reranker is not None and scores is None:
+            scores = [score_attempts(reranker, group) for group in pool]
         if scores is not None:
-            metrics[f"rerank@{n}"] = bootstrap(
-                best_is_correct(group, own) for group, own in zip(pool, scores, strict=True)
-            )
-        elif reranker is not None:
-            metrics[f"rerank@{n}"] = bootstrap(
-                best_is_correct(group, score_attempts(reranker, group)) for group in pool
-            )
+            values[f"rerank@{n}"] = [
+                float(best_is_correct(group, own)) for group, own in zip(pool, scores, strict=True)
+            ]
         for k in _powers(n) if search is None else [n]:
-            metrics[f"pass@{k}"] = bootstrap(pass_at_k(c, n, k) for c in successes)
-        metrics["diversity"] = bootstrap(len(distinct_solutions(group, env)) for group in pool)
+            values[f"pass@{k}"] = [pass_at_k(c, n, k) for c in successes]
+        values["diversity"] = [float(len(distinct_solutions(group, env))) for group in pool]
     if on_problem is not None:
         for group in pool:
             on_problem(group)
     attempts = [attempt for group in (greedy + pool if n else greedy) for attempt in group]
     return Evaluation(
-        metrics=metrics,
+        metrics={name: bootstrap(items) for name, items in values.items()},
         verdicts=dict(Counter(attempt.verdict for group in pool for attempt in group).most_common()),
         median_response_length=median_response_length(group[0] for group in greedy),
         problems=problems,
@@ -225,6 +227,8 @@ def evaluate(
         episodes=len(attempts),
         tokens=sum(len(attempt.completion) for attempt in attempts),
         seconds=time.perf_counter() - started,
+        problem_ids=[group[0].problem.id for group in greedy],
+        by_problem=values,
     )
 
 

@@ -35,7 +35,7 @@ def label_prefixes(
     consistent: bool = False,
     stem: Path | None = None,
     rank: int = 0,
-    on_step: Callable[[int], object] | None = None,
+    on_step: Callable[[int, int], object] | None = None,
 ) -> list[IntArray]:
     """Counts, for each step of each attempt, the continuations of the attempt up to there that reach the answer.
 
@@ -52,7 +52,8 @@ def label_prefixes(
         stem: Path of the files `<stem>-<rank>.jsonl` to which each process writes its counts as they come; counts that
             any of them has written are not sampled again. `None` writes nothing.
         rank: Rank of this process. All attempts at a problem must be on one process.
-        on_step: Function that is called with the number of prefixes that have just been labeled.
+        on_step: Function that is called with the number of prefixes that have just been labeled and with the number of
+            tokens sampled for them; those that were written before count, too.
 
     Returns:
         Counts `[S]` between 0 and `samples` for the S steps of each attempt.
@@ -92,16 +93,16 @@ def _counts(
     samples: int,
     seed: int,
     consistent: bool,
-    recorded: Mapping[int, int],
+    recorded: Mapping[int, tuple[int, int]],
     path: Path | None,
-    on_step: Callable[[int], object] | None,
+    on_step: Callable[[int, int], object] | None,
 ) -> list[int]:
     """Successes among the continuations of each prefix; those that are recorded are not sampled."""
     indices = _indices(prefixes)
     if recorded and on_step is not None:
-        on_step(len(recorded))
+        on_step(len(recorded), sum(tokens for _, tokens in recorded.values()))
     starts = [start for name, tokens in prefixes for start in [Start(name, np.array(tokens, np.int64))] * samples]
-    counts = dict(recorded)
+    counts = {number: successes for number, (successes, _) in recorded.items()}
     for known, group in itertools.groupby(range(len(prefixes)), recorded.__contains__):
         if known:
             continue
@@ -112,17 +113,18 @@ def _counts(
         with nullcontext() if path is None else LineFile(path) as file:
             for number in part:
                 problem_id, prefix = prefixes[number]
-                verified = [
+                sampled = list(itertools.islice(continuations, samples))
+                counts[number] = sum(
                     item.is_success
                     and (not consistent or uses_results(env.decode(np.array(prefix)), env.decode(item.completion)))
-                    for item in itertools.islice(continuations, samples)
-                ]
-                counts[number] = sum(verified)
+                    for item in sampled
+                )
+                tokens = sum(len(item.completion) for item in sampled)
                 if file is not None:
                     line = {"problem_id": problem_id, "prefix": list(prefix), "index": indices[number]}
-                    file.write({**line, "samples": samples, "successes": counts[number]})
+                    file.write({**line, "samples": samples, "successes": counts[number], "tokens": tokens})
                 if on_step is not None:
-                    on_step(1)
+                    on_step(1, tokens)
     return [counts[number] for number in range(len(prefixes))]
 
 
@@ -136,10 +138,12 @@ def _indices(prefixes: Iterable[_Prefix]) -> list[int]:
     return indices
 
 
-def _recorded(stem: Path, problems: Set[str], prefixes: Mapping[_Prefix, int], samples: int) -> dict[int, int]:
-    """Counts that are in the processes' files, by the number of the prefix."""
+def _recorded(
+    stem: Path, problems: Set[str], prefixes: Mapping[_Prefix, int], samples: int
+) -> dict[int, tuple[int, int]]:
+    """Counts that are in the processes' files, and tokens sampled for them, by the number of the prefix."""
     indices = _indices(prefixes)
-    counts: dict[int, int] = {}
+    counts: dict[int, tuple[int, int]] = {}
     for path in sorted(stem.parent.glob(f"{stem.name}-*.jsonl")):
         for line in read_jsonl(path):
             if line["problem_id"] not in problems:
@@ -150,5 +154,5 @@ def _recorded(stem: Path, problems: Set[str], prefixes: Mapping[_Prefix, int], s
                     f"{path} holds labels of other prefixes, or of another number of samples than {samples}: delete "
                     "it, or choose another folder"
                 )
-            counts[number] = line["successes"]
+            counts[number] = line["successes"], line["tokens"]
     return counts

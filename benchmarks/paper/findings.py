@@ -1,15 +1,20 @@
-"""What becomes of the paper's findings here: stated rules on differences between systems, seed by seed.
+"""What becomes of the paper's findings here: stated rules on differences between systems, decided together.
 
-A finding is one or more claims that a difference is above a bound. Over seeds a difference has an interval (Student's
-t, 95 %): a claim holds if all of the interval is above the bound, does not hold if all of it is below, and is undecided
-in between and where a single seed leaves no interval. A finding holds if all its claims do, and does not hold if one of
-them does not.
+A finding is one or more claims that a difference between two systems, with the same seeds and on the same problems, is
+above a bound. It holds if every claim does, and does not hold if any claim's opposite does; the p-value of the first is
+the largest of its claims' (an intersection-union test), of the second the smallest times their number (Bonferroni).
+Twice the smaller one is the finding's own p-value, and Holm's procedure adjusts those of all findings for how many
+there are. A finding is decided where the adjusted one is at most 0.05.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..reports.content import Cell, Finding, MissingCell, Outcome, cell_over_seeds
+import numpy as np
+
+from ...arrays import FloatArray
+from ..reports.content import Finding, Outcome
+from ..statistics import LEVEL, Estimate, crossed_mean, holm, ratio_difference
 from .jobs import SOLUTIONS
 from .results import Results
 
@@ -17,8 +22,8 @@ MARGIN = 0.02
 """Differences up to this much count as none, where a finding says that there is none [choice]."""
 NOVELTY_MARGIN = 0.1
 """Likewise of shares of solutions [choice]."""
-
-BySeed = Mapping[int, float]
+EFFECT = 0.05
+"""Distance of the true difference from its bound that power is stated for [choice]."""
 
 
 @dataclass(frozen=True)
@@ -26,71 +31,105 @@ class Claim:
     """That a difference is above a bound.
 
     Attributes:
-        text: what is subtracted from what, such as "EI less PPO, maj@1".
-        values: the difference by seed.
-        bound: it is claimed to be above this.
+        text: What is subtracted from what, such as "EI less PPO, maj@1".
+        estimate: The difference over seeds and problems; `None` where no seed has both systems.
+        by_seed: The difference in each seed.
+        bound: It is claimed to be above this.
     """
 
     text: str
-    values: BySeed
+    estimate: Estimate | None
+    by_seed: Mapping[int, float]
     bound: float = 0.0
 
     @property
-    def cell(self) -> Cell | MissingCell:
-        return cell_over_seeds(self.values, {-1: "no seed has both"} if not self.values else None, bounds=(-1.0, 1.0))
+    def p_holds(self) -> float:
+        """One-sided p-value of the claim."""
+        return 1.0 if self.estimate is None else self.estimate.p_above(self.bound)
 
     @property
-    def outcome(self) -> Outcome:
-        cell = self.cell
-        if isinstance(cell, MissingCell) or cell.low is None or cell.high is None:
-            return "undecided"
-        return "holds" if cell.low > self.bound else "does not hold" if cell.high < self.bound else "undecided"
+    def p_fails(self) -> float:
+        """One-sided p-value of its opposite."""
+        return 1.0 if self.estimate is None else self.estimate.p_below(self.bound)
 
     def __str__(self) -> str:
-        cell = self.cell
-        if isinstance(cell, MissingCell):
-            return f"{self.text}: {cell.reason}"
-        interval = "" if cell.low is None else f" [{cell.low:+.3f}, {cell.high:+.3f}]"
-        agree = sum(value > self.bound for value in self.values.values())
-        return (
-            f"{self.text}: {cell.mean:+.3f}{interval}, claimed to be above {self.bound:+.2f}, as it is in {agree} of "
-            f"{len(self.values)} seeds"
+        if self.estimate is None:
+            return f"{self.text}: no seed has both"
+        low, high = self.estimate.interval
+        agree = sum(value > self.bound for value in self.by_seed.values())
+        text = (
+            f"{self.text}: {self.estimate.mean:+.3f} [{low:+.3f}, {high:+.3f}], claimed to be above {self.bound:+.2f}, "
+            f"as it is in {agree} of {len(self.by_seed)} seeds"
         )
+        if self.estimate.seeds < 2:
+            return text
+        return f"{text}; power {self.estimate.power(EFFECT):.2f} at {EFFECT} from there"
 
 
-def finding(text: str, claims: Sequence[Claim]) -> Finding:
-    """What the claims make of a finding."""
-    outcomes = [claim.outcome for claim in claims]
+@dataclass(frozen=True)
+class Question:
+    """A finding of the paper with its claims here."""
+
+    text: str
+    claims: Sequence[Claim]
+
+    @property
+    def p_holds(self) -> float:
+        """P-value of the finding."""
+        return max(claim.p_holds for claim in self.claims)
+
+    @property
+    def p_fails(self) -> float:
+        """P-value of its opposite."""
+        return min(1.0, len(self.claims) * min(claim.p_fails for claim in self.claims))
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of this finding alone."""
+        return min(1.0, 2 * min(self.p_holds, self.p_fails))
+
+
+def decide(questions: Sequence[Question]) -> list[Finding]:
+    """What the claims make of the findings, all taken together."""
+    adjusted = holm([question.p_value for question in questions])
+    return [_finding(question, p, len(questions)) for question, p in zip(questions, adjusted, strict=True)]
+
+
+def _finding(question: Question, adjusted: float, count: int) -> Finding:
     verdict: Outcome = "undecided"
-    if "does not hold" in outcomes:
-        verdict = "does not hold"
-    elif all(outcome == "holds" for outcome in outcomes):
-        verdict = "holds"
-    return Finding(text, verdict, "; ".join(map(str, claims)) + ".", _certainty(verdict, claims))
+    if adjusted <= 1 - LEVEL:
+        verdict = "holds" if question.p_holds < question.p_fails else "does not hold"
+    evidence = "; ".join(map(str, question.claims)) + "."
+    return Finding(question.text, verdict, evidence, _certainty(verdict, question, adjusted, count))
 
 
-def _certainty(verdict: Outcome, claims: Sequence[Claim]) -> str:
-    seeds = min(len(claim.values) for claim in claims)
+def _certainty(verdict: Outcome, question: Question, adjusted: float, count: int) -> str:
+    seeds = min(0 if claim.estimate is None else claim.estimate.seeds for claim in question.claims)
     if seeds < 2:
         return f"none: {'one seed tells' if seeds else 'without a result there is'} nothing about other seeds."
+    p = f"p = {question.p_value:.2g}, and {adjusted:.2g} by Holm's procedure for {count} findings at once"
     if verdict != "undecided":
-        return f"95 % over {seeds} seeds, on one set of test problems."
-    agree = all(value > claim.bound for claim in claims for value in claim.values.values())
-    if agree:
-        return f"low: all {seeds} seeds agree with it, but the interval over seeds does not exclude the contrary."
-    return f"low: the interval over {seeds} seeds reaches to both sides."
+        return f"{p}, over {seeds} seeds."
+    if question.p_value <= 1 - LEVEL:
+        towards = "in its favor" if question.p_holds < question.p_fails else "against it"
+        return f"low: {p}; taken alone the finding would be decided {towards}."
+    return f"low: {p}."
 
 
-def difference(results: Results, system: str, other: str, metric: str) -> dict[int, float]:
-    """One system's metric less another's, by seed, where both have it."""
-    ours, theirs = results.values(system, metric), results.values(other, metric)
-    return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+def difference(text: str, results: Results, system: str, other: str, metric: str, bound: float = 0.0) -> Claim:
+    """The claim that one system's metric less another's is above a bound, over the seeds that have both."""
+    ours, theirs = results.outcomes(system, metric), results.outcomes(other, metric)
+    values = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+    estimate = crossed_mean(np.stack(list(values.values())), (-1.0, 1.0)) if values else None
+    return Claim(text, estimate, {seed: float(value.mean()) for seed, value in values.items()}, bound)
 
 
 def findings(results: Results) -> list[Finding]:
     """All findings whose systems are in the plan."""
     planned = {name.split("/", 1)[1].rpartition("/")[0] for name in results.jobs}
-    return [finding(text, list(claims(results))) for text, needed, claims in _FINDINGS if planned.issuperset(needed)]
+    return decide(
+        [Question(text, list(claims(results))) for text, needed, claims in _FINDINGS if planned.issuperset(needed)]
+    )
 
 
 def _above(system: str, other: str, *metrics: str, margin: float | None = None) -> Callable[[Results], Iterator[Claim]]:
@@ -99,7 +138,7 @@ def _above(system: str, other: str, *metrics: str, margin: float | None = None) 
     def claims(results: Results) -> Iterator[Claim]:
         for metric in metrics:
             text = f"{results.title(system)} less {results.title(other)}, {results.metric_name(metric)}"
-            yield Claim(text, difference(results, system, other, metric), -margin if margin is not None else 0.0)
+            yield difference(text, results, system, other, metric, -margin if margin is not None else 0.0)
 
     return claims
 
@@ -108,69 +147,63 @@ def _all(*parts: Callable[[Results], Iterator[Claim]]) -> Callable[[Results], It
     return lambda results: (claim for part in parts for claim in part(results))
 
 
-def later_gain(curves: Mapping[int, Sequence[Mapping[str, float]]], after: int = 2) -> dict[int, float]:
-    """How much validation maj@1 the best round behind round `after` is above it, by seed with such a round."""
-    gains: dict[int, float] = {}
-    for seed, curve in curves.items():
-        by_round = {round(point["round"]): point["eval/maj@1"] for point in curve}
-        later = [value for number, value in by_round.items() if number > after]
-        if after in by_round and later:
-            gains[seed] = max(later) - by_round[after]
-    return gains
-
-
-def _plateau(results: Results) -> Iterator[Claim]:
-    gains = later_gain(results.curves("ei"))
-    text = "round 2 less the best later round, validation maj@1, from SFT"
-    yield Claim(text, {seed: -gain for seed, gain in gains.items()}, -MARGIN)
-
-
-def _later_plateau(results: Results) -> Iterator[Claim]:
-    gains = later_gain(results.curves("pretrained/ei"))
-    yield Claim("the best later round less round 2, validation maj@1, from pretrained", gains)
-
-
 Solutions = Mapping[str, Sequence[str | None]]
 
 
-def novelty(solutions: Solutions, known: Solutions) -> float:
-    """The share of distinct correct solutions in the second half of the samples that `known` lacks in its first half.
+def novelty(solutions: Solutions, known: Solutions) -> tuple[FloatArray, FloatArray]:
+    """Distinct correct solutions in the second half of the samples at each problem, and those that `known` lacks.
 
-    Halves, so that a pool can be compared with itself: what another half of the same policy's samples would lack, too,
-    is chance and no exploration.
+    `known` is looked up in the first half of its own samples, so that a pool can be compared with itself: what another
+    half of the same policy's samples would lack, too, is chance and no exploration. Only problems that both solve
+    count, for at others everything is new.
 
     Args:
-        solutions: by problem, the samples' equation sequences, `None` where incorrect.
-        known: likewise, of the policy that may have known them already.
+        solutions: Equation sequences of the samples by problem, `None` where incorrect.
+        known: Those of the policy that may have known them already, of the same problems.
+
+    Returns:
+        New solutions and all solutions, `[P]` each.
     """
-    new = total = 0
-    for problem, samples in solutions.items():
+    new, total = np.zeros(len(solutions)), np.zeros(len(solutions))
+    for i, (problem, samples) in enumerate(solutions.items()):
         half = len(samples) // 2
-        before = known.get(problem, ())
+        before = known[problem]
         found = {item for item in samples[half:] if item is not None}
-        total += len(found)
-        new += len(found - set(before[: len(before) // 2]))
-    return new / total if total else 0.0
+        if found and any(item is not None for item in before):
+            total[i] = len(found)
+            new[i] = len(found - set(before[: len(before) // 2]))
+    return new, total
 
 
-def novelties(results: Results, system: str, known: str = "sft") -> dict[int, float]:
+def novelties(results: Results, system: str, known: str = "sft") -> dict[int, tuple[FloatArray, FloatArray]]:
     """`novelty` against another system's pool, by seed, where both have one."""
-    found: dict[int, float] = {}
+    found: dict[int, tuple[FloatArray, FloatArray]] = {}
     for seed in results.seeds:
-        pools = [results.file(name, seed, "evaluate", SOLUTIONS) for name in (system, known)]
+        pools = [results.file(results.stands_for(name, seed), seed, "evaluate", SOLUTIONS) for name in (system, known)]
         if None not in pools:
             found[seed] = novelty(*pools)
     return found
+
+
+def novelty_shares(results: Results, system: str) -> dict[int, float]:
+    """The share of a system's solutions that SFT's samples lack, by seed."""
+    found = novelties(results, system)
+    return {seed: float(new.sum() / total.sum()) for seed, (new, total) in found.items() if total.any()}
 
 
 def _little_exploration(results: Results) -> Iterator[Claim]:
     own = novelties(results, "sft")
     for system in ("ei", "sparse_ppo"):
         theirs = novelties(results, system)
-        values = {seed: own[seed] - theirs[seed] for seed in theirs if seed in own}
-        yield Claim(
-            f"share of solutions that SFT's samples lack, SFT less {results.title(system)}", values, -NOVELTY_MARGIN
-        )
+        seeds = [seed for seed in theirs if seed in own and theirs[seed][1].any() and own[seed][1].any()]
+        text = f"share of solutions that SFT's samples lack, SFT less {results.title(system)}"
+        if not seeds:
+            yield Claim(text, None, {}, -NOVELTY_MARGIN)
+            continue
+        mine, others = novelty_shares(results, "sft"), novelty_shares(results, system)
+        parts = [np.stack([found[seed][part] for seed in seeds]) for found in (own, theirs) for part in (0, 1)]
+        by_seed = {seed: mine[seed] - others[seed] for seed in seeds}
+        yield Claim(text, ratio_difference(*parts), by_seed, -NOVELTY_MARGIN)
 
 
 _FINDINGS: tuple[tuple[str, tuple[str, ...], Callable[[Results], Iterator[Claim]]], ...] = (
@@ -217,8 +250,16 @@ _FINDINGS: tuple[tuple[str, tuple[str, ...], Callable[[Results], Iterator[Claim]
         ("ei", "sparse_ppo", "sft"),
         _all(_above("ei", "sft", "maj@1", "pass@n"), _above("sparse_ppo", "sft", "maj@1", "pass@n")),
     ),
-    ("From the SFT checkpoint expert iteration does not improve after two rounds.", ("ei",), _plateau),
-    ("From the pretrained checkpoint expert iteration improves after two rounds.", ("pretrained/ei",), _later_plateau),
+    (
+        "From the SFT checkpoint expert iteration does not improve after two rounds.",
+        ("ei/round_2", "ei/last_round"),
+        _above("ei/round_2", "ei/last_round", "maj@1", margin=MARGIN),
+    ),
+    (
+        "From the pretrained checkpoint expert iteration improves after two rounds.",
+        ("pretrained/ei/round_2", "pretrained/ei/last_round"),
+        _above("pretrained/ei/last_round", "pretrained/ei/round_2", "maj@1"),
+    ),
     (
         "Reinforcement learning finds few solutions that the SFT model does not.",
         ("sft", "ei", "sparse_ppo"),

@@ -43,6 +43,8 @@ def _jobs(scale: Scale, system: System, seed: int) -> list[Job]:
     common = {"env": env, "seed": seed, "threads": scale.threads}
     model: Any = scale.model
     jobs: list[Job] = []
+    if system.model is not None:
+        model = _placed(system.model, seed)
     if system.agent is not None:
         training = {
             **common,
@@ -68,6 +70,9 @@ def _jobs(scale: Scale, system: System, seed: int) -> list[Job]:
         "num_envs": scale.agent.get("num_envs", 64),
         "dtype": scale.agent.get("dtype", "float32"),
     }
+    if system.after_round is not None:
+        folder = output(job_name(system.needs[0], seed, "train"), f"run/round-{system.after_round}")
+        evaluation["round"] = {"folder": folder, "number": system.after_round}
     if "vllm_memory" in scale.agent and system.agent != "rcrl":  # which acts under labels, and keeps its own decoder
         evaluation["vllm_memory"] = scale.agent["vllm_memory"]
     orm = output(job_name(JUDGE, seed, "train"), MODEL)

@@ -22,6 +22,8 @@ from ...agents.rollouts.conditioned_policy import load_policy
 from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env, make_vllm
 from ...agents.sft import SFTConfig
+from ...agents.training.fine_tuning import restore
+from ...agents.training.rounds import Round
 from ...envs.curriculum import Sequential
 from ...envs.registration import make_vec_env
 from ...envs.token_vector_env import TokenVectorEnv
@@ -33,7 +35,8 @@ from ..jobs import Done, Job
 from ..reports.attempts import attempt_records
 from .systems import MODEL
 
-POOL, SHOWN, RECORDS, SOLUTIONS = "pool.jsonl", "shown.jsonl", "attempts.json", "solutions.json"
+POOL, SHOWN, RECORDS = "pool.jsonl", "shown.jsonl", "attempts.json"
+SOLUTIONS, OUTCOMES = "solutions.json", "outcomes.json"
 SHOWN_SAMPLES = 2
 """Of each problem that the report shows, beside the greedy attempt [choice]."""
 
@@ -77,8 +80,9 @@ def evaluate_system(folder: Path, settings: Mapping[str, Any], needed: Mapping[s
     """Evaluates a policy on the test split: all but reranking, which needs an outcome model.
 
     Returns:
-        What `Evaluation.to_dict` gives, and `cpu_seconds`. In the folder are the pool of samples, the distinct correct
-        solutions in it by problem, and the attempts that the report shows, with the rewards of training.
+        What `Evaluation.to_dict` gives but for the values of each problem, and `cpu_seconds`. In the folder are these
+        values, the pool of samples, the correct solutions in it by problem, and the attempts that the report shows,
+        with the rewards of training.
     """
     settings = resolved(settings, needed)
     torch.set_num_threads(settings["threads"])
@@ -87,6 +91,11 @@ def evaluate_system(folder: Path, settings: Mapping[str, Any], needed: Mapping[s
     (folder / POOL).unlink(missing_ok=True)
     with Clock(folder) as clock:
         policy = load_policy(settings["model"], device=settings["device"], dtype=settings["dtype"])
+        if "round" in settings:  # the policy after that round in place of the best one's
+            after = Round.load(Path(settings["round"]["folder"]), settings["round"]["number"])
+            if after is None:
+                raise FileNotFoundError(f"expert iteration ended before round {settings['round']['number']}")
+            restore(policy.model, after.weights)
         env = make_rollout_env(make_spec(settings["env"]), policy, settings["num_envs"], split="test")
         if "vllm_memory" in settings:
             policy = policy.with_vllm(make_vllm(policy, env, settings["vllm_memory"]))
@@ -110,32 +119,39 @@ def evaluate_system(folder: Path, settings: Mapping[str, Any], needed: Mapping[s
             file.write(attempt)
     records = attempt_records(settings["title"], shown, policy.tokenizer)
     write_json(folder / RECORDS, [asdict(record) for record in records])
-    return {**result.to_dict(), "cpu_seconds": clock.spent["cpu_seconds"]}
+    values = result.to_dict()
+    write_json(folder / OUTCOMES, {name: values.pop(name) for name in ("problem_ids", "by_problem")})
+    return {**values, "cpu_seconds": clock.spent["cpu_seconds"]}
 
 
 def rerank_system(folder: Path, settings: Mapping[str, Any], needed: Mapping[str, Done]) -> dict[str, Any]:
     """Lets an outcome model choose among the samples of an evaluation.
 
     Returns:
-        `metrics` with `rerank@n`, `seconds` and `cpu_seconds`. In the folder are the attempts that the report shows,
-        with the model's score of each step.
+        `metrics` with `rerank@n`, `seconds` and `cpu_seconds`. In the folder are the values of each problem, and the
+        attempts that the report shows, with the model's score of each step.
     """
     settings = resolved(settings, needed)
     torch.set_num_threads(settings["threads"])
     n, evaluation = settings["n"], Path(settings["evaluation"])
     with Clock(folder) as clock:
         judge = OutcomeModel.load(settings["orm"], device=settings["device"])
-        env = make_vec_env(make_spec(settings["env"]), 1, tokenizer=judge.tokenizer, split="test")
+        # The model learned from prompts without worked examples, and reads the attempts behind such.
+        arguments = {name: value for name, value in settings["env"].items() if name != "shots"}
+        env = make_vec_env(make_spec(arguments), 1, tokenizer=judge.tokenizer, split="test")
         pool = list(AttemptFile(evaluation / POOL).read(env))
         groups = [pool[i : i + n] for i in range(0, len(pool), n)]
-        chosen = bootstrap(best_is_correct(group, score_attempts(judge, group)) for group in groups)
+        right = [float(best_is_correct(group, score_attempts(judge, group))) for group in groups]
         shown = list(AttemptFile(evaluation / SHOWN).read(env))
         ends = step_ends([a.completion for a in shown], [a.terminated for a in shown], judge.tokenizer)
         positions = [len(attempt.prompt) + steps for attempt, steps in zip(shown, ends, strict=True)]
         scores = judge.score([attempt.tokens for attempt in shown], positions)
     records = attempt_records(settings["title"], shown, judge.tokenizer, scores)
     write_json(folder / RECORDS, [asdict(record) for record in records])
-    return {"metrics": {f"rerank@{n}": list(chosen)}, **clock.spent}
+    name = f"rerank@{n}"
+    ids = [group[0].problem.id for group in groups]
+    write_json(folder / OUTCOMES, {"problem_ids": ids, "by_problem": {name: right}})
+    return {"metrics": {name: list(bootstrap(right))}, **clock.spent}
 
 
 def _shown(policy: CausalLMPolicy, settings: Mapping[str, Any], problems: int) -> list[Attempt]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..reports.content import Figure
 from ..reports.svg import to_svg
-from .findings import novelties
+from .findings import novelty_shares
 from .results import Results
 from .systems import systems
 
@@ -55,14 +55,16 @@ def _sample_complexity(results: Results) -> Figure | None:
     for start, axes in panels.items():
         for name in _ALGORITHMS:
             points = mean_curve(list(results.curves(start + name).values()), "step")
-            _line(axes, [point for point in points if point[0] > 0], titles.get(start + name, ""))
+            before = _attempts_before(results, start + name) if points else 0.0
+            _line(axes, [(p[0] + before, *p[1:]) for p in points if p[0] > 0], titles.get(start + name, ""))
         reference = "sft" if not start else "pretrained/prompted"
         _level(axes, results, reference)
         axes.set(xscale="log", xlabel="attempts sampled for learning", title=_STARTS[start])
     return Figure(
         "sample-complexity",
         "Sample complexity",
-        f"maj@1 against cumulative attempts. {_VALIDATION} Dotted: the start, on the test split.",
+        "maj@1 against cumulative attempts, those sampled for what a system builds on included. "
+        f"{_VALIDATION} Dotted: the start, on the test split.",
         _finished(plot, "maj@1"),
     )
 
@@ -136,14 +138,14 @@ def _plane(results: Results) -> Figure | None:
 def _exploration(results: Results) -> Figure | None:
     titles = _titles(results)
     names = ["sft", "sft_2", "sft_8", *_ALGORITHMS]
-    names = [name for name in names if results.values(name, "diversity") and novelties(results, name)]
+    names = [name for name in names if results.values(name, "diversity") and novelty_shares(results, name)]
     if not names:
         return None
     plot = _plot(8)
     left, right = plot.subplots(1, 2, sharey=True)
     for axes, values in (
         (left, [results.values(name, "diversity") for name in names]),
-        (right, [novelties(results, name) for name in names]),
+        (right, [novelty_shares(results, name) for name in names]),
     ):
         means = np.array([_mean(item) for item in values])
         reach = [means - [min(item.values()) for item in values], [max(item.values()) for item in values] - means]
@@ -153,9 +155,16 @@ def _exploration(results: Results) -> Figure | None:
     right.set(xlabel="share that SFT's samples lack", xlim=(0, 1))
     caption = (
         "Distinct correct solutions, by their equations, per test problem; and the share of those in the second half "
-        "of the samples that are not in the first half of SFT's. SFT's own share is what chance leaves."
+        "of the samples that are not in the first half of SFT's, at problems that both solve. SFT's own share is what "
+        "chance leaves."
     )
     return Figure("exploration", "Diversity, and overlap with the SFT pool", caption, to_svg(plot))
+
+
+def _attempts_before(results: Results, system: str) -> float:
+    """Attempts sampled for what a system builds on, a seed's mean."""
+    done = [results.done(name, seed, "train") for name in results.builds_on(system) for seed in results.seeds]
+    return sum(state.result["attempts"] for state in done if state is not None) / len(results.seeds)
 
 
 def _panels(results: Results, names: Sequence[str]) -> "tuple[Plot | None, dict[str, Axes]]":

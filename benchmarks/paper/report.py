@@ -15,7 +15,7 @@ from .jobs import RECORDS
 from .plots import figures
 from .published import paper_table
 from .results import METRICS, Results, job_name
-from .systems import ABLATIONS, TABLES, systems
+from .systems import ABLATIONS, OWN_TABLES, TABLES, systems
 
 _PACKAGES = ("tokengym", "torch", "transformers", "gymnasium", "accelerate", "numpy")
 _TITLES = {
@@ -23,6 +23,7 @@ _TITLES = {
     "table_2": "From the pretrained checkpoint",
     "table_3": "From the pretrained checkpoint",
     "table_4": "Shorter and longer fine-tuning",
+    "rounds": "Expert iteration by round",
     ABLATIONS: "One thing changed at a time",
 }
 
@@ -68,23 +69,24 @@ def _table(results: Results, name: str) -> ResultTable:
     interval = (
         "One seed, with its 95 % bootstrap interval over problems, which says nothing about other seeds"
         if single
-        else "Mean over seeds, with its 95 % interval by Student's t"
+        else "Mean over seeds and problems, with its 95 % interval over both"
     )
-    shape = "" if name == ABLATIONS else f" (as {paper_table(name).title.partition(':')[0]} of the paper)"
+    published = {} if name in OWN_TABLES else {name: paper_table(name)}
+    shape = "".join(f" (as {table.title.partition(':')[0]} of the paper)" for table in published.values())
     return ResultTable(
         _TITLES[name] + shape,
         f"{scale.env}, {scale.test_problems} test problems, {scale.n} samples each at temperature {scale.temperature}.",
         rows,
         tuple(map(results.metric_name, METRICS)),
         interval,
-        {} if name == ABLATIONS else {name: paper_table(name)},
+        published,
     )
 
 
 def _runs(results: Results) -> Iterator[RunRecord]:
     """A record for each system: its configuration and what training and evaluation cost."""
     for system in systems(results.scale):
-        seeds, cost, settings = [], Cost(0, 0, 0.0), dict[str, Any]()
+        seeds, cost, settings = [], _NOTHING, dict[str, Any]()
         for seed in results.seeds:
             for what in ("train", "evaluate", "rerank"):
                 name = job_name(system.name, seed, what)
@@ -94,7 +96,18 @@ def _runs(results: Results) -> Iterator[RunRecord]:
                     cost += _cost(state)
                     seeds.append(seed)
         if seeds:
-            yield RunRecord(system.title, tuple(dict.fromkeys(seeds)), settings, cost)
+            builds_on = [
+                _cost(state)
+                for seed in results.seeds
+                for name in results.builds_on(system.name)
+                if isinstance(state := results.states.get(job_name(name, seed, "train")), Done)
+            ]
+            yield RunRecord(
+                system.title, tuple(dict.fromkeys(seeds)), settings, cost, builds_on=sum(builds_on, _NOTHING)
+            )
+
+
+_NOTHING = Cost(0, 0, 0.0)
 
 
 def _cost(state: Done) -> Cost:

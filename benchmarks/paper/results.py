@@ -2,13 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from ...arrays import FloatArray
 from ..jobs import Done, Job, Missing
-from ..reports.content import Cell, MissingCell, cell_over_seeds
+from ..reports.content import Cell, MissingCell
+from ..statistics import crossed_mean
+from .jobs import OUTCOMES
 from .scales import Scale
-from .systems import systems
+from .systems import System, systems
 
 METRICS = ("maj@1", "maj@n", "rerank@n", "pass@n")
 
@@ -26,21 +31,47 @@ class Results:
     seeds: Sequence[int]
     jobs: Mapping[str, Job]
     states: Mapping[str, Done | Missing]
+    _problem_ids: dict[str, list[str]] = field(default_factory=dict, repr=False)
 
     def done(self, system: str, seed: int, what: str) -> Done | None:
         """The finished job, if it is in the plan and finished."""
         state = self.states.get(job_name(system, seed, what))
         return state if isinstance(state, Done) else None
 
-    def values(self, system: str, metric: str) -> dict[int, float]:
-        """A metric of an evaluation by seed, where there is one; "maj@n" stands for that of the scale's n."""
-        return {seed: found[0] for seed, found in self._intervals(system, metric).items()}
+    def outcomes(self, system: str, metric: str) -> dict[int, FloatArray]:
+        """A metric at each problem, `[P]`, by seed, where there is one; "maj@n" stands for that of the scale's n.
 
-    def _intervals(self, system: str, metric: str) -> dict[int, Sequence[float]]:
+        A seed in which a system had nothing to learn from counts with the outcomes of its start.
+
+        Raises:
+            ValueError: evaluations are of different problems.
+        """
         what = "rerank" if metric.startswith("rerank") else "evaluate"
-        name = self.metric_name(metric)
-        done = {seed: self.done(system, seed, what) for seed in self.seeds}
-        return {seed: job.result["metrics"][name] for seed, job in done.items() if job is not None}
+        name, found = self.metric_name(metric), dict[int, FloatArray]()
+        for seed in self.seeds:
+            source = self.stands_for(system, seed)
+            values = self.file(source, seed, what, OUTCOMES)
+            if values is None:
+                continue
+            ids = self._problem_ids.setdefault("ids", values["problem_ids"])
+            if values["problem_ids"] != ids:
+                raise ValueError(
+                    f"{job_name(source, seed, what)} is of other problems than the evaluations before it: compare "
+                    "systems on the same problems"
+                )
+            found[seed] = np.array(values["by_problem"][name])
+        return found
+
+    def stands_for(self, system: str, seed: int) -> str:
+        """The system whose evaluation counts: itself, or its start where there was nothing to learn from."""
+        state = self.states.get(job_name(system, seed, "train"))
+        if isinstance(state, Missing) and state.reason.startswith("NothingToLearnError"):
+            return self._system(system).start
+        return system
+
+    def values(self, system: str, metric: str) -> dict[int, float]:
+        """A metric of an evaluation by seed, where there is one."""
+        return {seed: float(values.mean()) for seed, values in self.outcomes(system, metric).items()}
 
     def metric_name(self, metric: str) -> str:
         """The metric by its number of samples: maj@8 for maj@n."""
@@ -48,17 +79,33 @@ class Results:
 
     def title(self, system: str) -> str:
         """A system of the scale as it is called in figures."""
-        return next(known.title for known in systems(self.scale) if known.name == system)
+        return self._system(system).title
+
+    def _system(self, name: str) -> System:
+        return next(known for known in systems(self.scale) if known.name == name)
 
     def cell(self, system: str, metric: str) -> Cell | MissingCell:
-        """A metric over seeds; of a single seed with the interval over problems, for there is none over seeds."""
+        """A metric with its interval over seeds and problems; of a single seed over problems alone."""
         what = "rerank" if metric.startswith("rerank") else "evaluate"
-        found = self._intervals(system, metric)
+        found = self.outcomes(system, metric)
         missing = {seed: self.reason(job_name(system, seed, what)) for seed in self.seeds if seed not in found}
-        if len(self.seeds) == 1 and found:
-            ((seed, (value, low, high)),) = found.items()
-            return Cell({seed: value}, value, min(low, value), max(high, value))
-        return cell_over_seeds({seed: values[0] for seed, values in found.items()}, missing)
+        if not found:
+            return MissingCell(next(iter(missing.values())))
+        estimate = crossed_mean(np.stack(list(found.values())))
+        missing |= {
+            seed: f"{self.reason(job_name(system, seed, 'train'))}; counted as {self.title(source)}"
+            for seed in found
+            if (source := self.stands_for(system, seed)) != system
+        }
+        by_seed = {seed: float(values.mean()) for seed, values in found.items()}
+        return Cell(by_seed, estimate.mean, *estimate.interval, missing)
+
+    def builds_on(self, system: str) -> list[str]:
+        """Systems whose training comes before a system's own; what they sampled was sampled for it, too."""
+        found: dict[str, None] = {}
+        for name in self._system(system).needs:
+            found |= dict.fromkeys([*self.builds_on(name), name])
+        return list(found)
 
     def reason(self, name: str) -> str:
         """Why a job has no result: what failed first among all that it needs."""

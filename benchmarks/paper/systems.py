@@ -40,6 +40,7 @@ class System:
         reward: of the environment that it learns in.
         curriculum: of that environment.
         shots: worked examples before each question, in learning by reinforcement and in evaluation.
+        after_round: Number of the round of expert iteration whose policy is evaluated in place of the best one's.
     """
 
     name: str
@@ -50,11 +51,19 @@ class System:
     reward: Any = "sparse"
     curriculum: Any = "uniform"
     shots: int = 0
+    after_round: int | None = None
 
     @property
     def judges(self) -> bool:
         """Whether it is an outcome model."""
         return self.agent in ("orm", "sorm")
+
+    @property
+    def start(self) -> str:
+        """The system that it would be, had it learned nothing."""
+        if self.name.startswith("pretrained/"):
+            return "pretrained/prompted"
+        return "sft_2" if self.name.startswith("sft_2/") else "sft"
 
     @property
     def needs(self) -> list[str]:
@@ -96,6 +105,12 @@ TABLES: Mapping[str, tuple[Line, ...]] = {
         Line("EI from half the epochs", "sft_2/ei"),
         Line("EI from SFT", "ei"),
     ),
+    "rounds": (
+        Line("EI from SFT, after round 2", "ei/round_2"),
+        Line("EI from SFT, after the last round", "ei/last_round"),
+        Line("EI from pretrained, after round 2", "pretrained/ei/round_2"),
+        Line("EI from pretrained, after the last round", "pretrained/ei/last_round"),
+    ),
     "ablations": (
         Line("Sparse PPO", "sparse_ppo"),
         Line("no KL penalty", "ablations/no_kl"),
@@ -116,9 +131,12 @@ TABLES: Mapping[str, tuple[Line, ...]] = {
 """The tables' rows. Those of table 4 are the paper's SFT_2 and SFT_4 where fine-tuning takes its four epochs."""
 
 ABLATIONS = "ablations"
+OWN_TABLES = ("rounds", ABLATIONS)
+"""Tables that the paper has not."""
 
 JUDGE = "orm"
-"""The one outcome model: it reranks, rewards, filters and labels everywhere [paper: it was trained on EI's samples]."""
+"""The one outcome model: it reranks, rewards, filters and labels everywhere. It learns from samples of EI's final
+policy [paper]."""
 
 
 def systems(scale: Scale) -> list[System]:
@@ -159,11 +177,14 @@ def _all(scale: Scale) -> Iterator[System]:
     yield System("pretrained/prompted", "Pretrained", shots=scale.shots)
     yield System("pretrained/ei", "EI from pretrained", "ei", config=alone)
     yield System("pretrained/orm_ei", "ORM EI from pretrained", "ei", config={**alone, **guided})
+    for start, title, config in (("", "EI", ei), ("pretrained/", "EI from pretrained", alone)):
+        last = config.get("rounds", ExpertIterationConfig.rounds)
+        for name, which, number in (("round_2", "round 2", 2), ("last_round", "the last round", last)):
+            policy = output(f"{start}ei", MODEL)
+            yield System(f"{start}ei/{name}", f"{title}, after {which}", model=policy, after_round=number)
 
     expert = "ei" if "table_1" in scale.tables else "pretrained/ei"
-    yield System(
-        JUDGE, "ORM", "orm", output(expert, MODEL), {**fine_tuning, "pool": output(expert, "run"), **scale.orm}
-    )
+    yield System(JUDGE, "ORM", "orm", output(expert, MODEL), {**fine_tuning, "problems": scale.problems, **scale.orm})
 
     labels = {**fine_tuning, "problems": scale.problems, "base": scale.model, **scale.rcrl}
     yield System("rcrl", "RCRL", "rcrl", output("ei", MODEL), labels)

@@ -8,17 +8,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
-
-import numpy as np
 
 from ...registry import unknown_name
 from .published import PaperRow, PaperTable
 
-LEVEL = 0.95
-"""Confidence level of intervals over seeds. [choice]"""
 Outcome = Literal["holds", "does not hold", "undecided"]
 
 
@@ -31,7 +26,7 @@ class Cell:
         mean: Mean of the values.
         low: Lower end of the mean's interval; `None` if there is none, as after a single seed.
         high: Upper end of the mean's interval; `None` if there is none.
-        missing: Seeds without a value, each with the reason.
+        missing: Seeds without a value of their own, each with the reason.
     """
 
     values: Mapping[int, float]
@@ -55,53 +50,6 @@ class MissingCell:
     """A metric that no seed has a value of, and why."""
 
     reason: str
-
-
-def cell_over_seeds(
-    values: Mapping[int, float],
-    missing: Mapping[int, str] | None = None,
-    *,
-    bounds: tuple[float, float] = (0.0, 1.0),
-) -> Cell | MissingCell:
-    """The mean over seeds with Student's t interval at 95 %, which takes runs for independent and nothing else.
-
-    With three seeds the interval is 4.3 standard errors wide to each side, which is what three runs can tell. One
-    seed gives no interval.
-
-    Args:
-        values: Values by seed.
-        missing: Seeds without a value, each with the reason; without any value the first reason is the cell's.
-        bounds: Bounds of the metric, at which the interval ends at the latest; by default those of a share.
-
-    Raises:
-        ValueError: There is neither a value nor a reason, or a value is not finite or out of bounds.
-    """
-    missing = dict(missing or {})
-    if not values:
-        if not missing:
-            raise ValueError("a cell without a value needs the reason")
-        return MissingCell(next(iter(missing.values())))
-    array = np.fromiter(values.values(), np.float64)
-    low, high = bounds
-    if not all(low <= value <= high for value in array):  # not a number is not
-        raise ValueError(f"values must be between {low} and {high}, got {dict(values)}")
-    mean = min(max(float(array.mean()), low), high)  # whatever the rounding
-    if len(array) == 1:
-        return Cell(dict(values), mean, missing=missing)
-    half = student_quantile(len(array) - 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
-    return Cell(dict(values), mean, max(mean - half, low), min(mean + half, high), missing)
-
-
-@cache
-def student_quantile(degrees: int, level: float = LEVEL) -> float:
-    """The t within which a share `level` of Student's distribution lies, to five digits.
-
-    With t = sqrt(degrees) tan(a) its density is proportional to cos(a)^(degrees - 1).
-    """
-    angles = np.linspace(0, np.pi / 2, 100_001)
-    density = np.cos(angles) ** (degrees - 1)
-    share = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return math.sqrt(degrees) * math.tan(float(np.interp(level, share / share[-1], angles)))
 
 
 @dataclass(frozen=True)
@@ -137,7 +85,7 @@ class ResultTable:
     caption: str
     rows: tuple[Row, ...]
     metrics: tuple[str, ...] = ("maj@1", "maj@n", "rerank@n", "pass@n")
-    interval: str = "Mean over seeds, with its 95 % interval by Student's t"
+    interval: str = "Mean over seeds and problems, with its 95 % interval over both"
     published: Mapping[str, PaperTable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -223,6 +171,7 @@ class RunRecord:
         settings: All of its settings, as JSON values.
         cost: Cost of all its seeds.
         versions: Versions of packages, if they are not the report's.
+        builds_on: Cost of the training of other configurations that this one begins from or learns by, over all seeds.
     """
 
     name: str
@@ -230,6 +179,7 @@ class RunRecord:
     settings: Mapping[str, Any]
     cost: Cost
     versions: Mapping[str, str] = field(default_factory=dict)
+    builds_on: Cost = field(default_factory=lambda: Cost(0, 0, 0.0))
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def _run(run: RunRecord, report: Report) -> str:
     seeds = ", ".join(map(str, run.seeds))
     return (
         f"<details class=run><summary><span class=name>{_text(run.name)}</span> <span>seeds {_text(seeds)}</span> "
-        f"<span>{report_text.cost(run.cost)}</span></summary><h3>Configuration</h3><table class=settings>"
+        f"<span>{report_text.run_cost(run)}</span></summary><h3>Configuration</h3><table class=settings>"
         "<thead><tr><th scope=col>Setting</th><th scope=col>Value</th></tr></thead><tbody>"
         + "".join(
             f"<tr><th scope=row>{_text(name)}</th><td><code>{_text(value)}</code></td></tr>"

@@ -78,7 +78,7 @@ def _cell(cell: Cell | MissingCell) -> str:
 def _run(run: RunRecord) -> list[str]:
     seeds = ", ".join(map(str, run.seeds))
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-    parts = [f"### {_text(run.name)}", f"Seeds {seeds}; {report_text.cost(run.cost)}."]
+    parts = [f"### {_text(run.name)}", f"Seeds {seeds}; {report_text.run_cost(run)}."]
     if versions:
         parts.append(f"Versions: {_text(versions)}")
     return [*parts, _fenced(json.dumps(run.settings, indent=2, ensure_ascii=False), "json")]

@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Iterable
 
-from .content import Cell, Cost, ResultTable, Row
+from .content import Cell, Cost, ResultTable, Row, RunRecord
 from .published import PaperRow, PaperTable
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -33,14 +33,21 @@ def seeds(cell: Cell) -> str:
 
 
 def lacking(cell: Cell) -> str:
-    """Seeds that a cell lacks; empty if it lacks none."""
-    return f"no seed {', '.join(map(str, cell.missing))}" if cell.missing else ""
+    """Seeds that a cell lacks, or has another system's value for; empty where there are none."""
+    without = [str(seed) for seed in cell.missing if seed not in cell.values]
+    instead = [str(seed) for seed in cell.missing if seed in cell.values]
+    parts = [f"no seed {', '.join(without)}"] if without else []
+    return "; ".join([*parts, f"another value for seed {', '.join(instead)}"] if instead else parts)
 
 
 def gaps(row: Row) -> str:
     """Seeds that the cells of a row lack, with each reason once; empty if they lack none."""
     cells = [cell for cell in row.cells if isinstance(cell, Cell)]
-    found = (f"no seed {seed}: {reason}" for cell in cells for seed, reason in cell.missing.items())
+    found = (
+        f"{'seed' if seed in cell.values else 'no seed'} {seed}: {reason}"
+        for cell in cells
+        for seed, reason in cell.missing.items()
+    )
     return "; ".join(dict.fromkeys(found))
 
 
@@ -116,3 +123,9 @@ def duration(seconds: float) -> str:
 def cost(spent: Cost) -> str:
     """Attempts, tokens and time."""
     return f"{spent.attempts:,} attempts, {spent.tokens:,} tokens, {duration(spent.seconds)}"
+
+
+def run_cost(run: RunRecord) -> str:
+    """What a configuration cost, and with what it builds on, if it does."""
+    own = cost(run.cost)
+    return own if not run.builds_on.attempts else f"{own}; with what it builds on: {cost(run.cost + run.builds_on)}"

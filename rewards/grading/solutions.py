@@ -1,6 +1,10 @@
 """Reading worked solutions: their steps, what each comes to, and the equations that they go through."""
 
+import ast
+import operator
 import re
+from collections.abc import Callable, Mapping
+from fractions import Fraction
 
 from .numbers import find_last_number, normalize_number
 
@@ -14,12 +18,68 @@ _OPERATORS = str.maketrans("x×÷", "**/")
 
 
 def equations(solution: str) -> list[str]:
-    """The equations of a solution in order: calculator annotations, else those in plain text.
+    """The equations of a solution in order: calculator annotations, and those in plain text that have none.
 
-    They come without spaces, dollar signs and thousands commas, and with * and / for other signs of the same operation.
+    A plain equation around an annotation, as in "48/2 = <<48/2=24>>24", is that annotation's own text and counts once.
+    Equations come without spaces, dollar signs and thousands commas, and with * and / for other signs of the same
+    operation.
     """
-    found = _ANNOTATION.findall(solution) or _PLAIN.findall(solution)
-    return [re.sub(r"[\s$,]", "", equation).translate(_OPERATORS) for equation in found]
+    found: list[tuple[int, str]] = []
+    text, end = "", 0
+    for annotation in _ANNOTATION.finditer(solution):
+        text += solution[end : annotation.start()]
+        end = annotation.end()
+        found.append((len(text), annotation[1]))
+    places = [place for place, _ in found]
+    found += [
+        (plain.start(), plain[0])
+        for plain in _PLAIN.finditer(text + solution[end:])
+        if not any(plain.start() <= place <= plain.end() for place in places)
+    ]
+    ordered = sorted(found, key=lambda item: item[0])
+    return [re.sub(r"[\s$,]", "", equation).translate(_OPERATORS) for _, equation in ordered]
+
+
+def is_right(equation: str, tolerance: float = 1e-3) -> bool:
+    """Whether both sides of an equation, in the form that `equations` gives it, come to the same.
+
+    An equation whose sides are no sums, products and quotients of numbers is not: nobody can tell.
+
+    Args:
+        equation: "48/2=24".
+        tolerance: Greatest absolute difference of the sides; 0.001 is that of RFT's public script (Yuan et al. 2023).
+    """
+    left, _, right = equation.rpartition("=")
+    values = [_arithmetic(side) for side in (left, right)]
+    return None not in values and abs(values[0] - values[1]) <= tolerance  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
+
+
+def _arithmetic(text: str) -> Fraction | None:
+    """The value of sums, products and quotients of numbers, percentages and brackets among them."""
+    try:
+        return _evaluate(ast.parse(text.replace("%", "/100"), mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return None
+
+
+def _evaluate(node: ast.expr) -> Fraction:
+    match node:
+        case ast.Constant(value=int() | float()):
+            return Fraction(ast.unparse(node))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_evaluate(operand)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
+            return _ARITHMETIC[type(op)](_evaluate(left), _evaluate(right))
+        case _:
+            raise ValueError(f"{ast.unparse(node)} is no arithmetic")
+
+
+_ARITHMETIC: Mapping[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 def equation_sequence(solution: str) -> str:

@@ -149,7 +149,12 @@ def test_demonstrations_are_the_first_problems_and_too_long_ones_are_errors(fold
         ExpertIteration(short, folder, **SMALL).demonstrations(None)
     skipping = gym.make(sums.spec.id, **{**short.spec.kwargs, "on_long_prompt": "skip"})
     some = ExpertIteration(skipping, folder, **SMALL).demonstrations(None)
+    fitting = [p for p in (agent.env.problems[i] for i in range(30)) if len(agent.env.encode_solution(p)) <= 2]
+    assert list(some) == [problem.id for problem in fitting]
     assert 0 < len(some) < 30
+    # Of a limited number the first that fit, however many are passed over before them.
+    assert list(ExpertIteration(skipping, folder, **SMALL).demonstrations(3)) == list(some)[:3]
+    assert next(i for i in range(30) if agent.env.problems[i].id == list(some)[2]) > 2
     assert all(len(example.completion) <= 2 for example in some.values())
 
 

@@ -22,6 +22,7 @@ from tokengym.agents.rollouts.attempts import Attempt, AttemptFile
 from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.agents.training import learner, rounds
+from tokengym.agents.training.learner import Example
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load_tokenizer
 from tokengym.models.outcome import OutcomeModel
@@ -393,8 +394,41 @@ def test_without_demonstrations_the_first_round_samples_from_the_model_as_it_is(
 # ------------------------------------------------------------------------------------------------------- named settings
 
 
+def solution(problem: str, key: str, text: str) -> expert_iteration.Solution:
+    return expert_iteration.Solution(problem, key, text, Example(np.array([1]), np.array([len(text)])))
+
+
+def test_of_solutions_that_are_the_same_the_more_distant_one_is_kept() -> None:
+    """Distances by hand: "aaaa" is 4 from "bbbb", "aabb" 2, "abbb" 1; of equally distant ones the first stays."""
+    found = [
+        solution("p", "x", "aabb"), solution("p", "y", "bbbb"), solution("p", "x", "abbb"),  # nearer to y
+        solution("p", "x", "aaaa"), solution("p", "x", "cccc"),  # farther, then as far
+        solution("q", "x", "aabb"), solution("q", "x", "longer, but with nothing to differ from"),
+    ]  # fmt: skip
+    kept = expert_iteration.most_distant(found, {})
+    assert kept == {("p", "x"): found[3].example, ("p", "y"): found[1].example, ("q", "x"): found[5].example}
+    # A reference is another solution to differ from.
+    kept = expert_iteration.most_distant(found, {"p": ["aaaa"]})
+    assert kept["p", "x"] == found[4].example
+
+
+def test_attempts_with_wrong_equations_are_left_out_and_counted(make_agent, monkeypatch) -> None:
+    monkeypatch.setattr(
+        expert_iteration, "equations", lambda text: ["1+1=2", "1+1=3"] if "b" in text[1:] else ["1+1=2"]
+    )
+    logged: list[dict[str, float]] = []
+    agent = make_agent(RFT, rounds=1, samples_per_problem=30, demonstrations=0, temperature=2.0)
+    agent.learn(callback=lambda _, metrics: logged.append(metrics))
+    metrics = next(metrics for metrics in logged if "rollout/kept" in metrics)
+    assert metrics["rollout/wrong_equations"] > 0
+    assert metrics["rollout/kept"] > 0
+    assert all("b" not in agent.env.decode(example.completion)[1:] for example in agent._dataset.values())
+
+
 def test_rft_and_star_are_named_settings() -> None:
     ei, rft, star = ExpertIteration.config_class(), RFT.config_class(), STaR.config_class()
+    assert (ei.keep, ei.reject_wrong_equations) == ("first", False)
+    assert (rft.keep, rft.reject_wrong_equations) == ("distant", True)
     assert (ei.samples_per_problem, ei.temperature, ei.rounds, ei.epochs, ei.batch_size) == (96, 1.0, 2, 4, 128)
     assert (ei.restart, ei.accumulate, ei.deduplicate, ei.threshold) == ("base", True, "equation_sequence", 1.0)
     assert (rft.samples_per_problem, rft.temperature, rft.rounds, rft.epochs) == (100, 0.7, 1, 3)

@@ -9,6 +9,7 @@ import pytest
 from tokengym.benchmarks.paper.published import paper_table
 from tokengym.benchmarks.reports.content import (
     AttemptRecord,
+    Cell,
     Cost,
     Figure,
     Finding,
@@ -18,7 +19,6 @@ from tokengym.benchmarks.reports.content import (
     Row,
     RunRecord,
     StepRecord,
-    cell_over_seeds,
 )
 from tokengym.benchmarks.reports.svg import to_svg
 
@@ -71,16 +71,23 @@ def _table(start: str, paper: str) -> ResultTable:
     rows = []
     for name, reference in zip(SYSTEMS, (first, "ei", "sparse_ppo", "dense_orm_ppo"), strict=True):
         values = np.sort(rng.uniform(0.35, 0.75, 4))[:, None] + rng.normal(0, 0.008, (4, 3))
-        cells = [cell_over_seeds(dict(enumerate(row.tolist()))) for row in values]
+        cells = [_cell(dict(enumerate(row.tolist()))) for row in values]
         if name == "Sparse PPO":
             cells[2] = MissingCell("made up: its ORM ran out of memory")
-            cells[3] = cell_over_seeds({0: 0.7, 2: 0.74}, {1: "made up: no space was left"})
+            cells[3] = _cell({0: 0.7, 2: 0.74}, {1: "made up: no space was left"})
         rows.append(Row(name, tuple(cells), f"{paper}/{reference}"))
-    rows.append(Row("GRPO", tuple(cell_over_seeds({0: value}) for value in (0.5, 0.55, 0.6, 0.7))))
+    rows.append(Row("GRPO", tuple(_cell({0: value}) for value in (0.5, 0.55, 0.6, 0.7))))
     metrics = ("maj@1", "maj@8", "rerank@8", "pass@8")
     caption = "200 problems that don't exist, 8 samples each."
     published = {paper: paper_table(paper)}
     return ResultTable(f"Made up, {start}", caption, tuple(rows), metrics, published=published)
+
+
+def _cell(values: dict[int, float], missing: dict[int, str] | None = None) -> Cell:
+    """A cell with a made-up interval over seeds, if there are several."""
+    mean = float(np.mean(list(values.values())))
+    half = (max(values.values()) - min(values.values())) * 1.2
+    return Cell(values, mean, *((mean - half, mean + half) if len(values) > 1 else ()), missing=missing or {})
 
 
 @cache

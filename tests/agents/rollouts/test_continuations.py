@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -130,11 +131,14 @@ def test_labelling_that_was_cut_short_goes_on_where_it_stopped(policy, attempts,
 
     monkeypatch.setattr(prefix_labels, "continue_from", spy)
     counts = label_prefixes(
-        policy, slots(), attempts, 3, seed=1, stem=tmp_path / "labels", on_step=lambda n: told.update(done=n)
-    )
+        policy, slots(), attempts, 3, seed=1, stem=tmp_path / "labels",
+        on_step=lambda n, t: told.update(done=n, tokens=t),
+    )  # fmt: skip
     assert [c.tolist() for c in counts] == [c.tolist() for c in whole]
     assert path.read_text() == (tmp_path / "whole-0.jsonl").read_text()
-    assert told == {"asked for": 3 * (len(lines) - stop), "done": len(lines)}
+    sampled = sum(json.loads(line)["tokens"] for line in lines)
+    assert told == {"asked for": 3 * (len(lines) - stop), "done": len(lines), "tokens": sampled}
+    assert sampled > 3 * len(lines) / 2
 
 
 def test_another_number_of_processes_continues_the_labels(policy, attempts, tmp_path, monkeypatch) -> None:
@@ -143,7 +147,7 @@ def test_another_number_of_processes_continues_the_labels(policy, attempts, tmp_
     shares = [[a for a in attempts if a.problem.id == name] for name in "yz"]
     assert all(shares)
 
-    def kill(_: int, calls: Counter[str]) -> None:
+    def kill(_: int, tokens: int, calls: Counter[str]) -> None:
         calls["labels"] += 1
         if calls["labels"] == 3:
             raise KeyboardInterrupt
@@ -152,8 +156,9 @@ def test_another_number_of_processes_continues_the_labels(policy, attempts, tmp_
         calls = Counter[str]()
         with pytest.raises(KeyboardInterrupt):
             label_prefixes(
-                policy, slots(), share, 3, seed=1, stem=tmp_path / "a", rank=rank, on_step=lambda n, c=calls: kill(n, c)
-            )
+                policy, slots(), share, 3, seed=1, stem=tmp_path / "a", rank=rank,
+                on_step=partial(kill, calls=calls),
+            )  # fmt: skip
     for rank in (0, 1):
         (tmp_path / f"b-{rank}.jsonl").write_text((tmp_path / f"a-{rank}.jsonl").read_text())
     counts = label_prefixes(policy, slots(), attempts, 3, seed=1, stem=tmp_path / "a")

@@ -1,9 +1,17 @@
 """Findings follow from numbers by their rules: made-up numbers, with the verdicts that a person would give."""
 
+import numpy as np
 import pytest
 
-from tokengym.benchmarks.paper.findings import Claim, finding, later_gain, novelty
-from tokengym.benchmarks.reports.content import student_quantile
+from tokengym.benchmarks.paper.findings import Claim, Question, decide, novelty
+from tokengym.benchmarks.statistics import crossed_mean
+
+
+def claim(text: str, by_seed: dict[int, float], bound: float = 0.0) -> Claim:
+    """A claim on 50 problems at which every seed's difference is its mean and as much above as below."""
+    wobble = np.tile([0.01, -0.01], 25)
+    values = np.array([value + wobble for value in by_seed.values()])
+    return Claim(text, crossed_mean(values, (-1.0, 1.0)) if by_seed else None, by_seed, bound)
 
 
 @pytest.mark.parametrize(
@@ -17,54 +25,55 @@ from tokengym.benchmarks.reports.content import student_quantile
         ((-0.030, -0.031, -0.029), -0.02, "does not hold"),
         ((0.3,), 0.0, "undecided"),  # one seed
         ((), 0.0, "undecided"),
-        ((0.0, 0.0, 0.0), 0.0, "undecided"),
     ],
 )
-def test_claims(values: tuple[float, ...], bound: float, outcome: str) -> None:
-    assert Claim("made up", dict(enumerate(values)), bound).outcome == outcome
+def test_a_finding_of_one_claim(values: tuple[float, ...], bound: float, outcome: str) -> None:
+    (found,) = decide([Question("made up", [claim("made up", dict(enumerate(values)), bound)])])
+    assert found.verdict == outcome
 
 
-def test_the_interval_of_a_claim_by_hand() -> None:
-    # Mean 0.2, standard deviation 0.1, t of two degrees 4.3027.
-    cell = Claim("made up", {0: 0.1, 1: 0.2, 2: 0.3}).cell
-    assert student_quantile(2) == pytest.approx(4.3027, abs=1e-4)
-    assert (cell.low, cell.high) == pytest.approx((0.2 - 0.24842, 0.2 + 0.24842), abs=1e-4)  # pyright: ignore
+def test_a_finding_needs_all_its_claims_and_falls_with_one() -> None:
+    yes, no = claim("a", {0: 0.1, 1: 0.11, 2: 0.12}), claim("b", {0: -0.1, 1: -0.11, 2: -0.12})
+    open_ = claim("c", {0: 0.1, 1: -0.1, 2: 0.01})
+    verdicts = {
+        name: decide([Question("f", claims)])[0].verdict
+        for name, claims in {"yes": [yes, yes], "no": [yes, no], "fallen": [open_, no], "open": [yes, open_]}.items()
+    }
+    assert verdicts == {"yes": "holds", "no": "does not hold", "fallen": "does not hold", "open": "undecided"}
+    two = Question("f", [yes, no])
+    assert (two.p_holds, two.p_fails) == pytest.approx((no.p_holds, 2 * no.p_fails))
+    assert no.p_holds == pytest.approx(1 - no.p_fails)
 
 
-def test_a_finding_needs_all_its_claims() -> None:
-    yes, no, open_ = Claim("a", {0: 0.1, 1: 0.11}), Claim("b", {0: -0.1, 1: -0.11}), Claim("c", {0: 0.1, 1: -0.1})
-    assert finding("f", [yes, yes]).verdict == "holds"
-    assert finding("f", [yes, no]).verdict == "does not hold"
-    assert finding("f", [open_, no]).verdict == "does not hold"
-    assert finding("f", [yes, open_]).verdict == "undecided"
+def test_findings_that_are_decided_alone_may_not_be_among_many() -> None:
+    close = Question("close", [claim("a", {0: 0.05, 1: 0.07, 2: 0.08})])
+    assert 0.01 < close.p_value < 0.05
+    assert decide([close])[0].verdict == "holds"
+    many = decide([close] * 12)
+    assert {finding.verdict for finding in many} == {"undecided"}
+    assert "taken alone the finding would be decided in its favor" in many[0].certainty
+    assert "by Holm's procedure for 12 findings at once" in many[0].certainty
 
 
 def test_evidence_and_certainty_in_words() -> None:
-    one = finding("f", [Claim("EI less PPO", {0: 0.04})])
-    assert one.evidence == "EI less PPO: +0.040, claimed to be above +0.00, as it is in 1 of 1 seeds."
+    (one,) = decide([Question("f", [claim("EI less PPO", {0: 0.04})])])
+    assert one.evidence.startswith("EI less PPO: +0.040 [")
+    assert one.evidence.endswith("], claimed to be above +0.00, as it is in 1 of 1 seeds.")
     assert one.certainty.startswith("none: one seed")
-    none = finding("f", [Claim("EI less PPO", {})])
+    (none,) = decide([Question("f", [claim("EI less PPO", {})])])
     assert "no seed has both" in none.evidence
     assert "without a result" in none.certainty
-    agreeing = finding("f", [Claim("EI less PPO", {0: 0.01, 1: 0.1, 2: 0.2})])
-    assert (agreeing.verdict, agreeing.certainty.split(" agree")[0]) == ("undecided", "low: all 3 seeds")
-    sure = finding("f", [Claim("EI less PPO", {0: 0.1, 1: 0.1, 2: 0.11})])
-    assert sure.certainty.startswith("95 % over 3 seeds")
-
-
-def test_gains_of_later_rounds() -> None:
-    def curve(*accuracies: float) -> list[dict[str, float]]:
-        return [{"round": number, "eval/maj@1": value} for number, value in enumerate(accuracies)]
-
-    curves = {0: curve(0.4, 0.5, 0.6, 0.55, 0.7), 1: curve(0.4, 0.5, 0.6, 0.5), 2: curve(0.4, 0.5, 0.6)}
-    assert later_gain(curves) == pytest.approx({0: 0.1, 1: -0.1})
+    (sure,) = decide([Question("f", [claim("EI less PPO", {0: 0.1, 1: 0.1, 2: 0.11})])])
+    assert "as it is in 3 of 3 seeds; power 1.00 at 0.05 from there" in sure.evidence
+    assert sure.certainty.startswith("p = ")
+    assert sure.certainty.endswith("over 3 seeds.")
 
 
 def test_novelty_by_hand() -> None:
-    known = {"p": ["a", None, "b", "c"], "q": [None, None, "d", "d"]}
+    known = {"p": ["a", None, "b", "c"], "q": [None, None, "d", "d"], "r": [None] * 4}
     # First half of what is known: a at p, nothing at q. Second halves have at p b and c, of which neither is known.
-    assert novelty(known, known) == 1.0
-    theirs = {"p": ["x", "x", "a", "b"], "q": ["d", "d", "d", None]}
-    assert novelty(theirs, known) == pytest.approx(2 / 3)  # a is known, b and d are not
-    assert novelty({"p": [None, None]}, known) == 0.0
-    assert novelty({"r": [None, "a"]}, known) == 1.0  # a problem that was never tried
+    assert [part.tolist() for part in novelty(known, known)] == [[2, 1, 0], [2, 1, 0]]
+    theirs = {"p": ["x", "x", "a", "b"], "q": ["d", "d", "d", None], "r": ["e", "e", "e", "e"]}
+    new, total = novelty(theirs, known)
+    assert new.tolist() == [1, 1, 0]  # a is known, b and d are not
+    assert total.tolist() == [2, 1, 0]  # r is a problem that only one solves

@@ -27,6 +27,7 @@ from tokengym.benchmarks.paper.report import assemble
 from tokengym.benchmarks.paper.results import METRICS, Results, job_name
 from tokengym.benchmarks.paper.scales import SCALES, Scale, paper_scale
 from tokengym.benchmarks.paper.systems import ABLATIONS, JUDGE, TABLES, outputs, systems
+from tokengym.benchmarks.reports import text as report_text
 from tokengym.benchmarks.reports.content import Cell, MissingCell, Report
 from tokengym.benchmarks.reports.html import write_report
 from tokengym.registry import UnknownNameError
@@ -64,6 +65,7 @@ def test_what_every_system_starts_from_and_learns_by() -> None:
         name: {need.removeprefix("seed-0/").removesuffix("/train") for need in job.needs} for name, job in jobs.items()
     }
     assert needs["orm/train"] == {"ei"}
+    assert "pool" not in jobs["orm/train"].settings["config"]  # it samples the policy that expert iteration ended with
     assert needs["rcrl/train"] == {"ei"}
     assert needs["orm_rcrl/train"] == {"ei", "orm", "rcrl"}
     assert needs["sparse_ppo/train"] == needs["dense_ppo/train"] == {"sft"}
@@ -119,11 +121,12 @@ def test_a_scale_without_supervised_tables_trains_its_outcome_model_on_what_it_h
 def test_expected_attempts_by_hand() -> None:
     expected = {job.name.removeprefix("seed-0/"): expected_attempts(job) for job in plan(paper_scale("tiny"), [0])}
     assert expected["ei/train"] == 600 * 2 * 3
-    assert expected["rft/train"] == 600 * 4
+    assert expected["rft/train"] == expected["ei/train"] == expected["sparse_ppo/train"]  # compared at equal attempts
+    assert expected["pretrained/ei/train"] == expected["pretrained/sparse_ppo/train"] == 600 * 2 * 4
+    assert expected["orm/train"] == 600 * 6
     assert expected["rcrl/train"] == 300 * 2 * (1 + 3 * 4)
-    assert expected["sparse_ppo/train"] == 9 * 64 * 4
-    assert expected["sft/evaluate"] == 200 * 9
-    assert expected["sft/train"] == expected["orm/train"] == expected["orm_rcrl/train"] == expected["ei/rerank"] == 0
+    assert expected["sft/evaluate"] == 500 * 9
+    assert expected["sft/train"] == expected["orm_rcrl/train"] == expected["ei/rerank"] == 0
 
 
 def test_outputs_become_paths(tmp_path) -> None:
@@ -256,12 +259,15 @@ def _made_up(job: Job, folder: Path, rng: np.random.Generator) -> dict:
         rounds = [{"step": 1600 * i, "round": i, "eval/maj@1": float(rng.uniform())} for i in range(5)]
         return {"attempts": 8000, "tokens": 80_000, "seconds": 9.0, "curve": rounds}
     (folder / "attempts.json").write_text("[]")
+    assert job.work in (evaluate_system, rerank_system)
+    names = ("rerank@8",) if job.work is rerank_system else ("maj@1", "maj@8", "pass@8", "diversity")
+    by_problem = {name: (rng.random(20) < rng.uniform()).astype(float).tolist() for name in names}
+    ids = [f"p{i}" for i in range(20)]
+    (folder / "outcomes.json").write_text(json.dumps({"problem_ids": ids, "by_problem": by_problem}))
+    metrics = {name: [float(np.mean(values)), 0.0, 1.0] for name, values in by_problem.items()}
     if job.work is rerank_system:
-        value = float(rng.uniform())
-        return {"metrics": {"rerank@8": [value, 0.0, 1.0]}, "seconds": 1.0}
-    assert job.work is evaluate_system
-    (folder / "solutions.json").write_text(json.dumps({"p": ["1+1=2", None] * 4}))
-    metrics = {name: [float(rng.uniform()), 0.0, 1.0] for name in ("maj@1", "maj@8", "pass@8", "diversity")}
+        return {"metrics": metrics, "seconds": 1.0}
+    (folder / "solutions.json").write_text(json.dumps({name: ["1+1=2", None] * 4 for name in ids}))
     return {"metrics": metrics, "episodes": 1800, "tokens": 100_000, "seconds": 30.0}
 
 
@@ -272,8 +278,9 @@ def report_of(results: Results) -> Report:
 def test_a_report_has_every_number_in_its_place(tmp_path) -> None:
     results = made_up(tmp_path)
     report = report_of(results)
-    assert [table.title.split(" (")[1] for table in report.tables] == [
-        f"as Table {number} of the paper)" for number in (1, 3, 4)
+    assert [table.title.partition(" (")[2] for table in report.tables] == [
+        *(f"as Table {number} of the paper)" for number in (1, 3, 4)),
+        "",
     ]
     assert {figure.name for figure in report.figures} == {
         "sample-complexity",
@@ -290,7 +297,7 @@ def test_a_report_has_every_number_in_its_place(tmp_path) -> None:
         for seed in range(3):
             state = results.states[f"seed-{seed}/dense_ppo/{what}"]
             assert isinstance(state, Done)
-            assert cell.values[seed] == state.result["metrics"][metric][0]
+            assert cell.values[seed] == pytest.approx(state.result["metrics"][metric][0])
     evaluations = sum(job.work is evaluate_system for job in results.jobs.values())
     trainings = sum(job.work is train_system for job in results.jobs.values())
     assert report.cost.attempts == 1800 * evaluations + 8000 * trainings
@@ -320,11 +327,43 @@ def test_a_cell_without_one_seed_says_so(tmp_path) -> None:
     assert cell.missing == {1: "seed-1/dense_ppo/train failed: OSError: gone"}
 
 
+def test_a_seed_with_nothing_to_learn_from_counts_as_its_start(tmp_path) -> None:
+    why = "NothingToLearnError: no attempt was kept"
+    results = made_up(tmp_path, broken={"seed-1/pretrained/orm_ei/train": why})
+    start, found = results.values("pretrained/prompted", "maj@1"), results.values("pretrained/orm_ei", "maj@1")
+    assert set(found) == {0, 1, 2}
+    assert found[1] == start[1]
+    table = next(table for table in report_of(results).tables if "Table 3" in table.title)
+    cell = next(row for row in table.rows if row.name == "ORM EI").cells[0]
+    assert isinstance(cell, Cell)
+    assert cell.missing == {1: f"seed-1/pretrained/orm_ei/train failed: {why}; counted as Pretrained"}
+    assert report_text.lacking(cell) == "another value for seed 1"
+
+
+def test_evaluations_of_other_problems_are_not_compared(tmp_path) -> None:
+    results = made_up(tmp_path)
+    path = tmp_path / "seed-2" / "ei" / "evaluate" / "outcomes.json"
+    path.write_text(path.read_text().replace('"p3"', '"q3"'))
+    with pytest.raises(ValueError, match="seed-2/ei/evaluate is of other problems than the evaluations before it"):
+        report_of(results)
+
+
+def test_costs_count_what_was_sampled_for_a_system(tmp_path) -> None:
+    results = made_up(tmp_path)
+    assert results.builds_on("orm_rcrl") == ["ei", "orm", "rcrl"]
+    assert results.builds_on("sft") == []
+    runs = {run.name: run for run in report_of(results).runs}
+    assert runs["ORM RCRL"].builds_on.attempts == 3 * 3 * 8000
+    assert "with what it builds on" in report_text.run_cost(runs["ORM RCRL"])
+
+
 def test_one_seed_has_its_interval_over_problems(tmp_path) -> None:
     report = report_of(made_up(tmp_path, seeds=1))
     cell = report.tables[0].rows[0].cells[0]
     assert isinstance(cell, Cell)
-    assert (cell.low, cell.high) == (0.0, 1.0)
+    assert cell.low is not None
+    assert cell.high is not None
+    assert 0 < cell.high - cell.low < 1
     assert "over problems" in report.tables[0].interval
     assert {finding.verdict for finding in report.findings} == {"undecided"}
     assert all("one seed" in finding.certainty for finding in report.findings)

@@ -61,7 +61,7 @@ def evaluated(problems: int, n: int, temperature: float = 0.7) -> Evaluation:
     metrics = {"maj@1": Interval(0.25, 0.2, 0.3)}
     if n:
         metrics |= {f"maj@{n}": Interval(0.3, 0.2, 0.4), f"pass@{n}": Interval(0.5, 0.4, 0.6)}
-    return Evaluation(metrics, {"correct": 3, "wrong": 1}, 20.0, problems, n, temperature, 0, 900, 9000, 1.0)
+    return Evaluation(metrics, {"correct": 3, "wrong": 1}, 20.0, problems, n, temperature, 0, 900, 9000, 1.0, [], {})
 
 
 def printed(*what: RenderableType | None) -> str:

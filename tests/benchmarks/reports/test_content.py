@@ -5,8 +5,6 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.benchmarks.paper.published import paper_table
@@ -21,8 +19,6 @@ from tokengym.benchmarks.reports.content import (
     ResultTable,
     Row,
     StepRecord,
-    cell_over_seeds,
-    student_quantile,
 )
 from tokengym.benchmarks.reports.published import PaperRow, PaperTable
 from tokengym.envs import Problem
@@ -31,54 +27,9 @@ from tokengym.registry import UnknownNameError
 
 
 @pytest.mark.parametrize(
-    ("degrees", "quantile"), [(1, 12.7062), (2, 4.30265), (4, 2.77645), (9, 2.26216), (30, 2.04227), (1000, 1.96234)]
-)
-def test_students_quantiles_are_those_of_printed_tables(degrees: int, quantile: float) -> None:
-    assert student_quantile(degrees) == pytest.approx(quantile, rel=2e-5)
-
-
-def test_three_seeds_give_a_mean_and_students_interval() -> None:
-    cell = cell_over_seeds({0: 0.4, 1: 0.5, 2: 0.6})
-    assert isinstance(cell, Cell)
-    half = 4.30265 * 0.1 / math.sqrt(3)  # their standard deviation is 0.1
-    assert (cell.mean, cell.low, cell.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-5)
-    assert cell.values == {0: 0.4, 1: 0.5, 2: 0.6}
-
-
-def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    drawn = rng.normal(10, 2, (2000, 3))
-    cells = [cell_over_seeds(dict(enumerate(row)), bounds=(-math.inf, math.inf)) for row in drawn]
-    covered = [cell.low <= 10 <= cell.high for cell in cells if isinstance(cell, Cell) and cell.low and cell.high]
-    assert len(covered) == 2000
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
-def test_the_mean_is_in_its_interval_and_both_are_shares(values: list[float]) -> None:
-    cell = cell_over_seeds(dict(enumerate(values)))
-    assert isinstance(cell, Cell)
-    assert min(values) - 1e-12 <= cell.mean <= max(values) + 1e-12
-    if len(values) > 1:
-        assert cell.low is not None
-        assert cell.high is not None
-        assert 0 <= cell.low <= cell.mean <= cell.high <= 1
-    else:
-        assert (cell.low, cell.high) == (None, None)
-
-
-def test_seeds_without_a_value_are_told_and_a_cell_without_any_is_missing() -> None:
-    cell = cell_over_seeds({0: 0.5, 2: 0.5}, {1: "it ran out of memory"})
-    assert cell == Cell({0: 0.5, 2: 0.5}, 0.5, 0.5, 0.5, {1: "it ran out of memory"})
-    assert cell_over_seeds({}, {0: "it needs sft", 1: "it needs sft"}) == MissingCell("it needs sft")
-
-
-@pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: cell_over_seeds({}), "a cell without a value needs the reason"),
-        (lambda: cell_over_seeds({0: math.nan}), "values must be between 0.0 and 1.0, got {0: nan}"),
-        (lambda: cell_over_seeds({0: 37.0, 1: 40.0}), "values must be between 0.0 and 1.0"),
+        (lambda: Cell({0: math.nan}, 0.5), "must be finite"),
         (lambda: Cell({0: 0.5}, 0.5, 0.4), "an interval has two ends"),
         (lambda: Cell({0: 0.5}, 0.5, 0.6, 0.7), "the mean 0.5 is outside of its interval"),
         (lambda: Cell({0: 0.5}, math.inf), "must be finite"),

@@ -9,6 +9,7 @@ from tokengym.rewards.grading.solutions import (
     equation_sequence,
     equations,
     exact_text,
+    is_right,
     result,
     steps,
     uses_results,
@@ -26,7 +27,9 @@ GSM8K = (
         (GSM8K, ["48/2=24", "48+24=72"]),
         ("<<1,200 * 3 = 3,600>> so $3,600", ["1200*3=3600"]),
         ("<<20*.5=10>>", ["20*.5=10"]),
-        ("<<(3+4)*2=14>> then 5 + 6 = 11", ["(3+4)*2=14"]),  # annotations, where there are any, are all that counts
+        ("<<(3+4)*2=14>> then 5 + 6 = 11", ["(3+4)*2=14", "5+6=11"]),  # some annotated, some not, in their order
+        ("5 + 6 = 11, then 11 - 1 = <<11-1=10>>10 and 10 / 2 = 5", ["5+6=11", "11-1=10", "10/2=5"]),
+        ("3 * $4 = $<<3*4=12>>12 each", ["3*4=12"]),
         ("5 + 6 = 11, 11 - 1 = 10", ["5+6=11", "11-1=10"]),
         ("He pays $5 * 3 = $15.", ["5*3=15"]),
         ("1 + 2 + 3 = 6", ["1+2+3=6"]),
@@ -43,6 +46,18 @@ GSM8K = (
 )
 def test_equations_in_order_without_spaces(solution: str, expected: list[str]) -> None:
     assert equations(solution) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("48/2=24", True), ("(3+4)*2=14", True), ("20*.5=10", True), ("2-5=-3", True), ("10/3=3.333", True),
+        ("50%*8=4", True), ("48/2=25", False), ("10/3=3.33", False), ("1/0=0", False), ("x+1=2", False),
+        ("2**3=8", False), ("7", False), ("", False), ("1+(2=3", False), ("__import__=1", False),
+    ],
+)  # fmt: skip
+def test_right_and_wrong_equations(text: str, right: bool) -> None:
+    assert is_right(text) is right
 
 
 def test_solutions_are_the_same_by_their_equations_in_their_order() -> None:
