@@ -332,7 +332,7 @@ class SORM(ORM):
         with self.progress(0, f"{name}: continuing prefixes", progress_bar) as bar:
 
             def on_step(count: int, tokens: int) -> None:
-                sampled.update(attempts=self.config.continuations * count, tokens=tokens)
+                sampled.update(attempts=self.config.rollouts_per_step * count, tokens=tokens)
                 bar.update(count)
 
             counts = label_prefixes(

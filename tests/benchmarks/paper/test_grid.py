@@ -385,12 +385,13 @@ MINIATURE = replace(
     ei_from_pretrained={},
     orm={"samples_per_problem": 8, "epochs": 1, "balance": False},
     orm_filter={"orm_threshold": 0.0},  # it has learnt too little to keep anything
-    sorm={"problems": 6, "samples_per_problem": 4, "continuations": 2, "epochs": 1},
+    sorm={"problems": 6, "samples_per_problem": 4, "rollouts_per_step": 2, "epochs": 1},
     rcrl={"samples_per_problem": 4, "rollouts_per_step": 1, "positive_ratio": None},
     ppo={
         "iterations": 1, "problems_per_iteration": 4, "samples_per_problem": 2, "minibatch_size": 4, "epochs": 1,
         "critic_layers": 1, "validation_iterations": 1,
     },
+    ppo_from_pretrained={"temperature": 0.2},
     test_problems=6,
     n=4,
     browsed=2,
