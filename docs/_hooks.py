@@ -15,23 +15,11 @@ import docstring_parser
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
+from tokengym.__main__ import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 _TEMPORARY: list[Path] = []
-COMMANDS = (
-    "",
-    "list",
-    "train",
-    "train ei",
-    "train ppo",
-    "train grpo",
-    "eval",
-    "extrapolate",
-    "runs",
-    "render",
-    "doctor",
-    "bench",
-    "demo",
-)
+AGENTS_SHOWN = ("ei", "ppo", "grpo")
 
 
 @event_priority(100)  # before mkdocstrings reads its paths
@@ -91,8 +79,12 @@ def split_source(text: str) -> tuple[str, str]:
 def command_line() -> str:
     """The help of each command, as a terminal of 100 columns shows it."""
     environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    parts = ["# Command line\n\nEvery text below is what the command prints with `--help`.\n"]
-    for command in COMMANDS:
+    parts = [
+        "# Command line\n\nEvery text below is what the command prints with `--help`. Tables of every agent's settings are "
+        "on the pages about [algorithms](algorithms/index.md).\n"
+    ]
+    agents = [f"train {agent}" for agent in AGENTS_SHOWN]
+    for command in ("", *COMMANDS, *agents):
         arguments = [*command.split(), "--help"]
         shown = subprocess.run(  # noqa: S603
             [sys.executable, "-m", "tokengym", *arguments], capture_output=True, text=True, env=environment, check=True

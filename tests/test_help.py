@@ -7,6 +7,7 @@ import itertools
 import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import docstring_parser
@@ -131,6 +132,12 @@ def test_every_default_that_is_a_choice_names_its_source(config: type) -> None:
         changed = {f.name for f in dataclasses.fields(one) if before.get(f.name, f.default) != f.default}
         assert not changed - texts(one).keys(), f"{one.__name__} changes defaults whose texts it inherits"
         assert texts(one).keys() <= {field.name for field in dataclasses.fields(one)}
+
+
+def test_the_documentation_has_a_table_of_every_agents_settings() -> None:
+    pages = Path(__file__).parents[1].joinpath("docs", "algorithms").glob("*.md")
+    named = [path for page in pages for path in re.findall(r"<!-- settings: (\S+) -->", page.read_text())]
+    assert sorted(named) == sorted(f"{one.__module__}.{one.__name__}" for one in CONFIGS - {SearchConfig})
 
 
 def test_names_of_the_version_before_lead_to_those_of_today(capsys) -> None:
