@@ -80,7 +80,7 @@ def command_line() -> str:
     """The help of each command, as a terminal of 100 columns shows it."""
     environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
     parts = [
-        "# Command line\n\nEvery text below is what the command prints with `--help`. Tables of every agent's settings are "
+        "# Command line\n\nEvery text below is what the command prints with `--help`. Tables of settings are "
         "on the pages about [algorithms](algorithms/index.md).\n"
     ]
     agents = [f"train {agent}" for agent in AGENTS_SHOWN]
