@@ -292,7 +292,7 @@ def runs(arguments: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class PlanOptions(EnvChoice):
-    """What to plan, and the memory there is.
+    """Training to plan, and the memory there is.
 
     Attributes:
         agent: Agent to plan; `tokengym list` shows them.

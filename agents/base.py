@@ -178,7 +178,7 @@ class Agent(ABC):
 
     @classmethod
     def work(cls, config: Any, policy: "PreTrainedModel") -> Work:
-        """What an agent with a configuration holds in memory and runs, for a plan of it.
+        """Modules that an agent with a configuration holds in memory and runs, for a plan of it.
 
         Args:
             config: Configuration of the class `config_class`.

@@ -169,8 +169,8 @@ class Solution:
 
     Attributes:
         problem_id: Id of its problem.
-        key: What makes it the same as another solution of the problem.
-        text: Its text.
+        key: Key of the solution, shared by those of its problem that count as the same.
+        text: Text of the solution.
         example: Prompt and completion to train on.
     """
 
@@ -187,7 +187,7 @@ def most_distant(solutions: Iterable[Solution], known: Mapping[str, Sequence[str
     problem's solutions under other keys, known ones included, have a larger sum.
 
     Args:
-        solutions: In the order in which they were sampled.
+        solutions: Solutions in the order in which they were sampled.
         known: Texts that a problem's solutions shall differ from besides each other, such as its reference, by id.
     """
     from rapidfuzz.distance import Levenshtein

@@ -169,7 +169,7 @@ class PolicyGradientAgent(Agent):
         return {}
 
     def kept_tensors(self) -> dict[str, Tensor]:
-        """What `tensors` gives, with what a new agent would make of the policy as it is."""
+        """Result of `tensors`, with what a new agent would make of the policy as it is."""
         return self.tensors()
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -281,7 +281,7 @@ class PolicyGradientAgent(Agent):
         return self
 
     def _begin(self, iterations: int) -> "_Progress":
-        """What learning starts from: the newest checkpoint of the run, or of the folder that was loaded."""
+        """Start of learning: the newest checkpoint of the run, or of the folder that was loaded."""
         learner = self.make_learner(iterations * self.updates_per_iteration)
         folder = None if self.run_path is None else self.run_path / "training"
         state = load_checkpoint(learner, folder)
@@ -469,7 +469,7 @@ class PolicyGradientAgent(Agent):
 
 @dataclass(slots=True)
 class _Progress:
-    """Where learning is: what a second call of `learn` continues from, and what checkpoints hold.
+    """State of learning: what a second call of `learn` continues from, and what checkpoints hold.
 
     Attributes:
         learner: Learner with the optimizer's state.

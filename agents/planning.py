@@ -22,7 +22,7 @@ _LORA_RANK = 16
 
 @dataclass(frozen=True)
 class Planned:
-    """What a plan is made for.
+    """Training that a plan is made for.
 
     Attributes:
         agent: Class of the agent.

@@ -26,8 +26,9 @@ class Estimate:
     """A mean over seeds and problems, with what is known of its error.
 
     Attributes:
-        mean: The mean.
-        error: Its standard error over other seeds and other problems; over other problems alone with a single seed.
+        mean: Mean over seeds and problems.
+        error: Standard error of the mean over other seeds and other problems; over other problems alone with a single
+            seed.
         degrees: Satterthwaite's degrees of freedom of that error.
         seeds: Number of seeds.
         problems: Number of problems.
@@ -68,7 +69,7 @@ class Estimate:
         return float(stats.t.sf((self.mean - bound) / self.error, self.degrees))
 
     def p_below(self, bound: float) -> float:
-        """Likewise of the claim that the mean is below `bound`."""
+        """One-sided p-value of the claim that the mean is below `bound`."""
         return 1.0 if self.seeds < 2 or self.error == 0 else 1.0 - self.p_above(bound)
 
     def power(self, effect: float) -> float:
@@ -112,7 +113,7 @@ def ratio_difference(
         numerators: `[S, P]` of the first share.
         denominators: `[S, P]`, at least 0; where one is 0 its place has no part in the share.
         other_numerators: `[S, P]` of the share that is subtracted.
-        other_denominators: Likewise `[S, P]`.
+        other_denominators: `[S, P]` denominators of the other ratio.
 
     Raises:
         ValueError: A share is of nothing, or not between 0 and 1.
@@ -140,7 +141,7 @@ def _estimate(mean: float, values: FloatArray, bounds: tuple[float, float]) -> E
 
 
 def _standard_error(values: FloatArray) -> tuple[float, float]:
-    """Of the mean of `[S, P]` values with random effects of both; and its degrees of freedom.
+    """Standard error of the mean of `[S, P]` values with random effects of both, and its degrees of freedom.
 
     A mean square is subtracted that can exceed the sum of the others by chance; the variance is never taken to be less
     than what seeds alone, or problems alone, show.

@@ -411,7 +411,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     @cached_property
     def size(self) -> int | None:
-        """How many problems attempts start from, prompts that are skipped left out; None for an endless source."""
+        """Number of problems that attempts start from, without skipped prompts; None for an endless source."""
         size = self.num_indices
         if size is None or self.on_long_prompt == "error":
             return size

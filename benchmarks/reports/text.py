@@ -126,6 +126,6 @@ def cost(spent: Cost) -> str:
 
 
 def run_cost(run: RunRecord) -> str:
-    """What a configuration cost, and with what it builds on, if it does."""
+    """Cost of a configuration, and with what it builds on, if it does."""
     own = cost(run.cost)
     return own if not run.builds_on.attempts else f"{own}; with what it builds on: {cost(run.cost + run.builds_on)}"

@@ -1,4 +1,4 @@
-"""How often intervals over seeds and problems cover, by simulation: ours, and the bootstrap over both.
+"""Coverage of intervals over seeds and problems, by simulation: ours, and the bootstrap over both.
 
 `python -m tokengym.benchmarks.studies.interval_coverage` prints a table. Tables are drawn without a true difference
 between two systems: problems differ in difficulty, seeds in how well training went, and both meet by chance.
@@ -50,7 +50,7 @@ def bootstrap_interval(rng: np.random.Generator, values: FloatArray) -> tuple[fl
 
 
 def coverage(seeds: int, problems: int, spread: float, trials: int) -> dict[str, tuple[float, float]]:
-    """By kind of interval: the share of trials in which it holds 0, and its mean width."""
+    """Share of trials in which an interval holds 0, and its mean width, by kind of interval."""
     rng = np.random.default_rng(0)
     held = {"seeds and problems, t": [0, 0.0], "bootstrap of both": [0, 0.0]}
     for _ in range(trials):

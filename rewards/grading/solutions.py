@@ -41,12 +41,12 @@ def equations(solution: str) -> list[str]:
 
 
 def is_right(equation: str, tolerance: float = 1e-3) -> bool:
-    """Whether both sides of an equation, in the form that `equations` gives it, come to the same.
+    """True if both sides of an equation, in the form that `equations` gives it, come to the same.
 
     An equation whose sides are no sums, products and quotients of numbers is not: nobody can tell.
 
     Args:
-        equation: "48/2=24".
+        equation: Equation such as "48/2=24".
         tolerance: Greatest absolute difference of the sides; 0.001 is that of RFT's public script (Yuan et al. 2023).
     """
     left, _, right = equation.rpartition("=")
