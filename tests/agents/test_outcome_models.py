@@ -534,6 +534,16 @@ class Endless(Even):
     size = None
 
 
+def test_settings_by_their_names_of_the_version_before(make_agent, caplog) -> None:
+    agent = make_agent(SORM, continuations=3)
+    assert agent.config.rollouts_per_step == 3
+    assert "SORMConfig.continuations is called rollouts_per_step now" in caplog.text
+    with pytest.raises(TypeError, match="rollouts_per_step and continuations, its old name: leave out continuations"):
+        make_agent(SORM, continuations=3, rollouts_per_step=3)
+    with pytest.raises(TypeError, match="unknown setting of ORMConfig 'continuations'"):
+        make_agent(continuations=3)
+
+
 def test_settings_that_cannot_be(make_agent) -> None:
     for name, wrong in {"problems": 0, "samples_per_problem": 0, "temperature": 0, "validation_problems": 0}.items():
         with pytest.raises(ValueError, match=f"{name} must be"):
