@@ -63,7 +63,7 @@ class BacktranslationConfig(FineTuneConfig):
         SamplingConfig(self.temperature)
 
 
-class Backtranslation(Agent):
+class Backtranslation(Agent[BacktranslationConfig]):
     """Writes new problems that the student, the agent's model, solves sometimes; the model itself does not change.
 
     With a run folder they are in its `problems.jsonl`, for `tokengym/Dataset-v0` with `solution="solution"`.
@@ -71,7 +71,6 @@ class Backtranslation(Agent):
 
     name = "backtranslation"
     config_class = BacktranslationConfig
-    config: BacktranslationConfig
 
     problems: list[Problem]
     """Problems that were kept, after `learn`."""

@@ -2,12 +2,13 @@
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+ConfigT = TypeVar("ConfigT")
+"""Type of an agent's configuration."""
 Environment = str | EnvSpec | gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
-Callback = Callable[["Agent", dict[str, float]], bool | None]
+Callback = Callable[["Agent[Any]", dict[str, float]], bool | None]
 
 
 ALL_LINEAR = "all-linear"
@@ -71,8 +74,10 @@ class LoRA:
         return {f"lora_{name}": value for name, value in dataclasses.asdict(self).items()}
 
 
-class Agent(ABC):
+class Agent(ABC, Generic[ConfigT]):
     """Learns a policy over a token environment.
+
+    `Agent[PPOConfig]` is an agent whose settings are fields of `PPOConfig`; `inspect.signature` of an agent lists them.
 
     Args:
         env: Environment id, its spec, or a `gym.make` product: the agent makes its own slots from it, with the model's
@@ -111,6 +116,12 @@ class Agent(ABC):
     name: ClassVar[str]
     config_class: ClassVar[type]
     default_model: ClassVar[str] = "tokengym/tiny"
+    config: ConfigT
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "config_class" in vars(cls):
+            cls.__signature__ = _signature(cls)
 
     def __init__(
         self,
@@ -391,7 +402,7 @@ class Agent(ABC):
             "env": self._source.to_json() if isinstance(self._source, EnvSpec) else repr(self.env.problems),
             "num_envs": self.num_envs,
             "seed": self.seed,
-            "config": dataclasses.asdict(self.config),
+            "config": dataclasses.asdict(cast(Any, self.config)),
         }
 
 
@@ -426,6 +437,18 @@ def _spec(env: Environment) -> EnvSpec | TokenVectorEnv:
     if isinstance(env, TokenVectorEnv):
         return env
     raise TypeError(f"{env} has no spec to make slots from: give its id, or a TokenVectorEnv")
+
+
+def _signature(agent: type[Agent[Any]]) -> inspect.Signature:
+    """The arguments of an agent, with the fields of its configuration in place of `**config`."""
+    parameters = inspect.signature(agent.__init__).parameters
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values()):  # passed on to `Agent`
+        parameters = inspect.signature(Agent.__init__).parameters
+    own = [item for name, item in parameters.items() if name != "self" and item.kind is not item.VAR_KEYWORD]
+    if len(own) + 1 < len(parameters) and dataclasses.is_dataclass(agent.config_class):
+        config = inspect.signature(agent.config_class).parameters.values()
+        own += [item.replace(kind=item.KEYWORD_ONLY) for item in config]
+    return inspect.Signature(own)
 
 
 def _configure(config_class: type, values: Mapping[str, Any]) -> Any:

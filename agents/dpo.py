@@ -95,12 +95,11 @@ class DPOConfig(FineTuneConfig):
             raise ValueError(f"a pool is learned from in one round: set rounds=1, not {self.rounds}")
 
 
-class DPO(RoundsAgent):
+class DPO(RoundsAgent[DPOConfig]):
     """Direct preference optimization (DPO) on the policy's own right and wrong attempts, in rounds."""
 
     name = "dpo"
     config_class = DPOConfig
-    config: DPOConfig
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)

@@ -213,12 +213,11 @@ def most_distant(solutions: Iterable[Solution], known: Mapping[str, Sequence[str
 _KEYS: dict[str, Callable[[str], str]] = {"equation_sequence": equation_sequence, "exact_text": exact_text}
 
 
-class ExpertIteration(RoundsAgent):
+class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
     """Expert iteration (EI): fine-tune on one's own correct attempts, round after round."""
 
     name = "ei"
     config_class = ExpertIterationConfig
-    config: ExpertIterationConfig
 
     def _load_model(
         self, model: str | Path, device: str, dtype: str, lora: LoRA

@@ -74,12 +74,11 @@ class GRPOConfig(ProximalConfig):
             raise ValueError(f"minibatches must be between 1 and the {episodes} attempts, got {self.minibatches}")
 
 
-class GRPO(ProximalAgent):
+class GRPO(ProximalAgent[GRPOConfig]):
     """Group relative policy optimization (GRPO): PPO's clipped loss with the group's mean for a value function."""
 
     name = "grpo"
     config_class = GRPOConfig
-    config: GRPOConfig
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +123,10 @@ class PolicyGradientConfig(OptimizerConfig):
             )
 
 
-class PolicyGradientAgent(Agent):
+PolicyGradientConfigT = TypeVar("PolicyGradientConfigT", bound=PolicyGradientConfig)
+
+
+class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
     """Base of agents that sample a batch of attempts with the newest policy, learn from it, and throw it away."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -206,7 +209,7 @@ class PolicyGradientAgent(Agent):
             NonFiniteError: A reward, a loss or a gradient is infinite or NaN. The attempts of that iteration are
                 written to the run's folder.
         """
-        config: PolicyGradientConfig = self.config
+        config = self.config
         iterations = self._iterations(total_episodes)
         self.env.check_prompts()
         checkpoints = None if self.run_path is None else self.run_path / "training"
@@ -410,7 +413,7 @@ class PolicyGradientAgent(Agent):
             raise NonFiniteError(message) from error
 
     def _iterations(self, budget: int | None) -> int:
-        config: PolicyGradientConfig = self.config
+        config = self.config
         episodes = config.problems_per_iteration * config.samples_per_problem
         if budget is not None and budget < episodes:
             raise ValueError(

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 import numpy as np
 from accelerate import Accelerator
@@ -119,7 +119,10 @@ class SORMConfig(ORMConfig):
             raise ValueError(f"rollouts_per_step must be at least 1, got {self.rollouts_per_step}")
 
 
-class ORM(Agent):
+ORMConfigT = TypeVar("ORMConfigT", bound=ORMConfig)
+
+
+class ORM(Agent[ORMConfigT]):
     """Outcome reward model (ORM): learns from a policy's own attempts how likely a prefix is to end correctly.
 
     `model` is the policy, which stays as it is; what is trained is `outcome_model`, a copy of it with a head of one
@@ -311,7 +314,7 @@ class ORM(Agent):
         return learner.total_steps
 
 
-class SORM(ORM):
+class SORM(ORM[SORMConfig]):
     """Stepwise ORM (SORM): learns from continuations of prefixes whether the correct answer can still be reached."""
 
     name = "sorm"

@@ -220,12 +220,11 @@ class Experience:
         return Experience(*(cast(Any, at(getattr(self, item.name), rows)) for item in fields(self)))
 
 
-class PPO(ProximalAgent):
+class PPO(ProximalAgent[PPOConfig]):
     """Proximal policy optimization (PPO) with a critic: every token is an action with an advantage of its own."""
 
     name = "ppo"
     config_class = PPOConfig
-    config: PPOConfig
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)

@@ -67,7 +67,7 @@ class PretrainConfig(OptimizerConfig):
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
 
 
-class Pretrain(Agent):
+class Pretrain(Agent[PretrainConfig]):
     """Next-token prediction on the environment's demonstrations, from random weights unless a model is given.
 
     Step i trains on the demonstrations i B to (i + 1) B - 1 of the environment's source: online samples, where it is
@@ -77,7 +77,6 @@ class Pretrain(Agent):
 
     name = "pretrain"
     config_class = PretrainConfig
-    config: PretrainConfig
     default_model = NEW
 
     @classmethod

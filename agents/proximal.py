@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -83,7 +83,10 @@ class ProximalConfig(PolicyGradientConfig):
         return self.clip if self.clip_high is None else self.clip_high
 
 
-class ProximalAgent(PolicyGradientAgent):
+ProximalConfigT = TypeVar("ProximalConfigT", bound=ProximalConfig)
+
+
+class ProximalAgent(PolicyGradientAgent[ProximalConfigT]):
     """Base of agents that make several updates on a batch of attempts, and may stay close to a reference."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:

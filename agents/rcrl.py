@@ -119,7 +119,7 @@ class RCRLConfig(FineTuneConfig):
             raise ValueError(f"return_edges must be one or more ascending numbers, got {edges}")
 
 
-class RCRL(Agent):
+class RCRL(Agent[RCRLConfig]):
     """Return-conditioned RL (RCRL): fine-tune on good and bad steps, each after its label, and ask for good ones.
 
     `model` is the policy that attempts are sampled from; what is trained is `base`, and from then on the agent's policy
@@ -128,7 +128,6 @@ class RCRL(Agent):
 
     name = "rcrl"
     config_class = RCRLConfig
-    config: RCRLConfig
     labels: Labels | None
     """Labels of the model as it is now; `None` before it has learned any."""
 

@@ -40,12 +40,11 @@ class ReinforceConfig(PolicyGradientConfig):
             raise ValueError('baseline="rloo" compares attempts at one problem: set samples_per_problem to 2 or more')
 
 
-class Reinforce(PolicyGradientAgent):
+class Reinforce(PolicyGradientAgent[ReinforceConfig]):
     """REINFORCE: one step along the policy gradient per batch of attempts; RLOO by `baseline="rloo"`."""
 
     name = "reinforce"
     config_class = ReinforceConfig
-    config: ReinforceConfig
 
     def improve(self, learner: Learner, attempts: Sequence[Attempt], iteration: int) -> dict[str, float]:
         advantages = BASELINES[self.config.baseline](self.returns(attempts)).ravel() * self.learnable(attempts)

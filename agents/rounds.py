@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,7 +21,34 @@ _SEED_DISTANCE = 1_000_003
 """Seeds of different rounds are so far apart that those of neighboring runs do not meet."""
 
 
-class RoundsAgent(Agent):
+class RoundsConfig(Protocol):
+    """Settings that agents which improve in rounds share."""
+
+    @property
+    def rounds(self) -> int:
+        """Largest number of rounds."""
+        ...
+
+    @property
+    def samples_per_problem(self) -> int:
+        """Attempts at each problem in a round."""
+        ...
+
+    @property
+    def validation_problems(self) -> int:
+        """Validation problems after each round."""
+        ...
+
+    @property
+    def patience(self) -> int:
+        """Rounds without a better validation after which learning stops."""
+        ...
+
+
+RoundsConfigT = TypeVar("RoundsConfigT", bound=RoundsConfig)
+
+
+class RoundsAgent(Agent[RoundsConfigT]):
     """Base of agents that sample at many problems, train on what came of it, and do that again.
 
     Their configurations have `rounds`, `samples_per_problem`, `validation_problems` and `patience`. Round 0 is what

@@ -23,12 +23,11 @@ class SFTConfig(FineTuneConfig):
     validation_problems: int = 200
 
 
-class SFT(Agent):
+class SFT(Agent[SFTConfig]):
     """Supervised fine-tuning on the environment's reference solutions."""
 
     name = "sft"
     config_class = SFTConfig
-    config: SFTConfig
 
     def learn(
         self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
