@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..envs.curriculum import Batch
 from ..files import new_folder
-from ..models.engine.sampling import SamplingConfig
+from ..models.engine.sampling import NonFiniteLogitsError, SamplingConfig
 from ..models.loading import no_progress_bars
 from ..rewards.base import RewardError
 from .base import Agent, Callback, Environment
@@ -262,7 +262,8 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
                     last = iteration + 1 == end or budget - self.num_attempts < episodes
                     if validation is not None and (last or (iteration + 1) % config.validation_iterations == 0):
                         started = time.perf_counter()
-                        metrics |= validate(self.policy, validation, config.validation_problems, self.ranks)
+                        with self._kept_if_not_finite(attempts, iteration, learner):
+                            metrics |= validate(self.policy, validation, config.validation_problems, self.ranks)
                         best.compare(metrics["eval/maj@1"], snapshot(self.model) if config.keep_best else {})
                         metrics["time/eval_seconds"] = time.perf_counter() - started
                     for part in ("rollout", "train"):
@@ -401,7 +402,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         """Writes the iteration's attempts to the run's folder when a reward, a loss or a gradient is not finite."""
         try:
             yield
-        except (NonFiniteError, RewardError) as error:
+        except (NonFiniteError, NonFiniteLogitsError, RewardError) as error:
             message = f"iteration {iteration}, before update {learner.steps + 1}: {error}"
             if self.run is not None:
                 path = self.run.path / f"not-finite-{iteration}.jsonl"

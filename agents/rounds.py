@@ -2,7 +2,8 @@
 
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -11,9 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..files import remove_folder
+from ..models.engine.sampling import NonFiniteLogitsError
 from .base import Agent, Callback
 from .evaluation.evaluate import validate
 from .training.fine_tuning import restore, snapshot
+from .training.learner import NonFiniteError
 from .training.memory import Work
 from .training.rounds import Round
 
@@ -114,7 +117,8 @@ class RoundsAgent(Agent[RoundsConfigT]):
                     break
                 metrics: dict[str, float] = {}
                 if number:
-                    self.sample_round(number, episodes, metrics, progress_bar)
+                    with _naming_the_round(number):
+                        self.sample_round(number, episodes, metrics, progress_bar)
                 current = Round.load(self.round_folder(number), number)
                 if current is None:
                     step = self.num_attempts if episodes else number
@@ -122,7 +126,8 @@ class RoundsAgent(Agent[RoundsConfigT]):
                         self.run.rewind(step - 1)  # what a killed process logged of this round
                     self.train_round(number, base, metrics, progress_bar)
                     started = time.perf_counter()
-                    metrics |= validate(self.policy, validation, config.validation_problems, self.ranks)
+                    with _naming_the_round(number):
+                        metrics |= validate(self.policy, validation, config.validation_problems, self.ranks)
                     metrics |= {"time/eval_seconds": time.perf_counter() - started, "round": number}
                     current = Round(number, metrics["eval/maj@1"], snapshot(self.model))
                     going_on = self.log(metrics, callback, step)
@@ -158,3 +163,12 @@ class RoundsAgent(Agent[RoundsConfigT]):
         if folder is not None and self.ranks.is_main:
             current.save(folder)
             remove_folder(folder / "training")
+
+
+@contextmanager
+def _naming_the_round(number: int) -> Iterator[None]:
+    """Says in which round a model's logits were not finite."""
+    try:
+        yield
+    except NonFiniteLogitsError as error:
+        raise NonFiniteError(f"round {number}: {error}") from error

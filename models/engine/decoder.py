@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ...arrays import IntArray
 from ..layers import without_adapters
 from .cache import SlotModel
-from .sampling import SamplingConfig, sample
+from .sampling import SamplingConfig, check_finite, sample
 
 # Below this share of live rows the batch is compacted: moving rows costs less than carrying them along.
 COMPACT_BELOW = 0.9
@@ -99,11 +99,12 @@ class SlotDecoder(SlotModel):
         output = self.forward(slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
         logits = output.logits[:, -1, : self.vocab_size]
         tokens, logprobs = sample(logits, self._tensor(self._keys[:count]), self._tensor(self._drawn[:count]), config)
-        drawn = tokens.cpu().numpy()
+        drawn, chances = tokens.cpu().numpy(), logprobs.cpu().numpy()
+        check_finite(chances, self.model)
         self._lengths[:count] += self._growing[:count]
         self._drawn[:count] += 1
         self._pending[:count] = drawn
-        return drawn, logprobs.cpu().numpy()
+        return drawn, chances
 
     def replace_pending(self, tokens: IntArray) -> None:
         """Makes `tokens` `[R]`, in the order of `slots`, the next inputs: what was done in place of what was drawn."""

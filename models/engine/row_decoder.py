@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ...arrays import IntArray
 from ..positions import check_length
-from .sampling import SamplingConfig, sample
+from .sampling import SamplingConfig, check_finite, sample
 
 # What models call their cache, in their outputs and as an argument.
 _CACHES = ("past_key_values", "cache_params", "state")
@@ -131,6 +131,7 @@ class RowDecoder:
         )
         chosen, chances = sample(logits[:, : self.vocab_size], keys, drawn, config)
         tokens[growing], logprobs[growing] = chosen.cpu().numpy(), chances.cpu().numpy()
+        check_finite(logprobs[growing], self.model)
         for attempt, token in zip(attempts, tokens[growing].tolist(), strict=True):
             attempt.pending = token
             attempt.length += 1

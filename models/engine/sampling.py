@@ -8,8 +8,13 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..layers import model_name
 
 # SplitMix64 (Steele, Lea and Flood 2014), written for two's-complement int64, which is what torch has on every device.
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64
@@ -87,7 +92,31 @@ def sample(logits: Tensor, keys: Tensor, positions: Tensor, config: SamplingConf
     else:
         logits = _truncate(logits if config.temperature == 1 else logits / config.temperature, config)
         tokens, normalizer = _invert(logits, uniforms(keys, positions))
+        tokens.clamp_(max=logits.shape[-1] - 1)
     return tokens, logits.gather(-1, tokens[:, None])[:, 0] - normalizer
+
+
+class NonFiniteLogitsError(ValueError):
+    """A model's logits are infinite or NaN."""
+
+
+def check_finite(logprobs: NDArray[np.float32], model: PreTrainedModel) -> None:
+    """Makes sure that tokens were drawn from a distribution.
+
+    Args:
+        logprobs: `[R]` log-probabilities of drawn tokens.
+        model: Model that they were drawn from.
+
+    Raises:
+        NonFiniteLogitsError: They are not finite.
+    """
+    if not np.isfinite(logprobs).all():
+        rows = int((~np.isfinite(logprobs)).sum())
+        raise NonFiniteLogitsError(
+            f"the logits of {model_name(model)} are not finite in {rows} of {len(logprobs)} attempts: an update has "
+            "broken its weights, or they were broken when it was loaded. Go back to a checkpoint from before, with a "
+            "lower learning rate"
+        )
 
 
 def _truncate(logits: Tensor, config: SamplingConfig) -> Tensor:
@@ -119,7 +148,7 @@ def _invert(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     mass = blocks.sum(-1, dtype=torch.float64)
     ends = mass.cumsum(-1)
     target = uniform[:, None] * ends[:, -1:]
-    block = torch.searchsorted(ends, target, right=True)
+    block = torch.searchsorted(ends, target, right=True).clamp_(max=ends.shape[-1] - 1)  # NaN would be past the end
     inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK))[:, 0].double().cumsum(-1)
     offset = target - (ends - mass).gather(1, block)
     # Rounding may carry the offset to the block's very end, past its last token of positive weight.

@@ -20,7 +20,7 @@ from tokengym.agents.presets import PRESETS
 from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.training.advantages import group_advantages
-from tokengym.agents.training.learner import Example, Learner
+from tokengym.agents.training.learner import Example, Learner, NonFiniteError
 from tokengym.agents.training.losses import clipped_surrogate
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.envs.curriculum import Uniform, make_curriculum
@@ -334,6 +334,28 @@ def test_a_second_call_of_learn_continues_where_the_first_ended(make, tmp_path, 
         budgeted.learn(total_episodes=episodes)
     assert budgeted.num_attempts == 4 * episodes
     assert same(weights(whole), weights(budgeted))
+
+
+@pytest.mark.parametrize("validation_problems", [0, 5])
+def test_logits_that_are_not_finite_end_learning_with_the_update_named(
+    make, tmp_path, validation_problems: int
+) -> None:
+    agent = make("rloo", run=tmp_path / "run", validation_problems=validation_problems, validation_iterations=1)
+    improve = agent.improve
+
+    def broken(learner, attempts, iteration):
+        found = improve(learner, attempts, iteration)
+        if iteration == 1:
+            next(agent.model.parameters()).data.fill_(torch.nan)
+        return found
+
+    agent.improve = broken
+    with pytest.raises(NonFiniteError) as error:
+        agent.learn()
+    where = "iteration 1, before update 3" if validation_problems else "iteration 2, before update 3"
+    assert str(error.value).startswith(f"{where}: the logits of GPT2LMHeadModel")
+    assert "are not finite in" in str(error.value)
+    assert "the attempts are in" in str(error.value)
 
 
 def test_learn_begins_anew_if_asked_to(make, tmp_path) -> None:

@@ -5,8 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from tokengym.models.engine.sampling import GREEDY, SamplingConfig, sample, stream_key, uniforms
+from tokengym.models.engine.sampling import (
+    GREEDY,
+    NonFiniteLogitsError,
+    SamplingConfig,
+    check_finite,
+    sample,
+    stream_key,
+    uniforms,
+)
 
 
 def keys(*attempts: int) -> torch.Tensor:
@@ -82,3 +91,24 @@ def test_streams_differ_by_seed_problem_attempt_and_position() -> None:
 def test_settings_out_of_range_are_named(settings: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         SamplingConfig(**settings)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("vocabulary", [3, 256, 1000])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "config", [GREEDY, SamplingConfig(1.0), SamplingConfig(0.7, top_k=2), SamplingConfig(1.0, top_p=0.9)]
+)
+def test_logits_that_are_not_finite_draw_ids_of_the_vocabulary_and_show(
+    vocabulary: int, value: float, config: SamplingConfig
+) -> None:
+    """An id outside would end a process on a GPU before anybody could say why."""
+    logits = torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(0))
+    logits[1] = value
+    tokens, logprobs = sample(logits, keys(0, 1, 2), torch.arange(3), config)
+    assert ((tokens >= 0) & (tokens < vocabulary)).all()
+    assert logprobs.isfinite().tolist() == [True, False, True]
+    with pytest.raises(NonFiniteLogitsError, match="the logits of LlamaForCausalLM are not finite in 1 of 3 attempts"):
+        check_finite(
+            logprobs.numpy(),
+            LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, num_attention_heads=1, num_hidden_layers=1)),
+        )
