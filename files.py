@@ -7,7 +7,14 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class DamagedFileError(ValueError):
+    """A file is cut short or holds something else than it should."""
 
 
 @contextmanager
@@ -86,13 +93,31 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-        ValueError: The file holds no JSON; the message names it.
+        DamagedFileError: The file holds no JSON; the message names it.
     """
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(
+        raise DamagedFileError(
             f"{path} is damaged, it holds no JSON ({error}): restore it, or delete what it is part of"
+        ) from error
+
+
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """The tensors in a safetensors file, by name.
+
+    Raises:
+        DamagedFileError: The file is cut short, or holds something else; the message names it.
+        FileNotFoundError: There is no such file.
+    """
+    from safetensors import SafetensorError  # here and not above: they import PyTorch
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DamagedFileError(
+            f"{path} is damaged, it holds no whole tensors ({error}): restore it, or delete what it is part of"
         ) from error
 
 

@@ -9,10 +9,11 @@ from typing import Any, Literal, Self, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..files import read_tensors
 from ..models.critics import ActorCritic, Critic, make_critic
 from ..models.forward import Entropy, action_logprobs, compute_dtype
 from ..models.layers import train_top_layers
@@ -414,7 +415,7 @@ def load_critic(critic: Critic, path: Path) -> None:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path.parent} holds no critic: PPO saves {path.name} beside its model")
-    saved, own = load_file(path), critic.state_dict()
+    saved, own = read_tensors(path), critic.state_dict()
     for name in sorted(saved.keys() | own.keys()):
         shapes = [str(tuple(part[name].shape)) if name in part else "nothing" for part in (saved, own)]
         if shapes[0] != shapes[1]:

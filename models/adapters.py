@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ..extras import need
+from ..files import read_tensors
 from .layers import deep_copy
 
 FOLDER = "adapter"
@@ -85,7 +85,7 @@ def with_saved_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the adapters in {str(folder)!r} do not fit the model {base!r}: {error}") from error
     state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    saved = load_file(folder / "adapter_model.safetensors")
+    saved = read_tensors(folder / "adapter_model.safetensors")
     if others := set(state) ^ set(saved):
         raise ValueError(
             f"the adapters in {str(folder)!r} do not fit the model {base!r}: {min(others)} is in one of them only"

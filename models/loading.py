@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from ..extras import need
+from ..files import naming
 from ..registry import UnknownNameError, unknown_name
 from .adapters import FOLDER, base_name, is_adapter, with_saved_adapters
 from .engine.self_check import check_training
@@ -107,7 +108,7 @@ def load(
             dequantize=True
         )  # packed weights can be neither trained nor saved
     try:
-        with no_progress_bars():
+        with no_progress_bars(), naming(Path(arguments["pretrained_model_name_or_path"])):
             model: Any = AutoModelForCausalLM.from_pretrained(**arguments)
     except OSError as error:
         raise not_loaded("model", name, location, error) from error

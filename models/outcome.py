@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from ..arrays import FloatArray, IntArray
+from ..files import naming
 from ..registry import unknown_name
 from .engine.scorer import SlotScorer
 from .engine.self_check import check_training, fits_slots
@@ -124,7 +125,7 @@ class OutcomeModel:
         own = load_tokenizer(folder)
         if tokenizer is not None:
             _check_same_tokens(str(path), own, tokenizer)
-        with no_progress_bars():
+        with no_progress_bars(), naming(folder):
             config = AutoConfig.from_pretrained(folder)
             loaded: Any = TokenScorer.from_pretrained(folder, config=config, dtype="auto", output_loading_info=True)
         model, report = loaded

@@ -1,15 +1,14 @@
 """Checkpoints of training in progress: a learner's state and JSON values, the newest kept, written all at once."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ...files import new_folder, remove_folder, write_json
+from ...files import DamagedFileError, new_folder, read_json, read_tensors, remove_folder, write_json
 from .learner import Learner
 
 
@@ -39,23 +38,34 @@ def save_checkpoint(
 
 
 def load_checkpoint(learner: Learner, folder: Path | None) -> dict[str, Any]:
-    """Restores the newest checkpoint in `folder`; its JSON values, none where there is no checkpoint."""
+    """Restores the newest checkpoint in `folder`; its JSON values, none where there is no checkpoint.
+
+    Raises:
+        DamagedFileError: A file of it is damaged or missing.
+    """
     saved = _saved(folder) if folder is not None else []
     if not saved:
         return {}
-    state = json.loads((saved[-1] / "state.json").read_text())
-    learner.load(saved[-1], state["steps"])
+    try:
+        state = read_json(saved[-1] / "state.json")
+        learner.load(saved[-1], state["steps"])
+    except (DamagedFileError, FileNotFoundError) as error:
+        raise DamagedFileError(
+            f"the checkpoint {saved[-1]} cannot be read ({error}). Delete that folder, and learning continues from the "
+            "checkpoint before it, or from the beginning where there is none"
+        ) from error
     return state
 
 
 def load_tensors(folder: Path | None) -> dict[str, Tensor]:
     """The tensors that were kept with the newest checkpoint in `folder`; none where there are none."""
     saved = _saved(folder) if folder is not None else []
-    return load_file(saved[-1] / _TENSORS) if saved and (saved[-1] / _TENSORS).exists() else {}
+    return read_tensors(saved[-1] / _TENSORS) if saved and (saved[-1] / _TENSORS).exists() else {}
 
 
 _TENSORS = "tensors.safetensors"
 
 
 def _saved(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    found = (path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ...files import read_tensors
 from ...models.critics import ActorCritic
 from ...models.forward import Entropy, action_logprobs, action_states, compute_dtype
 from ...models.layers import decoder_layers, recomputed
@@ -462,7 +463,7 @@ class Learner:
             ValueError: The trained parameters differ from the saved ones in name or shape.
         """
         saved: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
-        for key, value in load_file(folder / _LEARNER).items():
+        for key, value in read_tensors(folder / _LEARNER).items():
             kind, name = key.split("/", 1)
             saved[name][kind] = value
         names = {id(parameter): name for name, parameter in self.base.named_parameters()}

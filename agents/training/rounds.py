@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ...files import new_folder, read_json, write_json
+from ...files import new_folder, read_json, read_tensors, write_json
 
 _WEIGHTS, _RECORD = "weights.safetensors", "round.json"
 
@@ -39,4 +39,4 @@ class Round:
         if folder is None or not (folder / "finished").exists():
             return None
         finished = folder / "finished"
-        return cls(number, read_json(finished / _RECORD)["accuracy"], load_file(finished / _WEIGHTS))
+        return cls(number, read_json(finished / _RECORD)["accuracy"], read_tensors(finished / _WEIGHTS))

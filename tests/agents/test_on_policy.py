@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -24,6 +25,7 @@ from tokengym.agents.training.learner import Example, Learner, NonFiniteError
 from tokengym.agents.training.losses import clipped_surrogate
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.envs.curriculum import Uniform, make_curriculum
+from tokengym.files import DamagedFileError
 from tokengym.models import load_tokenizer
 from tokengym.rewards import Verdict
 
@@ -356,6 +358,23 @@ def test_logits_that_are_not_finite_end_learning_with_the_update_named(
     assert str(error.value).startswith(f"{where}: the logits of GPT2LMHeadModel")
     assert "are not finite in" in str(error.value)
     assert "the attempts are in" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["learner.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut short", "missing"])
+def test_a_damaged_checkpoint_is_named_and_without_it_the_run_begins_again(make, tmp_path, name, damage) -> None:
+    settings = {"iterations": 1, "run": tmp_path / "run"}
+    whole = make("rloo", **settings).learn()
+    (checkpoint,) = (tmp_path / "run" / "training").glob("step-*")
+    (checkpoint.parent / "step-notes").mkdir()  # is no checkpoint
+    file = checkpoint / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    if damage == "missing":
+        file.unlink()
+    with pytest.raises(DamagedFileError, match=rf"checkpoint {checkpoint} cannot be read .*{name}.*Delete that folder"):
+        make("rloo", resume=True, **settings).learn()
+    shutil.rmtree(checkpoint)
+    assert same(weights(whole), weights(make("rloo", resume=True, **settings).learn()))
 
 
 def test_learn_begins_anew_if_asked_to(make, tmp_path) -> None:
