@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
     from rich.table import Table
 
+    from .agents import Agent
+
 DESCRIPTION = "Gymnasium environments and agents for teaching language models to reason with reinforcement learning."
 EnvSettings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
 MAIN = tyro.conf.arg(name="")
@@ -174,7 +176,6 @@ class EvalOptions(EnvChoice):
 def train(arguments: Sequence[str]) -> None:
     """Train an agent."""
     from .agents import AGENTS
-    from .agents.presets import with_preset
 
     if not arguments or arguments[0].startswith("-"):
         names = "\n".join(f"  {name:16} {text}" for name, text in AGENTS.summaries().items())
@@ -226,9 +227,8 @@ def train(arguments: Sequence[str]) -> None:
         what = "run, logs and model are" if (folder / "model").exists() else "run and logs are"
         say(f"{what} in {folder} (tensorboard --logdir {folder})")
 
-    config_class = with_preset(kind.config_class, _flag(arguments, "--preset"), kind.name)
-    run.__annotations__["config"] = Annotated[config_class, tyro.conf.arg(name=kind.name)]
-    renamed = getattr(config_class, "renamed", {})
+    run.__annotations__["config"] = _settings(kind, _flag(arguments, "--preset"))
+    renamed = getattr(kind.config_class, "renamed", {})
     _cli(run, f"tokengym train {arguments[0]}", _resume_said(arguments[1:]), summary(kind), renamed)
 
 
@@ -325,7 +325,6 @@ def plan(arguments: Sequence[str]) -> None:
     """Plan the memory of a training, from the model's configuration alone."""
     from .agents import AGENTS
     from .agents.planning import check_agent
-    from .agents.presets import with_preset
 
     name = _flag(arguments, "--agent") or PlanOptions.agent
     kind = AGENTS.get(name)
@@ -352,7 +351,7 @@ def plan(arguments: Sequence[str]) -> None:
         lora = LoRA(options.lora_rank, targets=options.lora_targets)
         planned = Planned(
             kind,
-            config,
+            kind.config_class(**dataclasses.asdict(config)),
             read_config(options.model),
             Limits(options.num_envs, *token_limits(options.spec()), options.gpus, vllm),
             memory,
@@ -363,9 +362,8 @@ def plan(arguments: Sequence[str]) -> None:
         )
         _print(describe(planned))
 
-    config_class = with_preset(kind.config_class, _flag(arguments, "--preset"), kind.name)
-    run.__annotations__["config"] = Annotated[config_class, tyro.conf.arg(name=kind.name)]
-    _cli(run, "tokengym plan", arguments, plan.__doc__, getattr(config_class, "renamed", {}))
+    run.__annotations__["config"] = _settings(kind, _flag(arguments, "--preset"))
+    _cli(run, "tokengym plan", arguments, plan.__doc__, getattr(kind.config_class, "renamed", {}))
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -811,6 +809,26 @@ def _cli(
 ) -> None:
     arguments = [_renamed(argument, renamed) for argument in arguments]
     tyro.cli(run, prog=program, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _settings(kind: "type[Agent]", preset: str | None) -> Any:
+    """An agent's settings as options of a command: its own first, each with the source of its default."""
+    from .agents.presets import PRESETS, with_preset
+    from .settings import settings_of
+
+    config_class = with_preset(kind.config_class, preset, kind.name)
+    recipe = PRESETS.get(preset or "")
+    fields: list[Any] = []
+    for setting in settings_of(config_class):
+        cited = recipe.source if recipe is not None and setting.name in recipe.settings else setting.source
+        source = f" [{cited}]" if cited else ""
+        option = tyro.conf.arg(
+            help=setting.text, help_behavior_hint=lambda default, source=source: f"(default: {default}){source}"
+        )
+        fields.append((setting.name, Annotated[setting.type, option], dataclasses.field(default=setting.default)))
+    options = dataclasses.make_dataclass(config_class.__name__, fields)
+    options.__doc__ = summary(config_class)
+    return Annotated[options, tyro.conf.arg(name=kind.name)]
 
 
 def _renamed(argument: str, renamed: Mapping[str, str]) -> str:

@@ -1,7 +1,5 @@
 """Pages that the build makes: help of commands, results with links into the repository, tables of settings."""
 
-import dataclasses
-import inspect
 import os
 import re
 import subprocess
@@ -11,11 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import docstring_parser
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 from tokengym.__main__ import COMMANDS
+from tokengym.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
 _TEMPORARY: list[Path] = []
@@ -52,28 +50,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def settings_table(path: str) -> str:
-    """All settings of a configuration class, those of its bases after its own: default, meaning, source."""
+    """All settings of a configuration class, its own first: default, meaning, source."""
     module, _, name = path.rpartition(".")
-    config = getattr(import_module(module), name)
-    fields = {field.name: field.default for field in dataclasses.fields(config)}
-    rows: dict[str, str] = {}
-    for kind in config.__mro__:
-        for entry in (
-            docstring_parser.parse(inspect.getdoc(kind) or "").params if dataclasses.is_dataclass(kind) else ()
-        ):
-            if entry.arg_name not in rows:
-                text, source = split_source(" ".join((entry.description or "").split()))
-                default = str(fields[entry.arg_name])
-                rows[entry.arg_name] = f"| `{entry.arg_name}` | `{default}` | {text} | {source} |"
-    if missing := fields.keys() - rows:
-        raise ValueError(f"{path} does not document {', '.join(sorted(missing))}")
-    return "\n".join(["| Setting | Default | Meaning | Source |", "|---|---|---|---|", *rows.values()])
-
-
-def split_source(text: str) -> tuple[str, str]:
-    """The text of a setting without the source in brackets at its end, and the source, "" if it names none."""
-    found = re.fullmatch(r"(.*) \[([^\[\]]+)\]", text)
-    return (found[1], found[2]) if found else (text, "")
+    rows = [
+        f"| `{one.name}` | `{one.default}` | {one.text} | {one.source} |"
+        for one in settings_of(getattr(import_module(module), name))
+    ]
+    return "\n".join(["| Setting | Default | Meaning | Source |", "|---|---|---|---|", *rows])
 
 
 def command_line() -> str:

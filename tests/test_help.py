@@ -17,6 +17,7 @@ import tyro
 from tokengym import __main__ as command_line
 from tokengym.agents import AGENTS
 from tokengym.agents.search import SearchConfig
+from tokengym.settings import Setting, settings_of
 
 BENCHMARKS = ["parity", "multiplication", "linear", "ppo", "rcrl", "models", *command_line.MEASUREMENTS]
 COMMANDS = [
@@ -53,7 +54,7 @@ def options(command: str) -> dict[str, str]:
                 text = str(action.help or "")
                 assert "\n" not in text, "a line of it begins with a bracket, which help takes for a new paragraph"
                 name = (action.option_strings or [action.dest])[0]
-                found[name] = re.sub(r"\s?\((default: [^()]*|required)\)$", "", text)
+                found[name] = re.sub(r"\s?\((default: .*?|required)\)( \[[^\[\]]*\])?$", "", text)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command_line.tyro, "cli", read)
@@ -113,25 +114,85 @@ def test_every_option_is_a_sentence_that_stands_alone(command: str) -> None:
         assert re.findall(r"\w+", text.lower()) != re.findall(r"[^\W_]+", name), f"{name} is explained by its name"
 
 
-def texts(config: type) -> dict[str, str]:
-    """The text of each attribute that a class documents itself."""
-    return {entry.arg_name: " ".join((entry.description or "").split())
-            for entry in docstring_parser.parse(inspect.getdoc(config) or "").params}  # fmt: skip
+def texts(config: type) -> set[str]:
+    """Attributes that a class documents itself."""
+    return {entry.arg_name for entry in docstring_parser.parse(inspect.getdoc(config) or "").params}
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS, key=lambda one: one.__name__), ids=lambda one: one.__name__)
 def test_every_default_that_is_a_choice_names_its_source(config: type) -> None:
+    for setting in settings_of(config):
+        assert not [*faults(f"{setting.text} [{setting.source}]" if setting.source else setting.text)], setting
+        if setting.default not in (None, False, 0, "", ()):
+            assert setting.source, f"{config.__name__}.{setting.name} does not say where {setting.default!r} is from"
     classes = [one for one in config.__mro__ if dataclasses.is_dataclass(one)]
-    for field in dataclasses.fields(config):
-        text = next((found[field.name] for one in classes if field.name in (found := texts(one))), "")
-        assert not [*faults(text)], (field.name, text)
-        if field.default not in (None, False, 0, "", ()):
-            assert TAG.search(text), f"{config.__name__}.{field.name} does not say where {field.default!r} is from"
     for one, parent in itertools.pairwise(classes):
         before = {field.name: field.default for field in dataclasses.fields(parent)}
         changed = {f.name for f in dataclasses.fields(one) if before.get(f.name, f.default) != f.default}
-        assert not changed - texts(one).keys(), f"{one.__name__} changes defaults whose texts it inherits"
-        assert texts(one).keys() <= {field.name for field in dataclasses.fields(one)}
+        assert not changed - texts(one), f"{one.__name__} changes defaults whose texts it inherits"
+        assert texts(one) <= {field.name for field in dataclasses.fields(one)}
+
+
+@dataclasses.dataclass
+class Base:
+    """Settings of all.
+
+    Attributes:
+        rate: Learning rate. [choice]
+        steps: Number of steps.
+    """
+
+    rate: float = 0.1
+    steps: int = 3
+
+
+@dataclasses.dataclass
+class Special(Base):
+    """Settings of one.
+
+    Attributes:
+        clip: Clipping range to
+            [0.8, 1.2]. [Schulman et al. 2017: 0.2]
+        rate: Learning rate of all weights. [Ye et al. 2020]
+    """
+
+    clip: float | None = None
+    rate: float = 0.2
+
+
+def test_settings_are_a_classs_own_first_and_explained_by_the_nearest_docstring() -> None:
+    assert settings_of(Special) == [
+        Setting("clip", float | None, None, "Clipping range to [0.8, 1.2].", "Schulman et al. 2017: 0.2"),
+        Setting("rate", float, 0.2, "Learning rate of all weights.", "Ye et al. 2020"),
+        Setting("steps", int, 3, "Number of steps.", ""),
+    ]
+
+    @dataclasses.dataclass
+    class Silent(Base):
+        """Settings without words."""
+
+        seed: int = 0
+
+    with pytest.raises(ValueError, match="Silent does not document seed"):
+        settings_of(Silent)
+
+
+def test_help_shows_an_agents_own_settings_first_with_the_sources_of_defaults(capsys) -> None:
+    with pytest.raises(SystemExit):
+        command_line.main(["train", "ppo", "--help"])
+    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    names = ["--env ", "--model ", "--run ", "--resume ", "--seed ", "--gae-lambda ", "--learning-rate ", "--device "]
+    assert sorted(names, key=shown.index) == names
+    assert "Passes over the attempts of each iteration. (default: 4) [Havrilla et al. 2024]" in shown
+    assert "ppo options" in shown
+
+
+def test_help_names_the_preset_that_changes_a_default(capsys) -> None:
+    with pytest.raises(SystemExit):
+        command_line.main(["train", "grpo", "--preset", "dapo", "--help"])
+    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    assert "(default: tokens) [Yu et al. 2025, arXiv 2503.14476]" in shown
+    assert "(default: group) [Shao et al. 2024]" in shown
 
 
 def test_the_documentation_has_a_table_of_every_agents_settings() -> None:
