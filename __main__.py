@@ -823,10 +823,13 @@ def _settings(kind: "type[Agent]", preset: str | None) -> Any:
         cited = recipe.source if recipe is not None and setting.name in recipe.settings else setting.source
         source = f" [{cited}]" if cited else ""
         option = tyro.conf.arg(
-            help=setting.text, help_behavior_hint=lambda default, source=source: f"(default: {default}){source}"
+            help=setting.text or None, help_behavior_hint=lambda default, source=source: f"(default: {default}){source}"
         )
-        fields.append((setting.name, Annotated[setting.type, option], dataclasses.field(default=setting.default)))
-    options = dataclasses.make_dataclass(config_class.__name__, fields)
+        default = dataclasses.field()
+        if setting.default is not dataclasses.MISSING:
+            default = dataclasses.field(default_factory=lambda value=setting.default: value)
+        fields.append((setting.name, Annotated[setting.type, option], default))
+    options = dataclasses.make_dataclass(config_class.__name__, fields, kw_only=True)
     options.__doc__ = summary(config_class)
     return Annotated[options, tyro.conf.arg(name=kind.name)]
 

@@ -16,7 +16,7 @@ class Setting:
         name: Name of the field.
         type: Type of its values.
         default: Default value; `dataclasses.MISSING` if there is none.
-        text: Explanation of the field, without its source.
+        text: Explanation of the field, without its source; "" if there is none.
         source: Source of the default as the docstring cites it in brackets at the end; "" if it cites none.
     """
 
@@ -31,23 +31,22 @@ def settings_of(config: type) -> list[Setting]:
     """Settings of a configuration class: its own fields, then those of its bases, the nearest base first.
 
     A field is explained by the nearest class whose docstring has it among its attributes.
-
-    Raises:
-        ValueError: No docstring explains a field.
     """
     classes = [one for one in config.__mro__ if dataclasses.is_dataclass(one)]
-    fields = {field.name: field for field in dataclasses.fields(config)}
-    order = dict.fromkeys(name for one in classes for name in inspect.get_annotations(one) if name in fields)
-    hints, texts = get_type_hints(config, include_extras=True), {}
+    defaults = {field.name: _default(field) for field in dataclasses.fields(config) if field.init}
+    order = dict.fromkeys(name for one in classes for name in inspect.get_annotations(one) if name in defaults)
+    hints, texts = get_type_hints(config, include_extras=True), dict.fromkeys(defaults, ("", ""))
     for one in reversed(classes):
         entries = docstring_parser.parse(inspect.getdoc(one) or "").params
         texts |= {entry.arg_name: split_source(" ".join((entry.description or "").split())) for entry in entries}
-    if missing := fields.keys() - texts:
-        raise ValueError(f"{config.__name__} does not document {', '.join(sorted(missing))}")
-    return [Setting(name, hints[name], fields[name].default, *texts[name]) for name in order]
+    return [Setting(name, hints[name], defaults[name], *texts[name]) for name in order]
 
 
 def split_source(text: str) -> tuple[str, str]:
     """The text of a setting without the source in brackets at its end, and the source, "" if it cites none."""
     found = re.fullmatch(r"(.*) \[([^\[\]]+)\]", text)
     return (found[1], found[2]) if found else (text, "")
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import docstring_parser
@@ -169,12 +170,30 @@ def test_settings_are_a_classs_own_first_and_explained_by_the_nearest_docstring(
 
     @dataclasses.dataclass
     class Silent(Base):
-        """Settings without words."""
+        """Settings without words, as an agent of a third party may have them."""
 
-        seed: int = 0
+        layers: list[int] = dataclasses.field(default_factory=list)
+        path: str = dataclasses.field(kw_only=True)
 
-    with pytest.raises(ValueError, match="Silent does not document seed"):
-        settings_of(Silent)
+    assert settings_of(Silent)[:2] == [
+        Setting("layers", list[int], [], "", ""),
+        Setting("path", str, dataclasses.MISSING, "", ""),
+    ]
+
+
+def test_settings_of_any_configuration_become_options() -> None:
+    @dataclasses.dataclass
+    class Theirs(Base):
+        layers: list[int] = dataclasses.field(default_factory=list)
+        path: str = dataclasses.field(kw_only=True)
+
+    kind: Any = SimpleNamespace(name="theirs", config_class=Theirs)
+    options = command_line._settings(kind, None)
+    arguments = ["--path", "x", "--steps", "5", "--layers", "1", "2"]
+    parsed = tyro.cli(options, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    assert Theirs(**dataclasses.asdict(parsed)) == Theirs(0.1, 5, [1, 2], path="x")
+    with pytest.raises(SystemExit):
+        tyro.cli(options, args=[], config=(tyro.conf.OmitArgPrefixes,))
 
 
 def test_help_shows_an_agents_own_settings_first_with_the_sources_of_defaults(capsys) -> None:
