@@ -23,9 +23,18 @@ test: lint types
 test-all: lint types
 	$(BIN)/python -m pytest -n auto
 
-bench: install
-	$(BIN)/tokengym bench env
-	$(BIN)/tokengym bench rollout
+# The peers need releases of their own: TRL 1.16.0 for GRPO, and 1.12.0, the last one with PPO.
+bench: install .venv-trl/.installed .venv-trl-ppo/.installed
+	$(BIN)/tokengym bench speed --trl-python .venv-trl/bin/python --trl-ppo-python .venv-trl-ppo/bin/python \
+		--history benchmarks/results/speed.jsonl
+
+.venv-trl/.installed: PEERS = trl==1.16.0 transformers==5.23.0 accelerate==1.15.0
+.venv-trl-ppo/.installed: PEERS = trl==1.12.0 'transformers==5.17.*'
+.venv-trl/.installed .venv-trl-ppo/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --disable-pip-version-check -q -c constraints.txt torch
+	$(@D)/bin/pip install --disable-pip-version-check -q $(PEERS)
+	touch $@
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

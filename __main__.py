@@ -638,7 +638,10 @@ def bench(arguments: Sequence[str]) -> None:
         "rcrl": (_return_conditioning, "labels, label ratios and returns that RCRL conditions on"),
         "models": (_models, "sampling and training of many architectures, checked against transformers"),
     }
-    measurements = {name: (partial(_measure, name, module), text) for name, (module, text) in MEASUREMENTS.items()}
+    measurements: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+        name: (partial(_measure, name, module), text) for name, (module, text) in MEASUREMENTS.items()
+    }
+    measurements["speed"] = (_speed, "all of these as ratios in one table, and peers where they are installed")
     if not arguments or arguments[0] in ("-h", "--help"):
         groups = {"measure this machine": measurements, "reproduce papers and run studies": experiments}
         lists = [
@@ -667,6 +670,33 @@ def _measure(name: str, module: str, arguments: Sequence[str]) -> None:
             output.write_text(json.dumps(results, indent=2) + "\n")
 
     _cli(run, f"tokengym bench {name}", arguments, MEASUREMENTS.get(name, ("", "The linear theory."))[1])
+
+
+def _speed(arguments: Sequence[str]) -> None:
+    def run(
+        trl_python: str | None = None,
+        trl_ppo_python: str | None = None,
+        history: Path | None = None,
+        output: Path | None = None,
+    ) -> None:
+        """Measures.
+
+        Args:
+            trl_python: Interpreter of an environment with TRL 1.16.0, to compare GRPO with.
+            trl_ppo_python: Interpreter of an environment with TRL 1.12.0, the last one with PPO, to compare PPO with.
+            history: File of JSON lines that the ratios are added to, with commit, date and machine.
+            output: JSON file for the results.
+        """
+        from .benchmarks.speed.peers import summary
+
+        results = summary.run(trl_python, trl_ppo_python)
+        _print(summary.table(results))
+        if history is not None:
+            summary.append_history(results, history)
+        if output is not None:
+            output.write_text(json.dumps(results, indent=2) + "\n")
+
+    _cli(run, "tokengym bench speed", arguments, "All measurements of speed in one table, as ratios.")
 
 
 def _after_pretraining(task: str, arguments: Sequence[str]) -> None:

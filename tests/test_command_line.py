@@ -20,7 +20,7 @@ def test_benchmarks_of_the_machine_and_experiments_are_two_groups(arguments: lis
     machine, papers = capsys.readouterr().out.split("reproduce papers and run studies:\n")
     names = [re.findall(r"^  (\w+) +\S", group, re.MULTILINE) for group in (machine, papers)]
     assert names == [
-        list(MEASUREMENTS),
+        [*MEASUREMENTS, "speed"],
         ["paper", "parity", "multiplication", "linear", "ppo", "rcrl", "models"],
     ]
 

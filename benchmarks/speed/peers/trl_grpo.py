@@ -23,13 +23,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-PROBLEMS, SAMPLES, PROMPT = 8, 8, 16
-GOALS = {64: 1.4, 192: 2.0}
-"""Samples per second over TRL's, at least, by the most new tokens."""
+PROBLEMS, SAMPLES = 8, 8
+
+
+class Case(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        prompt: Tokens of a prompt.
+        length: Largest number of new tokens of an attempt.
+        depth: Layers of the model.
+        width: Width of the model.
+        goal: Samples per CPU second over TRL's, at least.
+    """
+
+    prompt: int
+    length: int
+    depth: int
+    width: int
+    goal: float
+
+
+CASES = (
+    Case(16, 64, 2, 128, 2.5),
+    Case(128, 128, 2, 128, 4.0),
+    Case(400, 128, 2, 128, 6.0),
+    Case(128, 128, 4, 256, 4.0),
+)
 LEARNING_RATE = 1e-6
 MICRO_BATCH_TOKENS = 2048
 """Tokens of our micro-batches; TRL's update takes all samples at once, its default."""
@@ -37,78 +61,83 @@ CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def run(
-    trl_python: str, lengths: Sequence[int] = (64, 192), steps: int = 8, warmup: int = 2, repeats: int = 3
+    trl_python: str, cases: Sequence[Case] = CASES, steps: int = 8, warmup: int = 2, repeats: int = 3
 ) -> dict[str, Any]:
     """Measures both sides in turns.
 
     Args:
         trl_python: Interpreter of an environment with TRL.
-        lengths: Largest number of new tokens of an attempt.
+        cases: What is measured.
         steps: Number of steps that are timed in each run.
         warmup: Number of steps before the timed ones.
         repeats: Number of runs of each side.
 
     Returns:
-        JSON values: versions, and for each length both sides' runs in samples per CPU second, mean lengths, the medians
-        and their ratio.
+        JSON values: settings, and "cases", for each of which its fields, both sides' runs in samples per CPU second,
+        with mean lengths and versions, the medians and their ratio.
     """
     sides = {
         "trl": [trl_python, __file__],
         "tokengym": [sys.executable, "-m", "tokengym.benchmarks.speed.peers.trl_grpo"],
     }
-    results: dict[str, Any] = {"steps": steps, "warmup": warmup, "samples_per_step": PROBLEMS * SAMPLES}
-    with tempfile.TemporaryDirectory() as folder:
-        for length in lengths:
-            _make_model(folder, length)
+    found: list[dict[str, Any]] = []
+    for case in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            _make_model(folder, case)
             runs: dict[str, list[dict[str, Any]]] = {"trl": [], "tokengym": []}
             for seed in range(repeats):
                 for side, program in sides.items():
-                    command = [*program, side, *map(str, (folder, length, steps, warmup, seed))]
+                    command = [*program, side, *map(str, (folder, case.prompt, case.length, steps, warmup, seed))]
                     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
                     done = subprocess.run(command, env=environment, capture_output=True, text=True)  # noqa: S603
                     if done.returncode:
                         raise ValueError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
                     runs[side].append(json.loads(done.stdout.splitlines()[-1]))
-            rates = {side: sorted(run["rate"] for run in found)[repeats // 2] for side, found in runs.items()}
-            results[str(length)] = {**rates, "speedup": rates["tokengym"] / rates["trl"], "runs": runs}
-    return results
+        rates = {side: sorted(run["rate"] for run in made)[repeats // 2] for side, made in runs.items()}
+        found.append({**case._asdict(), **rates, "speedup": rates["tokengym"] / rates["trl"], "runs": runs})
+    return {"steps": steps, "warmup": warmup, "samples_per_step": PROBLEMS * SAMPLES, "cases": found}
 
 
 def table(results: dict[str, Any]) -> str:
     """Formats the results of `run` as text."""
-    lines = [f"{'new tokens':<12}{'TRL/s':>8}{'ours/s':>8}{'ratio':>7}{'goal':>6}{'mean length':>20}"]
-    for length, goal in GOALS.items():
-        if (found := results.get(str(length))) is not None:
-            means = (f"{sum(run['mean_length'] for run in runs) / len(runs):.1f}" for runs in found["runs"].values())
-            lines.append(
-                f"{length:<12}{found['trl']:>8.1f}{found['tokengym']:>8.1f}{found['speedup']:>7.2f}{goal:>6}"
-                f"{' and '.join(means):>20}"
-            )
+    lines = [f"{'prompt + new, model':<24}{'TRL/s':>8}{'ours/s':>8}{'ratio':>7}{'goal':>6}{'mean length':>20}"]
+    for found in results["cases"]:
+        means = (f"{sum(run['mean_length'] for run in runs) / len(runs):.1f}" for runs in found["runs"].values())
+        lines.append(
+            f"{case_name(found):<24}{found['trl']:>8.1f}{found['tokengym']:>8.1f}{found['speedup']:>7.2f}"
+            f"{found['goal']:>6}{' and '.join(means):>20}"
+        )
     return "\n".join(lines)
 
 
-def _make_model(folder: str, length: int) -> None:
+def case_name(case: Mapping[str, Any]) -> str:
+    """Prompt and new tokens, and the model's shape: "128 + 128, 2 x 128"."""
+    return f"{case['prompt']} + {case['length']}, {case['depth']} x {case['width']}"
+
+
+def _make_model(folder: str, case: Case) -> None:
     from ....models import load_tokenizer
     from ....models.new_model import new_model
 
-    tokenizer = load_tokenizer("chars:" + CHARACTERS[: length // 4 - 2])
-    model = new_model(tokenizer, "llama", depth=2, width=128, heads=4, positions=PROMPT + length, seed=0)
+    tokenizer = load_tokenizer("chars:" + CHARACTERS[: case.length // 4 - 2])
+    shape = {"depth": case.depth, "width": case.width, "heads": case.width // 32}
+    model = new_model(tokenizer, "llama", positions=case.prompt + case.length, seed=0, **shape)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _prompts(count: int, seed: int) -> list[str]:
+def _prompts(count: int, length: int, seed: int) -> list[str]:
     import random
 
     rng = random.Random(seed)
-    return ["".join(rng.choices(CHARACTERS[:10], k=PROMPT)) for _ in range(count)]
+    return ["".join(rng.choices(CHARACTERS[:10], k=length)) for _ in range(count)]
 
 
 def _reward(completion: str) -> float:
     return sum(character in "02468ace" for character in completion) / max(len(completion), 1)
 
 
-def _tokengym(folder: str, length: int, steps: int, warmup: int, seed: int) -> dict[str, Any]:
+def _tokengym(folder: str, prompt: int, length: int, steps: int, warmup: int, seed: int) -> dict[str, Any]:
     import torch
 
     from ....agents import GRPO
@@ -128,14 +157,14 @@ def _tokengym(folder: str, length: int, steps: int, warmup: int, seed: int) -> d
         times.append(time.process_time())
         lengths.append(metrics["rollout/mean_length"] * PROBLEMS * SAMPLES)
 
-    prompts = _prompts(PROBLEMS * (warmup + steps), seed)
+    prompts = _prompts(PROBLEMS * (warmup + steps), prompt, seed)
     env = TokenVectorEnv(
-        ProblemList([Problem(str(number), prompt, "0") for number, prompt in enumerate(prompts)]),
+        ProblemList([Problem(str(number), text, "0") for number, text in enumerate(prompts)]),
         PROBLEMS * SAMPLES,
         tokenizer=load_tokenizer(folder),
         reward=Letters(),
         prompt="{question}",
-        max_prompt_tokens=PROMPT,
+        max_prompt_tokens=prompt,
         max_new_tokens=length,
         autoreset_mode="Disabled",
         copy=False,
@@ -155,7 +184,7 @@ def _tokengym(folder: str, length: int, steps: int, warmup: int, seed: int) -> d
     return _summary(times, lengths, warmup, torch=torch.__version__)
 
 
-def _trl(folder: str, length: int, steps: int, warmup: int, seed: int) -> dict[str, Any]:
+def _trl(folder: str, prompt: int, length: int, steps: int, warmup: int, seed: int) -> dict[str, Any]:
     import torch
     import transformers
     import trl  # pyright: ignore[reportMissingImports]
@@ -200,7 +229,7 @@ def _trl(folder: str, length: int, steps: int, warmup: int, seed: int) -> dict[s
             folder,
             reward,
             args=config,
-            train_dataset=Dataset.from_dict({"prompt": _prompts(PROBLEMS * (warmup + steps), seed)}),
+            train_dataset=Dataset.from_dict({"prompt": _prompts(PROBLEMS * (warmup + steps), prompt, seed)}),
             processing_class=transformers.AutoTokenizer.from_pretrained(folder),
             callbacks=[Clock()],
         )

@@ -30,9 +30,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-PROBLEMS, SAMPLES, PROMPT, EPOCHS = 16, 4, 16, 4
+PROBLEMS, SAMPLES, EPOCHS = 16, 4, 4
+CASES = ((16, 64), (16, 192), (128, 128))
+"""Tokens of a prompt, and the largest number of new ones of an attempt."""
 GOALS = {"float32": 1.5, "bfloat16": 2.5}
-"""Samples per CPU second over those of TRL in float32, at least."""
+"""Samples per CPU second over those of TRL in float32, at least; 4 in float32 at prompts of 128 tokens."""
 LEARNING_RATE = 1e-7
 MICRO_BATCH_TOKENS = 640
 """Tokens of our micro-batches; TRL takes all samples at once."""
@@ -42,38 +44,39 @@ LORA_RANK = 16
 
 
 def run(
-    trl_python: str, lengths: Sequence[int] = (64, 192), steps: int = 6, warmup: int = 1, repeats: int = 3
+    trl_python: str, cases: Sequence[tuple[int, int]] = CASES, steps: int = 6, warmup: int = 1, repeats: int = 3
 ) -> dict[str, Any]:
     """Measures both sides in turns.
 
     Args:
         trl_python: Interpreter of an environment with TRL.
-        lengths: Largest number of new tokens of an attempt.
+        cases: Tokens of a prompt and of an attempt at most.
         steps: Number of steps that are timed in each run.
         warmup: Number of steps before the timed ones.
         repeats: Number of runs of each side.
 
     Returns:
-        JSON values: for each length and side the runs, their median rate, and ours over TRL's in float32; and our peak
+        JSON values: for each case and side the runs, their median rate, and ours over TRL's in float32; and our peak
         memory above that of the imports, with a branch of 4 layers, with and without LoRA.
     """
     results: dict[str, Any] = {"samples_per_step": PROBLEMS * SAMPLES, "epochs": EPOCHS, "steps": steps}
     with tempfile.TemporaryDirectory() as folder:
-        for length in lengths:
-            _make_model(folder, length, "speed")
+        for prompt, length in cases:
+            _make_model(folder, prompt, length, "speed")
             found: dict[str, list[dict[str, Any]]] = defaultdict(list)
             for seed in range(repeats):
                 for side in ("trl", "tokengym"):
                     for dtype in GOALS:
                         found[f"{side} {dtype}"].append(
-                            _process(trl_python, side, folder, dtype, length, steps, warmup, seed)
+                            _process(trl_python, side, folder, dtype, prompt, length, steps, warmup, seed)
                         )
             rates = {name: sorted(one["rate"] for one in runs)[repeats // 2] for name, runs in found.items()}
             speedups = {dtype: rates[f"tokengym {dtype}"] / rates["trl float32"] for dtype in GOALS}
-            results[str(length)] = {"rates": rates, "speedups": speedups, "runs": found}
-        _make_model(folder, lengths[-1], "memory")
+            results[f"{prompt} + {length}"] = {"rates": rates, "speedups": speedups, "runs": found}
+        prompt, length = cases[-1]
+        _make_model(folder, prompt, length, "memory")
         results["memory"] = {
-            name: _process(trl_python, "memory", folder, "float32", lengths[-1], 1, 0, rank)
+            name: _process(trl_python, "memory", folder, "float32", prompt, length, 1, 0, rank)
             for name, rank in (("full", 0), (f"LoRA of rank {LORA_RANK}", LORA_RANK))
         }
     return results
@@ -93,9 +96,9 @@ def _process(trl_python: str, side: str, *arguments: Any) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """Formats the results of `run` as text."""
-    lines = [f"{'new tokens':<12}{'side':<20}{'samples/s':>10}{'over TRL':>10}{'goal':>6}  parts of a step; padding"]
+    lines = [f"{'prompt + new':<14}{'side':<20}{'samples/s':>10}{'over TRL':>10}{'goal':>6}  parts of a step; padding"]
     for length, found in results.items():
-        if not length.isdigit():
+        if "rates" not in found:
             continue
         for name, runs in found["runs"].items():
             side, dtype = name.split()
@@ -104,7 +107,7 @@ def table(results: dict[str, Any]) -> str:
             parts = ", ".join(f"{part} {_mean(runs, part):.0%}" for part in runs[0]["parts"])
             padding = ", ".join(f"{part} {_mean(runs, part, 'padding'):.0%}" for part in runs[0]["padding"])
             lines.append(
-                f"{length:<12}{name:<20}{rate:>10.2f}{rate / found['rates']['trl float32']:>10.2f}{goal}  "
+                f"{length:<14}{name:<20}{rate:>10.2f}{rate / found['rates']['trl float32']:>10.2f}{goal}  "
                 f"{parts}; padding: {padding}; mean length {sum(one['mean_length'] for one in runs) / len(runs):.1f}"
             )
     for name, found in results["memory"].items():
@@ -155,25 +158,25 @@ class Padding:
         return {part: 1 - self.tokens[part] / count for part, count in self.positions.items()}
 
 
-def _make_model(folder: str, length: int, size: str) -> None:
+def _make_model(folder: str, prompt: int, length: int, size: str) -> None:
     from ....models import load_tokenizer
     from ....models.new_model import new_model
 
     tokenizer = load_tokenizer("chars:" + CHARACTERS[: length // 4 - 2])
     shape = SIZES[size]
-    model = new_model(tokenizer, "llama", positions=PROMPT + length, seed=0, **shape)
+    model = new_model(tokenizer, "llama", positions=prompt + length, seed=0, **shape)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _prompts(count: int, seed: int) -> list[str]:
+def _prompts(count: int, length: int, seed: int) -> list[str]:
     import random
 
     rng = random.Random(seed)
-    return ["".join(rng.choices(CHARACTERS[:10], k=PROMPT)) for _ in range(count)]
+    return ["".join(rng.choices(CHARACTERS[:10], k=length)) for _ in range(count)]
 
 
-def _agent(folder: str, dtype: str, length: int, iterations: int, seed: int, **settings: Any) -> Any:
+def _agent(folder: str, dtype: str, prompt: int, length: int, iterations: int, seed: int, **settings: Any) -> Any:
     from ....agents.ppo import PPO
     from ....envs import Problem, ProblemList, TokenVectorEnv
     from ....models import load_tokenizer
@@ -183,14 +186,14 @@ def _agent(folder: str, dtype: str, length: int, iterations: int, seed: int, **s
         def attempt_reward(self, attempt: FinishedAttempt) -> float:
             return float((attempt.tokens % 2 == 0).mean())
 
-    prompts = _prompts(PROBLEMS * iterations, seed)
+    prompts = _prompts(PROBLEMS * iterations, prompt, seed)
     env = TokenVectorEnv(
-        ProblemList([Problem(str(number), prompt, "0") for number, prompt in enumerate(prompts)]),
+        ProblemList([Problem(str(number), text, "0") for number, text in enumerate(prompts)]),
         PROBLEMS * SAMPLES,
         tokenizer=load_tokenizer(folder),
         reward=Even(),
         prompt="{question}",
-        max_prompt_tokens=PROMPT,
+        max_prompt_tokens=prompt,
         max_new_tokens=length,
         autoreset_mode="Disabled",
         copy=False,
@@ -214,14 +217,14 @@ def _agent(folder: str, dtype: str, length: int, iterations: int, seed: int, **s
     )
 
 
-def _tokengym(folder: str, dtype: str, length: int, steps: int, warmup: int, seed: int) -> dict[str, Any]:
+def _tokengym(folder: str, dtype: str, prompt: int, length: int, steps: int, warmup: int, seed: int) -> dict[str, Any]:
     import torch
 
     from ....agents import ppo
     from ....agents.training import learner
 
     torch.set_num_threads(1)
-    agent = _agent(folder, dtype, length, warmup + steps, seed, critic="model")
+    agent = _agent(folder, dtype, prompt, length, warmup + steps, seed, critic="model")
     clock, padding = Clock(), Padding()
     times: list[float] = []
     lengths: list[float] = []
@@ -249,7 +252,7 @@ def _tokengym(folder: str, dtype: str, length: int, steps: int, warmup: int, see
     return _summary(times, lengths, warmup, clock, padding, torch=torch.__version__)
 
 
-def _trl(folder: str, dtype: str, length: int, steps: int, warmup: int, seed: int) -> dict[str, Any]:
+def _trl(folder: str, dtype: str, prompt: int, length: int, steps: int, warmup: int, seed: int) -> dict[str, Any]:
     import torch
     import transformers
     import trl  # pyright: ignore[reportMissingImports]
@@ -271,9 +274,9 @@ def _trl(folder: str, dtype: str, length: int, steps: int, warmup: int, seed: in
         base_model_prefix = "trunk"
 
         def trunk(self, input_ids: Any, attention_mask: Any, **_: Any) -> Any:
-            tokens, now = input_ids[:, PROMPT:], attention_mask[:, PROMPT:].long()
+            tokens, now = input_ids[:, prompt:], attention_mask[:, prompt:].long()
             even = ((tokens % 2 == 0) & now.bool()).long()
-            share = torch.nn.functional.pad(even.cumsum(1) / now.cumsum(1).clamp(min=1), (PROMPT, 0))
+            share = torch.nn.functional.pad(even.cumsum(1) / now.cumsum(1).clamp(min=1), (prompt, 0))
             return BaseModelOutputWithPast(hidden_states=(share[..., None],))
 
         def score(self, hidden: Any) -> Any:
@@ -309,7 +312,7 @@ def _trl(folder: str, dtype: str, length: int, steps: int, warmup: int, seed: in
             disable_tqdm=True,
             seed=seed,
         )
-        prompts = [prompt for prompt in _prompts(PROBLEMS * (warmup + steps), seed) for _ in range(SAMPLES)]
+        prompts = [text for text in _prompts(PROBLEMS * (warmup + steps), prompt, seed) for _ in range(SAMPLES)]
         trainer = PPOTrainer(
             config, tokenizer, policy, reference, Even(), Dataset.from_dict(dict(tokenizer(prompts))), value,
             eval_dataset=Dataset.from_dict(dict(tokenizer(prompts[:1]))), callbacks=[Watch()],
@@ -323,11 +326,11 @@ def _trl(folder: str, dtype: str, length: int, steps: int, warmup: int, seed: in
             return found
 
         def count(query_responses: Any) -> None:
-            responses = query_responses[:, PROMPT:]
+            responses = query_responses[:, prompt:]
             ended = (responses == tokenizer.eos_token_id).long().cumsum(1) - (
                 responses == tokenizer.eos_token_id
             ).long()
-            tokens = int((ended == 0).sum()) + PROMPT * len(responses)
+            tokens = int((ended == 0).sum()) + prompt * len(responses)
             padding.count("forward passes", query_responses.numel(), tokens)
 
         def forwarded(model: Any, query_responses: Any, pad_token_id: int) -> Any:
@@ -368,7 +371,9 @@ def _summary(
     }
 
 
-def _memory(folder: str, dtype: str, length: int, steps: int, warmup: int, lora_rank: int) -> dict[str, Any]:
+def _memory(
+    folder: str, dtype: str, prompt: int, length: int, steps: int, warmup: int, lora_rank: int
+) -> dict[str, Any]:
     """Peak memory of a process that makes one step, above what it has after its imports, in MB."""
     import torch
 
@@ -376,7 +381,7 @@ def _memory(folder: str, dtype: str, length: int, steps: int, warmup: int, lora_
 
     torch.set_num_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    agent = _agent(folder, dtype, length, warmup + steps, 0, lora_rank=lora_rank or None)
+    agent = _agent(folder, dtype, prompt, length, warmup + steps, 0, lora_rank=lora_rank or None)
     agent.learn()
     count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
     return {

@@ -1,0 +1,133 @@
+"""Every measurement of speed as one line: how many times as fast as what, and the goal.
+
+`tokengym bench speed` prints the table, `make bench` with the peers beside, each in an environment of its own. One line
+of a history file keeps the ratios with commit, date and machine, so that a change that costs speed is found.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .. import env_throughput, grading_throughput, orm_cost, rollout_throughput
+from . import trl_grpo, trl_ppo
+
+PACKAGES = ("tokengym", "torch", "transformers", "gymnasium", "math-verify")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measurement.
+
+    Attributes:
+        figure: What was measured.
+        against: What it is compared with, and its version.
+        ratio: Speed over the other's, both in CPU seconds of one run.
+        goal: Least ratio that is aimed at; `None` if there is none.
+    """
+
+    figure: str
+    against: str
+    ratio: float
+    goal: float | None = None
+
+
+def run(trl: str | None = None, trl_ppo_python: str | None = None) -> dict[str, Any]:
+    """Measures everything, one after the other.
+
+    Args:
+        trl: Interpreter of an environment with TRL 1.16.0; `None` leaves GRPO's comparison out.
+        trl_ppo_python: Interpreter of an environment with TRL 1.12.0; `None` leaves PPO's comparison out.
+
+    Returns:
+        JSON values: "commit", "date", "machine", "versions" and "lines".
+    """
+    return {
+        "commit": _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in PACKAGES},
+        "lines": [asdict(line) for line in lines(trl, trl_ppo_python)],
+    }
+
+
+def lines(trl: str | None, trl_ppo_python: str | None) -> Iterator[Line]:
+    """The lines of the table, each when it is measured."""
+    gymnasium = f"Gymnasium's SyncVectorEnv {version('gymnasium')}"
+    found: Any = env_throughput.run()
+    yield Line("environment, a token at a time", gymnasium, found["step_ratio"], env_throughput.GOALS["step"])
+    yield Line(
+        "environment, whole completions", gymnasium, found["step_tokens_ratio"], env_throughput.GOALS["step_tokens"]
+    )
+    found = rollout_throughput.run()
+    for name in ("geometric", "fixed"):
+        yield Line(
+            f"rollout, {name} lengths",
+            f"generate, transformers {version('transformers')}",
+            found[name]["speedup"],
+            rollout_throughput.GOALS[name],
+        )
+    found = grading_throughput.run()
+    yield Line(
+        "grades of LaTeX answers",
+        f"math-verify {version('math-verify')} in the process",
+        found["latex_ratio"],
+        grading_throughput.GOALS["latex"],
+    )
+    found = orm_cost.run()
+    dense = found["ratios"]["dense_orm/sparse"][0]
+    yield Line("rollout under a dense outcome reward", "the same under the sparse reward", 1 / dense)
+    if trl is not None:
+        found = trl_grpo.run(trl)
+        for case in found["cases"]:
+            figure = f"GRPO step, {trl_grpo.case_name(case)}"
+            yield Line(figure, f"TRL {case['runs']['trl'][0]['trl']}", case["speedup"], case["goal"])
+    if trl_ppo_python is not None:
+        found = trl_ppo.run(trl_ppo_python)
+        for name, case in found.items():
+            if "speedups" in case:
+                for dtype, ratio in case["speedups"].items():
+                    yield Line(f"PPO step, {name}, {dtype}", "TRL 1.12.0, float32", ratio, trl_ppo.GOALS[dtype])
+
+
+def table(results: dict[str, Any]) -> Table:
+    """Formats the results of `run`."""
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    title = f"Speed at {results['commit']}, {results['machine']}"
+    shown = Table("figure", "against", "times as fast", "goal", title=title, caption=f"CPU seconds; {versions}")
+    for line in results["lines"]:
+        goal = "" if line["goal"] is None else f"{line['goal']:g}"
+        shown.add_row(line["figure"], line["against"], f"{line['ratio']:.2f}", goal)
+    return shown
+
+
+def append_history(results: dict[str, Any], path: Path) -> None:
+    """Adds the results to a file of JSON lines.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    ratios = {f"{line['figure']} / {line['against']}": round(line["ratio"], 3) for line in results["lines"]}
+    kept = {name: results[name] for name in ("commit", "date", "machine", "versions")}
+    with path.open("a") as file:
+        file.write(json.dumps({**kept, "ratios": ratios}) + "\n")
+
+
+def _commit() -> str:
+    """The commit of this checkout, "+" where it has changes; the version if it is none."""
+    folder = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(folder)]
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S603
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return version("tokengym")
+    return commit.stdout.strip() + "+" * bool(changes.stdout.strip())

@@ -1,0 +1,51 @@
+"""The table of all speeds: its lines come from the measurements, and the history keeps one line for each run."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from tokengym.benchmarks.speed.peers import summary, trl_grpo
+
+
+@pytest.fixture
+def results(monkeypatch) -> dict:
+    case = {**trl_grpo.CASES[1]._asdict(), "speedup": 3.5, "runs": {"trl": [{"trl": "1.16.0"}]}}
+    made_up = {
+        summary.env_throughput: {"step_ratio": 40.0, "step_tokens_ratio": 140.0},
+        summary.rollout_throughput: {"geometric": {"speedup": 5.0}, "fixed": {"speedup": 1.6}},
+        summary.grading_throughput: {"latex_ratio": 20.0},
+        summary.orm_cost: {"ratios": {"dense_orm/sparse": [2.0, 1.9, 2.1]}},
+        summary.trl_grpo: {"steps": 8, "cases": [case]},
+        summary.trl_ppo: {"128 + 128": {"speedups": {"float32": 2.0, "bfloat16": 3.0}}, "memory": {}, "steps": {}},
+    }
+    for module, found in made_up.items():
+        monkeypatch.setattr(module, "run", lambda *_, found=found: found)
+    return summary.run("trl/bin/python", "trl-ppo/bin/python")
+
+
+def test_every_measurement_has_its_line_and_goal(results, monkeypatch) -> None:
+    lines = {line["figure"]: (line["ratio"], line["goal"]) for line in results["lines"]}
+    assert lines == {
+        "environment, a token at a time": (40.0, 10.0), "environment, whole completions": (140.0, 100.0),
+        "rollout, geometric lengths": (5.0, 3.0), "rollout, fixed lengths": (1.6, 1.5),
+        "grades of LaTeX answers": (20.0, 3.0), "rollout under a dense outcome reward": (0.5, None),
+        "GRPO step, 128 + 128, 2 x 128": (3.5, 4.0), "PPO step, 128 + 128, float32": (2.0, 1.5),
+        "PPO step, 128 + 128, bfloat16": (3.0, 2.5),
+    }  # fmt: skip
+    console = Console(record=True, width=160)
+    console.print(summary.table(results))
+    shown = console.export_text()
+    assert all(figure in shown for figure in lines)
+    assert "TRL 1.16.0" in shown
+    assert "3.50" in shown
+    assert not [line for line in summary.lines(None, None) if "TRL" in line.against]
+
+
+def test_history_grows_by_a_line(results, tmp_path) -> None:
+    for _ in range(2):
+        summary.append_history(results, tmp_path / "speed.jsonl")
+    first, second = map(json.loads, (tmp_path / "speed.jsonl").read_text().splitlines())
+    assert first == second
+    assert set(first) == {"commit", "date", "machine", "versions", "ratios"}
+    assert first["ratios"]["GRPO step, 128 + 128, 2 x 128 / TRL 1.16.0"] == 3.5
