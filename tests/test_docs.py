@@ -46,7 +46,9 @@ SMALLER = {
     "--validation-problems 2 --problems 4 --samples-per-problem 2 --orm",
     "--problems 200 --samples-per-problem 8": "--problems 3 --samples-per-problem 8 --rounds 1 --temperature 2 "
     "--validation-problems 2 --env-args steps=1",
-    "runs/short-dpo --problems 200 --output": "runs/short-dpo --problems 2 --alpha 0.5 1 --output",
+    "--demonstrations 64 --epochs 1 --batch-size 16": "--demonstrations 4 --epochs 1 --validation-problems 2 "
+    "--batch-size 4",
+    "runs/short-sft --problems 200 --output": "runs/short-sft --problems 2 --alpha 0.5 1 --output",
     "--model runs/expo --problems 200": "--model runs/expo --problems 2 --n 0",
     "--preset dapo": "--preset dapo --iterations 1 --problems-per-iteration 2 --samples-per-problem 8 "
     "--validation-problems 0 --env-args max_new_tokens=8",
