@@ -1,7 +1,9 @@
 """`tokengym extrapolate`: which alpha is chosen, and what is saved loads and evaluates."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,8 @@ EASY = [
 
 
 def evaluation(accuracy: float) -> Evaluation:
-    return Evaluation({"maj@1": Interval(accuracy, 0.0, 1.0)}, {}, 1.0, 1, 0, 0.0, 0, 1, 1, 0.0)
+    known: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(Evaluation)}
+    return Evaluation(**{**known, "metrics": {"maj@1": Interval(accuracy, 0.0, 1.0)}})
 
 
 @pytest.mark.parametrize(
