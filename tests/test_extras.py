@@ -69,10 +69,10 @@ def test_on_the_command_line_it_is_one_line(monkeypatch, capsys, tmp_path: Path)
     assert capsys.readouterr().err == 'tokengym: training adapters needs peft, an extra: pip install "tokengym[lora]"\n'
 
 
-def test_each_extra_of_the_distribution_brings_one_package() -> None:
+def test_each_extra_of_the_distribution_brings_its_package() -> None:
     assert EXTRAS.keys() - {"all", "dev", "docs"} == PACKAGES.keys()
     for extra, package in PACKAGES.items():
-        (requirement,) = EXTRAS[extra]
+        requirement = EXTRAS[extra][0]
         assert re.match(r"[\w-]+", requirement)[0].replace("-", "_") == package  # pyright: ignore[reportOptionalSubscript]
     assert EXTRAS["all"] == [f"tokengym[{','.join(sorted(PACKAGES.keys() - {'vllm'}))}]"]
 

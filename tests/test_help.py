@@ -20,7 +20,17 @@ from tokengym.agents import AGENTS
 from tokengym.agents.search import SearchConfig
 from tokengym.settings import Setting, settings_of
 
-BENCHMARKS = ["speed", "parity", "multiplication", "linear", "ppo", "rcrl", "models", *command_line.MEASUREMENTS]
+BENCHMARKS = [
+    "speed",
+    "paper",
+    "parity",
+    "multiplication",
+    "linear",
+    "ppo",
+    "rcrl",
+    "models",
+    *command_line.MEASUREMENTS,
+]
 COMMANDS = [
     *(name for name in command_line.COMMANDS if name not in ("train", "bench")),
     *(f"train {name}" for name in AGENTS.names()),

@@ -15,9 +15,9 @@ def commands(scale: Scale, jobs: Sequence[Job], folder: Path) -> str:
     """A shell script that does the jobs one after the other; a job that was stopped goes on, an evaluation is redone.
 
     Args:
-        scale: with a launcher.
-        jobs: its plan.
-        folder: where everything is written.
+        scale: Scale with a launcher.
+        jobs: Jobs of its plan.
+        folder: Folder that everything is written to.
     """
     done = {job.name: Done(folder / job.name, {}, 0.0) for job in jobs}
     settings = {job.name: resolved(job.settings, done) for job in jobs}

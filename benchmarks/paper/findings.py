@@ -31,10 +31,10 @@ class Claim:
     """That a difference is above a bound.
 
     Attributes:
-        text: What is subtracted from what, such as "EI less PPO, maj@1".
-        estimate: The difference over seeds and problems; `None` where no seed has both systems.
-        by_seed: The difference in each seed.
-        bound: It is claimed to be above this.
+        text: Name of the difference: what is subtracted from what, such as "EI less PPO, maj@1".
+        estimate: Difference over seeds and problems; `None` where no seed has both systems.
+        by_seed: Difference in each seed.
+        bound: Value that the difference is claimed to be above.
     """
 
     text: str
@@ -159,7 +159,7 @@ def novelty(solutions: Solutions, known: Solutions) -> tuple[FloatArray, FloatAr
 
     Args:
         solutions: Equation sequences of the samples by problem, `None` where incorrect.
-        known: Those of the policy that may have known them already, of the same problems.
+        known: Sequences of the policy that may have known them already, at the same problems.
 
     Returns:
         New solutions and all solutions, `[P]` each.

@@ -100,16 +100,16 @@ class PaperGrid:
     """Which part of the paper's grid to run, and where.
 
     Attributes:
-        scale: settings of all systems: "tiny" (built-in model, an hour of one core for each seed), "smollm2" and
-            "smollm2-svamp" (SmolLM2-135M on GSM8K and SVAMP, one GPU), "llama2-7b" (writes commands).
-        seeds: how many; they are 0, 1, ...
-        output: folder of all jobs and the report, by default `runs/paper-<scale>`; the same command in the same folder
-            goes on where it was stopped.
-        workers: jobs at the same time, each with threads of its own; by default as many as there are cores for at a
-            scale of the CPU, and one on a GPU.
-        data: folder or file with the data set, for environments that read one; by default it comes from the hub.
-        ablations: run variants of PPO (penalty, critic, best of N, temperature, curricula), EI and RCRL, too.
-        dry_run: show the plan and run nothing.
+        scale: Settings of all systems: "tiny" (built-in model, two hours of one core for each seed), or SmolLM2-135M on
+            one GPU with GSM8K ("smollm2") or SVAMP ("smollm2-svamp"), or commands for eight GPUs ("llama2-7b").
+        seeds: Number of seeds, which are 0, 1, and so on.
+        output: Folder of all jobs and the report, by default `runs/paper-SCALE`; the same command in the same folder
+            continues what was stopped.
+        workers: Jobs at the same time, each with threads of its own; by default as many as there are cores for, and
+            one on a GPU.
+        data: Folder or file with the data set, for environments that read one; by default it comes from the hub.
+        ablations: Run variants of PPO (penalty, critic, best of N, temperature, curricula), EI and RCRL too.
+        dry_run: Show the plan and run nothing.
     """
 
     scale: str = "tiny"
@@ -135,7 +135,7 @@ class PaperGrid:
         """The scale, with the data set where it lies and all tables.
 
         Raises:
-            UnknownNameError: there is no such scale.
+            UnknownNameError: There is no such scale.
         """
         scale = paper_scale(self.scale)
         if self.ablations:
@@ -165,16 +165,16 @@ def run(grid: PaperGrid, say: Callable[[Any], object] = lambda line: None) -> Re
     """Does what is not done yet; writes `report.html`, `report.md` and `report.json` into the folder.
 
     Args:
-        grid: what to run.
-        say: shows a line of progress.
+        grid: Part of the grid to run.
+        say: Function that shows a line of progress.
 
     Returns:
         The report. Cells that jobs left without a result say why.
 
     Raises:
-        UnknownNameError: there is no such scale.
-        ValueError: the scale is one of commands, or a result in the folder is of another version or of other settings.
-        OSError: the disk is full; what was finished is kept.
+        UnknownNameError: There is no such scale.
+        ValueError: The scale is one of commands, or a result in the folder is of another version or of other settings.
+        OSError: The disk is full; what was finished is kept.
     """
     need("plots", "the report")
     scale, seeds = grid.settings, range(grid.seeds)
@@ -199,7 +199,7 @@ def show(grid: PaperGrid, say: Callable[[Any], object]) -> None:
     """The command: runs the grid, or shows its plan, or writes its commands; says what came of it.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the same command goes on.
+        KeyboardInterrupt: Ctrl-C was pressed; the same command continues.
     """
     scale = grid.settings
     if grid.dry_run:

@@ -14,7 +14,7 @@ def paper_table(name: str) -> PaperTable:
     """The table "table_1", "table_2", "table_3" or "table_4".
 
     Raises:
-        UnknownNameError: there is no such table.
+        UnknownNameError: There is no such table.
     """
     tables = _tables()
     if name not in tables:
@@ -26,7 +26,7 @@ def paper_row(reference: str) -> tuple[PaperTable, PaperRow]:
     """The table and row that "table_1/ei" refers to.
 
     Raises:
-        UnknownNameError: there is no such table, or it has no such row.
+        UnknownNameError: There is no such table, or it has no such row.
     """
     name, _, row = reference.partition("/")
     table = paper_table(name)

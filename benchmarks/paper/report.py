@@ -32,10 +32,10 @@ def assemble(results: Results, *, command: str, started: str, seconds: float) ->
     """The report of all results that there are; cells without one say why.
 
     Args:
-        results: of the plan's jobs.
-        command: that makes it again.
-        started: when, as ISO 8601.
-        seconds: wall time of it all.
+        results: Results of the plan's jobs.
+        command: Command that makes the report again.
+        started: Time of the start, as ISO 8601.
+        seconds: Wall time of it all.
     """
     scale = results.scale
     seeds = f"{len(results.seeds)} seed{'s' * (len(results.seeds) > 1)}"

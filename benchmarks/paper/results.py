@@ -44,7 +44,7 @@ class Results:
         A seed in which a system had nothing to learn from counts with the outcomes of its start.
 
         Raises:
-            ValueError: evaluations are of different problems.
+            ValueError: Evaluations are of different problems.
         """
         what = "rerank" if metric.startswith("rerank") else "evaluate"
         name, found = self.metric_name(metric), dict[int, FloatArray]()

@@ -17,27 +17,27 @@ class Scale:
     """One scale.
 
     Attributes:
-        name: of the scale.
-        about: models, data and machine, in words.
-        env: id of the environment.
-        env_settings: its arguments in all jobs.
-        model: the pretrained checkpoint.
-        tables: whose systems are run: those of the paper, "table_1", ..., "rounds" and "ablations".
-        agent: arguments of every agent, which are the same in all jobs: slots, device, precision, adapters.
+        name: Name of the scale.
+        about: Models, data and machine, in words.
+        env: Id of the environment.
+        env_settings: Arguments of the environment in all jobs.
+        model: Pretrained checkpoint.
+        tables: Tables whose systems are run: the paper's "table_1" to "table_4", "rounds" and "ablations".
+        agent: Arguments of every agent, the same in all jobs: slots, device, precision, adapters.
         threads: CPU threads of each job.
-        batching: fields of every agent's configuration.
-        fine_tuning: fields of every configuration that fine-tunes, for the paper gives all of them the same.
-        demonstrations: reference solutions to fine-tune on; `None` for all.
-        problems: that attempts are sampled at for learning.
-        rft, ei, orm, sorm, rcrl, ppo: further fields of these agents' configurations.
-        orm_filter: further fields of expert iteration that is guided by the ORM.
-        ei_from_pretrained, ppo_from_pretrained: other values where the start is the pretrained checkpoint.
-        shots: worked examples in the prompt of a pretrained model.
-        test_problems: that systems are evaluated on.
-        n: samples at each for maj@n, rerank@n and pass@n.
-        temperature: of these samples; 0.7 [paper].
-        browsed: test problems whose attempts go into the report.
-        launcher: of the commands that are written in place of running anything here; `None` runs the plan.
+        batching: Fields of every agent's configuration.
+        fine_tuning: Fields of every configuration that fine-tunes, the same for all as in the paper.
+        demonstrations: Number of reference solutions to fine-tune on; `None` uses all.
+        problems: Number of problems that attempts are sampled at for learning.
+        rft, ei, orm, sorm, rcrl, ppo: Further fields of these agents' configurations.
+        orm_filter: Further fields of expert iteration that is guided by the ORM.
+        ei_from_pretrained, ppo_from_pretrained: Other values if the start is the pretrained checkpoint.
+        shots: Number of worked examples in the prompt of a pretrained model.
+        test_problems: Number of test problems.
+        n: Samples at each test problem, for maj@n, rerank@n and pass@n.
+        temperature: Sampling temperature of these samples. [Havrilla et al. 2024]
+        browsed: Number of test problems whose attempts go into the report.
+        launcher: Launcher of the commands that are written instead of running anything here; `None` runs the plan.
     """
 
     name: str
@@ -78,7 +78,7 @@ def paper_scale(name: str) -> Scale:
     """The scale of that name.
 
     Raises:
-        UnknownNameError: there is none; the nearest is suggested.
+        UnknownNameError: There is none; the nearest is suggested.
     """
     if name not in SCALES:
         raise unknown_name("scale", name, SCALES)

@@ -32,14 +32,14 @@ class System:
     """A policy to be evaluated, or an outcome model.
 
     Attributes:
-        name: of the system.
-        title: in figures and among the attempts.
-        agent: that trains it; `None` takes the pretrained checkpoint as it is.
-        model: what the agent starts from; by default the pretrained checkpoint.
-        config: of the agent.
-        reward: of the environment that it learns in.
-        curriculum: of that environment.
-        shots: worked examples before each question, in learning by reinforcement and in evaluation.
+        name: Name of the system.
+        title: Title in figures and among the attempts.
+        agent: Agent that trains it; `None` takes the pretrained checkpoint as it is.
+        model: Model that the agent starts from; by default the pretrained checkpoint.
+        config: Configuration of the agent.
+        reward: Reward of the environment that it learns in.
+        curriculum: Curriculum of that environment.
+        shots: Number of worked examples before each question, in learning by reinforcement and in evaluation.
         after_round: Number of the round of expert iteration whose policy is evaluated in place of the best one's.
     """
 

@@ -19,9 +19,9 @@ def paper_figures(result: Evaluation, env: str, split: str) -> RenderableType | 
     An evaluation of fewer problems, or of another pool of samples, has a line in their place that names the protocol.
 
     Args:
-        result: the evaluation.
-        env: id of the environment.
-        split: of its data.
+        result: Evaluation.
+        env: Id of the environment.
+        split: Split of its data.
     """
     if env not in _TABLES or split != "test":
         return None

@@ -28,8 +28,8 @@ class Line:
     """One measurement.
 
     Attributes:
-        figure: What was measured.
-        against: What it is compared with, and its version.
+        figure: Name of what was measured.
+        against: Name and version of what it is compared with.
         ratio: Speed over the other's, both in CPU seconds of one run.
         goal: Least ratio that is aimed at; `None` if there is none.
     """

@@ -67,7 +67,7 @@ def run(
 
     Args:
         trl_python: Interpreter of an environment with TRL.
-        cases: What is measured.
+        cases: Prompts, lengths and models to measure at.
         steps: Number of steps that are timed in each run.
         warmup: Number of steps before the timed ones.
         repeats: Number of runs of each side.
