@@ -154,6 +154,9 @@ class EvalOptions(EnvChoice):
         condition: Label that a model trained with labels acts under; by default the best one, and "own" lets the model
             write its labels itself.
         temperature: Sampling temperature of the n samples.
+        top_k: Number of most likely tokens that samples are drawn from; `None` takes all.
+        top_p: Probability that the most likely tokens which samples are drawn from must reach; `None` takes all.
+        min_p: Least probability of a token that is drawn, as a share of the most likely token's; `None` takes all.
         shots: Number of worked examples in the prompt.
         seed: Seed of the samples.
         output: JSON file for the results.
@@ -168,6 +171,9 @@ class EvalOptions(EnvChoice):
     search_keep: int = 4
     condition: str | None = None
     temperature: float = 0.7
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
     shots: int = 0
     seed: int = 0
     output: Path | None = None
@@ -382,6 +388,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         policy = load_policy(
             options.model, options.condition, device=compute.device, dtype=compute.dtype, attn=compute.attn
         )
+        policy = policy.with_sampling(top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
         reranker = None
         if options.orm is not None:
             reranker = OutcomeModel.load(options.orm, policy.tokenizer, str(policy.model.device))

@@ -44,6 +44,9 @@ class ExpertIterationConfig(FineTuneConfig):
         samples_per_problem: Attempts at each problem in a round; the source's cheap variant
             has 4. [Havrilla et al. 2024]
         temperature: Sampling temperature of the attempts. [Havrilla et al. 2024]
+        top_k: Number of most likely tokens that attempts are drawn from; `None` takes all.
+        top_p: Probability that the most likely tokens which attempts are drawn from must reach; `None` takes all.
+        min_p: Least probability of a token that is drawn, as a share of the most likely token's; `None` takes all.
         threshold: Least return of an attempt that is kept; 1 keeps only correct attempts. [Havrilla et al. 2024]
         orm: Outcome model that filters attempts too: the `model` folder of a `tokengym train orm` run.
         orm_filter: Say of the outcome model: "replace" keeps attempts by its score alone, "and" by both its score and
@@ -74,6 +77,9 @@ class ExpertIterationConfig(FineTuneConfig):
     rounds: int = 2
     samples_per_problem: int = 96
     temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
     threshold: float = 1.0
     orm: str | None = None
     orm_filter: Literal["replace", "and"] = "replace"
@@ -100,7 +106,7 @@ class ExpertIterationConfig(FineTuneConfig):
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0 to explore, got {self.temperature}")
-        SamplingConfig(self.temperature)
+        SamplingConfig(self.temperature, self.top_k, self.top_p, self.min_p)
         if not 0 <= self.orm_threshold <= 1:
             raise ValueError(f"orm_threshold must be between 0 and 1, got {self.orm_threshold}")
         choices = {
@@ -338,7 +344,8 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         self, number: int, env: TokenVectorEnv, numbers: range, on_step: Callable[[int], object]
     ) -> Iterator[Attempt]:
         """The round's attempts, written to the run folder as they come; those already there are not sampled again."""
-        policy = self.policy.with_sampling(temperature=self.config.temperature)
+        truncation = {name: getattr(self.config, name) for name in ("top_k", "top_p", "min_p")}
+        policy = self.policy.with_sampling(temperature=self.config.temperature, **truncation)
         env.curriculum = self._curriculum()
         seed, folder = self.round_seed(number), self.round_folder(number)
         return collect_into(folder, policy, env, numbers, seed=seed, rank=self.ranks.index, on_step=on_step)

@@ -31,13 +31,17 @@ class OutcomeReward(StepReward):
     Args:
         orm: Outcome model, or the folder that one was saved in.
         dense: Pay every step instead of the whole attempt alone.
+        shaping: Shaping by potential, or `None`, which pays each step's score, so that more steps earn more, as in
+            Havrilla et al. 2024. With "potential" a step is paid what it has added to the score before it, which is 0
+            at the start and the score of a reset prefix after one, and an attempt that runs out of tokens pays it back:
+            a return is what the sparse reward pays, less the score of the prefix (Ng et al. 1999).
         orm_mix: Use of the score: "replace" pays it instead of the grader's reward, as we read Havrilla et al. 2024;
             "add" pays it on top of the sparse +1.
         device: Device of a model that is read from a folder; by default a GPU if there is one.
 
     Raises:
-        ValueError: `orm` is neither an outcome model nor a folder.
-        UnknownNameError: There is no such `orm_mix`.
+        ValueError: `orm` is neither an outcome model nor a folder, or a sparse reward is to be shaped.
+        UnknownNameError: There is no such `orm_mix` or `shaping`.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class OutcomeReward(StepReward):
         orm: "str | Path | OutcomeModel",
         *,
         dense: bool,
+        shaping: Literal["potential"] | None = None,
         orm_mix: Literal["replace", "add"] = "replace",
         device: str | None = None,
     ) -> None:
@@ -52,10 +57,15 @@ class OutcomeReward(StepReward):
 
         if orm_mix not in _MIXES:
             raise unknown_name("orm_mix", str(orm_mix), _MIXES)
+        if shaping not in (None, "potential"):
+            raise unknown_name("shaping", str(shaping), ["potential"])
+        if shaping is not None and not dense:
+            raise ValueError("shaping is of the steps' rewards: leave it out, or set dense")
         if not isinstance(orm, str | Path | OutcomeModel):
             raise ValueError(f"orm must be an OutcomeModel or the folder of one, not {orm!r}")
         self.orm = orm
         self.dense = dense
+        self.shaping = shaping
         self.orm_mix = orm_mix
         self.device = device
 
@@ -76,6 +86,7 @@ class OutcomeReward(StepReward):
             model = self.orm
             model.check_tokenizer(view.tokenizer)
         self._scorer = model.scorer(view.num_envs)
+        self._potentials = np.zeros(view.num_envs)
 
     def begin(self, slots: IntArray, problems: Sequence[ProblemLike], prefix_lengths: IntArray) -> None:
         if self.dense:
@@ -84,6 +95,10 @@ class OutcomeReward(StepReward):
         self._scorer.begin(
             slots, [np.concatenate([view.prompt(slot), view.completion(slot)]) for slot in slots.tolist()]
         )
+        if self.shaping == "potential":
+            self._potentials[slots] = 0
+            given = prefix_lengths > 0
+            self._potentials[slots[given]] = self._probabilities(slots[given].tolist(), prefix_lengths[given].tolist())
 
     def score(self, lengths: IntArray, ended: IntArray, verdicts: Sequence[Verdict | None]) -> FloatArray:
         if self.dense:
@@ -100,8 +115,21 @@ class OutcomeReward(StepReward):
     def step_rewards(self, steps: Sequence[Step]) -> ArrayLike:
         # A line that was cut off, and nothing but a blank line at the end, have no text.
         rewards = np.array([self._bonus(step.verdict) for step in steps])
-        read = [i for i, step in enumerate(steps) if step.text]
-        rewards[read] += self._probabilities([steps[i].slot for i in read], [len(steps[i].tokens) for i in read])
+        potential = self.shaping == "potential"
+        truncated = [step.verdict is not None and step.verdict.reason == "truncated" for step in steps]
+        read = [
+            i
+            for i, step in enumerate(steps)
+            if step.text or (potential and step.verdict is not None and not truncated[i])
+        ]
+        scores = np.zeros(len(steps))
+        scores[read] = self._probabilities([steps[i].slot for i in read], [len(steps[i].tokens) for i in read])
+        if not potential:
+            return rewards + scores
+        for i, step in enumerate(steps):
+            now = 0.0 if truncated[i] else scores[i]
+            rewards[i] += now - self._potentials[step.slot]
+            self._potentials[step.slot] = now
         return rewards
 
     def _bonus(self, verdict: Verdict | None) -> float:

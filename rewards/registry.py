@@ -31,10 +31,13 @@ def _make_sparse_orm(
 
 @REWARDS.register("dense_orm")
 def _make_dense_orm(
-    orm: "str | Path | OutcomeModel", orm_mix: Literal["replace", "add"] = "replace", device: str | None = None
+    orm: "str | Path | OutcomeModel",
+    orm_mix: Literal["replace", "add"] = "replace",
+    shaping: Literal["potential"] | None = None,
+    device: str | None = None,
 ) -> OutcomeReward:
     """p(correct) by an outcome model, at the last token of every step."""
-    return OutcomeReward(orm, dense=True, orm_mix=orm_mix, device=device)
+    return OutcomeReward(orm, dense=True, shaping=shaping, orm_mix=orm_mix, device=device)
 
 
 @REWARDS.register("sum")

@@ -57,6 +57,7 @@ class Evaluation:
         problems, n, temperature, seed: Protocol of the evaluation.
         episodes, tokens: Cost of the evaluation, the greedy pass included.
         seconds: Wall time in seconds.
+        top_k, top_p, min_p: Truncation of the samples' distributions, that of the policy; see `SamplingConfig`.
         problem_ids: Ids of the problems, in order.
         by_problem: Value of each metric at each of them; two evaluations of the same problems can be compared in pairs.
     """
@@ -73,6 +74,9 @@ class Evaluation:
     seconds: float
     problem_ids: list[str]
     by_problem: dict[str, list[float]]
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Converts to JSON values; each metric becomes [value, low, high]."""
@@ -161,7 +165,8 @@ def evaluate(
             or a `gym.make` product, from which slots are made, on the test split if it names none.
         problems: Number of problems; fewer if the split is smaller.
         n: Samples per problem in the pool; 0 runs the greedy pass alone.
-        temperature: Sampling temperature of the pool. [Havrilla et al. 2024]
+        temperature: Sampling temperature of the pool; the policy's other sampling settings, such as `top_p`, hold for
+            the pool too. [Havrilla et al. 2024]
         seed: Seed of the pool's random streams.
         reranker: Outcome model that scores the pool for `rerank@n`: the answer to each problem is that of the attempt
             with the highest score (Havrilla et al. 2024).
@@ -229,6 +234,9 @@ def evaluate(
         seconds=time.perf_counter() - started,
         problem_ids=[group[0].problem.id for group in greedy],
         by_problem=values,
+        top_k=policy.sampling.top_k,
+        top_p=policy.sampling.top_p,
+        min_p=policy.sampling.min_p,
     )
 
 

@@ -27,7 +27,8 @@ def evaluation_table(results: Mapping[str, Evaluation], data: str) -> Group:
     table.add_row("attempts (tokens)", *(f"{result.episodes:,} ({result.tokens:,})" for result in results.values()))
     table.add_row("verdicts", *(_shares(result.verdicts) for result in results.values()))
     protocol = f"{first.problems} problems, maj@1 greedy, pool of n={first.n} at temperature {first.temperature}"
-    return Group(table, Text(f"{protocol}, seed {first.seed}"))
+    kept = [f"{name} {value}" for name in ("top_k", "top_p", "min_p") if (value := getattr(first, name)) is not None]
+    return Group(table, Text(", ".join([protocol, *kept, f"seed {first.seed}"])))
 
 
 def outcome_table(reports: Mapping[str, OutcomeReport]) -> Group:

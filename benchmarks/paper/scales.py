@@ -181,7 +181,8 @@ _LLAMA = Scale(
     # On each GPU vLLM holds the merged weights and a cache, in 0.4 of 80 GB; the model that is trained has the rest.
     agent={"num_envs": 256, "dtype": "bfloat16", "lora_rank": 128, "vllm_memory": 0.4},
     threads=4,
-    batching={"validation_problems": 473},
+    # By `tokengym plan`, which lets all but the outcome model (230 GiB as a whole) and RCRL's 256 slots fit into 80 GB.
+    batching={"micro_batch_tokens": 1024, "validation_problems": 473},
     demonstrations=None,
     problems=7000,
     ei={"samples_per_problem": 96, "rounds": 3, "patience": 3},

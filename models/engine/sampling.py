@@ -32,22 +32,29 @@ class SamplingConfig:
         top_k: Number of most likely tokens to keep; `None` keeps all.
         top_p: Probability that the smallest set of most likely tokens to keep must reach (nucleus sampling); `None`
             keeps all.
+        min_p: Least probability of a token to keep, as a share of the most likely token's (Nguyen et al. 2024, arXiv
+            2407.01082); `None` keeps all.
+
+    Tokens are dropped from the distribution at the temperature, by `top_k`, then `top_p`, then `min_p`.
 
     Raises:
-        ValueError: The temperature is negative, `top_k` is below 1, or `top_p` is outside (0, 1].
+        ValueError: The temperature is negative, `top_k` is below 1, or `top_p` or `min_p` is outside (0, 1].
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
 
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature must be a finite number >= 0, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {value}")
 
 
 GREEDY = SamplingConfig(temperature=0.0)
@@ -129,6 +136,8 @@ def _truncate(logits: Tensor, config: SamplingConfig) -> Tensor:
         before = probabilities.cumsum(-1) - probabilities
         outside = torch.empty_like(logits, dtype=torch.bool).scatter_(-1, order, before >= config.top_p)
         logits = logits.masked_fill(outside, -torch.inf)
+    if config.min_p is not None:
+        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(config.min_p), -torch.inf)
     return logits
 
 

@@ -230,6 +230,7 @@ class VLLMDecoder:
             temperature=config.temperature,
             top_k=config.top_k or 0,
             top_p=1.0 if config.top_p is None else config.top_p,
+            min_p=config.min_p or 0.0,
             seed=key,
             logprobs=0,
             detokenize=False,

@@ -150,6 +150,29 @@ def test_scores_are_those_of_one_forward_pass_however_tokens_come(
         np.testing.assert_allclose(record.rewards, record.expected(model, dense), atol=1e-5)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([1, 3, 12]), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_differences_add_up_to_the_sparse_reward_less_the_score_of_the_prefix(
+    most: int, num_envs: int, seed: int
+) -> None:
+    model = MODELS["llama"]
+    env = make(OutcomeReward(model, dense=True, shaping="potential"), num_envs, max_new_tokens=24,
+               autoreset_mode=AutoresetMode.DISABLED)  # fmt: skip
+    for record in play(env, np.random.default_rng(seed), calls=40 if most == 1 else 12, most=most):
+        scored = np.flatnonzero(record.expected(model, dense=True)) + record.given
+        length, start = len(record.completion), record.given
+        potential = p(model, record.prompt, record.completion[:start]) if start else 0.0
+        right = np.zeros(length)
+        ends = {int(i): p(model, record.prompt, record.completion[: i + 1]) for i in scored}
+        if record.terminated:
+            ends[length - 1] = p(model, record.prompt, record.completion)
+        elif length == env.max_new_tokens:  # with the steps that its last token ends, if it does
+            ends[length - 1] = 0.0
+        for i in sorted(ends):
+            right[i], potential = ends[i] - potential, ends[i]
+        np.testing.assert_allclose(record.rewards, right[start:], atol=1e-5)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_sparse_pays_the_whole_attempt_and_dense_every_step(architecture: str) -> None:
     model = MODELS[architecture]
@@ -266,6 +289,10 @@ def test_bad_arguments(tmp_path) -> None:
         make_reward("dense_orm")
     with pytest.raises(UnknownNameError, match=r"unknown orm_mix 'both': .*known are add, replace"):
         make_reward(orm("orm", orm_mix="both"))
+    with pytest.raises(UnknownNameError, match="shaping 'potentail': did you mean 'potential'"):
+        make(orm("dense_orm", shaping="potentail"))
+    with pytest.raises(ValueError, match="leave it out, or set dense"):
+        OutcomeReward(MODELS["llama"], dense=False, shaping="potential")
     with pytest.raises(ValueError, match="orm must be an OutcomeModel or the folder of one, not 7"):
         make_reward({"name": "sparse_orm", "orm": 7})
     with pytest.raises(FileNotFoundError, match=r"there is no outcome model '.*nowhere'"):

@@ -179,7 +179,7 @@ def test_everything_comes_from_one_greedy_pass_and_one_pool(policy, tokenizer) -
     assert record["metrics"]["maj@1"] == list(result.metrics["maj@1"])
     assert set(record) == {
         "metrics", "verdicts", "median_response_length", "problems", "n", "temperature", "seed", "episodes", "tokens",
-        "seconds", "problem_ids", "by_problem"
+        "seconds", "problem_ids", "by_problem", "top_k", "top_p", "min_p"
     }  # fmt: skip
     assert result.problem_ids == [group[0].problem.id for group in groups]
     assert {name: np.mean(values) for name, values in result.by_problem.items()} == pytest.approx(expected)

@@ -69,6 +69,19 @@ def test_nucleus_keeps_the_smallest_set_that_reaches_top_p() -> None:
     assert logprobs[tokens == 1][0].exp().item() == pytest.approx(0.3 / 0.8)
 
 
+def test_min_p_keeps_tokens_that_are_likely_enough_beside_the_likeliest() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(2000, -1)
+    draw = lambda **s: sample(logits, keys(0).expand(2000), torch.arange(2000), SamplingConfig(**s))  # noqa: E731
+    assert set(draw(min_p=1.0)[0].tolist()) == {0}
+    tokens, logprobs = draw(min_p=0.29)
+    assert set(tokens.tolist()) == {0, 1, 2}
+    assert logprobs[tokens == 2][0].exp().item() == pytest.approx(0.15 / 0.95)
+    # The share is taken at the temperature: squared, 0.15 is 0.09 of 0.5.
+    assert set(draw(temperature=0.5, min_p=0.29)[0].tolist()) == {0, 1}
+    # All three together: top_k leaves three, top_p two of them, min_p one.
+    assert set(draw(top_k=3, top_p=0.8, min_p=0.7)[0].tolist()) == {0}
+
+
 def test_a_row_draws_the_same_alone_and_in_a_batch() -> None:
     logits = torch.randn(40, 300, generator=torch.Generator().manual_seed(2))
     positions = torch.arange(40) % 7
@@ -86,7 +99,13 @@ def test_streams_differ_by_seed_problem_attempt_and_position() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"), [({"temperature": -1}, "temperature"), ({"top_k": 0}, "top_k"), ({"top_p": 0.0}, "top_p")]
+    ("settings", "named"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"min_p": 0.0}, "min_p"),
+    ],
 )
 def test_settings_out_of_range_are_named(settings: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):
@@ -96,7 +115,14 @@ def test_settings_out_of_range_are_named(settings: dict[str, float], named: str)
 @pytest.mark.parametrize("vocabulary", [3, 256, 1000])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize(
-    "config", [GREEDY, SamplingConfig(1.0), SamplingConfig(0.7, top_k=2), SamplingConfig(1.0, top_p=0.9)]
+    "config",
+    [
+        GREEDY,
+        SamplingConfig(1.0),
+        SamplingConfig(0.7, top_k=2),
+        SamplingConfig(1.0, top_p=0.9),
+        SamplingConfig(1.0, min_p=0.2),
+    ],
 )
 def test_logits_that_are_not_finite_draw_ids_of_the_vocabulary_and_show(
     vocabulary: int, value: float, config: SamplingConfig

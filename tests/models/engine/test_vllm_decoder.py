@@ -137,7 +137,7 @@ def test_attempts_are_those_of_the_built_in_decoder(policy: CausalLMPolicy, env:
 @pytest.mark.usefixtures("sampling_params")
 def test_requests_say_how_tokens_are_drawn(policy: CausalLMPolicy, env: Any) -> None:
     engine = Engine(policy.model)
-    settings = {"temperature": 0.5, "top_k": 7, "top_p": 0.9}
+    settings = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.05}
     limits = {"max_tokens": 390, "stop_token_ids": [3], "allowed_token_ids": [1, 2, 3]}
     list(collect(policy.with_sampling(**settings).with_vllm(Stub(engine, limits)), env, 4, seed=0))
     params = list(engine.params.values())
