@@ -22,7 +22,9 @@ BLOCKS = [
 ]
 INCLUDED = re.compile(r'--8<-- "(.*)"')
 PYTHON = [(page, block) for page, language, block in BLOCKS if language == "python" and not INCLUDED.search(block)]
-COMMANDS = [line for _, language, block in BLOCKS if language == "bash" for line in block.splitlines() if line]
+CONTINUED = re.compile(r"\\\n *")
+BASH = [CONTINUED.sub("", block) for _, language, block in BLOCKS if language == "bash"]
+COMMANDS = [line for block in BASH for line in block.splitlines() if line]
 OURS = list(dict.fromkeys(line for line in COMMANDS if line.startswith("tokengym")))
 
 # What a test can not afford, or not reach, in the words of the pages.
@@ -50,6 +52,7 @@ SMALLER = {
     "--batch-size 4",
     "runs/short-sft --problems 200 --output": "runs/short-sft --problems 2 --alpha 0.5 1 --output",
     "--model runs/expo --problems 200": "--model runs/expo --problems 2 --n 0",
+    "--agent ppo --model meta-llama/Llama-2-7b-hf": "--agent ppo --model tokengym/tiny",
     "--preset dapo": "--preset dapo --iterations 1 --problems-per-iteration 2 --samples-per-problem 8 "
     "--validation-problems 0 --env-args max_new_tokens=8",
 }
@@ -136,5 +139,5 @@ def test_commands_train_and_evaluate(
     shown = capsys.readouterr().out
     assert "maj@1" in shown
     assert "rerank@4" in shown
-    assert "180 jobs" in shown
+    assert "204 jobs" in shown
     assert (tmp_path / "runs" / "ei" / "model" / "model.safetensors").exists()
