@@ -98,8 +98,8 @@ TINY_PPO: Settings = {
     "patience": None,
 }
 
-# An hour of one core for each seed. Fine-tuning is the demonstration's: light, so that a policy's own solutions, at
-# problems enough, outnumber the demonstrations by far.
+# About two hours of one core for each seed. Fine-tuning is the demonstration's: light, so that a policy's own
+# solutions, at problems enough, outnumber the demonstrations by far.
 _TINY = Scale(
     name="tiny",
     about="The built-in model of 1.3 million parameters on generated word problems; processes of one CPU thread.",
