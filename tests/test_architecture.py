@@ -29,6 +29,7 @@ ROOMS = (
     "benchmarks/studies",
     "benchmarks/speed",
     "benchmarks/speed/peers",
+    "commands",
 )
 # Rooms of `benchmarks` that know nothing of each other, whatever their order.
 APART = {
@@ -41,7 +42,7 @@ APART = {
 }
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for top in ("models", "rewards", "envs", "agents", "benchmarks")
+    for top in ("models", "rewards", "envs", "agents", "benchmarks", "commands")
     for path in sorted((ROOT / top).rglob("*.py"))
 }
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import tokengym
-from tokengym.__main__ import MEASUREMENTS, main
+from tokengym.__main__ import main
+from tokengym.commands.bench import MEASUREMENTS
 
 
 def test_the_version(capsys) -> None:

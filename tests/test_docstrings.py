@@ -10,7 +10,7 @@ import docstring_parser
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("agents", "benchmarks", "envs", "examples", "models", "rewards")
+ROOMS = ("agents", "benchmarks", "commands", "envs", "examples", "models", "rewards")
 FILES = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
 
 CONTINUATIONS = re.compile(

@@ -18,6 +18,8 @@ import tyro
 from tokengym import __main__ as command_line
 from tokengym.agents import AGENTS
 from tokengym.agents.search import SearchConfig
+from tokengym.commands.bench import MEASUREMENTS
+from tokengym.commands.train import agent_settings
 from tokengym.settings import Setting, settings_of
 
 BENCHMARKS = [
@@ -29,7 +31,7 @@ BENCHMARKS = [
     "ppo",
     "rcrl",
     "models",
-    *command_line.MEASUREMENTS,
+    *MEASUREMENTS,
 ]
 COMMANDS = [
     *(name for name in command_line.COMMANDS if name not in ("train", "bench")),
@@ -68,7 +70,7 @@ def options(command: str) -> dict[str, str]:
                 found[name] = re.sub(r"\s?\((default: .*?|required)\)( \[[^\[\]]*\])?$", "", text)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line.tyro, "cli", read)
+        patch.setattr(tyro, "cli", read)
         name, *rest = command.split()
         command_line.COMMANDS[name]([*rest, "--help"] if name == "train" else rest)
     return found
@@ -198,7 +200,7 @@ def test_settings_of_any_configuration_become_options() -> None:
         path: str = dataclasses.field(kw_only=True)
 
     kind: Any = SimpleNamespace(name="theirs", config_class=Theirs)
-    options = command_line._settings(kind, None)
+    options = agent_settings(kind, None)
     arguments = ["--path", "x", "--steps", "5", "--layers", "1", "2"]
     parsed = tyro.cli(options, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
     assert Theirs(**dataclasses.asdict(parsed)) == Theirs(0.1, 5, [1, 2], path="x")

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,6 @@ class Results:
     seeds: Sequence[int]
     jobs: Mapping[str, Job]
     states: Mapping[str, Done | Missing]
-    _problem_ids: dict[str, list[str]] = field(default_factory=dict, repr=False)
 
     def done(self, system: str, seed: int, what: str) -> Done | None:
         """The finished job, if it is in the plan and finished."""
@@ -53,14 +53,19 @@ class Results:
             values = self.file(source, seed, what, OUTCOMES)
             if values is None:
                 continue
-            ids = self._problem_ids.setdefault("ids", values["problem_ids"])
-            if values["problem_ids"] != ids:
+            if values["problem_ids"] != self._problem_ids:
                 raise ValueError(
-                    f"{job_name(source, seed, what)} is of other problems than the evaluations before it: compare "
-                    "systems on the same problems"
+                    f"{job_name(source, seed, what)} is of other problems than the first evaluation: compare systems "
+                    "on the same problems"
                 )
             found[seed] = np.array(values["by_problem"][name])
         return found
+
+    @cached_property
+    def _problem_ids(self) -> list[str]:
+        """Ids of the problems of the first evaluation, which all others share."""
+        done = (state for name, state in self.states.items() if name.endswith("/evaluate") and isinstance(state, Done))
+        return json.loads((next(done).folder / OUTCOMES).read_text())["problem_ids"]
 
     def stands_for(self, system: str, seed: int) -> str:
         """The system whose evaluation counts: itself, or its start where there was nothing to learn from."""

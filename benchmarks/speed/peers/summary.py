@@ -19,6 +19,7 @@ from rich.table import Table
 
 from .. import env_throughput, grading_throughput, orm_cost, rollout_throughput
 from . import trl_grpo, trl_ppo
+from .versions import check_trl
 
 PACKAGES = ("tokengym", "torch", "transformers", "gymnasium", "math-verify")
 
@@ -40,26 +41,32 @@ class Line:
     goal: float | None = None
 
 
-def run(trl: str | None = None, trl_ppo_python: str | None = None) -> dict[str, Any]:
+def run(trl_python: str | None = None, trl_ppo_python: str | None = None) -> dict[str, Any]:
     """Measures everything, one after the other.
 
     Args:
-        trl: Interpreter of an environment with TRL 1.16.0; `None` leaves GRPO's comparison out.
+        trl_python: Interpreter of an environment with TRL 1.16.0; `None` leaves GRPO's comparison out.
         trl_ppo_python: Interpreter of an environment with TRL 1.12.0; `None` leaves PPO's comparison out.
 
     Returns:
         JSON values: "commit", "date", "machine", "versions" and "lines".
+
+    Raises:
+        ValueError: An interpreter is none, or has another release of TRL.
     """
+    for python, module in ((trl_python, trl_grpo), (trl_ppo_python, trl_ppo)):
+        if python is not None:
+            check_trl(python, module.VERSION)
     return {
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in PACKAGES},
-        "lines": [asdict(line) for line in lines(trl, trl_ppo_python)],
+        "lines": [asdict(line) for line in lines(trl_python, trl_ppo_python)],
     }
 
 
-def lines(trl: str | None, trl_ppo_python: str | None) -> Iterator[Line]:
+def lines(trl_python: str | None, trl_ppo_python: str | None) -> Iterator[Line]:
     """The lines of the table, each when it is measured."""
     gymnasium = f"Gymnasium's SyncVectorEnv {version('gymnasium')}"
     found: Any = env_throughput.run()
@@ -85,17 +92,19 @@ def lines(trl: str | None, trl_ppo_python: str | None) -> Iterator[Line]:
     found = orm_cost.run()
     dense = found["ratios"]["dense_orm/sparse"][0]
     yield Line("rollout under a dense outcome reward", "the same under the sparse reward", 1 / dense)
-    if trl is not None:
-        found = trl_grpo.run(trl)
+    if trl_python is not None:
+        found = trl_grpo.run(trl_python)
         for case in found["cases"]:
             figure = f"GRPO step, {trl_grpo.case_name(case)}"
-            yield Line(figure, f"TRL {case['runs']['trl'][0]['trl']}", case["speedup"], case["goal"])
+            yield Line(figure, f"TRL {trl_grpo.VERSION}", case["speedup"], case["goal"])
     if trl_ppo_python is not None:
         found = trl_ppo.run(trl_ppo_python)
         for name, case in found.items():
             if "speedups" in case:
                 for dtype, ratio in case["speedups"].items():
-                    yield Line(f"PPO step, {name}, {dtype}", "TRL 1.12.0, float32", ratio, trl_ppo.GOALS[dtype])
+                    yield Line(
+                        f"PPO step, {name}, {dtype}", f"TRL {trl_ppo.VERSION}, float32", ratio, trl_ppo.GOALS[dtype]
+                    )
 
 
 def table(results: dict[str, Any]) -> Table:

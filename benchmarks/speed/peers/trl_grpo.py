@@ -27,6 +27,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+VERSION = "1.16.0"
+"""Release of TRL that is compared with."""
 PROBLEMS, SAMPLES = 8, 8
 
 
@@ -76,6 +78,9 @@ def run(
         JSON values: settings, and "cases", for each of which its fields, both sides' runs in samples per CPU second,
         with mean lengths and versions, the medians and their ratio.
     """
+    from .versions import check_trl
+
+    check_trl(trl_python, VERSION)
     sides = {
         "trl": [trl_python, __file__],
         "tokengym": [sys.executable, "-m", "tokengym.benchmarks.speed.peers.trl_grpo"],

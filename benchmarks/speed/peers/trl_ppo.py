@@ -30,6 +30,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+VERSION = "1.12.0"
+"""Release of TRL that is compared with."""
 PROBLEMS, SAMPLES, EPOCHS = 16, 4, 4
 CASES = ((16, 64), (16, 192), (128, 128))
 """Tokens of a prompt, and the largest number of new ones of an attempt."""
@@ -59,6 +61,9 @@ def run(
         JSON values: for each case and side the runs, their median rate, and ours over TRL's in float32; and our peak
         memory above that of the imports, with a branch of 4 layers, with and without LoRA.
     """
+    from .versions import check_trl
+
+    check_trl(trl_python, VERSION)
     results: dict[str, Any] = {"samples_per_step": PROBLEMS * SAMPLES, "epochs": EPOCHS, "steps": steps}
     with tempfile.TemporaryDirectory() as folder:
         for prompt, length in cases:

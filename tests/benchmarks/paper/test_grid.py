@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokengym.__main__ import AdapterOptions, ComputeOptions, EvalOptions, TrainOptions, main
+from tokengym.__main__ import main
 from tokengym.agents import AGENTS
 from tokengym.benchmarks.jobs import Done, Job, Missing
 from tokengym.benchmarks.paper import grid as paper
@@ -30,6 +30,9 @@ from tokengym.benchmarks.paper.systems import ABLATIONS, JUDGE, TABLES, outputs,
 from tokengym.benchmarks.reports import text as report_text
 from tokengym.benchmarks.reports.content import Cell, MissingCell, Report
 from tokengym.benchmarks.reports.html import write_report
+from tokengym.commands.evaluate import EvalOptions
+from tokengym.commands.options import AdapterOptions, ComputeOptions
+from tokengym.commands.train import TrainOptions
 from tokengym.registry import UnknownNameError
 
 HERE = [name for name, scale in SCALES.items() if scale.launcher is None]
@@ -344,7 +347,7 @@ def test_evaluations_of_other_problems_are_not_compared(tmp_path) -> None:
     results = made_up(tmp_path)
     path = tmp_path / "seed-2" / "ei" / "evaluate" / "outcomes.json"
     path.write_text(path.read_text().replace('"p3"', '"q3"'))
-    with pytest.raises(ValueError, match="seed-2/ei/evaluate is of other problems than the evaluations before it"):
+    with pytest.raises(ValueError, match="seed-2/ei/evaluate is of other problems than the first evaluation"):
         report_of(results)
 
 

@@ -1,6 +1,7 @@
 """The table of all speeds: its lines come from the measurements, and the history keeps one line for each run."""
 
 import json
+import sys
 
 import pytest
 from rich.console import Console
@@ -21,6 +22,7 @@ def results(monkeypatch) -> dict:
     }
     for module, found in made_up.items():
         monkeypatch.setattr(module, "run", lambda *_, found=found: found)
+    monkeypatch.setattr(summary, "check_trl", lambda python, version: None)
     return summary.run("trl/bin/python", "trl-ppo/bin/python")
 
 
@@ -49,3 +51,11 @@ def test_history_grows_by_a_line(results, tmp_path) -> None:
     assert first == second
     assert set(first) == {"commit", "date", "machine", "versions", "ratios"}
     assert first["ratios"]["GRPO step, 128 + 128, 2 x 128 / TRL 1.16.0"] == 3.5
+
+
+def test_a_peer_of_another_release_is_found_before_anything_is_measured(monkeypatch) -> None:
+    monkeypatch.setattr(summary, "lines", None)
+    with pytest.raises(ValueError, match="'nowhere/python' is no interpreter: No such file"):
+        summary.run("nowhere/python")
+    with pytest.raises(ValueError, match=r"has no TRL: make an environment with trl==1\.12\.0"):
+        summary.run(None, sys.executable)

@@ -1,0 +1,53 @@
+"""`tokengym doctor`: whether a data set is sound."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from .options import MAIN, EnvChoice
+from .terminal import run_command, say
+
+
+def doctor(arguments: Sequence[str]) -> None:
+    """Check a data set: gold answers, duplicates, overlap between splits, prompts over the limit."""
+
+    @dataclasses.dataclass(frozen=True)
+    class DoctorOptions(EnvChoice):
+        """Data set to check.
+
+        Attributes:
+            env: Environment id; `tokengym list` shows all.
+            model: Model whose tokenizer counts the tokens.
+            limit: Number of problems to check in each split of an endless source.
+            show: Findings of one kind to print for each split; 0 prints all.
+        """
+
+        env: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENV")] = "tokengym/Arithmetic-v0"
+        model: str = "tokengym/tiny"
+        limit: int = 2000
+        show: int = 20
+
+    def run(options: Annotated[DoctorOptions, MAIN]) -> None:
+        from ..envs.doctor import diagnose_env
+
+        findings = diagnose_env(options.spec(tokenizer=options.model), limit=options.limit)
+        printed: Counter[tuple[str, ...]] = Counter()
+        for finding in findings.findings:
+            kind = (finding.severity, finding.check, finding.split)
+            printed[kind] += 1
+            if not options.show or printed[kind] <= options.show:
+                say(str(finding))
+        for (severity, check, split), count in printed.items():
+            if options.show and count > options.show:
+                say(f"{severity}: {count - options.show} more of {check} in {split}: --show 0 prints all")
+        for split, reason in findings.absent.items():
+            say(f"no {split} split: {reason}")
+        checked = ", ".join(f"{count} of {source}" for source, count in findings.checked.items())
+        say(f"checked {checked}: {len(findings.errors)} errors, {len(findings.warnings)} warnings")
+        if findings.errors:
+            raise SystemExit(1)
+
+    run_command(run, "tokengym doctor", arguments, doctor.__doc__)

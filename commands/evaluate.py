@@ -1,0 +1,118 @@
+"""`tokengym eval`: a model measured on problems."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from .options import MAIN, ComputeOptions, EnvChoice
+from .terminal import check_output, run_command, say, set_threads
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions(EnvChoice):
+    """Model to evaluate, and the protocol.
+
+    Attributes:
+        model: Model to evaluate: the `model` folder of a run, or anything that `tokengym train --model` takes.
+        split: Split of the data that problems are from.
+        problems: Number of problems, the first of the split.
+        n: Samples of each problem for maj@n and pass@k; 0 measures only greedy maj@1.
+        orm: Outcome model that reranks the samples, for rerank@n: the `model` folder of a `tokengym train orm` run.
+        search: Search over steps, guided by the outcome model, instead of sampling n
+            attempts: "beam", "dvts", "rebase", "resample" or "best_of_n".
+        search_keep: Candidates of "beam" that survive a step, or groups of "dvts"; it must divide n.
+        condition: Label that a model trained with labels acts under; by default the best one, and "own" lets the model
+            write its labels itself.
+        temperature: Sampling temperature of the n samples.
+        top_k: Number of most likely tokens that samples are drawn from; `None` takes all.
+        top_p: Probability that the most likely tokens which samples are drawn from must reach; `None` takes all.
+        min_p: Least probability of a token that is drawn, as a share of the most likely token's; `None` takes all.
+        shots: Number of worked examples in the prompt.
+        seed: Seed of the samples.
+        output: JSON file for the results.
+    """
+
+    model: str = "tokengym/tiny"
+    split: Literal["train", "validation", "test"] = "test"
+    problems: int = 200
+    n: int = 16
+    orm: Path | None = None
+    search: str | None = None
+    search_keep: int = 4
+    condition: str | None = None
+    temperature: float = 0.7
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    shots: int = 0
+    seed: int = 0
+    output: Path | None = None
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Evaluate a model: maj@1, maj@n, pass@k and diversity, with intervals."""
+
+    def run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None:
+        from ..agents import evaluate as measure
+        from ..agents import load_policy
+        from ..agents.evaluation.tables import evaluation_table
+        from ..agents.rollouts.slots import make_rollout_env, make_vllm
+        from ..agents.training.progress import progress
+        from ..benchmarks.paper.tables import paper_figures
+        from ..models.outcome import OutcomeModel
+
+        check_output(options.output)
+        set_threads(compute.threads)
+        policy = load_policy(
+            options.model, options.condition, device=compute.device, dtype=compute.dtype, attn=compute.attn
+        )
+        policy = policy.with_sampling(top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
+        reranker = None
+        if options.orm is not None:
+            reranker = OutcomeModel.load(options.orm, policy.tokenizer, str(policy.model.device))
+        env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, compute.num_envs)
+        if compute.vllm_memory is not None:
+            policy = policy.with_vllm(make_vllm(policy, env, compute.vllm_memory))
+        problems = min(options.problems, env.size or options.problems)
+        search = None
+        if options.search is not None:
+            from ..agents.search import Search, SearchConfig
+
+            if reranker is None:
+                raise ValueError("--search is guided by an outcome model: give one by --orm")
+            chosen = SearchConfig(options.search, options.n, options.search_keep, options.temperature)
+            search = Search(policy, env, reranker, chosen)
+        with progress(problems * (options.n + 1), "sampling") as bar:
+            result = measure(
+                policy,
+                env,
+                problems=problems,
+                n=options.n,
+                temperature=options.temperature,
+                seed=options.seed,
+                reranker=reranker,
+                search=search,
+                on_step=bar.update,
+            )
+        say(evaluation_table({options.model: result}, f"{options.env}, {options.split} split"))
+        figures = paper_figures(result, options.env, options.split)
+        if figures is not None:
+            say(figures)
+        if search is not None:
+            cost = search.cost
+            say(f"the search drew {cost.policy_tokens:,} tokens, and the outcome model read {cost.judged_tokens:,}")
+        if options.output is not None:
+            protocol = {
+                "model": options.model,
+                "condition": options.condition,
+                "env": options.env,
+                "env_args": options.env_args,
+                "split": options.split,
+                "orm": None if options.orm is None else str(options.orm),
+                "search": options.search,
+            }
+            options.output.write_text(json.dumps({**protocol, **result.to_dict()}, indent=2) + "\n")
+
+    run_command(run, "tokengym eval", arguments, evaluate.__doc__)

@@ -1,0 +1,104 @@
+"""Options that several commands share."""
+
+import copy
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from ..registry import unknown_name
+
+if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
+
+EnvSettings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
+MAIN = tyro.conf.arg(name="")
+"""Annotation of the parameter whose options need no heading of their own in a command's help."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvChoice:
+    """Choice of an environment.
+
+    Attributes:
+        env: Environment id; `tokengym list` shows all.
+        data: Folder or file of the data set, for environments that read one; by default it is downloaded from the hub.
+        env_args: Other settings of the environment, each with a value in JSON or as plain text, such as `steps=[2,3]
+            max_new_tokens=128`.
+    """
+
+    env: str = "tokengym/Arithmetic-v0"
+    data: str | None = None
+    env_args: EnvSettings = ()
+
+    def spec(self, **settings: Any) -> "EnvSpec":
+        """The environment's spec with these settings and others."""
+        import gymnasium as gym
+
+        from ..envs import IDS
+
+        try:
+            spec = gym.spec(self.env)
+        except gym.error.Error as error:
+            raise unknown_name("environment", self.env, IDS) from error
+        return self.with_settings(spec, **settings)
+
+    def with_settings(self, spec: "EnvSpec", **settings: Any) -> "EnvSpec":
+        """The spec with the chosen data and settings, and others."""
+        spec = copy.deepcopy(spec)  # the registry's own
+        for item in self.env_args:
+            name, equals, value = item.partition("=")
+            if not equals:
+                raise ValueError(f"--env-args takes NAME=VALUE, got {item!r}")
+            spec.kwargs[name] = _value(value)
+        if self.data is not None:
+            spec.kwargs["data"] = self.data
+        spec.kwargs.update(settings)
+        return spec
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeOptions:
+    """Settings for loading and running models.
+
+    Attributes:
+        num_envs: Number of environment slots, which are the rows of the decoder's batch.
+        device: Device of the model, such as "cpu" or "cuda:1"; by default a GPU if there is one.
+        dtype: Data type of the weights: "float32" or "bfloat16".
+        attn: Attention implementation, such as "sdpa", "eager" or "flash_attention_2"; by default the choice of
+            transformers.
+        vllm_memory: Share of the GPU's memory for vLLM, between 0 and 1, which then samples; needs the extra "vllm".
+        threads: Number of CPU threads; by default the choice of PyTorch.
+    """
+
+    num_envs: int = 64
+    device: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attn: str | None = None
+    vllm_memory: float | None = None
+    threads: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterOptions:
+    """Low-rank adapters (LoRA) to train instead of the weights.
+
+    Attributes:
+        lora_rank: Rank of the adapters; by default all weights are trained instead.
+        lora_alpha: Scale of the adapters times their rank; by default the rank itself, a scale of 1.
+        lora_targets: Names of the layers that get adapters; "all-linear" is all linear ones but the output head.
+        lora_rank_stabilized: Divide the scale by the square root of the rank instead of the rank (rsLoRA).
+    """
+
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    lora_rank_stabilized: bool = False

@@ -1,0 +1,85 @@
+"""`tokengym plan`: the memory of a training, before it is begun."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from .options import MAIN, EnvChoice
+from .terminal import flag, run_command, say
+from .train import agent_settings
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions(EnvChoice):
+    """Training to plan, and the memory there is.
+
+    Attributes:
+        agent: Agent to plan; `tokengym list` shows them.
+        model: Model whose configuration is read, without its weights: a name, a folder with a `config.json`, a file.
+        gpus: GPUs that train together, each with a whole model.
+        memory: Memory of each GPU in GiB; the default is that of this machine's device.
+        num_envs: Environment slots of each GPU.
+        dtype: Data type of the weights.
+        attn: Attention implementation; the default is transformers' own choice.
+        lora_rank: Rank of adapters that are trained instead of all weights.
+        lora_targets: Names of the layers that get adapters; the default is all linear ones but the output head.
+        vllm_memory: Share of each GPU's memory for vLLM, which then samples.
+        preset: Published recipe whose settings become the defaults.
+    """
+
+    agent: str = "ppo"
+    model: str = "tokengym/tiny"
+    gpus: int = 1
+    memory: float | None = None
+    num_envs: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attn: str | None = None
+    lora_rank: int | None = None
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    vllm_memory: float | None = None
+    preset: str | None = None
+
+
+def plan(arguments: Sequence[str]) -> None:
+    """Plan the memory of a training, from the model's configuration alone."""
+    from ..agents import AGENTS
+    from ..agents.planning import check_agent
+
+    name = flag(arguments, "--agent") or PlanOptions.agent
+    kind = AGENTS.get(name)
+    check_agent(kind)
+
+    def run(options: Annotated[PlanOptions, MAIN], config: Any) -> None:
+        import torch
+
+        from ..agents.base import LoRA
+        from ..agents.planning import Planned, describe
+        from ..agents.training.memory import GIB, Limits, free_memory
+        from ..envs.registration import token_limits
+        from ..models.dry_run import read_config
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        memory = None if options.memory is None else round(options.memory * GIB)
+        if memory is None and (memory := free_memory(device)) is None:
+            raise ValueError("the memory of this machine is not known: give --memory, in GiB")
+        if memory <= 0 or options.gpus < 1 or options.num_envs < 1:
+            raise ValueError("--memory must be above 0, and --gpus and --num-envs at least 1")
+        if options.vllm_memory is not None and not 0 < options.vllm_memory < 1:
+            raise ValueError(f"--vllm-memory must be between 0 and 1, got {options.vllm_memory}")
+        vllm = None if options.vllm_memory is None else round(options.vllm_memory * memory)
+        lora = LoRA(options.lora_rank, targets=options.lora_targets)
+        planned = Planned(
+            kind,
+            kind.config_class(**dataclasses.asdict(config)),
+            read_config(options.model),
+            Limits(options.num_envs, *token_limits(options.spec()), options.gpus, vllm),
+            memory,
+            options.dtype,
+            options.attn,
+            lora.rank,
+            lora.targets,
+        )
+        say(describe(planned))
+
+    run.__annotations__["config"] = agent_settings(kind, flag(arguments, "--preset"))
+    run_command(run, "tokengym plan", arguments, plan.__doc__, getattr(kind.config_class, "renamed", {}))

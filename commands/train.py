@@ -1,0 +1,173 @@
+"""`tokengym train`: an agent with its own settings as options, on an environment."""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from ..registry import summary
+from .options import MAIN, AdapterOptions, ComputeOptions, EnvChoice
+from .terminal import flag, run_command, say, set_threads
+
+if TYPE_CHECKING:
+    from ..agents import Agent
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(EnvChoice):
+    """Environment, model and folder of a training run.
+
+    Attributes:
+        model: Model to train: "tokengym/tiny", a name on the Hugging Face hub, a folder or a *.gguf file. By default
+            agents train tokengym/tiny, and pretraining makes a new model.
+        run: Folder of the run: configuration, metrics, attempts, checkpoints and the trained model. By default a new
+            one, `runs/AGENT-DATE-TIME`.
+        resume: Continue the run in the folder of `--run`; `--resume auto` starts it if there is none.
+        seed: Seed of problems, attempts and the order of training.
+        preset: Published recipe whose settings become the defaults, such as "dapo" or "dr-grpo" for grpo.
+        total_episodes: Number of attempts to sample at most; by default the agent's settings alone decide.
+        max_hours: Hours of wall time after which training stops, with everything saved that `--resume` needs.
+    """
+
+    model: str | None = None
+    run: Path | None = None
+    resume: Literal["no", "yes", "auto"] = "no"
+    seed: int = 0
+    preset: str | None = None
+    total_episodes: int | None = None
+    max_hours: float | None = None
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Train an agent."""
+    from ..agents import AGENTS
+
+    if not arguments or arguments[0].startswith("-"):
+        names = "\n".join(f"  {name:16} {text}" for name, text in AGENTS.summaries().items())
+        say(f"usage: tokengym train AGENT [--help] [OPTIONS]\n\nagents:\n{names}")
+        return
+    kind = AGENTS.get(arguments[0])
+
+    def run(
+        options: Annotated[TrainOptions, MAIN], config: Any, adapter: AdapterOptions, compute: ComputeOptions
+    ) -> None:
+        from ..agents.evaluation.tables import outcome_table
+        from ..agents.outcome_models import ORM
+        from ..agents.training.progress import key_numbers
+
+        set_threads(compute.threads)
+        folder = options.run or Path("runs") / time.strftime(f"{arguments[0]}-%Y%m%d-%H%M%S")
+        if options.run is None and options.resume == "yes":
+            raise ValueError("--resume continues the run in a folder: say which by --run")
+        loading = dataclasses.asdict(compute) | dataclasses.asdict(adapter)
+        del loading["threads"]
+        agent = kind(
+            options.spec(),
+            options.model,
+            run=folder,
+            resume={"no": False, "yes": True}.get(options.resume, "auto"),
+            seed=options.seed,
+            preset=options.preset,
+            **loading,
+            **dataclasses.asdict(config),
+        )
+        report = say if agent.ranks.is_main else lambda thing: None  # of several processes one speaks
+
+        def on_log(agent: Any, metrics: dict[str, float]) -> None:
+            report(f"{agent.num_attempts} attempts  {key_numbers(metrics)}")
+
+        # An agent's own default stands where no budget is given.
+        budget = {} if options.total_episodes is None else {"total_episodes": options.total_episodes}
+        try:
+            with stoppable(options.max_hours):
+                agent.learn(**budget, callback=on_log, progress_bar=True)
+        except KeyboardInterrupt as stop:
+            cause = str(stop) or "interrupted"
+            report(
+                f"{cause}: what was finished is in {folder}; the same command with --run {folder} --resume continues"
+            )
+            if isinstance(stop, TimeIsUp):
+                return
+            raise
+        if isinstance(agent, ORM):
+            report(outcome_table(agent.reports))
+        what = "run, logs and model are" if (folder / "model").exists() else "run and logs are"
+        report(f"{what} in {folder} (tensorboard --logdir {folder})")
+
+    run.__annotations__["config"] = agent_settings(kind, flag(arguments, "--preset"))
+    renamed = getattr(kind.config_class, "renamed", {})
+    run_command(run, f"tokengym train {arguments[0]}", _resume_said(arguments[1:]), summary(kind), renamed)
+
+
+def _resume_said(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a value for `--resume`, which may stand alone."""
+    said: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        said.append(argument)
+        if argument == "--resume" and following not in ("no", "yes", "auto"):
+            said.append("yes")
+    return said
+
+
+def agent_settings(kind: "type[Agent]", preset: str | None) -> Any:
+    """An agent's settings as options of a command: its own first, each with the source of its default."""
+    from ..agents.presets import PRESETS, with_preset
+    from ..settings import settings_of
+
+    config_class = with_preset(kind.config_class, preset, kind.name)
+    recipe = PRESETS.get(preset or "")
+    fields: list[Any] = []
+    for setting in settings_of(config_class):
+        cited = recipe.source if recipe is not None and setting.name in recipe.settings else setting.source
+        source = f" [{cited}]" if cited else ""
+        option = tyro.conf.arg(
+            help=setting.text or None, help_behavior_hint=lambda default, source=source: f"(default: {default}){source}"
+        )
+        default = dataclasses.field()
+        if setting.default is not dataclasses.MISSING:
+            default = dataclasses.field(default_factory=lambda value=setting.default: value)
+        fields.append((setting.name, Annotated[setting.type, option], default))
+    options = dataclasses.make_dataclass(config_class.__name__, fields, kw_only=True)
+    options.__doc__ = summary(config_class)
+    return Annotated[options, tyro.conf.arg(name=kind.name)]
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), as schedulers do before they kill."""
+
+
+class TimeIsUp(KeyboardInterrupt):
+    """The wall time that was given is over."""
+
+
+@contextmanager
+def stoppable(max_hours: float | None) -> Iterator[None]:
+    """Within the block, SIGTERM and the end of some hours interrupt as Ctrl-C does.
+
+    Args:
+        max_hours: Wall time from now; `None` for no limit.
+
+    Raises:
+        Terminated: The process was asked to end.
+        TimeIsUp: The time is over.
+        ValueError: A time that is not above 0.
+    """
+
+    def stop(number: int, _: object) -> None:
+        raise Terminated("terminated") if number == signal.SIGTERM else TimeIsUp(f"{max_hours:g} hours are over")
+
+    if max_hours is not None and not 0 < max_hours < 1e6:
+        raise ValueError(f"--max-hours must be above 0, got {max_hours}")
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_REAL, 0 if max_hours is None else 3600 * max_hours)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
