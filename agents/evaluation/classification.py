@@ -1,6 +1,6 @@
 """Discrimination and calibration of scores for two classes."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +46,30 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     _, group, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[group]  # from 1; equal scores share the mean of theirs
     return float((ranks[labels].sum() - positives * (positives + 1) / 2) / pairs)
+
+
+def grouped_auc(scores: ArrayLike, labels: ArrayLike, groups: Sequence[Hashable]) -> tuple[float, int]:
+    """Mean over groups of the area under the ROC curve inside each, every group counting the same.
+
+    It says how well scores choose among the attempts at one problem, where the AUC of all attempts together also
+    rewards knowing which problems are hard. Averages in retrieval are taken over queries in the same way; with equally
+    large groups it is the group AUC (GAUC) of Zhu et al. 2017, which weighs groups by their size.
+
+    Args:
+        scores: `[A]` finite numbers.
+        labels: `[A]`, true for positives.
+        groups: `[A]` group of each score, such as the id of its problem.
+
+    Returns:
+        The mean, NaN where no group has both positives and negatives, and the number of groups that have both.
+    """
+    scores, labels = _checked(scores, labels)
+    members: dict[Hashable, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    inside = np.array([auc(scores[rows], labels[rows]) for rows in members.values()])
+    inside = inside[~np.isnan(inside)]
+    return (float(inside.mean()) if len(inside) else float("nan")), len(inside)
 
 
 def accuracy(scores: ArrayLike, labels: ArrayLike) -> float:

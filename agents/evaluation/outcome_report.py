@@ -8,7 +8,7 @@ import numpy as np
 
 from ...models.outcome import OutcomeModel
 from ..training.outcome_labels import Labelled
-from .classification import Bin, accuracy, auc, calibration, expected_calibration_error
+from .classification import Bin, accuracy, auc, calibration, expected_calibration_error, grouped_auc
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class OutcomeReport:
         step_auc: Probability that a positive step scores above a negative one.
         calibration: Attempts by intervals of their score.
         calibration_error: Expected calibration error of the attempts' scores.
+        within_problem_auc: Mean over problems of the probability that a correct attempt scores above an incorrect one
+            at the same problem, see `classification.grouped_auc`; NaN in reports of versions that did not have it.
+        mixed_problems: Number of problems with both correct and incorrect attempts, which that mean is over.
     """
 
     attempts: int
@@ -38,6 +41,8 @@ class OutcomeReport:
     step_auc: float
     calibration: list[Bin]
     calibration_error: float
+    within_problem_auc: float = float("nan")
+    mixed_problems: int = 0
 
     @classmethod
     def of(cls, model: OutcomeModel, attempts: Sequence[Labelled]) -> Self:
@@ -48,6 +53,7 @@ class OutcomeReport:
         steps = np.concatenate([score[:-1] for score in found])
         labels = np.concatenate([item.labels[:-1] for item in attempts]) == 1
         bins = calibration(scores, outcomes)
+        within, mixed = grouped_auc(scores, outcomes, [item.attempt.problem.id for item in attempts])
         return cls(
             attempts=len(attempts),
             correct=float(np.mean(outcomes)),
@@ -59,6 +65,8 @@ class OutcomeReport:
             step_auc=auc(steps, labels),
             calibration=bins,
             calibration_error=expected_calibration_error(bins),
+            within_problem_auc=within,
+            mixed_problems=mixed,
         )
 
     @classmethod

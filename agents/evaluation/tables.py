@@ -47,6 +47,8 @@ def outcome_table(reports: Mapping[str, OutcomeReport]) -> Group:
         cells = [cell for item in found for cell in (f"{item.size:,}", _share(item.mean_score), _share(item.positives))]
         bins.add_row(f"{part.low:.1f} to {part.high:.1f}", *cells)
     counts = f"{first.attempts:,} attempts, {first.correct:.1%} correct; {first.steps:,} steps before their ends"
+    if first.mixed_problems:
+        counts += f"; {first.mixed_problems:,} problems with correct and incorrect attempts"
     if first.steps:
         counts += f", {first.positive_steps:.1%} labeled positive"
     return Group(table, Text(counts + "\n"), bins)
@@ -54,6 +56,7 @@ def outcome_table(reports: Mapping[str, OutcomeReport]) -> Group:
 
 _OUTCOME_ROWS = {
     "AUC of attempts": "auc",
+    "AUC among attempts at one problem": "within_problem_auc",
     "accuracy on attempts": "attempt_accuracy",
     "accuracy on steps": "step_accuracy",
     "AUC of steps": "step_auc",

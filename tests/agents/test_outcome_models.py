@@ -306,6 +306,13 @@ def test_the_report_is_on_held_out_problems_alone_and_counts_by_the_record(make_
     bad = [s for s, r in zip(scores, held_out, strict=True) if not r["is_success"]]
     wins = [(a > b) + 0.5 * (a == b) for a in good for b in bad]
     assert report.auc == pytest.approx(np.mean(wins), abs=2e-2)  # equal attempts may differ by rounding
+    within = []
+    for name in prompts:
+        judged = [(s, r["is_success"]) for s, r in zip(scores, held_out, strict=True) if r["problem_id"][-2:] == name]
+        pairs = [(a > b) + 0.5 * (a == b) for a, x in judged for b, y in judged if x and not y]
+        within += [np.mean(pairs)] if pairs else []
+    assert report.mixed_problems == len(within) > 0
+    assert report.within_problem_auc == pytest.approx(np.mean(within), abs=2e-2)
     right = [(s > 0.5) == r["is_success"] for s, r in zip(scores, held_out, strict=True)]
     assert report.attempt_accuracy == pytest.approx(np.mean(right))
     assert json.loads((tmp_path / "run" / "report.json").read_text()) == json.loads(json.dumps({"orm": asdict(report)}))
@@ -316,6 +323,19 @@ def test_the_report_is_on_held_out_problems_alone_and_counts_by_the_record(make_
     loaded = OutcomeModel.load(tmp_path / "run" / "model", LINES, "cpu")
     assert loaded.kind == "orm"
     assert same(weights(loaded), weights(agent.outcome_model))
+
+
+def test_a_report_without_the_auc_among_attempts_at_one_problem_is_read_still(make_agent, tmp_path) -> None:
+    make_agent(run=tmp_path / "run").learn()
+    saved = json.loads((tmp_path / "run" / "report.json").read_text())
+    del saved["orm"]["within_problem_auc"], saved["orm"]["mixed_problems"]
+    (tmp_path / "run" / "report.json").write_text(json.dumps(saved))
+    report = make_agent(run=tmp_path / "run", resume=True).learn().reports["orm"]
+    assert (np.isnan(report.within_problem_auc), report.mixed_problems) == (True, 0)
+    assert report.auc == saved["orm"]["auc"]
+    with (console := Console(width=200)).capture() as capture:
+        console.print(outcome_table({"orm": report}))
+    assert f"{report.auc:.3f}" in capture.get()
 
 
 def test_a_stepwise_report_is_against_continuations_and_the_orm_is_beside_it(make_agent, tmp_path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokengym.agents.evaluation.classification import accuracy, auc, calibration, expected_calibration_error
+from tokengym.agents.evaluation.classification import accuracy, auc, calibration, expected_calibration_error, grouped_auc
 
 # Few distinct scores, so that there are ties.
 JUDGED = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]), st.booleans()), max_size=30)
@@ -23,6 +23,28 @@ def test_auc_equals_the_count_over_all_pairs_ties_half(judged: list[tuple[float,
         return
     wins = sum((p > n) + 0.5 * (p == n) for p in positives for n in negatives)
     assert found == pytest.approx(wins / (len(positives) * len(negatives)), abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0.0, 0.5, 1.0]), st.booleans()), max_size=30))
+def test_auc_within_groups_is_the_mean_of_pairs_in_each(judged: list[tuple[str, float, bool]]) -> None:
+    expected = []
+    for name in "abc":
+        good = [score for group, score, label in judged if group == name and label]
+        bad = [score for group, score, label in judged if group == name and not label]
+        if good and bad:
+            expected.append(np.mean([(p > n) + 0.5 * (p == n) for p in good for n in bad]))
+    names, scores, labels = zip(*judged, strict=True) if judged else ((), (), ())
+    found, count = grouped_auc(scores, labels, names)
+    assert count == len(expected)
+    assert found == pytest.approx(np.mean(expected), abs=1e-12) if expected else math.isnan(found)
+
+
+def test_knowing_the_problem_alone_is_worth_nothing_within_it() -> None:
+    """Scores that are each problem's share of correct attempts: good overall, a coin among attempts at one."""
+    labels = [True, True, False, False, False, True]
+    scores, groups = [2 / 3] * 3 + [1 / 3] * 3, ["easy"] * 3 + ["hard"] * 3
+    assert auc(scores, labels) == pytest.approx(2 / 3)
+    assert grouped_auc(scores, labels, groups) == (0.5, 2)
 
 
 @given(JUDGED, st.integers(1, 12))
