@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokengym.agents.evaluation.classification import accuracy, auc, calibration, expected_calibration_error, grouped_auc
+from tokengym.agents.evaluation.classification import (
+    accuracy,
+    auc,
+    calibration,
+    expected_calibration_error,
+    grouped_auc,
+)
 
 # Few distinct scores, so that there are ties.
 JUDGED = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]), st.booleans()), max_size=30)
