@@ -79,7 +79,7 @@ class Registry(Generic[T]):
         if name in self._registered:
             return self._registered[name]
         if name in self._homes:
-            return cast(T, _resolve(self._homes[name]))
+            return cast(T, attribute(self._homes[name]))
         points = tuple(entry_points(group=self.group, name=name))
         if len(points) > 1:
             owners = " and ".join(sorted(_distribution(point) for point in points))
@@ -87,6 +87,11 @@ class Registry(Generic[T]):
         if not points:
             raise unknown_name(self.kind, name, self.names())
         return self._load(points[0])
+
+    def summary(self, name: str) -> str:
+        """First line of an entry's docstring; see `summaries`, and `get` for the errors."""
+        lazily = name in self._homes and name not in self._registered
+        return _summary_in_source(self._homes[name]) if lazily else summary(self.get(name))
 
     def summaries(self) -> dict[str, str]:
         """First line of each entry's docstring by name, or the fault of an entry point that cannot be used.
@@ -96,8 +101,7 @@ class Registry(Generic[T]):
         found: dict[str, str] = {}
         for name in self.names():
             try:
-                lazily = name in self._homes and name not in self._registered
-                found[name] = _summary_in_source(self._homes[name]) if lazily else summary(self.get(name))
+                found[name] = self.summary(name)
             except EntryPointError as error:
                 found[name] = f"cannot be used: {error}"
         for point in entry_points(group=self.group):
@@ -115,7 +119,7 @@ class Registry(Generic[T]):
         if self._base is None:
             fits, wanted = callable(entry), "can be called"
         else:
-            base = _resolve(self._base)
+            base = attribute(self._base)
             fits = isinstance(entry, type) and issubclass(entry, base) and not inspect.isabstract(entry)
             wanted = f"is a subclass of {base.__module__}.{base.__qualname__} with all its methods"
         if not fits:
@@ -123,9 +127,10 @@ class Registry(Generic[T]):
         return cast(T, entry)
 
 
-def _resolve(place: str) -> type:
-    module, _, attribute = place.partition(":")
-    return getattr(import_module(module), attribute)
+def attribute(place: str) -> type:
+    """The class or function at "module:name", which is imported."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 @cache

@@ -1,11 +1,22 @@
-"""Settings of configuration classes with what their docstrings say of them, for help texts and the documentation."""
+"""Settings of configuration classes: the values that they may have, and what docstrings say of them for help texts."""
 
 import dataclasses
 import inspect
+import operator
 import re
-from typing import Any, get_type_hints
+from collections.abc import Sequence
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
+from annotated_types import Ge, Gt, Le, Lt
+
+Count = Annotated[int, Ge(1)]
+CountOrZero = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +38,63 @@ class Setting:
     source: str
 
 
+def check_settings(config: Any) -> None:
+    """Checks the values of a configuration against the bounds and the choices in the types of its fields.
+
+    Raises:
+        ValueError: A value is out of its bounds, or none of the choices; the message names setting, bounds and value.
+    """
+    for name, limits in _limits(type(config)).items():
+        value = getattr(config, name)
+        if value is None and limits.optional:
+            continue
+        if limits.choices and value not in limits.choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, limits.choices))}, got {value!r}")
+        if value is None or not all(compare(value, bound) for compare, _, bound in limits.bounds):
+            raise ValueError(f"{name} must be {limits}, got {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Limits:
+    """Values that a field may have: its bounds, each with its comparison in code and in words, or its choices."""
+
+    bounds: Sequence[tuple[Any, str, float]]
+    choices: tuple[Any, ...]
+    optional: bool
+
+    def __str__(self) -> str:
+        words, values = [word for _, word, _ in self.bounds], [bound for *_, bound in self.bounds]
+        if words == ["at least", "at most"]:
+            return f"between {values[0]} and {values[1]}"
+        return " and ".join(f"{word} {value}" for word, value in zip(words, values, strict=True))
+
+
+_COMPARISONS = {
+    Ge: (operator.ge, "at least"),
+    Gt: (operator.gt, "above"),
+    Le: (operator.le, "at most"),
+    Lt: (operator.lt, "below"),
+}
+
+
+@cache
+def _limits(config: type) -> dict[str, _Limits]:
+    """The limits of those fields of a configuration class that have any."""
+    found = {}
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        bounds = [
+            (*_COMPARISONS[type(bound)], dataclasses.astuple(bound)[0])
+            for member in members
+            for bound in getattr(member, "__metadata__", ())
+            if type(bound) in _COMPARISONS
+        ]
+        choices = tuple(choice for one in members if get_origin(one) is Literal for choice in get_args(one))
+        if bounds or choices:
+            found[name] = _Limits(bounds, choices, NoneType in members)
+    return found
+
+
 def settings_of(config: type) -> list[Setting]:
     """Settings of a configuration class: its own fields, then those of its bases, the nearest base first.
 
@@ -35,7 +103,7 @@ def settings_of(config: type) -> list[Setting]:
     classes = [one for one in config.__mro__ if dataclasses.is_dataclass(one)]
     defaults = {field.name: _default(field) for field in dataclasses.fields(config) if field.init}
     order = dict.fromkeys(name for one in classes for name in inspect.get_annotations(one) if name in defaults)
-    hints, texts = get_type_hints(config, include_extras=True), dict.fromkeys(defaults, ("", ""))
+    hints, texts = get_type_hints(config), dict.fromkeys(defaults, ("", ""))
     for one in reversed(classes):
         entries = docstring_parser.parse(inspect.getdoc(one) or "").params
         texts |= {entry.arg_name: split_source(" ".join((entry.description or "").split())) for entry in entries}

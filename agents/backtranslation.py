@@ -7,8 +7,8 @@ the proposed answer now and then, but not always. There such problems made model
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import ClassVar, Self
+from dataclasses import fields
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,51 +16,18 @@ from numpy.typing import NDArray
 from ..envs.problems.base import Problem, ProblemList, ProblemSource
 from ..envs.token_vector_env import TokenVectorEnv
 from ..files import write_text
-from ..models.engine.sampling import SamplingConfig
 from ..rewards.grading.numbers import Verdict
 from .base import Agent, Callback
+from .configs.backtranslation import BacktranslationConfig
+from .configs.optimizer import FineTuneConfig
 from .rollouts.attempts import Attempt
 from .rollouts.policy import CausalLMPolicy
 from .sft import SFT
-from .training.learner import FineTuneConfig
 
 MARKER = "####"
 LIKE, ASK = "Like these:\n{question}\n\nSolution:\n", "Solution:\n{question}\n\nQuestion:\n"
 """Prompts of the proposer and of the writer; what they are given stands for the question."""
 _PROPOSER_SEED, _WRITER_SEED, _STUDENT_SEED = 700_001, 700_003, 700_007
-
-
-@dataclass(frozen=True)
-class BacktranslationConfig(FineTuneConfig):
-    """Settings of `Backtranslation`.
-
-    Attributes:
-        base: Model that the proposer and the writer are fine-tuned from; `None` uses the agent's `model`, the student.
-        demonstrations: Number of problems with solutions to learn from, the first of the split; `None` uses all.
-        neighbors: Number of known solutions, each other's nearest, that a new one is modeled
-            on. [Havrilla et al. 2024]
-        proposals: Number of new solutions to write, each with a question. [choice]
-        samples_per_problem: Attempts of the student at each new question. [choice]
-        temperature: Sampling temperature of new solutions, questions and attempts. [choice]
-    """
-
-    renamed: ClassVar[Mapping[str, str]] = {"neighbours": "neighbors", "attempts": "samples_per_problem"}
-
-    base: str | None = None
-    demonstrations: int | None = None
-    neighbors: int = 7
-    proposals: int = 1000
-    samples_per_problem: int = 8
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("neighbors", 1), ("proposals", 1), ("samples_per_problem", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, or all attempts are one, got {self.temperature}")
-        SamplingConfig(self.temperature)
 
 
 class Backtranslation(Agent[BacktranslationConfig]):

@@ -24,12 +24,13 @@ from ..models.adapters import save_model
 from ..models.engine.vllm_decoder import VLLM
 from ..models.loading import load, no_progress_bars
 from ..registry import unknown_name
+from .configs.optimizer import OptimizerConfig
 from .presets import apply_preset
 from .rollouts.attempts import Attempt
 from .rollouts.collect import collect_into
 from .rollouts.policy import CausalLMPolicy, PolicyState
 from .rollouts.slots import make_rollout_env, make_vllm
-from .training.learner import Example, Learner, OptimizerConfig
+from .training.learner import Example, Learner
 from .training.memory import Limits, Work, check_memory, free_memory
 from .training.progress import progress
 from .training.ranks import Ranks

@@ -7,8 +7,8 @@ than that of wrong ones.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from dataclasses import replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,81 +18,16 @@ from transformers import PreTrainedModel
 
 from ..rewards.grading.solutions import equation_sequence
 from .base import Callback
+from .configs.dpo import DPOConfig
 from .on_policy import RATE_RATIO
 from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.pools import pool_files, read_pool
 from .rounds import RoundsAgent
 from .training.fine_tuning import NothingToLearnError, run_epochs, updates
-from .training.learner import Example, FineTuneConfig, Learner, Loss, MicroBatch, with_rate
-from .training.losses import PREFERENCE_LOSSES, masked_aggregate, preference_loss
+from .training.learner import Example, Learner, Loss, MicroBatch, with_rate
+from .training.losses import masked_aggregate, preference_loss
 from .training.memory import Work
 from .training.pairs import Pair, make_pairs
-
-
-@dataclass(frozen=True)
-class DPOConfig(FineTuneConfig):
-    """Settings of `DPO`.
-
-    Attributes:
-        rounds: Rounds of sampling and training; each starts from the last round's policy, which is its reference. 1 is
-            plain DPO. [Pang et al. 2024]
-        samples_per_problem: Attempts at each problem in a round. [Pang et al. 2024]
-        pairs_per_problem: Largest number of pairs from one problem in a round. [Pang et al. 2024]
-        temperature: Sampling temperature of the attempts. [choice]
-        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all.
-        pool: Attempts of an earlier run to learn from instead of sampling (offline DPO, in one round): a file or the
-            folder of a run.
-        beta: Weight of the divergence from the reference. [Rafailov et al. 2023]
-        loss: Preference loss: "sigmoid" (DPO), or "ipo" (Azar et al. 2024), which averages log-ratios over
-            tokens. [Rafailov et al. 2023]
-        label_smoothing: Assumed share of pairs that are labeled the wrong way round, for the "sigmoid" loss (cDPO,
-            Mitchell 2023).
-        nll_coef: Weight of the negative log-likelihood per token of the chosen completion; 0 is plain
-            DPO. [Pang et al. 2024]
-        learning_rate: Peak learning rate; `None` uses a twentieth of the model's `recommended_learning_rate` if it has
-            one, else 1e-6. [choice]
-        epochs: Passes over the pairs of a round. [choice]
-        batch_size: Pairs per optimizer step. [Rafailov et al. 2023]
-        validation_problems: Validation problems that maj@1 is measured on before the first round and after
-            each. [choice]
-        patience: Stop after this many rounds without a better validation maj@1. [choice]
-    """
-
-    rounds: int = 4
-    samples_per_problem: int = 30
-    pairs_per_problem: int = 10
-    temperature: float = 1.0
-    problems: int | None = None
-    pool: str | None = None
-    beta: float = 0.1
-    loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    label_smoothing: float = 0.0
-    nll_coef: float = 1.0
-    learning_rate: float | None = None
-    epochs: int = 1
-    batch_size: int = 64
-    validation_problems: int = 200
-    patience: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("rounds", 1), ("samples_per_problem", 2), ("pairs_per_problem", 1), ("patience", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.validation_problems < 1:
-            raise ValueError(f"validation_problems must be at least 1, got {self.validation_problems}")
-        if not self.beta > 0:
-            raise ValueError(f"beta must be above 0, got {self.beta}")
-        if not self.nll_coef >= 0:
-            raise ValueError(f"nll_coef must be at least 0, got {self.nll_coef}")
-        if self.loss not in PREFERENCE_LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(PREFERENCE_LOSSES)}, got {self.loss!r}")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}")
-        if self.label_smoothing and self.loss == "ipo":
-            raise ValueError('label_smoothing is for loss="sigmoid": leave it out with "ipo"')
-        if self.pool is not None and self.rounds != 1:
-            raise ValueError(f"a pool is learned from in one round: set rounds=1, not {self.rounds}")
 
 
 class DPO(RoundsAgent[DPOConfig]):

@@ -5,7 +5,7 @@ Presets by name, each a published recipe, are in `presets`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .proximal import EntropyLearner, ProximalAgent, ProximalConfig, at, summarize
+from .configs.grpo import GRPOConfig
+from .proximal import EntropyLearner, ProximalAgent, at, summarize
 from .rollouts.attempts import Attempt
-from .training.advantages import AGGREGATIONS, Aggregation, Scale, group_advantages
+from .training.advantages import AGGREGATIONS, group_advantages
 from .training.learner import Example, Learner, Loss, MicroBatch
 from .training.losses import (
     DIVERGENCES,
@@ -28,50 +29,6 @@ from .training.losses import (
 )
 from .training.memory import Work
 from .training.reference import Reference, TokenValues, evaluate_as_trained, shuffled
-
-
-@dataclass(frozen=True)
-class GRPOConfig(ProximalConfig):
-    """Settings of `GRPO`.
-
-    Attributes:
-        samples_per_problem: Attempts at each problem of an iteration, which form a group. [choice]
-        scale: Standard deviation that advantages are divided by: of each "group" (GRPO), of the whole "batch" (Lite
-            PPO), or "none" (Dr. GRPO). [Shao et al. 2024]
-        aggregation: Average that makes the loss: over "attempts" of each one's mean over tokens (GRPO), over
-            all "tokens" of the batch (DAPO), or the sum over tokens divided by the number of attempts and
-            a "constant" (Dr. GRPO). [Shao et al. 2024]
-        length_constant: Tokens of an attempt that `aggregation="constant"` divides by; `None` uses `max_new_tokens`,
-            and 1 gives the policy gradient proper.
-        ratio: Unit whose probability ratio is clipped: each "token", or the whole "sequence", to the power of one over
-            its length (GSPO). [Shao et al. 2024]
-        surrogate: Use of the clipped ratio: "clip" bounds the objective (PPO), "cispo" only its weight, so that all
-            tokens keep a gradient. [Shao et al. 2024]
-        epochs: Passes over the attempts of each iteration. [Shao et al. 2024]
-        minibatches: Optimizer steps in each pass over the attempts; with one step and one epoch the ratio is 1 and
-            nothing is clipped. [Shao et al. 2024]
-    """
-
-    samples_per_problem: int = 16
-    scale: Scale = "group"
-    aggregation: Aggregation = "attempts"
-    length_constant: float | None = None
-    ratio: Literal["token", "sequence"] = "token"
-    surrogate: Literal["clip", "cispo"] = "clip"
-    epochs: int = 1
-    minibatches: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.samples_per_problem < 2:
-            raise ValueError(f"samples_per_problem is {self.samples_per_problem}: a group of one has no advantages")
-        if self.length_constant is not None and not self.length_constant > 0:
-            raise ValueError(f"length_constant must be above 0, got {self.length_constant}")
-        if self.surrogate == "cispo" and self.dual_clip is not None:
-            raise ValueError('dual_clip bounds the objective of surrogate="clip": with "cispo" leave it out')
-        episodes = self.problems_per_iteration * self.samples_per_problem
-        if not 1 <= self.minibatches <= episodes:
-            raise ValueError(f"minibatches must be between 1 and the {episodes} attempts, got {self.minibatches}")
 
 
 class GRPO(ProximalAgent[GRPOConfig]):

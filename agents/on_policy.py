@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 
 from ..envs.curriculum import Batch
 from ..files import new_folder
-from ..models.engine.sampling import NonFiniteLogitsError, SamplingConfig
+from ..models.engine.sampling import NonFiniteLogitsError
 from ..models.loading import no_progress_bars
 from ..rewards.base import RewardError
 from .base import Agent, Callback, Environment
+from .configs.policy_gradient import PolicyGradientConfig
 from .evaluation.evaluate import median_response_length, validate
 from .rollouts.attempts import Attempt, AttemptFile, RolloutStatistics
 from .rollouts.collect import collect
@@ -28,99 +29,12 @@ from .training.advantages import overlong_penalty
 from .training.alarms import Alarms
 from .training.checkpoints import load_checkpoint, load_tensors, save_checkpoint
 from .training.fine_tuning import restore, snapshot
-from .training.learner import Learner, NonFiniteError, OptimizerConfig, with_rate
+from .training.learner import Learner, NonFiniteError, with_rate
 from .training.losses import importance_weights, k3_divergence, log_ratios, masked_aggregate
 from .training.memory import Work
 
 # Rate of policy gradients over that of fine-tuning: 1e-6 and 2e-5 in Havrilla et al. 2024.
 RATE_RATIO = 0.05
-
-
-@dataclass(frozen=True)
-class PolicyGradientConfig(OptimizerConfig):
-    """Settings that policy-gradient agents share.
-
-    Attributes:
-        iterations: Iterations of sampling and updating; 20 take parity from chance to certainty. [Tsilivis et al. 2025]
-        problems_per_iteration: Problems drawn anew in each iteration. [choice]
-        samples_per_problem: Attempts at each problem of an iteration. [choice]
-        temperature: Temperature of sampling, and of the log-probabilities in the update, so that the gradient is the
-            sampling policy's; the source compares 0.75, 1 and 1.5. [Tsilivis et al. 2025]
-        learning_rate: Peak learning rate; `None` uses a twentieth of the model's `recommended_learning_rate` if it has
-            one, else 1e-6. [Havrilla et al. 2024]
-        min_learning_rate_ratio: Final learning rate as a share of the peak; 1 keeps the rate constant. [choice]
-        warmup_ratio: Share of the optimizer steps with linear warm-up. [choice]
-        validation_problems: Validation problems that maj@1, pass@1 and response length are measured on; 0 turns
-            validation off. [choice]
-        validation_iterations: Iterations between validations; the last iteration is always followed by one. [choice]
-        save_iterations: Iterations between checkpoints, in runs with a folder. [choice]
-        keep_best: End with the policy of the best validation maj@1 instead of the newest policy. [choice]
-        patience: Stop after this many validations without improvement; `None` never stops. [choice]
-        dynamic_sampling: Largest number of extra sampling rounds that replace groups with equal rewards, which teach
-            nothing, by groups at new problems; 0 samples once. [Yu et al. 2025: 10]
-        truncated: Treatment of attempts that reach their token limit: "learn" trains on them like on others, "mask"
-            leaves them out of the loss (DAPO's overlong filtering). [choice]
-        overlong_buffer: Last share of the token limit over which a penalty on the reward grows linearly (DAPO's soft
-            overlong punishment); 0 turns it off. [Yu et al. 2025: 0.2]
-        overlong_penalty: Penalty on the reward of attempts that use up their token limit, where `overlong_buffer` is
-            above 0. [Yu et al. 2025]
-        importance: Correction of the loss for sampling and training that give the same action different probabilities:
-            the ratio of each token or each sequence is truncated to, or masked outside of, [importance_floor,
-            importance_cap]; "none" only logs the mismatch. [choice]
-        importance_floor: Lower bound of the importance ratio between training and sampling. [choice]
-        importance_cap: Upper bound of the importance ratio between training and sampling. [Yao et al. 2025]
-    """
-
-    iterations: int = 20
-    problems_per_iteration: int = 64
-    samples_per_problem: int = 1
-    temperature: float = 1.0
-    learning_rate: float | None = None
-    min_learning_rate_ratio: float = 1.0
-    warmup_ratio: float = 0.0
-    validation_problems: int = 200
-    validation_iterations: int = 5
-    save_iterations: int = 5
-    keep_best: bool = False
-    patience: int | None = None
-    dynamic_sampling: int = 0
-    truncated: Literal["learn", "mask"] = "learn"
-    overlong_buffer: float = 0.0
-    overlong_penalty: float = 1.0
-    importance: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
-    importance_floor: float = 0.0
-    importance_cap: float = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        counts = ("iterations", "problems_per_iteration", "samples_per_problem")
-        for name in (*counts, "validation_iterations", "save_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.validation_problems < 0:
-            raise ValueError(f"validation_problems must be at least 0, got {self.validation_problems}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be at least 1, or None to never stop, got {self.patience}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0 to explore, got {self.temperature}")
-        SamplingConfig(self.temperature)
-        for name, least in (("dynamic_sampling", 0), ("overlong_penalty", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.overlong_buffer <= 1:
-            raise ValueError(
-                f"overlong_buffer must be between 0 and 1, a share of the budget, got {self.overlong_buffer}"
-            )
-        if self.dynamic_sampling and self.samples_per_problem < 2:
-            raise ValueError("dynamic_sampling compares attempts at one problem: set samples_per_problem to 2 or more")
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}, got {getattr(self, name)!r}")
-        if not 0 <= self.importance_floor <= 1 <= self.importance_cap:
-            raise ValueError(
-                "importance_floor must be between 0 and 1 and importance_cap at least 1, got "
-                f"{self.importance_floor} and {self.importance_cap}"
-            )
 
 
 PolicyGradientConfigT = TypeVar("PolicyGradientConfigT", bound=PolicyGradientConfig)

@@ -10,10 +10,10 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 from accelerate import Accelerator
@@ -22,18 +22,19 @@ from torch import Tensor, nn
 
 from ..envs.token_vector_env import TokenVectorEnv
 from ..files import write_json
-from ..models.engine.sampling import SamplingConfig
 from ..models.forward import compute_dtype
 from ..models.loading import load
 from ..models.outcome import OutcomeModel, is_outcome_model
 from ..models.token_scorer import TokenScorer
 from .base import Agent, Callback, LoRA
+from .configs.optimizer import OptimizerConfig
+from .configs.outcome_models import ORMConfig, SORMConfig
 from .evaluation.outcome_report import OutcomeReport
 from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.continuations import label_prefixes
 from .rollouts.pools import pool_files, read_pool
 from .training.fine_tuning import run_epochs, updates
-from .training.learner import Example, FineTuneConfig, Learner, Loss, MicroBatch, OptimizerConfig
+from .training.learner import Example, Learner, Loss, MicroBatch
 from .training.losses import masked_aggregate
 from .training.memory import ScoreLearner, Work
 from .training.outcome_labels import (
@@ -48,75 +49,6 @@ from .training.outcome_labels import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class ORMConfig(FineTuneConfig):
-    """Settings of `ORM`; how Havrilla et al. 2024 trained theirs is not known.
-
-    Attributes:
-        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all.
-        samples_per_problem: Attempts at each problem. [choice]
-        temperature: Sampling temperature of the attempts, that of the samples which the source
-            reranks. [Havrilla et al. 2024]
-        pool: Attempts to learn from instead of sampling, a file or the folder of a run: the first `samples_per_problem`
-            at each of the first `problems` problems.
-        base: Model that the outcome model starts from, a language model or an outcome model trained before; `None` uses
-            the policy.
-        balance: Train on as many correct as incorrect attempts at each problem, drawn at random, so that the model
-            learns which attempts are right and not which problems are hard. [choice]
-        epochs: Passes over the training data. [choice]
-        validation_problems: Held-out problems that the report covers, the first of the validation split. [choice]
-    """
-
-    renamed: ClassVar[Mapping[str, str]] = {"start_from": "base"}
-
-    problems: int | None = None
-    samples_per_problem: int = 16
-    temperature: float = 0.7
-    pool: str | None = None
-    base: str | None = None
-    balance: bool = True
-    epochs: int = 2
-    validation_problems: int = 200
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("samples_per_problem", "validation_problems"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.problems is not None and self.problems < 1:
-            raise ValueError(f"problems must be at least 1, got {self.problems}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, or all attempts are the same, got {self.temperature}")
-        SamplingConfig(self.temperature)
-
-
-@dataclass(frozen=True)
-class SORMConfig(ORMConfig):
-    """Settings of `SORM`.
-
-    Attributes:
-        samples_per_problem: Attempts at each problem, each of whose prefixes is continued. [choice]
-        rollouts_per_step: Continuations that are sampled from the end of each step. [Havrilla et al. 2024, GLoRe]
-        consistent: Count a continuation only if it uses the results of its prefix, as far as equations show it (GLoRe,
-            Havrilla et al. 2024).
-        balance: Train on as many positive as negative labels at each number of steps, drawn at
-            random. [Havrilla et al. 2024, GLoRe]
-        compare: Outcome model to report on beside this one, on the same held-out attempts and labels.
-    """
-
-    renamed: ClassVar[Mapping[str, str]] = {**ORMConfig.renamed, "continuations": "rollouts_per_step"}
-
-    samples_per_problem: int = 4
-    rollouts_per_step: int = 8
-    consistent: bool = False
-    compare: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rollouts_per_step < 1:
-            raise ValueError(f"rollouts_per_step must be at least 1, got {self.rollouts_per_step}")
 
 
 ORMConfigT = TypeVar("ORMConfigT", bound=ORMConfig)

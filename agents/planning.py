@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..models.dry_run import dry_run, model_on_meta, without_weights
 from ..models.positions import check_length
-from .training.learner import OptimizerConfig
+from .configs.optimizer import OptimizerConfig
 from .training.memory import GIB, Limits, MemoryPlan, plan_memory
 
 if TYPE_CHECKING:

@@ -1,70 +1,24 @@
 """Next-token pretraining on demonstrations that never repeat (Tsilivis et al. 2025)."""
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 from ..envs.registration import make_vec_env
-from ..models.new_model import ARCHITECTURES, new_model
+from ..models.new_model import new_model
 from .base import Agent, Callback, LoRA
+from .configs.pretrain import PretrainConfig
 from .evaluation.evaluate import validate
 from .training.checkpoints import load_checkpoint, save_checkpoint
 from .training.fine_tuning import nll
-from .training.learner import Example, Learner, OptimizerConfig
+from .training.learner import Example, Learner
 from .training.memory import Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NEW = "new"
-
-
-@dataclass(frozen=True)
-class PretrainConfig(OptimizerConfig):
-    """Settings of `Pretrain`.
-
-    Attributes:
-        architecture: Architecture of a new model: "gpt2", or "llama" for rotary positions. [Tsilivis et al. 2025]
-        depth: Number of layers of a new model; the source compares 2, 4 and 8. [Tsilivis et al. 2025]
-        width: Size of the hidden states of a new model; the source compares 128 and 256. [Tsilivis et al. 2025]
-        heads: Attention heads in each layer of a new model. [choice]
-        steps: Number of optimizer steps; at 25 bits of parity a few hundred show what the source
-            shows. [Tsilivis et al. 2025]
-        batch_size: Demonstrations per optimizer step. [Tsilivis et al. 2025]
-        learning_rate: Peak learning rate; `None` uses the model's `recommended_learning_rate` if it has one,
-            else 2e-5. [choice]
-        min_learning_rate_ratio: Final learning rate as a share of the peak; 1 keeps the rate constant, so that a
-            checkpoint is the end of a shorter run. [choice]
-        warmup_ratio: Share of the optimizer steps with linear warm-up. [choice]
-        log_steps: Optimizer steps between lines of metrics. [choice]
-        validation_problems: Validation problems that maj@1, pass@1 and response length are measured on; 0 turns
-            validation off. [choice]
-        save_steps: Optimizer steps between validations and checkpoints, whose models are all kept. [choice]
-    """
-
-    architecture: Literal["gpt2", "llama"] = "gpt2"
-    depth: int = 2
-    width: int = 128
-    heads: int = 4
-    steps: int = 50_000
-    batch_size: int = 256
-    learning_rate: float | None = 1e-3
-    min_learning_rate_ratio: float = 1.0
-    warmup_ratio: float = 0.0
-    log_steps: int = 10
-    validation_problems: int = 200
-    save_steps: int = 500
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("depth", "width", "heads", "steps", "batch_size", "log_steps", "save_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.validation_problems < 0:
-            raise ValueError(f"validation_problems must be at least 0, got {self.validation_problems}")
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
 
 
 class Pretrain(Agent[PretrainConfig]):

@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ..registry import Registry
+from ..registry import Registry, attribute
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from .base import Agent, Environment
 
+# Each agent's file, whose settings are in the file of that name in `configs`.
 _BUILT_IN = {
     "backtranslation": "backtranslation:Backtranslation",
     "dpo": "dpo:DPO",
@@ -29,6 +30,18 @@ AGENTS: "Registry[type[Agent]]" = Registry(
     "agent", {name: f"{__package__}.{home}" for name, home in _BUILT_IN.items()}, base=f"{__package__}.base:Agent"
 )
 """Agents by name; third parties join through the entry-point group `tokengym.agents`."""
+
+
+def config_class(name: str) -> type:
+    """The configuration class of the agent registered under `name`, without PyTorch for a built-in agent.
+
+    Raises:
+        UnknownNameError: No agent has that name.
+        EntryPointError: The agent is another package's, and cannot be used.
+    """
+    if name in _BUILT_IN:
+        return attribute(f"{__package__}.configs.{_BUILT_IN[name]}Config")
+    return AGENTS.get(name).config_class
 
 
 def make_agent(name: str, env: "Environment", model: "str | Path | None" = None, **config: Any) -> "Agent":

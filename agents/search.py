@@ -29,12 +29,10 @@ from ..models.engine.row_decoder import RowDecoder
 from ..models.engine.sampling import stream_key
 from ..models.engine.vllm_decoder import VLLMDecoder
 from ..models.outcome import OutcomeModel
-from ..registry import unknown_name
 from ..rewards.steps import Line, decode, newline_tokens
+from .configs.search import SearchConfig
 from .rollouts.attempts import Attempt
 from .rollouts.policy import CausalLMPolicy
-
-RULES = ("best_of_n", "beam", "dvts", "rebase", "resample")
 
 
 class Judge(Protocol):
@@ -59,36 +57,6 @@ class OutcomeJudge:
         sequences = [np.concatenate([prompt, tokens]).astype(np.int64) for tokens in completions]
         scores = self.model.score(sequences, [np.array([len(sequence) - 1]) for sequence in sequences])
         return np.concatenate([np.empty(0), *scores])
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """Settings of a search.
-
-    Attributes:
-        rule: Search rule: "best_of_n", "beam", "dvts", "rebase" or "resample". [choice]
-        width: Candidates for each problem, and attempts that a search ends with. [choice]
-        keep: Candidates that survive each step of "beam", or groups of "dvts"; it must divide `width`. [choice]
-        temperature: Sampling temperature of the steps. [choice]
-        judge_temperature: Number that "rebase" divides scores by before the softmax, and weight lambda of the KL
-            penalty in "resample", where small values pull strongly towards success. [choice]
-    """
-
-    rule: str = "beam"
-    width: int = 16
-    keep: int = 4
-    temperature: float = 1.0
-    judge_temperature: float = 0.2
-
-    def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise unknown_name("search rule", self.rule, RULES)
-        if self.width < 2:
-            raise ValueError(f"a search needs a width of at least 2, got {self.width}")
-        if self.rule in ("beam", "dvts") and (not 1 <= self.keep <= self.width or self.width % self.keep):
-            raise ValueError(f"keep must divide the width of {self.width}, got {self.keep}")
-        if not self.judge_temperature > 0:
-            raise ValueError(f"judge_temperature must be above 0, got {self.judge_temperature}")
 
 
 @dataclass

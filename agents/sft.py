@@ -1,26 +1,11 @@
 """Supervised fine-tuning on reference solutions: baseline and starting point of Havrilla et al. 2024."""
 
-from dataclasses import dataclass
 from typing import Self
 
 from .base import Agent, Callback
+from .configs.sft import SFTConfig
 from .evaluation.evaluate import evaluate
 from .training.fine_tuning import fine_tune
-from .training.learner import FineTuneConfig
-
-
-@dataclass(frozen=True)
-class SFTConfig(FineTuneConfig):
-    """Settings of `SFT`.
-
-    Attributes:
-        demonstrations: Number of reference solutions to train on, the first of the split; `None` uses all.
-        validation_problems: Validation problems that maj@1 is measured on after training; 0 turns validation
-            off. [choice]
-    """
-
-    demonstrations: int | None = None
-    validation_problems: int = 200
 
 
 class SFT(Agent[SFTConfig]):

@@ -42,22 +42,22 @@ class PlanOptions(EnvChoice):
 
 def plan(arguments: Sequence[str]) -> None:
     """Plan the memory of a training, from the model's configuration alone."""
-    from ..agents import AGENTS
-    from ..agents.planning import check_agent
+    from ..agents.registry import AGENTS, config_class
 
     name = flag(arguments, "--agent") or PlanOptions.agent
-    kind = AGENTS.get(name)
-    check_agent(kind)
+    config_type = config_class(name)
 
     def run(options: Annotated[PlanOptions, MAIN], config: Any) -> None:
         import torch
 
         from ..agents.base import LoRA
-        from ..agents.planning import Planned, describe
+        from ..agents.planning import Planned, check_agent, describe
         from ..agents.training.memory import GIB, Limits, free_memory
         from ..envs.registration import token_limits
         from ..models.dry_run import read_config
 
+        kind = AGENTS.get(name)
+        check_agent(kind)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         memory = None if options.memory is None else round(options.memory * GIB)
         if memory is None and (memory := free_memory(device)) is None:
@@ -70,7 +70,7 @@ def plan(arguments: Sequence[str]) -> None:
         lora = LoRA(options.lora_rank, targets=options.lora_targets)
         planned = Planned(
             kind,
-            kind.config_class(**dataclasses.asdict(config)),
+            config_type(**dataclasses.asdict(config)),
             read_config(options.model),
             Limits(options.num_envs, *token_limits(options.spec()), options.gpus, vllm),
             memory,
@@ -81,5 +81,5 @@ def plan(arguments: Sequence[str]) -> None:
         )
         say(describe(planned))
 
-    run.__annotations__["config"] = agent_settings(kind, flag(arguments, "--preset"))
-    run_command(run, "tokengym plan", arguments, plan.__doc__, getattr(kind.config_class, "renamed", {}))
+    run.__annotations__["config"] = agent_settings(config_type, name, flag(arguments, "--preset"))
+    run_command(run, "tokengym plan", arguments, plan.__doc__, getattr(config_type, "renamed", {}))

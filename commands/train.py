@@ -6,16 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from ..registry import summary
 from .options import MAIN, AdapterOptions, ComputeOptions, EnvChoice
 from .terminal import flag, run_command, say, set_threads
-
-if TYPE_CHECKING:
-    from ..agents import Agent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +42,14 @@ class TrainOptions(EnvChoice):
 
 def train(arguments: Sequence[str]) -> None:
     """Train an agent."""
-    from ..agents import AGENTS
+    from ..agents.registry import AGENTS, config_class
 
     if not arguments or arguments[0].startswith("-"):
         names = "\n".join(f"  {name:16} {text}" for name, text in AGENTS.summaries().items())
         say(f"usage: tokengym train AGENT [--help] [OPTIONS]\n\nagents:\n{names}")
         return
-    kind = AGENTS.get(arguments[0])
+    name, *others = arguments
+    config_type = config_class(name)
 
     def run(
         options: Annotated[TrainOptions, MAIN], config: Any, adapter: AdapterOptions, compute: ComputeOptions
@@ -61,12 +59,12 @@ def train(arguments: Sequence[str]) -> None:
         from ..agents.training.progress import key_numbers
 
         set_threads(compute.threads)
-        folder = options.run or Path("runs") / time.strftime(f"{arguments[0]}-%Y%m%d-%H%M%S")
+        folder = options.run or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
         if options.run is None and options.resume == "yes":
             raise ValueError("--resume continues the run in a folder: say which by --run")
         loading = dataclasses.asdict(compute) | dataclasses.asdict(adapter)
         del loading["threads"]
-        agent = kind(
+        agent = AGENTS.get(name)(
             options.spec(),
             options.model,
             run=folder,
@@ -99,9 +97,9 @@ def train(arguments: Sequence[str]) -> None:
         what = "run, logs and model are" if (folder / "model").exists() else "run and logs are"
         report(f"{what} in {folder} (tensorboard --logdir {folder})")
 
-    run.__annotations__["config"] = agent_settings(kind, flag(arguments, "--preset"))
-    renamed = getattr(kind.config_class, "renamed", {})
-    run_command(run, f"tokengym train {arguments[0]}", _resume_said(arguments[1:]), summary(kind), renamed)
+    run.__annotations__["config"] = agent_settings(config_type, name, flag(arguments, "--preset"))
+    renamed = getattr(config_type, "renamed", {})
+    run_command(run, f"tokengym train {name}", _resume_said(others), AGENTS.summary(name), renamed)
 
 
 def _resume_said(arguments: Sequence[str]) -> list[str]:
@@ -114,12 +112,12 @@ def _resume_said(arguments: Sequence[str]) -> list[str]:
     return said
 
 
-def agent_settings(kind: "type[Agent]", preset: str | None) -> Any:
+def agent_settings(config_class: type, agent: str, preset: str | None) -> Any:
     """An agent's settings as options of a command: its own first, each with the source of its default."""
     from ..agents.presets import PRESETS, with_preset
     from ..settings import settings_of
 
-    config_class = with_preset(kind.config_class, preset, kind.name)
+    config_class = with_preset(config_class, preset, agent)
     recipe = PRESETS.get(preset or "")
     fields: list[Any] = []
     for setting in settings_of(config_class):
@@ -134,7 +132,7 @@ def agent_settings(kind: "type[Agent]", preset: str | None) -> Any:
         fields.append((setting.name, Annotated[setting.type, option], default))
     options = dataclasses.make_dataclass(config_class.__name__, fields, kw_only=True)
     options.__doc__ = summary(config_class)
-    return Annotated[options, tyro.conf.arg(name=kind.name)]
+    return Annotated[options, tyro.conf.arg(name=agent)]
 
 
 class Terminated(KeyboardInterrupt):

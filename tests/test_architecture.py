@@ -18,6 +18,7 @@ ROOMS = (
     "rewards",
     "envs/problems",
     "envs",
+    "agents/configs",
     "agents/rollouts",
     "agents/training",
     "agents/evaluation",
@@ -131,6 +132,7 @@ def test_the_check_sees_an_import_against_the_direction(place: str, spelling: st
 
 
 HEAVY = ["torch", "transformers", "datasets", "peft", "stable_baselines3", "matplotlib", "sympy"]
+HELP = "import contextlib, tokengym.__main__ as cli\nwith contextlib.suppress(SystemExit): cli.main({})"
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,11 @@ HEAVY = ["torch", "transformers", "datasets", "peft", "stable_baselines3", "matp
         ("from tokengym.__main__ import main; assert main(['--help']) == 0", [*HEAVY, "numpy", "gymnasium"]),
         ("from tokengym.__main__ import main; assert main(['list']) == 0", HEAVY),
         ("from tokengym.__main__ import main; assert main(['train']) == 0", [*HEAVY, "gymnasium"]),
+        (HELP.format(["train", "ppo", "--help"]), [*HEAVY, "gymnasium"]),
+        (HELP.format(["train", "grpo", "--preset", "dapo", "--help"]), [*HEAVY, "gymnasium"]),
+        (HELP.format(["train", "sft", "--lerning-rate", "1"]), [*HEAVY, "gymnasium"]),
+        (HELP.format(["plan", "--agent", "rcrl", "--help"]), HEAVY),
+        ("from tokengym.agents.registry import AGENTS, config_class; [*map(config_class, AGENTS.names())]", HEAVY),
     ],
 )
 def test_imports_are_light(code: str, absent: list[str]) -> None:

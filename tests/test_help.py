@@ -200,7 +200,7 @@ def test_settings_of_any_configuration_become_options() -> None:
         path: str = dataclasses.field(kw_only=True)
 
     kind: Any = SimpleNamespace(name="theirs", config_class=Theirs)
-    options = agent_settings(kind, None)
+    options = agent_settings(kind.config_class, kind.name, None)
     arguments = ["--path", "x", "--steps", "5", "--layers", "1", "2"]
     parsed = tyro.cli(options, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
     assert Theirs(**dataclasses.asdict(parsed)) == Theirs(0.1, 5, [1, 2], path="x")

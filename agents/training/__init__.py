@@ -15,8 +15,8 @@ if TYPE_CHECKING:
         whiten,
     )
     from .checkpoints import load_checkpoint, save_checkpoint
-    from .fine_tuning import NothingToLearnError, fine_tune
-    from .learner import Example, FineTuneConfig, Learner, MicroBatch, NonFiniteError, OptimizerConfig, collate
+    from .fine_tuning import FineTuneConfig, NothingToLearnError, fine_tune
+    from .learner import Example, Learner, MicroBatch, NonFiniteError, OptimizerConfig, collate
     from .losses import clipped_surrogate, k1_divergence, k3_divergence, masked_aggregate, policy_gradient, value_error
     from .reference import Reference
     from .run_folder import RunFolder
@@ -63,10 +63,9 @@ __getattr__, __dir__ = lazy_names(
             "whiten",
         ),
         "checkpoints": ("load_checkpoint", "save_checkpoint"),
-        "fine_tuning": ("NothingToLearnError", "fine_tune"),
+        "fine_tuning": ("FineTuneConfig", "NothingToLearnError", "fine_tune"),
         "learner": (
             "Example",
-            "FineTuneConfig",
             "Learner",
             "MicroBatch",
             "NonFiniteError",

@@ -1,15 +1,12 @@
 """Estimators of how much better an attempt or a token was than could be expected: pure functions on arrays."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...arrays import FloatArray, IntArray
-
-Scale = Literal["group", "batch", "none"]
-Aggregation = Literal["attempts", "tokens", "constant"]
+from ..configs.grpo import Aggregation, Scale
 
 # What the public implementations of GRPO add to the standard deviation (TRL).
 STD_EPSILON = 1e-4

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..configs.optimizer import FineTuneConfig
 from .checkpoints import load_checkpoint, save_checkpoint
-from .learner import Example, FineTuneConfig, Learner, MicroBatch
+from .learner import Example, Learner, MicroBatch
 from .losses import masked_aggregate
 
 

@@ -25,7 +25,8 @@ from ...models.engine.sampling import SamplingConfig, sample
 from ...models.forward import compute_dtype, output_head, selected_logits
 from ...models.packing import plan_rows
 from ...models.token_scorer import TokenScorer
-from .learner import Example, Learner, MicroBatch, OptimizerConfig, collate
+from ..configs.optimizer import OptimizerConfig
+from .learner import Example, Learner, MicroBatch, collate
 
 GIB = 2**30
 

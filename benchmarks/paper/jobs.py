@@ -13,15 +13,15 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 from ...agents import AGENTS, Agent, make_agent
+from ...agents.configs.ppo import PPOConfig
+from ...agents.configs.rcrl import RCRLConfig
+from ...agents.configs.sft import SFTConfig
 from ...agents.evaluation.evaluate import best_is_correct, bootstrap, evaluate, score_attempts
-from ...agents.ppo import PPOConfig
-from ...agents.rcrl import RCRLConfig
 from ...agents.rollouts.attempts import Attempt, AttemptFile
 from ...agents.rollouts.collect import collect
 from ...agents.rollouts.conditioned_policy import load_policy
 from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env, make_vllm
-from ...agents.sft import SFTConfig
 from ...agents.training.fine_tuning import restore
 from ...agents.training.rounds import Round
 from ...envs.curriculum import Sequential

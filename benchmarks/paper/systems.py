@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...agents.expert_iteration import ExpertIterationConfig
-from ...agents.ppo import PPOConfig
+from ...agents.configs.expert_iteration import ExpertIterationConfig
+from ...agents.configs.ppo import PPOConfig
 from .scales import Scale
 
 MODEL = "run/model"

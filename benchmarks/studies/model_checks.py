@@ -22,8 +22,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ...agents.configs.optimizer import OptimizerConfig
 from ...agents.training.fine_tuning import nll
-from ...agents.training.learner import Example, Learner, OptimizerConfig
+from ...agents.training.learner import Example, Learner
 from ...arrays import IntArray
 from ...models.adapters import save_model, with_saved_adapters
 from ...models.critics import ActorCritic, make_critic

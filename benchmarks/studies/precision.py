@@ -21,11 +21,12 @@ import torch
 from accelerate import Accelerator
 
 from ...agents import make_agent
+from ...agents.configs.optimizer import OptimizerConfig
 from ...agents.outcome_models import OutcomeLearner, bce
 from ...agents.rollouts.attempts import Attempt
 from ...agents.rollouts.collect import collect
 from ...agents.training.fine_tuning import nll
-from ...agents.training.learner import Example, Learner, OptimizerConfig
+from ...agents.training.learner import Example, Learner
 from ...agents.training.masters import join
 from ...agents.training.outcome_labels import outcome_labels, spread
 from ...models.adapters import save_model

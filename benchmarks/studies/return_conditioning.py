@@ -18,6 +18,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ...agents.configs.optimizer import FineTuneConfig
 from ...agents.evaluation.evaluate import bootstrap, evaluate
 from ...agents.expert_iteration import ExpertIteration
 from ...agents.rcrl import RCRL
@@ -28,7 +29,7 @@ from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env
 from ...agents.sft import SFT
 from ...agents.training.fine_tuning import fine_tune
-from ...agents.training.learner import Example, FineTuneConfig
+from ...agents.training.learner import Example
 from ...envs.curriculum import Sequential
 from ...envs.token_vector_env import TokenVectorEnv
 from ...files import read_jsonl, write_json

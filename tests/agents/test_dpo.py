@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from tokengym.agents import DPO
-from tokengym.agents.dpo import DPOConfig, update_on_pairs
+from tokengym.agents.configs.dpo import DPOConfig
+from tokengym.agents.configs.optimizer import OptimizerConfig
+from tokengym.agents.dpo import update_on_pairs
 from tokengym.agents.training.fine_tuning import NothingToLearnError
-from tokengym.agents.training.learner import Example, OptimizerConfig
+from tokengym.agents.training.learner import Example
 from tokengym.agents.training.losses import preference_loss
 from tokengym.agents.training.pairs import make_pairs
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv

@@ -13,9 +13,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from tokengym.agents.configs.optimizer import FineTuneConfig
 from tokengym.agents.training import fine_tuning
 from tokengym.agents.training.fine_tuning import fine_tune, restore, snapshot
-from tokengym.agents.training.learner import Example, FineTuneConfig
+from tokengym.agents.training.learner import Example
 
 ACCELERATOR = Accelerator(cpu=True)
 EXAMPLES = [Example(np.array([i % 10, 10, 11]), np.array([i % 7, i % 10, 15])) for i in range(13)]
@@ -141,7 +142,8 @@ KILLED_WHILE_SAVING = """
     from pathlib import Path
     from transformers import GPT2LMHeadModel
     from tokengym.agents.training import fine_tuning, learner
-    from tokengym.agents.training.learner import Example, FineTuneConfig
+    from tokengym.agents.configs.optimizer import FineTuneConfig
+    from tokengym.agents.training.learner import Example
 
     torch.set_num_threads(1)
     saved, write = 0, learner.save_file

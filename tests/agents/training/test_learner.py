@@ -19,15 +19,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
+from tokengym.agents.configs.optimizer import FineTuneConfig, OptimizerConfig
 from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.agents.training import learner as learner_module
 from tokengym.agents.training.learner import (
     PAPER_LEARNING_RATE,
     Example,
-    FineTuneConfig,
     Learner,
-    OptimizerConfig,
     batch_logprobs,
     collate,
 )
@@ -459,7 +458,8 @@ TWO_RANKS = """
     from accelerate import Accelerator
     from safetensors.torch import save_file
     from tokengym.agents import ExpertIteration
-    from tokengym.agents.training.learner import Example, Learner, OptimizerConfig
+    from tokengym.agents.configs.optimizer import OptimizerConfig
+    from tokengym.agents.training.learner import Example, Learner
     from tokengym.agents.training.losses import masked_aggregate
     from tokengym.agents.training.masters import join
     from tokengym.envs import Problem, ProblemList, TokenVectorEnv

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tokengym.agents import GRPO
-from tokengym.agents.grpo import GRPOConfig, Signals
+from tokengym.agents.configs.grpo import GRPOConfig
+from tokengym.agents.grpo import Signals
 from tokengym.agents.training.advantages import AGGREGATIONS, group_advantages, leave_one_out
 from tokengym.agents.training.losses import (
     DIVERGENCES,

@@ -1,0 +1,126 @@
+"""Settings of expert iteration, and of RFT and STaR, which are expert iteration with other defaults."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Le
+
+from ...settings import Count, CountOrZero, Share
+from .optimizer import FineTuneConfig
+
+
+@dataclass(frozen=True)
+class ExpertIterationConfig(FineTuneConfig):
+    """Settings of `ExpertIteration`.
+
+    Attributes:
+        rounds: Largest number of rounds of sampling and fine-tuning; from an SFT checkpoint the source sees a plateau
+            after 2. [Havrilla et al. 2024]
+        samples_per_problem: Attempts at each problem in a round; the source's cheap variant
+            has 4. [Havrilla et al. 2024]
+        temperature: Sampling temperature of the attempts. [Havrilla et al. 2024]
+        top_k: Number of most likely tokens that attempts are drawn from; `None` takes all.
+        top_p: Probability that the most likely tokens which attempts are drawn from must reach; `None` takes all.
+        min_p: Least probability of a token that is drawn, as a share of the most likely token's; `None` takes all.
+        threshold: Least return of an attempt that is kept; 1 keeps only correct attempts. [Havrilla et al. 2024]
+        orm: Outcome model that filters attempts too: the `model` folder of a `tokengym train orm` run.
+        orm_filter: Say of the outcome model: "replace" keeps attempts by its score alone, "and" by both its score and
+            the return. [choice]
+        orm_threshold: Least p(correct) of an attempt that the outcome model keeps. [choice]
+        deduplicate: Key by which two solutions of a problem are the same: their sequence of equations, or their exact
+            text. [Havrilla et al. 2024]
+        keep: Choice among solutions that are the same: the "first" one, or the most "distant" one, by the sum of its
+            edit distances to the problem's other solutions, as in RFT. [choice]
+        reject_wrong_equations: Leave out correct attempts with an equation whose sides differ by more than 0.001 or
+            that cannot be read, as RFT does. [choice]
+        accumulate: Train each round on the attempts kept in all rounds so far instead of in the newest one
+            alone. [Havrilla et al. 2024]
+        restart: Checkpoint that each round trains from: the "base" model, which the source calls crucial, or
+            the "previous" round's policy. [Havrilla et al. 2024]
+        demonstrations: Number of reference solutions in the training data, the first of the split, on which the policy
+            is fine-tuned before the first round. `None` uses all; with 0 the first round samples from the model as it
+            is.
+        shots: Number of worked examples in the first round's prompts, for a model that starts without
+            demonstrations. [choice]
+        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all. Where
+            problems never end, STaR draws new ones in each round.
+        validation_problems: Validation problems that maj@1, pass@1 and response length are measured on after each
+            round. [choice]
+        patience: Stop after this many rounds without a better validation maj@1. [choice]
+    """
+
+    rounds: Count = 2
+    samples_per_problem: Count = 96
+    temperature: float = 1.0
+    top_k: Count | None = None
+    top_p: Annotated[float, Gt(0), Le(1)] | None = None
+    min_p: Annotated[float, Gt(0), Le(1)] | None = None
+    threshold: float = 1.0
+    orm: str | None = None
+    orm_filter: Literal["replace", "and"] = "replace"
+    orm_threshold: Share = 0.5
+    deduplicate: Literal["equation_sequence", "exact_text"] = "equation_sequence"
+    keep: Literal["first", "distant"] = "first"
+    reject_wrong_equations: bool = False
+    accumulate: bool = True
+    restart: Literal["base", "previous"] = "base"
+    demonstrations: CountOrZero | None = None
+    shots: CountOrZero = 0
+    problems: Count | None = None
+    validation_problems: Count = 200
+    patience: Count = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be above 0 to explore, and finite, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class RFTConfig(ExpertIterationConfig):
+    """Settings of `RFT`, those of its authors' public script.
+
+    Attributes:
+        rounds: Largest number of rounds of sampling and fine-tuning. [Yuan et al. 2023]
+        samples_per_problem: Attempts at each problem in a round. [Yuan et al. 2023]
+        temperature: Sampling temperature of the attempts. [Yuan et al. 2023]
+        keep: Choice among solutions that are the same: the "first" one, or the most "distant" one, by the sum of its
+            edit distances to the problem's other solutions. [Yuan et al. 2023, public script]
+        reject_wrong_equations: Leave out correct attempts with an equation whose sides differ by more than 0.001 or
+            that cannot be read. [Yuan et al. 2023, public script]
+        epochs: Passes over the training data. [Yuan et al. 2023, public script]
+    """
+
+    rounds: Count = 1
+    samples_per_problem: Count = 100
+    temperature: float = 0.7
+    keep: Literal["first", "distant"] = "distant"
+    reject_wrong_equations: bool = True
+    epochs: Count = 3
+
+
+@dataclass(frozen=True)
+class STaRConfig(ExpertIterationConfig):
+    """Settings of `STaR`, as in Algorithm 1 of Tsilivis et al. 2025.
+
+    Attributes:
+        rounds: Largest number of rounds of sampling and fine-tuning. [choice]
+        samples_per_problem: Attempts at each problem in a round. [choice]
+        deduplicate: Key by which two solutions of a problem are the same: their sequence of equations, or their exact
+            text. [Tsilivis et al. 2025]
+        accumulate: Train each round on the attempts kept in all rounds so far instead of in the newest one
+            alone. [Tsilivis et al. 2025]
+        restart: Checkpoint that each round trains from: the "base" model, or the "previous" round's
+            policy. [Tsilivis et al. 2025]
+        epochs: Passes over the training data. [choice]
+        patience: Stop after this many rounds without a better validation maj@1. [choice]
+    """
+
+    rounds: Count = 8
+    samples_per_problem: Count = 1
+    deduplicate: Literal["equation_sequence", "exact_text"] = "exact_text"
+    accumulate: bool = False
+    restart: Literal["base", "previous"] = "previous"
+    epochs: Count = 1
+    patience: Count = 8

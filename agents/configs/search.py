@@ -1,0 +1,37 @@
+"""Settings of search."""
+
+from dataclasses import dataclass
+
+from ...registry import unknown_name
+from ...settings import Positive, check_settings
+
+RULES = ("best_of_n", "beam", "dvts", "rebase", "resample")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Settings of a search.
+
+    Attributes:
+        rule: Search rule: "best_of_n", "beam", "dvts", "rebase" or "resample". [choice]
+        width: Candidates for each problem, and attempts that a search ends with. [choice]
+        keep: Candidates that survive each step of "beam", or groups of "dvts"; it must divide `width`. [choice]
+        temperature: Sampling temperature of the steps. [choice]
+        judge_temperature: Number that "rebase" divides scores by before the softmax, and weight lambda of the KL
+            penalty in "resample", where small values pull strongly towards success. [choice]
+    """
+
+    rule: str = "beam"
+    width: int = 16
+    keep: int = 4
+    temperature: float = 1.0
+    judge_temperature: Positive = 0.2
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise unknown_name("search rule", self.rule, RULES)
+        if self.width < 2:
+            raise ValueError(f"a search needs a width of at least 2, got {self.width}")
+        if self.rule in ("beam", "dvts") and (not 1 <= self.keep <= self.width or self.width % self.keep):
+            raise ValueError(f"keep must divide the width of {self.width}, got {self.keep}")
+        check_settings(self)

@@ -1,0 +1,65 @@
+"""Bounds and choices of settings, as their types say them."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import pytest
+from annotated_types import Ge, Lt
+
+from tokengym.agents import AGENTS
+from tokengym.agents.registry import config_class
+from tokengym.settings import Count, CountOrZero, NonNegative, Positive, Share, check_settings
+
+
+@dataclass
+class Config:
+    steps: Count = 1
+    shots: CountOrZero = 0
+    limit: Count | None = None
+    rate: Positive = 0.5
+    weight: NonNegative = 0.0
+    ratio: Share | None = 1.0
+    smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
+    unit: Literal["token", "sequence"] = "token"
+    free: float = -1.0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"steps": 7, "shots": 3, "limit": 1, "rate": math.inf, "weight": 1e9, "ratio": None, "unit": "sequence"},
+        {"ratio": 0.0, "smoothing": 0.49, "free": math.nan},
+    ],
+)
+def test_values_within_their_bounds_pass(values: dict[str, Any]) -> None:
+    check_settings(Config(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": None}, "steps must be at least 1, got None"),
+        ({"shots": -1}, "shots must be at least 0, got -1"),
+        ({"limit": 0}, "limit must be at least 1, got 0"),
+        ({"rate": 0.0}, "rate must be above 0, got 0.0"),
+        ({"rate": math.nan}, "rate must be above 0, got nan"),
+        ({"weight": -0.1}, "weight must be at least 0, got -0.1"),
+        ({"ratio": 1.5}, "ratio must be between 0 and 1, got 1.5"),
+        ({"ratio": math.nan}, "ratio must be between 0 and 1, got nan"),
+        ({"smoothing": 0.5}, "smoothing must be at least 0 and below 0.5, got 0.5"),
+        ({"unit": "word"}, "unit must be one of token, sequence, got 'word'"),
+        ({"unit": None}, "unit must be one of token, sequence, got None"),
+    ],
+)
+def test_values_out_of_their_bounds_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
+        check_settings(Config(**values))
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", AGENTS.names())
+def test_settings_read_without_the_agent_are_the_agents(name: str) -> None:
+    assert config_class(name) is AGENTS.get(name).config_class
