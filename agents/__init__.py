@@ -3,6 +3,8 @@
 The text of a setting ends with the source of its default in brackets: a work, [Havrilla et al. 2024] for instance, or
 [choice] where it is our own. [Yu et al. 2025: 10] names a value other than the default. Works that recur are:
 
+- Eisenstein et al. 2023, "Helping or Herding? Reward Model Ensembles Mitigate but do not Eliminate Reward Hacking"
+  (arXiv 2312.09244)
 - Havrilla et al. 2024, "Teaching Large Language Models to Reason with Reinforcement Learning" (arXiv 2403.04642)
 - Havrilla et al. 2024, GLoRe, "GLoRe: When, Where, and How to Improve LLM Reasoning via Global and Local Refinements"
   (arXiv 2402.10963)
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from .grpo import GRPO
     from .outcome_models import ORM, SORM
     from .ppo import PPO
+    from .preference import PreferenceModel
     from .pretrain import Pretrain
     from .rcrl import RCRL
     from .registry import AGENTS, make_agent
@@ -57,6 +60,7 @@ __all__ = [
     "ConditionedPolicy",
     "Evaluation",
     "ExpertIteration",
+    "PreferenceModel",
     "Pretrain",
     "Reinforce",
     "STaR",
@@ -79,6 +83,7 @@ __getattr__, __dir__ = lazy_names(
         "outcome_models": ("ORM", "SORM"),
         "rollouts.policy": ("CausalLMPolicy",),
         "ppo": ("PPO",),
+        "preference": ("PreferenceModel",),
         "pretrain": ("Pretrain",),
         "rcrl": ("RCRL",),
         "registry": ("AGENTS", "make_agent"),

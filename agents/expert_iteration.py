@@ -94,7 +94,10 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         self, model: str | Path, device: str, dtype: str, lora: LoRA
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         policy, tokenizer = super()._load_model(model, device, dtype, lora)
-        self._orm = None if self.config.orm is None else OutcomeModel.load(self.config.orm, tokenizer, device)
+        self._orm = None
+        if self.config.orm is not None:
+            self._orm = OutcomeModel.load(self.config.orm, tokenizer, device)
+            self._orm.check_probability("orm_threshold")
         return policy, tokenizer
 
     def learn(

@@ -6,11 +6,13 @@ reached: a prefix is positive if any of K continuations succeeds, so it approxim
 two differ in their labels and in how these are balanced, and in nothing else.
 """
 
+import functools
 import itertools
 import json
 import time
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -54,8 +56,8 @@ if TYPE_CHECKING:
 ORMConfigT = TypeVar("ORMConfigT", bound=ORMConfig)
 
 
-class ORM(Agent[ORMConfigT]):
-    """Outcome reward model (ORM): learns from a policy's own attempts how likely a prefix is to end correctly.
+class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
+    """Base of agents that train an outcome model on a policy's attempts and report on held-out ones.
 
     `model` is the policy, which stays as it is; what is trained is `outcome_model`, a copy of it with a head of one
     logit. `save` writes the outcome model, and `OutcomeModel.load` reads it.
@@ -64,9 +66,6 @@ class ORM(Agent[ORMConfigT]):
     been trained on them, so they look like those that the model will judge. A share of the training problems would not:
     there the policy knows demonstrations by heart.
     """
-
-    name = "orm"
-    config_class = ORMConfig
 
     outcome_model: OutcomeModel
     """Trained outcome model, after `learn`."""
@@ -127,8 +126,6 @@ class ORM(Agent[ORMConfigT]):
         attempts = self._training_attempts(progress_bar, metrics)
         labelled = self._gather_labels(self._label("train", self.env, attempts, progress_bar))
         metrics |= {f"labels/{name}": value for name, value in label_statistics(labelled).items()}
-        if config.balance:
-            labelled = self._balanced(labelled)
         validation = self.make_validation_env()
         count = min(config.validation_problems, validation.size or config.validation_problems)
         held_out = self._collect_split("validation", validation, count, progress_bar)
@@ -209,29 +206,30 @@ class ORM(Agent[ORMConfigT]):
         """Every step bears the outcome of its attempt; one that was cut off by its token budget has failed."""
         return outcome_labels(attempts, self.tokenizer)
 
-    def _balanced(self, labelled: Sequence[Labelled]) -> list[Labelled]:
-        return balanced_problems(labelled, self.seed)
-
     # ------------------------------------------------------------------------------------------------------- training
 
+    @abstractmethod
     def _train(
         self, labelled: Sequence[Labelled], metrics: dict[str, float], callback: Callback | None, progress_bar: bool
     ) -> int:
         """Trains the outcome model; returns the number of optimizer steps."""
-        config, labels = self.config, label_statistics(labelled)
-        if labels["positive"] in (0.0, 1.0) or not labels["count"]:
-            raise ValueError(
-                f"nothing can be learned from {labels['count']:.0f} labels, {labels['positive']:.0%} of them positive: "
-                "sample more attempts, at a higher temperature or by a better policy"
-            )
-        metrics |= {"train/attempts": len(labelled), "train/labels": labels["count"]}
-        examples = [Example(item.attempt.prompt, item.attempt.completion) for item in labelled]
-        targets = [spread(item) for item in labelled]
-        learner = OutcomeLearner(self.outcome_model, config, updates(len(examples), config), self.accelerator)
 
-        def update(rows: NDArray[np.int64], seed: int) -> dict[str, float]:
-            return learner.update([examples[row] for row in rows], bce([targets[row] for row in rows]), seed)
+    def _optimize(
+        self,
+        count: int,
+        update: "Callable[[OutcomeLearner, NDArray[np.int64], int], dict[str, float]]",
+        progress_bar: bool,
+    ) -> int:
+        """Runs the epochs of a training on `count` items; returns the number of optimizer steps.
 
+        Args:
+            count: Number of items that the batches are made of.
+            update: Function that makes one optimizer step on the items with the given numbers, with a seed, and returns
+                its metrics.
+            progress_bar: Show progress.
+        """
+        config = self.config
+        learner = OutcomeLearner(self.outcome_model, config, updates(count, config), self.accelerator)
         with self.progress(0, "training", progress_bar) as bar:
 
             def on_step(step: int, total: int, newest: dict[str, float]) -> None:
@@ -241,9 +239,46 @@ class ORM(Agent[ORMConfigT]):
                 bar.update()
                 self.log({f"train/{key}": value for key, value in newest.items()}, None, step)
 
-            checkpoints = None if self.run_path is None else self.run_path / "training"
-            run_epochs(learner, len(examples), config, update, seed=self.seed, checkpoints=checkpoints, on_step=on_step)
+            run_epochs(
+                learner,
+                count,
+                config,
+                functools.partial(update, learner),
+                seed=self.seed,
+                checkpoints=None if self.run_path is None else self.run_path / "training",
+                on_step=on_step,
+            )
         return learner.total_steps
+
+
+class ORM(OutcomeModelAgent[ORMConfigT]):
+    """Outcome reward model (ORM): learns from a policy's own attempts how likely a prefix is to end correctly."""
+
+    name = "orm"
+    config_class = ORMConfig
+
+    def _balanced(self, labelled: Sequence[Labelled]) -> list[Labelled]:
+        return balanced_problems(labelled, self.seed)
+
+    def _train(
+        self, labelled: Sequence[Labelled], metrics: dict[str, float], callback: Callback | None, progress_bar: bool
+    ) -> int:
+        if self.config.balance:
+            labelled = self._balanced(labelled)
+        labels = label_statistics(labelled)
+        if labels["positive"] in (0.0, 1.0) or not labels["count"]:
+            raise ValueError(
+                f"nothing can be learned from {labels['count']:.0f} labels, {labels['positive']:.0%} of them positive: "
+                "sample more attempts, at a higher temperature or by a better policy"
+            )
+        metrics |= {"train/attempts": len(labelled), "train/labels": labels["count"]}
+        examples = [Example(item.attempt.prompt, item.attempt.completion) for item in labelled]
+        targets = [spread(item) for item in labelled]
+
+        def update(learner: OutcomeLearner, rows: NDArray[np.int64], seed: int) -> dict[str, float]:
+            return learner.update([examples[row] for row in rows], bce([targets[row] for row in rows]), seed)
+
+        return self._optimize(len(examples), update, progress_bar)
 
 
 class SORM(ORM[SORMConfig]):

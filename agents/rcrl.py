@@ -222,6 +222,7 @@ class RCRL(Agent[RCRLConfig]):
         config = self.config
         judge = OutcomeModel.load(config.outcome_model or "", self.tokenizer, device=str(self.model.device))
         if judge.kind != config.label_source:
+            judge.check_probability("label_source")
             raise ValueError(f"{config.outcome_model!r} is an {judge.kind}: set label_source={judge.kind!r}")
         sequences = [np.append(attempt.prompt, attempt.completion).astype(np.int64) for attempt in attempts]
         positions = [len(attempt.prompt) + steps for attempt, steps in zip(attempts, ends, strict=True)]

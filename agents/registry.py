@@ -17,6 +17,7 @@ _BUILT_IN = {
     "grpo": "grpo:GRPO",
     "orm": "outcome_models:ORM",
     "ppo": "ppo:PPO",
+    "preference": "preference:PreferenceModel",
     "pretrain": "pretrain:Pretrain",
     "rcrl": "rcrl:RCRL",
     "reinforce": "reinforce:Reinforce",

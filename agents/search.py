@@ -102,7 +102,7 @@ class Search:
 
     Raises:
         ValueError: The environment resets finished slots by itself or has too few of them, or the judge is an outcome
-            model of another tokenizer.
+            model of another tokenizer, or a preference model, which "resample" cannot use.
     """
 
     def __init__(
@@ -115,6 +115,8 @@ class Search:
         if isinstance(judge, OutcomeModel):
             if judge.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
                 raise ValueError("the outcome model that judges has another tokenizer than the policy")
+            if config.rule == "resample":
+                judge.check_probability('the search rule "resample"')
             judge = OutcomeJudge(judge)
         self.policy = policy.with_sampling(temperature=config.temperature)
         self.env, self.judge, self.config = env, judge, config

@@ -19,7 +19,8 @@ class EvalOptions(EnvChoice):
         split: Split of the data that problems are from.
         problems: Number of problems, the first of the split.
         n: Samples of each problem for maj@n and pass@k; 0 measures only greedy maj@1.
-        orm: Outcome model that reranks the samples, for rerank@n: the `model` folder of a `tokengym train orm` run.
+        orm: Outcome model that reranks the samples, for rerank@n: the `model` folder of a `tokengym train orm`, `sorm`
+            or `preference` run.
         search: Search over steps, guided by the outcome model, instead of sampling n
             attempts: "beam", "dvts", "rebase", "resample" or "best_of_n".
         search_keep: Candidates of "beam" that survive a step, or groups of "dvts"; it must divide n.

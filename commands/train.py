@@ -55,7 +55,7 @@ def train(arguments: Sequence[str]) -> None:
         options: Annotated[TrainOptions, MAIN], config: Any, adapter: AdapterOptions, compute: ComputeOptions
     ) -> None:
         from ..agents.evaluation.tables import outcome_table
-        from ..agents.outcome_models import ORM
+        from ..agents.outcome_models import OutcomeModelAgent
         from ..agents.training.progress import key_numbers
 
         set_threads(compute.threads)
@@ -92,7 +92,7 @@ def train(arguments: Sequence[str]) -> None:
             if isinstance(stop, TimeIsUp):
                 return
             raise
-        if isinstance(agent, ORM):
+        if isinstance(agent, OutcomeModelAgent):
             report(outcome_table(agent.reports))
         what = "run, logs and model are" if (folder / "model").exists() else "run and logs are"
         report(f"{what} in {folder} (tensorboard --logdir {folder})")

@@ -4,6 +4,8 @@ An outcome reward model (ORM) of Havrilla et al. 2024 predicts p(correct | quest
 which may be the whole of it. Here it is a causal language model with a head of one logit in place of its own: causal
 attention makes the logit at a token depend on the text up to that token alone, so one forward pass judges every prefix,
 and a key-value cache judges an attempt while it is being written.
+
+A preference model has the same form. Its logit is a reward, which is comparable among attempts at one problem.
 """
 
 import copy
@@ -39,8 +41,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-KINDS = ("orm", "sorm")
-"""Meaning of the labels: the attempt's own outcome, or whether any continuation of the prefix was correct."""
+KINDS = ("orm", "sorm", "preference")
+"""What a model learned: the attempt's own outcome, whether any continuation of the prefix was correct, or which of two
+attempts at one problem is right. Scores of the last kind compare attempts at one problem, and are no probabilities."""
 
 _RECORD = "outcome_model.json"
 
@@ -52,7 +55,7 @@ class OutcomeModel:
         model: Model with one logit per token: a `TokenScorer`, or a `*ForTokenClassification` of transformers with one
             label and causal attention.
         tokenizer: Tokenizer of the model.
-        kind: Kind of outcome model: "orm" or "sorm"; see `KINDS`.
+        kind: Kind of outcome model: "orm", "sorm" or "preference"; see `KINDS`.
 
     Raises:
         UnknownNameError: There is no such kind.
@@ -81,7 +84,7 @@ class OutcomeModel:
         Args:
             model: Language model, which is not changed.
             tokenizer: Tokenizer of the model.
-            kind: Kind of outcome model: "orm" or "sorm".
+            kind: Kind of outcome model: "orm", "sorm" or "preference".
             seed: Seed of the head's weights.
 
         Raises:
@@ -144,6 +147,14 @@ class OutcomeModel:
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises `ValueError` unless `tokenizer` has the tokens that the model was trained on."""
         _check_same_tokens(str(self.model.name_or_path), self.tokenizer, tokenizer)
+
+    def check_probability(self, use: str) -> None:
+        """Raises `ValueError` if scores are no probabilities, and a `use` that needs such is named."""
+        if self.kind == "preference":
+            raise ValueError(
+                f"{use} needs p(correct), and {str(self.model.name_or_path)!r} is a preference model, whose scores "
+                "only compare attempts at one problem: train an outcome model with `tokengym train orm`"
+            )
 
     @property
     def head(self) -> nn.Linear:

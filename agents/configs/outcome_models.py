@@ -10,8 +10,8 @@ from .optimizer import FineTuneConfig
 
 
 @dataclass(frozen=True)
-class ORMConfig(FineTuneConfig):
-    """Settings of `ORM`; how Havrilla et al. 2024 trained theirs is not known.
+class OutcomeModelConfig(FineTuneConfig):
+    """Settings that all agents which train an outcome model share.
 
     Attributes:
         problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all.
@@ -22,8 +22,6 @@ class ORMConfig(FineTuneConfig):
             at each of the first `problems` problems.
         base: Model that the outcome model starts from, a language model or an outcome model trained before; `None` uses
             the policy.
-        balance: Train on as many correct as incorrect attempts at each problem, drawn at random, so that the model
-            learns which attempts are right and not which problems are hard. [choice]
         epochs: Passes over the training data. [choice]
         validation_problems: Held-out problems that the report covers, the first of the validation split. [choice]
     """
@@ -35,7 +33,6 @@ class ORMConfig(FineTuneConfig):
     temperature: float = 0.7
     pool: str | None = None
     base: str | None = None
-    balance: bool = True
     epochs: Count = 2
     validation_problems: Count = 200
 
@@ -45,6 +42,18 @@ class ORMConfig(FineTuneConfig):
             raise ValueError(
                 f"temperature must be above 0, or all attempts are the same, and finite, got {self.temperature}"
             )
+
+
+@dataclass(frozen=True)
+class ORMConfig(OutcomeModelConfig):
+    """Settings of `ORM`; how Havrilla et al. 2024 trained theirs is not known.
+
+    Attributes:
+        balance: Train on as many correct as incorrect attempts at each problem, drawn at random, so that the model
+            learns which attempts are right and not which problems are hard. [choice]
+    """
+
+    balance: bool = True
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,23 @@ def preference_loss(margins: Tensor, beta: float, kind: str = "sigmoid", label_s
     return -(1 - label_smoothing) * log_sigmoid(beta * margins) - label_smoothing * log_sigmoid(-beta * margins)
 
 
+def pairwise_loss(right: Tensor, wrong: Tensor, center_coef: float) -> Tensor:
+    """Mean of -log sigmoid(r_i - r_j) + center_coef (r_i + r_j)^2 over all pairs of a right and a wrong attempt.
+
+    The first term is the negative log-likelihood of the preferences under Bradley and Terry's model, all pairs at a
+    prompt together as in Ouyang et al. 2022; the second keeps rewards around 0 (Eisenstein et al. 2023).
+
+    Args:
+        right: `[R]` rewards r_i of right attempts at a problem.
+        wrong: `[W]` rewards r_j of wrong attempts at the same problem.
+        center_coef: Weight of the second term.
+    """
+    return (
+        -torch.nn.functional.logsigmoid(right[:, None] - wrong).mean()
+        + center_coef * ((right[:, None] + wrong) ** 2).mean()
+    )
+
+
 def value_error(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None) -> Tensor:
     """Half the squared error of values, `[B, T]`, at most `clip` from the old values, whichever error is larger.
 

@@ -118,7 +118,7 @@ def test_the_sigmoid_is_exact_and_does_not_overflow() -> None:
     np.testing.assert_allclose(sigmoid(logits), [0, np.exp(-40), 0.5, 1, 1], rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["orm", "sorm"])
+@pytest.mark.parametrize("kind", ["orm", "sorm", "preference"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_was_saved_is_loaded(tmp_path, architecture: str, kind: str) -> None:
     model = outcome_model(architecture, kind)
