@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+OutcomeModelConfigT = TypeVar("OutcomeModelConfigT", bound=OutcomeModelConfig)
 ORMConfigT = TypeVar("ORMConfigT", bound=ORMConfig)
 
 
@@ -73,7 +74,7 @@ class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
     """Held-out reports after `learn`: on the model, by its kind, and on others by their path."""
 
     @classmethod
-    def work(cls, config: ORMConfig, policy: "PreTrainedModel") -> Work:
+    def work(cls, config: OutcomeModelConfig, policy: "PreTrainedModel") -> Work:
         scorer = TokenScorer._from_config(policy.config, dtype=policy.dtype)
         make = lambda accelerator, vocab_size: ScoreLearner(scorer, config, 1, accelerator, vocab_size)  # noqa: E731
         return Work(policy, scorer, make, samples_per_prompt=config.samples_per_problem)
