@@ -30,7 +30,7 @@ from ..models.outcome import OutcomeModel, is_outcome_model
 from ..models.token_scorer import TokenScorer
 from .base import Agent, Callback, LoRA
 from .configs.optimizer import OptimizerConfig
-from .configs.outcome_models import ORMConfig, SORMConfig
+from .configs.outcome_models import ORMConfig, OutcomeModelConfig, SORMConfig
 from .evaluation.outcome_report import OutcomeReport
 from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.continuations import label_prefixes
