@@ -5,8 +5,9 @@ spent token budget truncates. What an attempt is worth is for a reward to say.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
@@ -34,6 +35,15 @@ _RESET_OPTIONS = ("problem_id", "prefix", "reset_mask")
 _TRUNCATED = Verdict(False, "truncated", None)
 # A curriculum that meets this many prompts over the limit in a row has nothing shorter to offer.
 _MAX_SKIPS = 10_000
+
+
+class _Held(NamedTuple):
+    """An attempt whose last token waits for its verdict."""
+
+    token: int
+    due: int
+    """Number of the step in which the verdict is waited for at last."""
+    verdict: Future[Verdict]
 
 
 class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
@@ -177,6 +187,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._attempts = np.zeros(num_envs, dtype=np.int64)
         self._begun: dict[str, int] = {}  # attempts begun, by problem id
         self._checked = 0  # how many of the first prompts are known to keep to the limit
+        self._held: dict[int, _Held] = {}
+        self._steps = 0
         self._reset_needed = True
         self._slots = np.arange(num_envs)
         self._ones = np.ones(num_envs, dtype=np.int64)
@@ -247,11 +259,35 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             ResetNeeded: Before the first reset.
             ValueError: Actions of another shape or type, or outside the vocabulary; nothing has then changed.
         """
-        tokens = np.asarray(actions)
-        if tokens.shape != (self.num_envs,) or tokens.dtype.kind not in "iu":
-            raise ValueError(f"actions must be {self.num_envs} integers, got {tokens.dtype} of shape {tokens.shape}")
-        observation, rewards, terminations, truncations, infos = self._advance(tokens[:, None], self._ones)
-        return observation, rewards[:, 0], terminations, truncations, infos
+        return self._step(actions)
+
+    def step_on(self, actions: ArrayLike, patience: int) -> StepResult:
+        """Appends one token to each slot, and lets slots whose verdicts take long wait while the others go on.
+
+        Such a slot stands still before its last token (see `awaits_verdict`) and ignores its actions. It takes that
+        token, and ends, `patience` steps later, or when no other slot runs. So nothing depends on how long a verdict
+        takes, and each attempt, with its rewards, is what `step` would have made it.
+
+        Args:
+            actions: Token ids, integers `[N]`, as in `step`.
+            patience: Number of steps that a slot waits, at least 1.
+
+        Raises:
+            ValueError: The environment resets finished slots by itself, or as in `step`.
+        """
+        if self.autoreset_mode is not AutoresetMode.DISABLED or patience < 1:
+            raise ValueError(
+                f"step_on needs autoreset_mode='Disabled' and patience of at least 1, got "
+                f"{self.autoreset_mode.value!r} and {patience}"
+            )
+        return self._step(actions, patience)
+
+    @property
+    def awaits_verdict(self) -> BoolArray:
+        """`[N]` bool, true for the slots that `step_on` left waiting; `step` waits for their verdicts."""
+        waiting = np.zeros(self.num_envs, dtype=np.bool_)
+        waiting[list(self._held)] = True
+        return waiting
 
     def step_tokens(self, tokens: ArrayLike, lengths: ArrayLike) -> StepResult:
         """Appends several tokens to each slot at once, for engines that return whole completions.
@@ -503,6 +539,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._returns[slots] = 0
         self._terminations[slots] = False
         self._truncations[slots] = False
+        if self._held:
+            for slot in slots.tolist():
+                if (held := self._held.pop(slot, None)) is not None:
+                    held.verdict.cancel()
         if self._reward_log is not None:
             self._reward_log[slots] = 0
         problems = [problem for problem, _ in starts]
@@ -512,13 +552,23 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     # -------------------------------------------------------------------------------------------------------- stepping
 
-    def _advance(self, tokens: NDArray[Any], lengths: IntArray) -> StepResult:
+    def _step(self, actions: ArrayLike, patience: int = 0) -> StepResult:
+        tokens = np.asarray(actions)
+        if tokens.shape != (self.num_envs,) or tokens.dtype.kind not in "iu":
+            raise ValueError(f"actions must be {self.num_envs} integers, got {tokens.dtype} of shape {tokens.shape}")
+        observation, rewards, terminations, truncations, infos = self._advance(tokens[:, None], self._ones, patience)
+        return observation, rewards[:, 0], terminations, truncations, infos
+
+    def _advance(self, tokens: NDArray[Any], lengths: IntArray, patience: int = 0) -> StepResult:
         """Appends `tokens[i, :lengths[i]]` to each slot i that lives; `tokens` is `[N, K]`."""
         if self._reset_needed:
             raise ResetNeeded("no attempt has begun: call reset() before step()")
+        self._steps += 1
         finished = self._terminations | self._truncations
         beginning = None
-        if finished.any():
+        if self._held:
+            tokens, lengths = self._with_due(tokens, np.where(finished, 0, lengths), patience)
+        elif finished.any():
             if self.autoreset_mode is AutoresetMode.NEXT_STEP:
                 beginning = np.flatnonzero(finished & (lengths > 0))
             lengths = np.where(finished, 0, lengths)
@@ -543,11 +593,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._mask[slots, positions] = 1
         self._lengths += lengths
         truncated = (self._lengths == self._limits) & (lengths > 0) & ~terminated
-        ended = terminated | truncated
-        ending = np.flatnonzero(ended)
-        verdicts: list[Verdict | None] = [None] * self.num_envs
-        for slot in ending.tolist():
-            verdicts[slot] = self._grade(slot) if terminated[slot] else _TRUNCATED
+        verdicts = self._verdicts(terminated, truncated, patience)
+        if patience and self._held:
+            lengths = self._hold_back(terminated, lengths)
+        ending = np.flatnonzero(terminated | truncated)
         rewards = self._score(tokens.shape[1], lengths, terminated * TERMINATED + truncated * TRUNCATED, verdicts)
         if self._reward_log is not None:
             self._reward_log[slots, positions] = rewards[slots, columns]
@@ -608,9 +657,58 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                 stopped.append(slot)
         return stopped
 
-    def _grade(self, slot: int) -> Verdict:
-        # The one time that an attempt's text is decoded; special tokens stay visible, or "4<pad>2" would read as 42.
-        return self.problems.grade(self.decode(self.completion(slot)), self.problem(slot))
+    def _verdicts(self, terminated: BoolArray, truncated: BoolArray, patience: int) -> list[Verdict | None]:
+        """The verdicts of slots that have ended; with patience, those that are not there yet go to `_held`."""
+        verdicts: list[Verdict | None] = [None] * self.num_envs
+        begun: dict[int, Future[Verdict]] = {}
+        for slot in np.flatnonzero(terminated | truncated).tolist():
+            if truncated[slot]:
+                verdicts[slot] = _TRUNCATED
+                continue
+            if slot in self._held:
+                verdicts[slot] = self._held.pop(slot).verdict.result()
+                continue
+            # The one time that an attempt's text is decoded; special tokens stay visible, or "4<pad>2" would read as 42
+            attempt = self.decode(self.completion(slot)), self.problem(slot)
+            verdict = self.problems.begin_grading(*attempt) if patience else self.problems.grade(*attempt)
+            if isinstance(verdict, Future):
+                begun[slot] = verdict
+            else:
+                verdicts[slot] = verdict
+        if begun:
+            running = ~(self._terminations | self._truncations | terminated | truncated | self.awaits_verdict)
+            for slot, verdict in begun.items():
+                if running.any():
+                    token = int(self._tokens[slot, self._lengths[slot] - 1])
+                    self._held[slot] = _Held(token, self._steps + patience, verdict)
+                else:
+                    verdicts[slot] = verdict.result()
+        return verdicts
+
+    def _hold_back(self, terminated: BoolArray, lengths: IntArray) -> IntArray:
+        """Takes the last tokens of slots in `_held` back; returns the numbers of tokens that were appended."""
+        slots = np.flatnonzero(terminated & self.awaits_verdict)
+        if not len(slots):
+            return lengths
+        lengths = lengths.copy()
+        lengths[slots] = 0
+        terminated[slots] = False
+        self._lengths[slots] -= 1
+        self._tokens[slots, self._lengths[slots]] = self.encoder.pad_token_id
+        self._mask[slots, self._lengths[slots]] = 0
+        return lengths
+
+    def _with_due(self, tokens: NDArray[Any], lengths: IntArray, patience: int) -> tuple[NDArray[Any], IntArray]:
+        """Gives slots in `_held` no other token than the one that was taken back, and that one when it is due."""
+        waiting = self.awaits_verdict
+        running = (~(self._terminations | self._truncations | waiting)).any()
+        lengths[waiting] = 0
+        tokens = tokens.copy()
+        for slot, held in self._held.items():
+            if not patience or not running or self._steps >= held.due:
+                tokens[slot, 0] = held.token
+                lengths[slot] = 1
+        return tokens, lengths
 
     def _score(self, width: int, lengths: IntArray, ended: IntArray, verdicts: list[Verdict | None]) -> FloatArray:
         rewards = self.reward.score(lengths, ended, verdicts)

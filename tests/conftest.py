@@ -47,6 +47,6 @@ def make_stand_in() -> Iterator[Callable[..., object]]:
 @pytest.fixture(scope="session", autouse=True)
 def _patience() -> None:
     """The worker that all tests share waits for the slowest machine."""
-    from tokengym.rewards.grading.latex import WORKER
+    from tokengym.rewards.grading.latex import WORKERS
 
-    WORKER.deadline = 600.0
+    WORKERS.deadline = 600.0

@@ -22,6 +22,9 @@ from ...models.engine.sampling import SamplingConfig, stream_key
 from .attempts import Attempt, AttemptFile, RecordedAttempts
 from .policy import CausalLMPolicy
 
+PATIENCE = 64
+"""Steps that an attempt waits for its verdict while others go on. [choice]"""
+
 
 def collect(
     policy: CausalLMPolicy,
@@ -216,10 +219,14 @@ class Rollout:
         actions = np.zeros(env.num_envs, np.int64)
         finished: dict[int, Attempt] = {}
         begun = due = numbers.start
+        every = np.arange(env.num_envs)
+        waiting = np.zeros(env.num_envs, bool)  # ended, but for a verdict
         idle = np.arange(env.num_envs)
 
         while due < numbers.stop:
-            if len(idle) and len(idle) >= (1 - COMPACT_BELOW) * len(decoder.slots):
+            waits = decoder.slots[waiting[decoder.slots]] if waiting.any() else decoder.slots[:0]
+            if len(waits) + len(idle) >= max(1, (1 - COMPACT_BELOW) * len(decoder.slots)):
+                decoder.retire(waits)
                 slots, retired = np.split(np.sort(idle), [min(len(idle), numbers.stop - begun)])
                 decoder.retire(retired[np.isin(retired, decoder.slots)])
                 if len(slots):
@@ -237,17 +244,22 @@ class Rollout:
                         prompts[slot] = shared.setdefault(prompt.tobytes(), prompt)
                     decoder.begin(slots, [prompts[slot] for slot in slots], keys)
                 idle = np.empty(0, np.int64)
-            tokens, logprobs = decoder.step(sampling)
             slots = decoder.slots
-            actions[slots] = tokens
-            _, step_rewards, terminations, truncations, infos = env.step(actions)
-            at = np.minimum(drawn[slots], env.max_new_tokens - 1)
-            drawn_tokens[slots, at] = tokens
-            drawn_logprobs[slots, at] = logprobs
-            rewards[slots, at] = step_rewards[slots]
-            drawn[slots] += 1
-            ended = slots[(terminations | truncations)[slots] & (number[slots] >= 0)]
-            for slot in ended:
+            if len(slots):
+                tokens, logprobs = decoder.step(sampling)
+                if waiting.any():
+                    runs = ~waiting[slots]
+                    slots, tokens, logprobs = slots[runs], tokens[runs], logprobs[runs]
+                actions[slots] = tokens
+                at = np.minimum(drawn[slots], env.max_new_tokens - 1)
+                drawn_tokens[slots, at] = tokens
+                drawn_logprobs[slots, at] = logprobs
+                drawn[slots] += 1
+            _, step_rewards, terminations, truncations, infos = env.step_on(actions, PATIENCE)
+            # An attempt that waited for its verdict is paid for the token that it had last.
+            rewards[every, np.clip(drawn - 1, 0, env.max_new_tokens - 1)] = step_rewards
+            ended = np.flatnonzero((terminations | truncations) & (number >= 0))
+            for slot in ended.tolist():
                 count = drawn[slot]
                 finished[int(number[slot])] = Attempt(
                     problem=env.problem(slot),
@@ -265,10 +277,13 @@ class Rollout:
                 )
             if len(ended):
                 number[ended] = -1
-                decoder.finish(ended)
+                decoder.finish(ended[~waiting[ended]])
                 idle = np.concatenate([idle, ended])
                 if on_step is not None:
                     on_step(len(ended))
+            if waiting.any() or env.awaits_verdict.any():
+                decoder.finish(np.flatnonzero(env.awaits_verdict & ~waiting))
+                waiting = env.awaits_verdict
             while due in finished:
                 yield finished.pop(due)
                 due += 1

@@ -4,6 +4,7 @@ import copy
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, Self, SupportsIndex
 from ...registry import Registry, unknown_name
 from ...rewards.grading.formats import AnswerFormat, Marker, make_format
 from ...rewards.grading.numbers import Verdict
+from ...rewards.grading.worker import in_background
 
 SPLITS = ("train", "validation", "test")
 
@@ -76,6 +78,14 @@ class ProblemSource(ABC):
     def grade(self, completion: str, problem: Problem) -> Verdict:
         """Grades a finished attempt at `problem`; `completion` is the text after the prompt."""
         return self.answer_format.grade(completion, problem.answer, question=problem.question)
+
+    def begin_grading(self, completion: str, problem: Problem) -> Verdict | Future[Verdict]:
+        """Grades as `grade`, or returns a future verdict, so that other attempts go on meanwhile.
+
+        By default only verdicts that need math-verify's process are futures. Override it for graders that take long,
+        such as judges behind a network or programs that are run; `grade` remains for whoever waits.
+        """
+        return in_background(self.grade, completion, problem)
 
     @property
     def instruction(self) -> str:

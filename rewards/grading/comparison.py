@@ -33,7 +33,7 @@ from .values import (
     spell_expression,
     spell_multiple,
 )
-from .worker import WORKER, Worker
+from .worker import WORKERS, Worker, Workers
 
 # In a gold answer in LaTeX, 2m, 6ab and 2 m have variables; words are longer.
 _ALGEBRA = re.compile(r"\d(?:[A-DF-Za-df-z]|[eE](?![+-]?\d)|\s+[A-Za-z]{1,2}\b)", re.ASCII)
@@ -51,7 +51,7 @@ _MAX_MEMBERS = 80
 _UNPARSED = Verdict(False, "unparsed", None)
 
 
-def compare(answers: Sequence[str], gold: str, *, worker: Worker = WORKER) -> Verdict:
+def compare(answers: Sequence[str], gold: str, *, worker: Worker | Workers = WORKERS) -> Verdict:
     r"""Compare the answers of one attempt with the gold answer by the rules at the top of this module.
 
     Never raises because of an answer.
@@ -60,7 +60,7 @@ def compare(answers: Sequence[str], gold: str, *, worker: Worker = WORKER) -> Ve
         answers: Answers that the attempt gives, the last one first. Different ones are `ambiguous`, unless they are
             together the values that the gold answer lists.
         gold: Gold answer, in LaTeX or plain text.
-        worker: Worker that compares answers outside the grammar.
+        worker: Worker, or several, to compare answers outside the grammar.
 
     Returns:
         A verdict. Its `answer` is the gold answer where that was given, else the one spelling of all answers that are
@@ -95,7 +95,7 @@ def is_copied(answer: str, gold: str, question: str) -> bool:
     return _squeeze(text) in _squeeze(clean(question))
 
 
-def is_readable(gold: str, worker: Worker = WORKER) -> bool:
+def is_readable(gold: str, worker: Worker | Workers = WORKERS) -> bool:
     """True if anything but its own text can equal a gold answer: a value, a choice or a few words."""
     if _CHOICE.fullmatch(_plain(clean(gold))):
         return True
@@ -105,7 +105,7 @@ def is_readable(gold: str, worker: Worker = WORKER) -> bool:
 
 
 class _Comparison:
-    def __init__(self, gold: str, worker: Worker) -> None:
+    def __init__(self, gold: str, worker: Worker | Workers) -> None:
         self.given = gold
         self.gold = clean(gold) or gold
         self.number = None if _ALGEBRA.search(self.gold) else normalize_number(self.gold)

@@ -11,12 +11,14 @@ Verdicts reach users as those of all graders do: in the terminal `info` of an en
 from .boxes import boxed, boxed_answers
 from .comparison import compare, is_copied
 from .numbers import Verdict
-from .worker import WORKER, Worker
+from .worker import WORKERS, Worker, Workers
 
-__all__ = ["WORKER", "Worker", "boxed", "grade_free_form"]
+__all__ = ["WORKERS", "Worker", "boxed", "grade_free_form"]
 
 
-def grade_free_form(completion: str, answer: str, *, question: str | None = None, worker: Worker = WORKER) -> Verdict:
+def grade_free_form(
+    completion: str, answer: str, *, question: str | None = None, worker: Worker | Workers = WORKERS
+) -> Verdict:
     r"""Grade the boxed answer of `completion` against the gold `answer`, by the rules of `boxes` and `comparison`.
 
     Never raises because of the completion.
@@ -25,7 +27,7 @@ def grade_free_form(completion: str, answer: str, *, question: str | None = None
         completion: Text of an attempt.
         answer: Gold answer alone, in LaTeX, without its box.
         question: Question, if it is known: an expression copied from it is not an answer.
-        worker: Worker that compares answers outside the grammar.
+        worker: Worker, or several, to compare answers outside the grammar.
 
     Returns:
         A verdict. Its `answer` is the gold answer where that was given, else the one spelling of all answers that are

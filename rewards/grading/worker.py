@@ -1,11 +1,11 @@
-"""The process that compares answers by math-verify, for those outside the grammar of `reader`.
+"""The processes that compare answers by math-verify, for those outside the grammar of `reader`.
 
-The worker is forked by a process that keeps math-verify warm, is started when it is first needed, and stays. An answer
+A worker is forked by a process that keeps math-verify warm, is started when it is first needed, and stays. An answer
 that takes longer than the deadline gets the verdict `timeout`, and the worker is killed and replaced, in milliseconds.
 One that makes the worker end, or run out of memory, gets `crashed`. If the worker is killed from outside, its answer is
 graded once more by a new one, and is `crashed` only if that is killed too. None of this affects the next answer.
 
-`WORKER.counters` has how the comparisons of this process ended.
+`WORKERS.counters` has how the comparisons of this process ended. `in_background` lets others go on meanwhile.
 """
 
 import json
@@ -15,8 +15,10 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from . import latex_worker
 from .latex_worker import read_line
@@ -29,6 +31,11 @@ START = 60.0
 """Seconds for the process to start, where one or two are usual."""
 GRACE = 5.0
 """Seconds beyond its own deadlines after which the process counts as dead."""
+PROCESSES = min(4, os.cpu_count() or 1)
+"""Largest number of workers of one process; one is started only while the others are busy. [choice]"""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Worker:
@@ -150,5 +157,88 @@ def _close(process: subprocess.Popen[bytes]) -> None:
         cast(Any, pipe).close()
 
 
-WORKER = Worker()
-"""The worker that this process shares; started at the first answer that needs it."""
+class Workers:
+    """Workers that share the comparisons of a process, for whoever compares in several threads.
+
+    Args:
+        count: Largest number of workers; one is started only while the others are busy.
+        script: Python file of their processes, as in `Worker`.
+
+    Attributes:
+        deadline: Seconds for one comparison; a change applies from the next comparison on.
+        counters: Number of comparisons that ended with each reason.
+    """
+
+    def __init__(self, count: int = PROCESSES, script: str | os.PathLike[str] = latex_worker.__file__) -> None:
+        self.deadline = DEADLINE
+        self.counters: Counter[str] = Counter()
+        self._workers = [Worker(script=script) for _ in range(count)]
+        self._renew()
+        os.register_at_fork(after_in_child=self._renew)
+
+    def compare(self, gold: str, answers: Sequence[str]) -> tuple[str, str | None]:
+        """Compares as `Worker.compare`, by a worker that has nothing else to do, once there is one."""
+        if _AT_ONCE.get():
+            raise _TakesLongerError
+        with self._free:
+            worker = self._idle.pop()
+            try:
+                worker.deadline = self.deadline
+                reply = worker.compare(gold, answers)
+            finally:
+                self._idle.append(worker)
+        with self._lock:
+            self.counters[reply[0]] += 1
+        return reply
+
+    @property
+    def pids(self) -> list[int]:
+        """The ids of the processes that run."""
+        return [worker.pid for worker in self._workers if worker.pid is not None]
+
+    def close(self) -> None:
+        """Ends all processes; the next comparison starts another."""
+        for worker in self._workers:
+            worker.close()
+
+    def background(self) -> ThreadPoolExecutor:
+        """Threads that wait for the workers, as many as there are workers at most."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(len(self._workers), thread_name_prefix="grading")
+        return self._threads
+
+    def _renew(self) -> None:
+        """Makes all workers free; in a forked child no thread of its parent holds one."""
+        self._idle = self._workers[::-1]
+        self._free = threading.Semaphore(len(self._workers))
+        self._lock = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+
+
+class _TakesLongerError(BaseException):
+    """A worker is needed where nobody wants to wait; no `Exception`, which graders turn into verdicts."""
+
+
+_AT_ONCE: ContextVar[bool] = ContextVar("at_once", default=False)
+
+
+def in_background(grade: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Future[T]:
+    """Result of `grade(*args, **kwargs)`, or a future of it if it needs a worker of `WORKERS`.
+
+    Args:
+        grade: Function without side effects: what a worker is needed for is begun anew in a thread.
+        args: Arguments of the function.
+        kwargs: Further arguments of the function.
+    """
+    token = _AT_ONCE.set(True)
+    try:
+        return grade(*args, **kwargs)
+    except _TakesLongerError:
+        pass
+    finally:
+        _AT_ONCE.reset(token)
+    return WORKERS.background().submit(grade, *args, **kwargs)
+
+
+WORKERS = Workers()
+"""The workers of this process; started at the first answers that need them."""

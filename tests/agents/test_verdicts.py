@@ -3,6 +3,7 @@
 import io
 import json
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.envs import TokenVectorEnv
 from tokengym.models import load_tokenizer
 from tokengym.rewards import grade_free_form
-from tokengym.rewards.grading.latex import Worker
+from tokengym.rewards.grading.worker import Worker, Workers
 
 TOKENIZER: Any = load_tokenizer("tokengym/tiny")
 # What the policy writes at the problem that asks for it. The answer is an integral, which a stand-in reads.
@@ -70,13 +71,24 @@ class ScriptedPolicy(CausalLMPolicy):
         return ScriptedDecoder(num_slots)
 
 
-@pytest.fixture(scope="module")
-def worker(make_stand_in) -> Worker:
-    return make_stand_in()
+@pytest.fixture(scope="module", params=["waiting", "background"])
+def worker(request, make_stand_in) -> Iterator[Worker | Workers]:
+    """One that whoever asks waits for, and a pool that answers in the background."""
+    stand_in = make_stand_in()
+    if request.param == "waiting":
+        yield stand_in
+        return
+    workers = Workers(2, stand_in.script)
+    workers._workers = [make_stand_in(), make_stand_in()]  # which have the right patience with each answer
+    workers._renew()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tokengym.rewards.grading.worker.WORKERS", workers)
+        yield workers
+    workers.close()
 
 
 @pytest.fixture
-def env(tmp_path, monkeypatch, worker) -> TokenVectorEnv:
+def env(tmp_path, monkeypatch, worker: Worker | Workers) -> TokenVectorEnv:
     rows = [{"problem": f"Write <{name}>.", "solution": r"\boxed{\int x}"} for name in SCRIPT]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setattr("tokengym.rewards.grading.formats.grade_free_form", partial(grade_free_form, worker=worker))
@@ -94,7 +106,7 @@ def env(tmp_path, monkeypatch, worker) -> TokenVectorEnv:
     return env
 
 
-def test_terminal_infos_logs_and_evaluation_tell_every_verdict(env: TokenVectorEnv, worker: Worker) -> None:
+def test_terminal_infos_logs_and_evaluation_tell_every_verdict(env: TokenVectorEnv, worker: Worker | Workers) -> None:
     policy = ScriptedPolicy(None, TOKENIZER)  # pyright: ignore[reportArgumentType]
     before = Counter(worker.counters)
     statistics = RolloutStatistics()

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,31 @@ def test_attempts_depend_on_neither_slots_nor_start(
     part = list(collect(policy, env, episodes, seed=1, start=start))
     assert len(part) == max(0, episodes - start)
     assert all(map(same, part, whole[start:episodes]))
+
+
+@pytest.mark.parametrize("patience", [1, 5, 64])
+@pytest.mark.parametrize("num_envs", [1, 2, 9])
+def test_attempts_that_wait_for_their_verdicts_are_no_others(
+    policy, make_sums, monkeypatch, patience: int, num_envs: int
+) -> None:
+    monkeypatch.setattr("tokengym.agents.rollouts.collect.PATIENCE", patience)
+    expected = list(collect(policy, make_sums(4, reward="dense", curriculum=Sequential(2)), 90, seed=2))
+    env = make_sums(num_envs, reward="dense", curriculum=Sequential(2))
+
+    def begin_grading(completion: str, problem: Problem) -> Verdict | Future[Verdict]:
+        verdict = env.problems.grade(completion, problem)
+        if len(completion) % 3 == 0:
+            return verdict
+        later: Future[Verdict] = Future()
+        later.set_result(verdict)
+        return later
+
+    monkeypatch.setattr(env.problems, "begin_grading", begin_grading)
+    counts: list[int] = []
+    attempts = list(collect(policy, env, 90, seed=2, on_step=counts.append))
+    assert sum(attempt.terminated for attempt in attempts) > 10
+    assert all(map(same, attempts, expected))
+    assert sum(counts) == len(attempts) == 90
 
 
 def test_sequential_attempts_each_problem_exactly_k_times_in_order(policy, make_sums) -> None:

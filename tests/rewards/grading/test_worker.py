@@ -3,17 +3,20 @@
 All but the last tests have a stand-in for math-verify, which is slow, greedy or dying on command.
 """
 
+import functools
 import gc
 import os
+import signal
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tokengym.rewards import grade_free_form
+from tokengym.rewards import Verdict, grade_free_form
 from tokengym.rewards.grading import latex_worker
-from tokengym.rewards.grading.latex import WORKER, Worker
+from tokengym.rewards.grading.worker import WORKERS, Worker, Workers, in_background
 
 
 @pytest.fixture(scope="module")
@@ -170,13 +173,13 @@ def test_a_forked_process_has_a_worker_of_its_own() -> None:
         return grade_free_form(r"\boxed{x+x^2+x^3}", r"\sum_{n=1}^{3} x^n").correct
 
     assert fine()
-    pid = WORKER.pid
+    pids = WORKERS.pids
     read, write = os.pipe()
     child = os.fork()
     if child == 0:  # never back into pytest
         try:
-            good = WORKER.pid is None and fine() and WORKER.pid not in (None, pid)
-            WORKER.close()
+            good = not WORKERS.pids and fine() and not set(WORKERS.pids) <= set(pids)
+            WORKERS.close()
             os.write(write, b"good" if good else b"bad")
         finally:
             os._exit(0)
@@ -184,8 +187,56 @@ def test_a_forked_process_has_a_worker_of_its_own() -> None:
     with os.fdopen(read) as said:
         assert said.read() == "good"
     os.waitpid(child, 0)
-    assert WORKER.pid == pid
+    assert WORKERS.pids == pids
     assert fine()
+
+
+def test_what_needs_a_worker_goes_on_in_the_background(make_stand_in, monkeypatch) -> None:
+    """One that never ends holds up nobody; nothing but a comparison by a worker is put off."""
+    workers = Workers(2, make_stand_in().script)
+    workers.deadline = 600.0
+    monkeypatch.setattr("tokengym.rewards.grading.worker.WORKERS", workers)
+    grade = functools.partial(grade_free_form, worker=workers)
+    try:
+        assert in_background(grade, r"\boxed{2}", "2") == Verdict(True, "correct", "2")
+        assert in_background(grade, "nothing", r"\int x") == Verdict(False, "no_answer", None)
+        assert not workers.pids
+        slow = in_background(grade, r"\boxed{slow}", r"\int x")
+        assert isinstance(slow, Future)
+        for answer, correct in ((r"it is \int x", True), (r"it is \int y", False)):
+            later = in_background(grade, rf"\boxed{{{answer}}}", r"\int x")
+            assert isinstance(later, Future)
+            assert later.result().correct == correct
+        assert not slow.done()
+        assert len(workers.pids) == 2
+        assert workers.counters == {"correct": 1, "wrong": 1}
+        for pid in workers.pids:
+            for child in psutil.Process(pid).children():
+                child.send_signal(signal.SIGUSR1)  # which a reader does not survive, nor is it killed from outside
+        assert slow.result().reason == "crashed"
+        assert grade(r"\boxed{it is \int x}", r"\int x").correct
+    finally:
+        workers.close()
+
+
+def test_graders_do_not_take_the_wish_to_wait_for_an_error(make_stand_in, monkeypatch) -> None:
+    workers = Workers(1, make_stand_in().script)
+    workers.deadline = 600.0
+    monkeypatch.setattr("tokengym.rewards.grading.worker.WORKERS", workers)
+
+    def careful(answer: str) -> str:
+        try:
+            return workers.compare("x+1", [answer])[0]
+        except Exception:
+            return "unparsed"
+
+    try:
+        later = in_background(careful, "x+1")
+        assert isinstance(later, Future)
+        assert later.result() == "correct"
+        assert careful("x+2") == "wrong"
+    finally:
+        workers.close()
 
 
 def test_a_process_that_does_not_start_says_so(monkeypatch) -> None:
