@@ -55,7 +55,7 @@ class GRPO(ProximalAgent[GRPOConfig]):
 
     def improve(self, learner: Learner, attempts: Sequence[Attempt], iteration: int) -> dict[str, float]:
         config, count = self.config, len(attempts)
-        examples = [Example(attempt.prompt, attempt.completion) for attempt in attempts]
+        examples = [Example(attempt.prompt, attempt.completion, attempt.kept) for attempt in attempts]
         learnable, returns = self.learnable(attempts), self.returns(attempts)
         advantages = group_advantages(returns, config.scale).ravel()
         # Nothing but a penalty or a bonus gives an attempt without an advantage a gradient: else denominators count it.

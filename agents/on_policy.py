@@ -5,7 +5,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from ..envs.curriculum import Batch
 from ..files import new_folder
-from ..models.engine.sampling import NonFiniteLogitsError
+from ..models.engine.sampling import NonFiniteLogitsError, SamplingConfig
+from ..models.kept_tokens import KeptTokens
 from ..models.loading import no_progress_bars
 from ..rewards.base import RewardError
 from .base import Agent, Callback, Environment
@@ -45,6 +46,11 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        if self.sampling.truncates and self._vllm is not None:
+            raise ValueError(
+                "top_k, top_p and min_p need the tokens that each action was drawn from, which vLLM does not say: "
+                "leave them out, or vllm_memory"
+            )
         self._progress: _Progress | None = None
         self._loaded: Path | None = None  # checkpoint that a loaded agent continues from
 
@@ -56,6 +62,12 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
             samples_per_prompt=config.samples_per_problem,
             keeps_optimizer=True,
         )
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """The distribution that attempts are drawn from."""
+        config = self.config
+        return SamplingConfig(config.temperature, config.top_k, config.top_p, config.min_p)
 
     @property
     def updates_per_iteration(self) -> int:
@@ -363,6 +375,9 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         metrics["rollout/median_response_length"] = median_response_length(sampled)
         # The mean of -log pi over sampled tokens: unbiased for the entropy of the policy where it was.
         metrics["rollout/entropy"] = -sum(float(attempt.logprobs.sum()) for attempt in sampled) / statistics.tokens
+        if self.sampling.truncates:
+            metrics["rollout/kept_tokens"] = sum(len(cast(KeptTokens, attempt.kept).tokens) for attempt in sampled)
+            metrics["rollout/kept_tokens"] /= statistics.tokens
         if config.samples_per_problem > 1:
             metrics["rollout/uniform_groups"] = groups.uniform / config.problems_per_iteration
         if config.dynamic_sampling:
@@ -374,11 +389,15 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         self, seed: int, numbers: range, attempts: list[Attempt], on_step: Callable[[int], object]
     ) -> list[Attempt]:
         """Attempts with some numbers, in order; this rank puts its own into `attempts` as they come."""
-        policy = self.policy.with_sampling(temperature=self.config.temperature)
+        sampling = self.sampling
+        policy = self.policy.with_sampling(**asdict(sampling))
         share = self.ranks.share(len(numbers))
         start, stop = numbers.start + share.start, numbers.start + share.stop
         own: list[Attempt] = []
-        for attempt in collect(policy, self.env, stop, seed=seed, start=start, on_step=on_step):
+        sample = collect(
+            policy, self.env, stop, seed=seed, start=start, on_step=on_step, record_kept=sampling.truncates
+        )
+        for attempt in sample:
             attempts.append(attempt)
             own.append(attempt)
             _check_rewards(attempt)

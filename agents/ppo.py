@@ -63,7 +63,9 @@ class PPOLearner(Learner):
         states, values = self.model(select=batch.inputs.read, **inputs)
         policy, actions = cast(ActorCritic, self.base).policy, batch.actions[batch.action_mask]
         entropy = self.entropy if torch.is_grad_enabled() else "none"
-        logprobs, entropies = action_logprobs(policy, states, actions, self.vocab_size, temperature, entropy)
+        logprobs, entropies = action_logprobs(
+            policy, states, actions, self.vocab_size, temperature, entropy, batch.kept
+        )
         found = (logprobs, values) if entropies is None else (logprobs, values, entropies)
         return tuple(map(batch.scatter, found))
 
@@ -159,7 +161,7 @@ class PPO(ProximalAgent[PPOConfig]):
         metrics = {"trained_attempts": float(len(attempts)), "updates": 0.0}
         if not attempts:
             return metrics
-        examples = [Example(attempt.prompt, attempt.completion) for attempt in attempts]
+        examples = [Example(attempt.prompt, attempt.completion, attempt.kept) for attempt in attempts]
         seed = [self.seed, iteration]
         parts = shuffled(len(learnable), config.epochs, config.minibatches, seed, config.kept)
         parts = [numbers[rows[learnable[rows]]] for rows in parts]

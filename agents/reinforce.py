@@ -29,7 +29,7 @@ class Reinforce(PolicyGradientAgent[ReinforceConfig]):
         metrics = {"trained_attempts": float(len(trained))}
         if not len(trained):
             return metrics
-        examples = [Example(attempts[i].prompt, attempts[i].completion) for i in trained]
+        examples = [Example(attempts[i].prompt, attempts[i].completion, attempts[i].kept) for i in trained]
         weights = torch.from_numpy(advantages[trained]).float().to(self.model.device)
 
         sampled = [attempts[i].logprobs for i in trained]

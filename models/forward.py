@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .head import float32_head
+from .kept_tokens import KeptTokens
 from .layers import short_pass
 
 # Logits that exist at a time: 256 MB in float32, about 440 positions of a vocabulary of 151,936.
@@ -83,6 +84,7 @@ def action_logprobs(
     vocab_size: int,
     temperature: float = 1.0,
     entropy: Entropy = "none",
+    kept: KeptTokens | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities `[A]`, float32, of tokens, and the entropies `[A]`, in nats, of their distributions if wanted.
 
@@ -96,10 +98,13 @@ def action_logprobs(
         vocab_size: Vocabulary size of the tokenizer; logits beyond it are dropped before the softmax.
         temperature: Sampling temperature of the distribution.
         entropy: Entropies to return: "value" without a gradient, "gradient" with one, "none" for none.
+        kept: Tokens that each distribution is truncated to, of A draws; `None` truncates none.
     """
 
-    def some(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    def some(states: Tensor, tokens: Tensor, kept: KeptTokens | None) -> tuple[Tensor, Tensor | None]:
         logits = logits_of(base, states)[:, :vocab_size]
+        if kept is not None:
+            logits, tokens = among_kept(logits, tokens, kept)
         logprobs = token_logprobs(logits, tokens, temperature)
         if entropy == "none":
             return logprobs, None
@@ -109,11 +114,12 @@ def action_logprobs(
     weight: Any = output_head(base).weight
     count = max(1, CHUNK_LOGITS // len(weight))
     if len(states) <= count or not ends_with_its_head(base):
-        return some(states, tokens)
+        return some(states, tokens, kept)
     learns = torch.is_grad_enabled()
+    chunks = states.split(count), tokens.split(count)
     parts = [
         checkpoint(some, *part, use_reentrant=False, preserve_rng_state=False) if learns else some(*part)
-        for part in zip(states.split(count), tokens.split(count), strict=True)
+        for part in zip(*chunks, [None] * len(chunks[0]) if kept is None else kept.split(count), strict=True)
     ]
     logprobs, entropies = zip(*parts, strict=True)
     return torch.cat(logprobs), None if entropy == "none" else torch.cat(entropies)
@@ -127,14 +133,43 @@ def logits_of(base: PreTrainedModel, states: Tensor) -> Tensor:
         return head(states)
 
 
+def among_kept(logits: Tensor, tokens: Tensor, kept: KeptTokens) -> tuple[Tensor, Tensor]:
+    """Logits `[A, K]` of the tokens that A draws were made from, and the numbers of the drawn ones `[A]` among them.
+
+    Their softmax is the truncated distribution. No more than these logits are computed on, however large the
+    vocabulary.
+
+    Args:
+        logits: `[A, V]` logits.
+        tokens: `[A]` drawn tokens, each among those kept.
+        kept: Tokens that each draw was made from; where they are fewer than K, the rest has no probability.
+    """
+    candidates = kept.padded(logits.device)
+    found = logits.gather(1, candidates.clamp(min=0))
+    found = at_least_float32(found).masked_fill(candidates < 0, _NO_PROBABILITY)
+    return found, (candidates == tokens[:, None]).int().argmax(1)
+
+
+_NO_PROBABILITY = -1e30
+"""A logit beside which no other is lost: with -inf in its place entropies would be NaN."""
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Values in float32, or in float64 if that is what they are in."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability `[A]`, float32, of `tokens` `[A]` under `logits` `[A, V]` at a sampling temperature."""
-    return -nn.functional.cross_entropy(logits.float() / temperature, tokens, reduction="none")
+    """Log-probability `[A]` of `tokens` `[A]` under `logits` `[A, V]` at a sampling temperature.
+
+    It is in float32, of logits in float64 in float64.
+    """
+    return -nn.functional.cross_entropy(at_least_float32(logits) / temperature, tokens, reduction="none")
 
 
 def token_entropies(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Entropy `[A]`, in nats, of the distributions that `logits` `[A, V]` give at a sampling temperature."""
-    logprobs = (logits.float() / temperature).log_softmax(-1)
+    logprobs = (at_least_float32(logits) / temperature).log_softmax(-1)
     return -(logprobs.exp() * logprobs).sum(-1)
 
 

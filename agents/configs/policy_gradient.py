@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Le
 
 from ...settings import Count, CountOrZero, NonNegative, Share
 from .optimizer import OptimizerConfig
@@ -18,6 +20,13 @@ class PolicyGradientConfig(OptimizerConfig):
         samples_per_problem: Attempts at each problem of an iteration. [choice]
         temperature: Temperature of sampling, and of the log-probabilities in the update, so that the gradient is the
             sampling policy's; the source compares 0.75, 1 and 1.5. [Tsilivis et al. 2025]
+        top_k: Number of most likely tokens that attempts are drawn from; `None` takes all. Truncated sampling, by this,
+            `top_p` or `min_p`, trains the truncated policy: probabilities, their ratios, entropies and divergences are
+            those among the tokens that each action was drawn from. [choice]
+        top_p: Probability that the most likely tokens which attempts are drawn from must reach; `None` takes
+            all. [choice]
+        min_p: Least probability of a token that is drawn, as a share of the most likely token's; `None` takes
+            all. [choice]
         learning_rate: Peak learning rate; `None` uses a twentieth of the model's `recommended_learning_rate` if it has
             one, else 1e-6. [Havrilla et al. 2024]
         min_learning_rate_ratio: Final learning rate as a share of the peak; 1 keeps the rate constant. [choice]
@@ -47,6 +56,9 @@ class PolicyGradientConfig(OptimizerConfig):
     problems_per_iteration: Count = 64
     samples_per_problem: Count = 1
     temperature: float = 1.0
+    top_k: Count | None = None
+    top_p: Annotated[float, Gt(0), Le(1)] | None = None
+    min_p: Annotated[float, Gt(0), Le(1)] | None = None
     learning_rate: float | None = None
     min_learning_rate_ratio: Share = 1.0
     warmup_ratio: Share = 0.0
@@ -67,6 +79,8 @@ class PolicyGradientConfig(OptimizerConfig):
         super().__post_init__()
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0 to explore, and finite, got {self.temperature}")
+        if self.top_k == 1:
+            raise ValueError("top_k must be at least 2 to explore, or None, got 1")
         if not 0 <= self.overlong_buffer <= 1:
             raise ValueError(
                 f"overlong_buffer must be between 0 and 1, a share of the budget, got {self.overlong_buffer}"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ...envs.problems.base import Problem
 from ...envs.token_vector_env import TokenVectorEnv
 from ...files import LineFile, lines
+from ...models.kept_tokens import KeptTokens
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class Attempt:
         reward_components: Sum that each component of the reward has paid, by name; empty for rewards without
             components.
         number: Number of the attempt in its collection, from 0; -1 for an attempt outside any collection.
+        kept: Tokens that each token was drawn from, if distributions were truncated and this was asked for; files do
+            not hold them.
     """
 
     problem: Problem
@@ -52,6 +55,7 @@ class Attempt:
     terminated: bool
     reward_components: dict[str, float] = field(default_factory=dict)
     number: int = -1
+    kept: KeptTokens | None = None
 
     @property
     def tokens(self) -> NDArray[np.int64]:

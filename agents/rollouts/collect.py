@@ -19,6 +19,8 @@ from ...arrays import IntArray
 from ...envs.token_vector_env import TokenVectorEnv
 from ...models.engine.decoder import COMPACT_BELOW
 from ...models.engine.sampling import SamplingConfig, stream_key
+from ...models.engine.vllm_decoder import VLLMDecoder
+from ...models.kept_tokens import KeptTokens
 from .attempts import Attempt, AttemptFile, RecordedAttempts
 from .policy import CausalLMPolicy
 
@@ -34,6 +36,7 @@ def collect(
     seed: int,
     start: int = 0,
     on_step: Callable[[int], object] | None = None,
+    record_kept: bool = False,
 ) -> "Rollout":
     """Collects attempts in the order in which the environment's curriculum begins them.
 
@@ -48,19 +51,20 @@ def collect(
         start: Number of the first attempt to collect.
         on_step: Function that is called with the number of attempts that have just ended, after each environment step
             in which some did.
+        record_kept: Fill `Attempt.kept`, what top-k, top-p or min-p sampling leaves to choose from at each token.
 
     Returns:
         An iterator over attempts `start` to `episodes - 1`.
 
     Raises:
-        ValueError: The environment resets finished slots by itself.
+        ValueError: The environment resets finished slots by itself, or vLLM, which does not say what it kept, samples.
     """
     env.seek(seed, start)
 
     def begin(mask: NDArray[np.bool_], numbers: range) -> IntArray:
         return env.reset(options={"reset_mask": mask})[1]["attempt"][mask]
 
-    return Rollout(policy, env, range(start, episodes), seed, begin, on_step)
+    return Rollout(policy, env, range(start, episodes), seed, begin, on_step, record_kept)
 
 
 def collect_into(
@@ -172,6 +176,7 @@ class Rollout:
             how often the problem of each had been attempted before.
         on_step: Function that is called with the number of attempts that have just ended, after each environment step
             in which some did.
+        record_kept: Fill `Attempt.kept`.
     """
 
     def __init__(
@@ -182,10 +187,15 @@ class Rollout:
         seed: int,
         begin: Callable[[NDArray[np.bool_], range], IntArray],
         on_step: Callable[[int], object] | None,
+        record_kept: bool = False,
     ) -> None:
         if env.metadata["autoreset_mode"] != AutoresetMode.DISABLED:
             raise ValueError("rollouts retire and refill slots themselves: make the env with autoreset_mode='Disabled'")
         self._decoder = policy.rollout_decoder(env)
+        if record_kept:
+            if isinstance(self._decoder, VLLMDecoder):
+                raise ValueError("vLLM does not say which tokens it kept: sample by the built-in decoder")
+            self._decoder.records_kept = True
         self._attempts = self._sample(policy.sampling, env, numbers, seed, begin, on_step)
 
     @property
@@ -212,6 +222,7 @@ class Rollout:
         drawn_tokens = np.zeros((env.num_envs, env.max_new_tokens), np.int32)
         drawn_logprobs = np.zeros((env.num_envs, env.max_new_tokens), np.float32)
         rewards = np.zeros((env.num_envs, env.max_new_tokens), np.float32)
+        kept: list[list[NDArray[np.int32]]] = [[] for _ in range(env.num_envs)]
         drawn = np.zeros(env.num_envs, np.int64)
         number = np.full(env.num_envs, -1)  # of the attempt in each slot; -1 where none is running
         index = np.zeros(env.num_envs, np.int64)
@@ -237,6 +248,8 @@ class Rollout:
                     number[slots] = following
                     begun = following.stop
                     drawn[slots] = 0
+                    for slot in slots:
+                        kept[slot].clear()
                     keys = np.array([stream_key(seed, env.problem(slot).id, int(index[slot])) for slot in slots])
                     shared = {prompts[slot].tobytes(): prompts[slot] for slot in decoder.slots}
                     for slot in slots:
@@ -247,6 +260,10 @@ class Rollout:
             slots = decoder.slots
             if len(slots):
                 tokens, logprobs = decoder.step(sampling)
+                if decoder.kept is not None:
+                    for slot, choices in zip(slots.tolist(), decoder.kept.rows(), strict=True):
+                        if not waiting[slot]:
+                            kept[slot].append(choices)
                 if waiting.any():
                     runs = ~waiting[slots]
                     slots, tokens, logprobs = slots[runs], tokens[runs], logprobs[runs]
@@ -274,6 +291,7 @@ class Rollout:
                     terminated=bool(terminations[slot]),
                     reward_components=_components(infos, slot),
                     number=int(number[slot]),
+                    kept=_kept(kept[slot][:count]),
                 )
             if len(ended):
                 number[ended] = -1
@@ -287,6 +305,11 @@ class Rollout:
             while due in finished:
                 yield finished.pop(due)
                 due += 1
+
+
+def _kept(choices: Sequence[NDArray[np.int32]]) -> KeptTokens | None:
+    """The tokens that each of an attempt's was drawn from, if they were recorded."""
+    return KeptTokens(np.array([len(row) for row in choices]), np.concatenate(choices)) if choices else None
 
 
 def _components(infos: Mapping[str, Any], slot: int) -> dict[str, float]:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from ...files import read_tensors
 from ...models.critics import ActorCritic
 from ...models.forward import Entropy, action_logprobs, action_states, compute_dtype
+from ...models.kept_tokens import KeptTokens
 from ...models.layers import decoder_layers, recomputed
 from ...models.packing import TokenRows, attention_window, pack, plan_rows, takes_shared_prompts
 from ...models.positions import check_length
@@ -38,10 +39,20 @@ class Example:
     Attributes:
         prompt: `[P]` tokens of the prompt, at least one.
         completion: `[T]` tokens of the completion, the end-of-sequence token included.
+        kept: Tokens that each of the completion's was drawn from, if its distribution was truncated; log-probabilities
+            and entropies are those of the distribution among them.
+
+    Raises:
+        ValueError: A token of the completion is not among those that it was drawn from.
     """
 
     prompt: NDArray[np.integer]
     completion: NDArray[np.integer]
+    kept: KeptTokens | None = None
+
+    def __post_init__(self) -> None:
+        if self.kept is not None and not self.kept.contain(self.completion):
+            raise ValueError("a token of the completion is not among the tokens that it was drawn from")
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -89,12 +100,14 @@ class MicroBatch:
         actions: `[B, T]` tokens of the completions; meaningful under `action_mask`.
         action_mask: `[B, T]` bool, false at padding.
         inputs: Arguments of the model's forward pass, read at the actions in the order of `action_mask`.
+        kept: Tokens that each action was drawn from, in the order of `action_mask`, if distributions were truncated.
     """
 
     rows: Tensor
     actions: Tensor
     action_mask: Tensor
     inputs: TokenRows
+    kept: KeptTokens | None = None
 
     def scatter(self, values: Tensor) -> Tensor:
         """Values `[A]` of all actions as `[B, T]`; 0 outside `action_mask`."""
@@ -124,7 +137,9 @@ def collate(
     actions[mask] = np.concatenate([examples[i].completion for i in numbers])
     pairs = [[(examples[i].prompt, examples[i].completion) for i in row] for row in rows]
     move = lambda array: torch.from_numpy(array).to(device, non_blocking=True)  # noqa: E731
-    return MicroBatch(move(numbers), move(actions), move(mask), pack(pairs, device, read_after=read_after))
+    kept = [kept for i in numbers if (kept := examples[i].kept) is not None]
+    inputs = pack(pairs, device, read_after=read_after)
+    return MicroBatch(move(numbers), move(actions), move(mask), inputs, KeptTokens.join(kept) if kept else None)
 
 
 def batch_logprobs(
@@ -137,11 +152,12 @@ def batch_logprobs(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities `[B, T]`, float32, of the batch's actions at a temperature, and entropies `[B, T]` if wanted.
 
-    Both are 0 outside `action_mask`; see `forward.action_logprobs`.
+    Both are 0 outside `action_mask`, and of truncated distributions if the batch says what was kept; see
+    `forward.action_logprobs`.
     """
     states = action_states(model, base, select=batch.inputs.read, **batch.inputs.arguments(compute_dtype(base)))
     actions = batch.actions[batch.action_mask]
-    logprobs, entropies = action_logprobs(base, states, actions, vocab_size, temperature, entropy)
+    logprobs, entropies = action_logprobs(base, states, actions, vocab_size, temperature, entropy, batch.kept)
     return batch.scatter(logprobs), None if entropies is None else batch.scatter(entropies)
 
 

@@ -150,7 +150,7 @@ def plan_memory(work: Work, config: OptimizerConfig, limits: Limits, counter: By
     if limits.vllm is not None:
         kept.append(Item("vLLM", limits.vllm, "its share of the device"))
     if limits.vllm is None or work.always_decodes:
-        phases["sampling"] = tuple(_sampling(work, limits, counter))
+        phases["sampling"] = tuple(_sampling(work, config, limits, counter))
     phases["learning"] = (*state, *_learning(work, config, limits, counter))
     if step := max((p.numel() for p in trainable if p.dtype != torch.float32), default=0):
         largest = Item("step of the largest weight", 16 * step, f"{_count(step)} x 16 bytes")
@@ -346,7 +346,7 @@ class ScoreLearner(Learner):
 # ------------------------------------------------------------------------------------------------------------- sampling
 
 
-def _sampling(work: Work, limits: Limits, counter: ByteCounter) -> list[Item]:
+def _sampling(work: Work, config: OptimizerConfig, limits: Limits, counter: ByteCounter) -> list[Item]:
     """The key-value cache of all slots at their longest, and what prompts and logits need beside."""
     slots, prompt = limits.num_envs, limits.max_prompt_tokens
     prompts = [np.full(prompt, slot) for slot in range(slots)]  # as in validation, one attempt at each problem
@@ -357,7 +357,8 @@ def _sampling(work: Work, limits: Limits, counter: ByteCounter) -> list[Item]:
     with torch.inference_mode():
         logits = decoder.forward(slice(slots), np.arange(slots), np.zeros((slots, 1), np.int64), last).logits
         zeros = torch.zeros(slots, dtype=torch.long)
-        sample(logits[:, -1], zeros, zeros, SamplingConfig(0.7))
+        truncation = {name: getattr(config, name, None) for name in ("top_k", "top_p", "min_p")}
+        sample(logits[:, -1], zeros, zeros, SamplingConfig(0.7, **truncation))
     del logits
     layers, capacity = cast(Any, decoder.cache.layers), decoder.cache.capacity
     cache = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from ...arrays import IntArray
+from ..kept_tokens import KeptTokens
 from ..layers import without_adapters
 from .cache import SlotModel
-from .sampling import SamplingConfig, check_finite, sample
+from .sampling import SamplingConfig, check_finite, sample, sample_with_kept
 
 # Below this share of live rows the batch is compacted: moving rows costs less than carrying them along.
 COMPACT_BELOW = 0.9
@@ -36,6 +37,10 @@ class SlotDecoder(SlotModel):
         self.vocab_size = vocab_size
         self.slots = np.empty(0, np.int64)
         """The slot of each row of the batch."""
+        self.records_kept = False
+        """True if steps leave the tokens that they drew from in `kept`."""
+        self.kept: KeptTokens | None = None
+        """Tokens that the newest draws were made from, in the order of `slots`, if `records_kept` is set."""
         self._row = np.full(num_slots, -1)  # row of each slot in the batch
         self._pending = np.zeros(num_slots, np.int64)
         self._keys = np.zeros(num_slots, np.int64)
@@ -98,7 +103,11 @@ class SlotDecoder(SlotModel):
         self._check_length(int(self._lengths[:count].max()) + 1)
         output = self.forward(slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
         logits = output.logits[:, -1, : self.vocab_size]
-        tokens, logprobs = sample(logits, self._tensor(self._keys[:count]), self._tensor(self._drawn[:count]), config)
+        streams = self._tensor(self._keys[:count]), self._tensor(self._drawn[:count])
+        if self.records_kept:
+            tokens, logprobs, self.kept = sample_with_kept(logits, *streams, config)
+        else:
+            tokens, logprobs = sample(logits, *streams, config)
         drawn, chances = tokens.cpu().numpy(), logprobs.cpu().numpy()
         check_finite(chances, self.model)
         self._lengths[:count] += self._growing[:count]

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...arrays import IntArray
+from ..kept_tokens import KeptTokens
 from ..positions import check_length
-from .sampling import SamplingConfig, check_finite, sample
+from .sampling import SamplingConfig, check_finite, sample, sample_with_kept
 
 # What models call their cache, in their outputs and as an argument.
 _CACHES = ("past_key_values", "cache_params", "state")
@@ -79,6 +80,10 @@ class RowDecoder:
         """The live slots, in the order of what `step` returns."""
         self.prefill_tokens = 0
         """Prompt tokens that were computed; those of a prompt that another slot begins with too count once."""
+        self.records_kept = False
+        """True if steps leave the tokens that they drew from in `kept`."""
+        self.kept: KeptTokens | None = None
+        """Tokens that the newest draws were made from, in the order of `slots`, if `records_kept` is set."""
         self._attempts: dict[int, _Attempt] = {}
 
     @torch.inference_mode()
@@ -120,6 +125,8 @@ class RowDecoder:
         tokens, logprobs = np.zeros(len(self.slots), np.int64), np.zeros(len(self.slots), np.float32)
         live = [self._attempts[slot] for slot in self.slots.tolist()]
         growing = np.flatnonzero([attempt.growing for attempt in live])
+        counts = np.zeros(len(self.slots), np.int64)
+        self.kept = KeptTokens(counts, np.empty(0, np.int32)) if self.records_kept else None
         if not len(growing):
             return tokens, logprobs
         attempts = [live[i] for i in growing]
@@ -129,7 +136,13 @@ class RowDecoder:
             torch.tensor([getattr(attempt, name) for attempt in attempts], device=logits.device)
             for name in ("key", "drawn")
         )
-        chosen, chances = sample(logits[:, : self.vocab_size], keys, drawn, config)
+        logits = logits[:, : self.vocab_size]
+        if self.records_kept:
+            chosen, chances, kept = sample_with_kept(logits, keys, drawn, config)
+            counts[growing] = kept.counts
+            self.kept = KeptTokens(counts, kept.tokens)
+        else:
+            chosen, chances = sample(logits, keys, drawn, config)
         tokens[growing], logprobs[growing] = chosen.cpu().numpy(), chances.cpu().numpy()
         check_finite(logprobs[growing], self.model)
         for attempt, token in zip(attempts, tokens[growing].tolist(), strict=True):

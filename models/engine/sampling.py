@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..kept_tokens import KeptTokens
 from ..layers import model_name
 
 # SplitMix64 (Steele, Lea and Flood 2014), written for two's-complement int64, which is what torch has on every device.
@@ -56,6 +57,11 @@ class SamplingConfig:
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {value}")
 
+    @property
+    def truncates(self) -> bool:
+        """True if tokens may be dropped from the distribution."""
+        return self.temperature > 0 and (self.top_k, self.top_p or 1, self.min_p) != (None, 1, None)
+
 
 GREEDY = SamplingConfig(temperature=0.0)
 
@@ -93,6 +99,19 @@ def sample(logits: Tensor, keys: Tensor, positions: Tensor, config: SamplingConf
         Tokens `[R]` int64 and their log-probabilities `[R]` float32 under the distribution that they were drawn from:
         at the sampling temperature and after truncation. Greedy decoding reports log-probabilities at temperature 1.
     """
+    return _draw(logits, keys, positions, config)[:2]
+
+
+def sample_with_kept(
+    logits: Tensor, keys: Tensor, positions: Tensor, config: SamplingConfig
+) -> tuple[Tensor, Tensor, KeptTokens]:
+    """Draws as `sample`, and returns the tokens that each row was drawn from, too."""
+    tokens, logprobs, logits = _draw(logits, keys, positions, config)
+    return tokens, logprobs, KeptTokens.of(logits > -torch.inf)
+
+
+def _draw(logits: Tensor, keys: Tensor, positions: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, their log-probabilities, and the logits `[R, V]` that they were drawn from: -inf where none is kept."""
     logits = logits.float()
     if config.temperature == 0:
         tokens, normalizer = logits.argmax(-1), logits.logsumexp(-1)
@@ -100,7 +119,7 @@ def sample(logits: Tensor, keys: Tensor, positions: Tensor, config: SamplingConf
         logits = _truncate(logits if config.temperature == 1 else logits / config.temperature, config)
         tokens, normalizer = _invert(logits, uniforms(keys, positions))
         tokens.clamp_(max=logits.shape[-1] - 1)
-    return tokens, logits.gather(-1, tokens[:, None])[:, 0] - normalizer
+    return tokens, logits.gather(-1, tokens[:, None])[:, 0] - normalizer, logits
 
 
 class NonFiniteLogitsError(ValueError):

@@ -159,6 +159,8 @@ class VLLMDecoder:
         """The live slots, in the order of what `step` returns."""
         self.prefill_tokens = 0
         """Prompt tokens that vLLM computed; those that it had in its cache do not count."""
+        self.kept: None = None
+        """vLLM does not say which tokens it drew from."""
         self._engine = engine
         self._length, self._limits, self._number, self._adapter = length, limits, number, adapter
         self._begun = 0

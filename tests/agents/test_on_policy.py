@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,9 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def attempts_of(agent: PolicyGradientAgent, seed: int = 0) -> list[Attempt]:
     config = agent.config
     agent.env.curriculum = Uniform(repeats=config.samples_per_problem)
-    policy = agent.policy.with_sampling(temperature=config.temperature)
-    return list(collect(policy, agent.env, config.problems_per_iteration * config.samples_per_problem, seed=seed))
+    policy = agent.policy.with_sampling(**asdict(agent.sampling))
+    count, kept = config.problems_per_iteration * config.samples_per_problem, agent.sampling.truncates
+    return list(collect(policy, agent.env, count, seed=seed, record_kept=kept))
 
 
 # ------------------------------------------------------------------------------------------------ the first ratio
@@ -175,12 +177,18 @@ def test_the_training_forward_pass_agrees_with_the_rollout(make, architecture: s
 # ------------------------------------------------------------------------------------------------ the gradient
 
 
-def plain_gradient(agent: PolicyGradientAgent, attempts: list[Attempt], signals: np.ndarray) -> torch.Tensor:
+def plain_gradient(
+    agent: PolicyGradientAgent, attempts: list[Attempt], signals: np.ndarray, top_p: float = 1.0
+) -> torch.Tensor:
     """Of the mean over attempts of -signal log pi, every attempt alone, no padding, nothing shared."""
     total = torch.zeros(())
     for attempt, signal in zip(attempts, signals.ravel().tolist(), strict=True):
         ids = torch.from_numpy(np.concatenate([attempt.prompt, attempt.completion]))
         logits = agent.model(ids[None]).logits[0, :, : len(LETTERS)] / agent.config.temperature
+        if top_p < 1:
+            chances, tokens = logits.softmax(-1).sort(descending=True)
+            outside = torch.empty_like(logits, dtype=torch.bool)
+            logits = logits.masked_fill(outside.scatter(-1, tokens, chances.cumsum(-1) - chances >= top_p), -torch.inf)
         at = torch.arange(len(attempt.prompt) - 1, len(ids) - 1)
         total = total - signal * logits.log_softmax(-1)[at, ids[at + 1]].sum()
     agent.model.zero_grad()
@@ -214,6 +222,70 @@ def test_the_update_follows_the_policy_gradient_of_the_sampling_policy(make, kin
     assert metrics["trained_attempts"] == np.count_nonzero(signals) > 3
     expected = plain_gradient(agent, attempts, signals)
     assert torch.linalg.norm(caught[0] - expected) <= 1e-5 * expected.norm()
+
+
+# ------------------------------------------------------------------------------------------------ truncated sampling
+
+TRUNCATIONS = [{"top_p": 0.7}, {"top_k": 3}, {"min_p": 0.5}]
+
+
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=lambda item: next(iter(item)))
+@pytest.mark.parametrize("kind", ["rloo", "grpo-all"])
+def test_the_policy_that_learns_is_the_truncated_one_that_samples(make, kind: str, truncation) -> None:
+    logged: list[dict[str, float]] = []
+    bonus = {"entropy_coef": 0.01} if kind == "grpo-all" else {}
+    agent = make(kind, architecture="llama", temperature=0.8, **truncation, **bonus)
+    agent.learn(callback=lambda _, metrics: logged.append(metrics))
+    for metrics in logged:
+        assert metrics["train/mismatch_max"] < 1e-5
+        assert 1 < metrics["rollout/kept_tokens"] < len(LETTERS)
+        assert metrics["rollout/kept_tokens"] == 3 or "top_k" not in truncation
+    if kind == "grpo-all":
+        assert 0 < logged[0]["train/entropy"] < np.log(len(LETTERS))
+
+
+def test_ratio_and_divergence_are_of_truncated_policies_from_the_first_update_on(make) -> None:
+    agent = make("grpo-all", architecture="llama", top_p=0.7, epochs=1, minibatches=1)
+    attempts = attempts_of(agent)
+    learner = Learner(agent.model, agent.config, 1, agent.accelerator, len(LETTERS))
+    metrics = agent.improve(learner, attempts, 0)
+    assert metrics["mismatch_max"] < 1e-5
+    assert (metrics["clip_fraction"], metrics["approx_kl"]) == (0, 0)
+    assert metrics["reference_kl"] == pytest.approx(0, abs=1e-9)
+    # The check can fail: whole distributions give the same actions other probabilities.
+    for attempt in attempts:
+        attempt.kept = None
+    assert agent.improve(learner, attempts, 0)["mismatch_max"] > 0.1
+
+
+@pytest.mark.parametrize("kind", ["reinforce", "grpo"])
+def test_the_update_follows_the_gradient_of_the_truncated_policy(make, kind: str) -> None:
+    settings = {"temperature": 0.75, "top_p": 0.8, "max_grad_norm": 1e9, "micro_batch_tokens": 30, "learning_rate": 0.0}
+    agent = make(kind, problems_per_iteration=30, **settings)
+    attempts = attempts_of(agent)
+    returns = np.array([attempt.total_reward for attempt in attempts]).reshape(30, -1)
+    lengths = np.array([len(attempt.completion) for attempt in attempts]).reshape(returns.shape)
+    deviation = returns.std(1, ddof=1, keepdims=True) + 1e-4
+    signals = returns if kind == "reinforce" else (returns - returns.mean(1, keepdims=True)) / deviation / lengths
+    learner = Learner(agent.model, agent.config, 1, agent.accelerator, len(LETTERS))
+    caught = []
+    learner.optimizer.register_step_pre_hook(
+        lambda *_: caught.append(torch.cat([parameter.grad.flatten() for parameter in learner.parameters]))
+    )
+    agent.improve(learner, attempts, 0)
+    expected, whole = plain_gradient(agent, attempts, signals, 0.8), plain_gradient(agent, attempts, signals)
+    assert torch.linalg.norm(caught[0] - expected) <= 1e-5 * expected.norm()
+    assert torch.linalg.norm(whole - expected) > 0.1 * expected.norm()
+
+
+def test_truncated_sampling_is_refused_where_nothing_is_left_or_nothing_is_known(make, monkeypatch) -> None:
+    with pytest.raises(ValueError, match="top_k must be at least 2 to explore"):
+        make(top_k=1)
+    with pytest.raises(ValueError, match="top_p must be above 0 and at most 1"):
+        make(top_p=0.0)
+    monkeypatch.setattr("tokengym.agents.base.make_vllm", lambda *_, **__: object())
+    with pytest.raises(ValueError, match="which vLLM does not say"):
+        make(top_p=0.9, vllm_memory=0.5)
 
 
 def test_groups_of_equal_rewards_are_counted_and_move_nothing(make) -> None:

@@ -115,6 +115,19 @@ def make(letters_folders):
     return make
 
 
+def test_the_policy_that_learns_is_the_truncated_one_that_samples(make) -> None:
+    logged: list[dict[str, float]] = []
+    settings = {"epochs": 1, "minibatch_size": 24, "bootstrap_truncated": True, "entropy_coef": 0.01}
+    agent = make(architecture="llama", temperature=0.8, top_p=0.7, iterations=2, **settings)
+    agent.learn(callback=lambda _, metrics: logged.append(metrics))
+    for metrics in logged:
+        assert metrics["train/mismatch_max"] < 1e-5
+        assert (metrics["train/clip_fraction"], metrics["train/approx_kl"]) == (0, 0)
+        assert 1 < metrics["rollout/kept_tokens"] < len(LETTERS)
+        assert 0 < metrics["train/entropy"] < math.log(len(LETTERS))
+    assert logged[0]["train/reference_kl"] == pytest.approx(0, abs=1e-9)
+
+
 def weights(agent: PPO) -> dict[str, torch.Tensor]:
     pair = ActorCritic(agent.model, agent.critic)
     return {name: parameter.detach().clone() for name, parameter in pair.named_parameters()}

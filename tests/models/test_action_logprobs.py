@@ -7,6 +7,7 @@ from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2Fo
 
 from tokengym.models import forward
 from tokengym.models.forward import action_logprobs, action_states
+from tokengym.models.kept_tokens import KeptTokens
 from tokengym.models.layers import decoder_layers, recomputed
 
 WIDTH, VOCABULARY = 509, 500
@@ -29,11 +30,11 @@ def make(kind: str):
     return MODELS[kind]().eval()
 
 
-def logprobs(model, temperature: float = 1.0, entropy: str = "none"):
+def logprobs(model, temperature: float = 1.0, entropy: str = "none", kept: KeptTokens | None = None):
     select = torch.ones_like(IDS, dtype=torch.bool)
     select[:, -1] = False
     states = action_states(model, model, IDS, torch.ones_like(IDS), select)
-    return action_logprobs(model, states, TOKENS, VOCABULARY, temperature, entropy)
+    return action_logprobs(model, states, TOKENS, VOCABULARY, temperature, entropy, kept)
 
 
 def gradients(model, loss):
@@ -54,6 +55,28 @@ def test_values_and_gradients_equal_those_of_whole_logits(monkeypatch, kind: str
 
     found = logprobs(model, temperature, "gradient")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    ours = gradients(model, (torch.stack(found) * weights).sum())
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("positions", [7, 10_000], ids="{} at a time".format)
+@pytest.mark.parametrize("kind", ["llama", "soft cap"])
+def test_truncated_distributions_equal_whole_logits_under_a_mask(monkeypatch, kind: str, positions: int) -> None:
+    monkeypatch.setattr(forward, "CHUNK_LOGITS", positions * WIDTH)
+    model, temperature = make(kind), 0.7
+    mask = torch.rand(len(TOKENS), VOCABULARY, generator=torch.Generator().manual_seed(2)) < 0.1
+    mask[::5] = False  # these keep the action alone
+    mask[torch.arange(len(TOKENS)), TOKENS] = True
+    logits = model(IDS).logits[:, :-1, :VOCABULARY].flatten(0, 1).float() / temperature
+    scores = logits.masked_fill(~mask, -torch.inf).log_softmax(-1)
+    finite = scores.masked_fill(~mask, 0)
+    expected = scores.gather(1, TOKENS[:, None])[:, 0], -(finite.exp() * finite).masked_fill(~mask, 0).sum(-1)
+    weights = torch.randn(2, len(TOKENS), generator=torch.Generator().manual_seed(1))
+    theirs = gradients(model, (torch.stack(expected) * weights).sum())
+
+    found = logprobs(model, temperature, "gradient", KeptTokens.of(mask))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert (found[0][::5] == 0).all()
     ours = gradients(model, (torch.stack(found) * weights).sum())
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 

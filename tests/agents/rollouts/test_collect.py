@@ -71,6 +71,28 @@ def test_attempts_equal_those_made_one_by_one_without_the_engine(
     assert ours == expected
 
 
+@pytest.mark.parametrize("kind", ["slots", "rows"])
+def test_attempts_say_what_each_token_was_drawn_from(make_model, make_sums, tokenizer, monkeypatch, kind: str) -> None:
+    """The smallest set of most likely tokens that reaches top-p, by a full forward pass, and the chances among it."""
+    monkeypatch.setattr("tokengym.agents.rollouts.policy.decoding", lambda model: kind)
+    policy = CausalLMPolicy(make_model(), tokenizer).with_sampling(temperature=0.8, top_p=0.9)
+    sizes = set()
+    for attempt in collect(policy, make_sums(5), 12, seed=2, record_kept=True):
+        with torch.no_grad():
+            logits = policy.model(torch.from_numpy(attempt.tokens)[None]).logits[0, len(attempt.prompt) - 1 : -1]
+        assert attempt.kept is not None
+        chances = zip(logits.double() / 0.8, attempt.kept.rows(), attempt.completion, attempt.logprobs, strict=True)
+        for scores, choices, token, logprob in chances:
+            ordered, tokens = scores.softmax(-1).sort(descending=True)
+            count = int((ordered.cumsum(-1) < 0.9).sum()) + 1
+            assert choices.tolist() == sorted(tokens[:count].tolist())
+            assert logprob == pytest.approx((scores[token] - scores[choices].logsumexp(-1)).item(), abs=1e-5)
+            sizes.add(count)
+    assert len(sizes) > 3
+    plain = collect(policy, make_sums(5), 12, seed=2)
+    assert {attempt.kept for attempt in plain} == {None}
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(num_envs=st.integers(1, 12), episodes=st.integers(0, 30), start=st.integers(0, 30), repeats=st.integers(1, 5))
 def test_attempts_depend_on_neither_slots_nor_start(

@@ -28,7 +28,9 @@ from tokengym.agents.training.losses import (
     sequence_log_ratios,
     value_error,
 )
-from tokengym.models.forward import token_entropies
+from tokengym.models.engine.sampling import SamplingConfig, sample_with_kept
+from tokengym.models.forward import among_kept, token_entropies, token_logprobs
+from tokengym.models.kept_tokens import KeptTokens
 
 # A language model small enough to write down: two letters and an end, two questions, at most three tokens.
 LETTERS, END, LIMIT = (0, 1), 2, 3
@@ -111,6 +113,68 @@ def test_reinforce_and_rloo_are_unbiased_and_the_group_mean_is_short_by_one_in_k
     # The check can fail: other baselines are not unbiased.
     biased = model.expected_gradient(size, lambda returns: group_advantages(returns, "group"), loss)
     assert (biased - truth).abs().max() > 1e-3
+
+
+class Truncated(Enumerable):
+    """The same model, of which a token is drawn among those that top-p sampling keeps after each prefix."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        table = self.logits.detach().flatten(0, 1)
+        zeros = torch.zeros(len(table), dtype=torch.int64)
+        kept = sample_with_kept(table, zeros, zeros, SamplingConfig(top_p=0.85))[2]
+        self.kept = np.split(np.array(kept.rows(), object), 2)
+
+    def logprobs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As training computes them; completions of no probability have none."""
+        values, mask = super().logprobs()
+        for question, i in itertools.product(range(2), range(len(COMPLETIONS))):
+            completion = COMPLETIONS[i]
+            places = [PREFIXES.index(completion[:t]) for t in range(len(completion))]
+            choices = [self.kept[question][place] for place in places]
+            if all(token in row for token, row in zip(completion, choices, strict=True)):
+                kept = KeptTokens(np.array(list(map(len, choices))), np.concatenate(choices).astype(np.int32))
+                logits, numbers = among_kept(self.logits[question, places], torch.tensor(completion), kept)
+                values[question, i, : len(completion)] = token_logprobs(logits, numbers)
+            else:
+                values[question, i] = -1e4
+        return values, mask
+
+    def expected_reward(self, logits: np.ndarray) -> float:
+        """Written down anew: a product of shares among what is kept."""
+        total = 0.0
+        for question, i in itertools.product(range(2), range(len(COMPLETIONS))):
+            chance = 1.0
+            for t, token in enumerate(COMPLETIONS[i]):
+                place = PREFIXES.index(COMPLETIONS[i][:t])
+                weights = {choice: np.exp(logits[question, place, choice]) for choice in self.kept[question][place]}
+                chance *= weights.get(token, 0.0) / sum(weights.values())
+            total += chance * self.rewards[question, i] / 2
+        return total
+
+
+@pytest.mark.parametrize("loss", [policy_gradient, surrogate])
+def test_the_gradient_of_a_truncated_policy_is_exact(loss) -> None:
+    """That of the expected reward under the very distribution that attempts are drawn from."""
+    model = Truncated(seed=2)
+    sizes = {len(row) for rows in model.kept for row in rows}
+    assert sizes == {1, 2, 3}
+    truth = model.true_gradient()
+    found = model.expected_gradient(2, leave_one_out, loss)
+    torch.testing.assert_close(found, truth, atol=1e-10, rtol=0)
+    logits, step = model.logits.detach().numpy(), 1e-5
+    for place in np.ndindex(logits.shape):
+        moved = [logits.copy(), logits.copy()]
+        moved[0][place] += step
+        moved[1][place] -= step
+        slope = (model.expected_reward(moved[0]) - model.expected_reward(moved[1])) / (2 * step)
+        assert truth[place].item() == pytest.approx(slope, abs=1e-9)
+    # The check can fail: the probabilities of the whole vocabulary have another gradient for the same attempts.
+    values, mask = model.logprobs()
+    chances = torch.where(mask, values, 0).sum(-1).exp().detach() * torch.from_numpy(model.rewards)
+    whole = torch.where(mask, Enumerable.logprobs(model)[0], 0).sum(-1)
+    (gradient,) = torch.autograd.grad((chances * whole).sum() / 2, model.logits)
+    assert (gradient - truth).abs().max() > 1e-2
 
 
 # ------------------------------------------------------------------------------- options of GRPO, by enumeration

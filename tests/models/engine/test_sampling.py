@@ -13,6 +13,7 @@ from tokengym.models.engine.sampling import (
     SamplingConfig,
     check_finite,
     sample,
+    sample_with_kept,
     stream_key,
     uniforms,
 )
@@ -80,6 +81,33 @@ def test_min_p_keeps_tokens_that_are_likely_enough_beside_the_likeliest() -> Non
     assert set(draw(temperature=0.5, min_p=0.29)[0].tolist()) == {0, 1}
     # All three together: top_k leaves three, top_p two of them, min_p one.
     assert set(draw(top_k=3, top_p=0.8, min_p=0.7)[0].tolist()) == {0}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 9, "top_p": 0.8, "min_p": 0.05}]
+)
+def test_what_is_kept_is_what_is_drawn_from(settings: dict[str, float]) -> None:
+    """Against the definitions, a row and a token at a time."""
+    logits = torch.randn(40, 60, generator=torch.Generator().manual_seed(4))
+    config = SamplingConfig(0.8, **settings)  # pyright: ignore[reportArgumentType]
+    tokens, logprobs, kept = sample_with_kept(logits, keys(*range(40)), torch.zeros(40, dtype=torch.int64), config)
+    for row, choices in enumerate(kept.rows()):
+        ordered = sorted(range(60), key=lambda token: -logits[row, token].item())[: config.top_k]
+        weights = (logits[row, ordered].double() / 0.8).exp()
+        chosen, reached = [], 0.0
+        for token, share in zip(ordered, (weights / weights.sum()).tolist(), strict=True):
+            if reached >= (config.top_p or 2):
+                break
+            chosen.append(token)
+            reached += share
+        least = math.log(config.min_p) if config.min_p else -math.inf
+        chosen = [token for token in chosen if (logits[row, token] - logits[row, ordered[0]]).item() / 0.8 >= least]
+        assert choices.tolist() == sorted(chosen)
+        expected = (logits[row, chosen].double() / 0.8).log_softmax(-1)[chosen.index(int(tokens[row]))]
+        assert logprobs[row].item() == pytest.approx(expected.item(), abs=1e-5)
+    plain = sample(logits, keys(*range(40)), torch.zeros(40, dtype=torch.int64), config)
+    assert torch.equal(plain[0], tokens)
+    assert torch.equal(plain[1], logprobs)
 
 
 def test_a_row_draws_the_same_alone_and_in_a_batch() -> None:
