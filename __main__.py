@@ -1,5 +1,6 @@
 """The command line: `tokengym list | train | plan | eval | extrapolate | runs | render | doctor | bench | demo`."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -34,6 +35,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status. Errors of the user's are one line, without a traceback."""
+    # Before PyTorch is loaded: on a machine with other work, threads that spin while they wait take the cores from those
+    # that they wait for, see `tokengym bench busy`.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command, *rest = (list(sys.argv[1:]) if arguments is None else list(arguments)) or ["--help"]
     if command in ("-h", "--help"):
         lines = "\n".join(f"  {name:12} {summary(function)}" for name, function in COMMANDS.items())

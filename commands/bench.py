@@ -17,6 +17,7 @@ MEASUREMENTS = {
     "memory": ("speed.rollout_memory", "memory of collected attempts"),
     "grading": ("speed.grading_throughput", "grades per second, of numbers and of LaTeX"),
     "orm": ("speed.orm_cost", "what an outcome model as the reward adds to the time of a rollout"),
+    "busy": ("speed.busy_cores", "fine-tuning beside other busy processes"),
 }
 """Measurements of this machine: module and description by name."""
 
