@@ -35,7 +35,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status. Errors of the user's are one line, without a traceback."""
-    # Before PyTorch is loaded: on a machine with other work, threads that spin while they wait take the cores from those
+    # Before PyTorch is loaded: on a machine with other work, spinning threads take the cores from those
     # that they wait for, see `tokengym bench busy`.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command, *rest = (list(sys.argv[1:]) if arguments is None else list(arguments)) or ["--help"]

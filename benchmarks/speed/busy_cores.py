@@ -40,7 +40,7 @@ def run(*, demonstrations: int = 64, repeats: int = 3) -> dict[str, Any]:
     for _ in range(repeats):
         for load in ("quiet", "busy"):
             others = [
-                subprocess.Popen([sys.executable, "-c", "while True: pass"])  # noqa: S603
+                subprocess.Popen([sys.executable, "-c", "while True: pass"])
                 for _ in range(cores if load == "busy" else 0)
             ]
             try:
@@ -75,7 +75,7 @@ def _measure(variables: dict[str, str], demonstrations: int) -> tuple[float, flo
     """Wall and CPU seconds of fine-tuning, without those of starting."""
     environment = {name: value for name, value in os.environ.items() if name not in _VARIABLES} | variables
     command = [sys.executable, "-m", __name__, str(demonstrations)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     wall, cpu = json.loads(done.stdout.splitlines()[-1])
