@@ -75,7 +75,7 @@ def _measure(variables: dict[str, str], demonstrations: int) -> tuple[float, flo
     """Wall and CPU seconds of fine-tuning, without those of starting."""
     environment = {name: value for name, value in os.environ.items() if name not in _VARIABLES} | variables
     command = [sys.executable, "-m", __name__, str(demonstrations)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)  # noqa: S603
     if done.returncode:
         raise ValueError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     wall, cpu = json.loads(done.stdout.splitlines()[-1])
