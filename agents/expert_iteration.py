@@ -20,7 +20,7 @@ from ..models.outcome import OutcomeModel
 from ..rewards.grading.solutions import equation_sequence, equations, exact_text, is_right
 from .base import Callback, LoRA
 from .configs.expert_iteration import ExpertIterationConfig, RFTConfig, STaRConfig
-from .evaluation.evaluate import score_attempts
+from .evaluation.rerankers import score_attempts
 from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.collect import collect_into
 from .rounds import RoundsAgent

@@ -102,6 +102,17 @@ def crossed_mean(values: FloatArray, bounds: tuple[float, float] = (0.0, 1.0)) -
     return _estimate(float(values.mean()), values, bounds)
 
 
+def ratio_mean(numerators: FloatArray, denominators: FloatArray) -> Estimate:
+    """A share, the ratio of two sums over the same seeds and problems, such as a mean over problems that have a value.
+
+    Arguments are those of `ratio_difference`.
+
+    Raises:
+        ValueError: The share is of nothing, or not between 0 and 1.
+    """
+    return _estimate(*_share(numerators, denominators), (0.0, 1.0))
+
+
 def ratio_difference(
     numerators: FloatArray, denominators: FloatArray, other_numerators: FloatArray, other_denominators: FloatArray
 ) -> Estimate:

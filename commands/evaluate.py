@@ -4,10 +4,16 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from .options import MAIN, ComputeOptions, EnvChoice
 from .terminal import check_output, run_command, say, set_threads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..agents import CausalLMPolicy
+    from ..agents.evaluation.rerankers import Reranker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +27,10 @@ class EvalOptions(EnvChoice):
         n: Samples of each problem for maj@n and pass@k; 0 measures only greedy maj@1.
         orm: Outcome model that reranks the samples, for rerank@n: the `model` folder of a `tokengym train orm`, `sorm`
             or `preference` run.
+        reranker: Score that reranks the samples instead of an outcome model's: "mean_logprob", the mean log-probability
+            of an attempt's tokens, or "implicit_reward", log(pi / pi_ref) of a model that DPO trained.
+        scorer: Model whose probabilities the reranker takes; by default the model that is evaluated.
+        reference: Reference of "implicit_reward", the model that DPO began with.
         search: Search over steps, guided by the outcome model, instead of sampling n
             attempts: "beam", "dvts", "rebase", "resample" or "best_of_n".
         search_keep: Candidates of "beam" that survive a step, or groups of "dvts"; it must divide n.
@@ -40,6 +50,9 @@ class EvalOptions(EnvChoice):
     problems: int = 200
     n: int = 16
     orm: Path | None = None
+    reranker: Literal["implicit_reward", "mean_logprob"] | None = None
+    scorer: str | None = None
+    reference: str | None = None
     search: str | None = None
     search_keep: int = 4
     condition: str | None = None
@@ -65,6 +78,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         from ..models.outcome import OutcomeModel
 
         check_output(options.output)
+        _check_reranker(options)
         set_threads(compute.threads)
         policy = load_policy(
             options.model, options.condition, device=compute.device, dtype=compute.dtype, attn=compute.attn
@@ -73,6 +87,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         reranker = None
         if options.orm is not None:
             reranker = OutcomeModel.load(options.orm, policy.tokenizer, str(policy.model.device))
+        elif options.reranker is not None:
+            reranker = _policy_reranker(options, compute, policy)
         env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, compute.num_envs)
         if compute.vllm_memory is not None:
             policy = policy.with_vllm(make_vllm(policy, env, compute.vllm_memory))
@@ -81,7 +97,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         if options.search is not None:
             from ..agents.search import Search, SearchConfig
 
-            if reranker is None:
+            if not isinstance(reranker, OutcomeModel):
                 raise ValueError("--search is guided by an outcome model: give one by --orm")
             chosen = SearchConfig(options.search, options.n, options.search_keep, options.temperature)
             search = Search(policy, env, reranker, chosen)
@@ -112,8 +128,49 @@ def evaluate(arguments: Sequence[str]) -> None:
                 "env_args": options.env_args,
                 "split": options.split,
                 "orm": None if options.orm is None else str(options.orm),
+                "reranker": options.reranker,
+                "scorer": options.scorer,
+                "reference": options.reference,
                 "search": options.search,
             }
             options.output.write_text(json.dumps({**protocol, **result.to_dict()}, indent=2) + "\n")
 
     run_command(run, "tokengym eval", arguments, evaluate.__doc__)
+
+
+def _check_reranker(options: EvalOptions) -> None:
+    """Raises `ValueError` unless the options of reranking go together."""
+    if options.reranker is None:
+        for name in ("scorer", "reference"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name} is for a reranker: choose one by --reranker, or leave it out")
+        return
+    if options.orm is not None:
+        raise ValueError("--orm and --reranker both score the samples: leave out one")
+    if (options.reranker == "implicit_reward") != (options.reference is not None):
+        raise ValueError(
+            "--reranker implicit_reward compares a model that DPO trained with its reference: give the model that DPO "
+            "began with by --reference"
+            if options.reference is None
+            else f"--reference is for --reranker implicit_reward, not {options.reranker}: leave it out"
+        )
+
+
+def _policy_reranker(options: EvalOptions, compute: ComputeOptions, policy: "CausalLMPolicy") -> "Reranker":
+    """The reranker by a policy's probabilities that the options name."""
+    from ..agents import ConditionedPolicy
+    from ..agents.evaluation.rerankers import ImplicitReward, MeanLogprob
+    from ..models.loading import load
+
+    def model_of(name: str) -> "PreTrainedModel":
+        model, tokenizer = load(name, device=compute.device, dtype=compute.dtype, attn=compute.attn)
+        if tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+            raise ValueError(f"the tokenizers of {name!r}, which scores, and of {options.model!r} differ")
+        return model.eval()
+
+    if options.scorer is None and isinstance(policy, ConditionedPolicy):
+        raise ValueError(f"{options.model!r} acts under labels: name a model without labels by --scorer")
+    model = policy.model.eval() if options.scorer is None else model_of(options.scorer)
+    if options.reference is None:
+        return MeanLogprob(model, policy.tokenizer)
+    return ImplicitReward(model, model_of(options.reference), policy.tokenizer)

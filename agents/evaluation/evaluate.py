@@ -1,5 +1,6 @@
 """Evaluation as in Havrilla et al. 2024: greedy maj@1; maj@n, rerank@n, pass@k and diversity from n samples."""
 
+import functools
 import math
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from ..rollouts.collect import collect
 from ..rollouts.policy import CausalLMPolicy
 from ..rollouts.slots import make_rollout_env
 from ..training.ranks import Ranks
+from .rerankers import Reranker, score_attempts
 
 _SLOTS = 64
 """Slots of an environment that was given by its id."""
@@ -123,12 +125,6 @@ def best_is_correct(attempts: Sequence[Attempt], scores: Sequence[float] | Float
     return best is not None and attempts[best].is_success
 
 
-def score_attempts(model: OutcomeModel, attempts: Sequence[Attempt]) -> FloatArray:
-    """p(correct) of whole attempts, `[A]`."""
-    positions = [np.array([len(attempt.prompt) + len(attempt.completion) - 1]) for attempt in attempts]
-    return np.concatenate([np.empty(0), *model.score([attempt.tokens for attempt in attempts], positions)])
-
-
 def bootstrap(values: Iterable[float], *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
     """Mean of per-problem values with its percentile bootstrap interval over problems.
 
@@ -152,7 +148,7 @@ def evaluate(
     n: int = 0,
     temperature: float = 0.7,
     seed: int = 0,
-    reranker: OutcomeModel | None = None,
+    reranker: OutcomeModel | Reranker | None = None,
     search: Callable[[int, int], tuple[list[Attempt], FloatArray]] | None = None,
     on_step: Callable[[int], object] | None = None,
     on_problem: Callable[[list[Attempt]], object] | None = None,
@@ -168,8 +164,8 @@ def evaluate(
         temperature: Sampling temperature of the pool; the policy's other sampling settings, such as `top_p`, hold for
             the pool too. [Havrilla et al. 2024]
         seed: Seed of the pool's random streams.
-        reranker: Outcome model that scores the pool for `rerank@n`: the answer to each problem is that of the attempt
-            with the highest score (Havrilla et al. 2024).
+        reranker: Outcome model, or a function such as `rerankers.ImplicitReward`, that scores the pool for `rerank@n`:
+            the answer to each problem is that of the attempt with the highest score (Havrilla et al. 2024).
         search: Search that finds the pool of each problem, given its index and a seed, instead of sampling: n attempts
             and their scores, which then choose for `rerank@n`; see `agents.search.Search`. The attempts are not
             independent samples, so pass@k is reported for k = n only.
@@ -209,7 +205,10 @@ def evaluate(
         if n > 1:
             values[f"maj@{n}"] = [float(majority_is_correct(group)) for group in pool]
         if reranker is not None and scores is None:
-            scores = [score_attempts(reranker, group) for group in pool]
+            score = functools.partial(score_attempts, reranker) if isinstance(reranker, OutcomeModel) else reranker
+            scores = [np.asarray(score(group), np.float64) for group in pool]
+            if any(one.shape != (n,) or not np.isfinite(one).all() for one in scores):
+                raise ValueError(f"the reranker must give one finite score for each of {n} attempts at a problem")
         if scores is not None:
             values[f"rerank@{n}"] = [
                 float(best_is_correct(group, own)) for group, own in zip(pool, scores, strict=True)

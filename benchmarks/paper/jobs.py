@@ -16,7 +16,8 @@ from ...agents import AGENTS, Agent, make_agent
 from ...agents.configs.ppo import PPOConfig
 from ...agents.configs.rcrl import RCRLConfig
 from ...agents.configs.sft import SFTConfig
-from ...agents.evaluation.evaluate import best_is_correct, bootstrap, evaluate, score_attempts
+from ...agents.evaluation.evaluate import best_is_correct, bootstrap, evaluate
+from ...agents.evaluation.rerankers import score_attempts
 from ...agents.rollouts.attempts import Attempt, AttemptFile
 from ...agents.rollouts.collect import collect
 from ...agents.rollouts.conditioned_policy import load_policy

@@ -1,0 +1,129 @@
+"""Scores of whole attempts, by which the best of a pool is chosen: outcome models, or a policy's own probabilities."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...arrays import FloatArray
+from ...models.outcome import OutcomeModel
+from ...models.packing import attention_window, plan_rows, takes_shared_prompts
+from ...models.positions import check_length
+from ..rollouts.attempts import Attempt
+from ..training.learner import Example, batch_logprobs, collate
+
+
+class Reranker(Protocol):
+    """Scores attempts."""
+
+    def __call__(self, attempts: Sequence[Attempt]) -> FloatArray:
+        """Scores `[A]` of A attempts; those of attempts at one problem are compared."""
+        ...
+
+
+class MeanLogprob:
+    """Mean log-probability of an attempt's tokens under a policy, at temperature 1 and without truncation.
+
+    Args:
+        model: Policy's model, in evaluation mode.
+        tokenizer: Tokenizer of the model and of the attempts.
+        micro_batch_tokens: Tokens in one forward pass, padding included.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, micro_batch_tokens: int = 16_384
+    ) -> None:
+        self.model, self.tokenizer, self.micro_batch_tokens = model, tokenizer, micro_batch_tokens
+
+    def __call__(self, attempts: Sequence[Attempt]) -> FloatArray:
+        found = attempt_logprobs(self.model, attempts, len(self.tokenizer), self.micro_batch_tokens)
+        return np.array([values.mean(dtype=np.float64) for values in found])
+
+
+class ImplicitReward:
+    """The reward that a policy trained by DPO is optimal for, log(pi / pi_ref) of an attempt (Rafailov et al. 2023).
+
+    The factor beta and the constant of each prompt are left out: neither changes an order of attempts at one problem.
+
+    Args:
+        model: Model that DPO trained, in evaluation mode.
+        reference: Model that was DPO's reference, the one that training began with.
+        tokenizer: Tokenizer of both models and of the attempts.
+        micro_batch_tokens: Tokens in one forward pass, padding included.
+
+    Raises:
+        ValueError: Both models have the same weights, so that all scores would be 0.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        reference: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        micro_batch_tokens: int = 16_384,
+    ) -> None:
+        weights, others = model.state_dict(), reference.state_dict()
+        if weights.keys() == others.keys() and all(
+            weight.shape == others[name].shape and torch.equal(weight, others[name].to(weight))
+            for name, weight in weights.items()
+        ):
+            raise ValueError(
+                f"the policy {model.name_or_path!r} and the reference {reference.name_or_path!r} have the same "
+                "weights, so every implicit reward is 0: DPO keeps its start where no round improves on it"
+            )
+        self.model, self.reference = model, reference
+        self.tokenizer, self.micro_batch_tokens = tokenizer, micro_batch_tokens
+
+    def __call__(self, attempts: Sequence[Attempt]) -> FloatArray:
+        ours, theirs = (
+            attempt_logprobs(model, attempts, len(self.tokenizer), self.micro_batch_tokens)
+            for model in (self.model, self.reference)
+        )
+        return np.array([(a - b).sum(dtype=np.float64) for a, b in zip(ours, theirs, strict=True)])
+
+
+def score_attempts(model: OutcomeModel, attempts: Sequence[Attempt]) -> FloatArray:
+    """Scores of whole attempts by an outcome model, `[A]`."""
+    positions = [np.array([len(attempt.prompt) + len(attempt.completion) - 1]) for attempt in attempts]
+    return np.concatenate([np.empty(0), *model.score([attempt.tokens for attempt in attempts], positions)])
+
+
+@torch.inference_mode()
+def attempt_logprobs(
+    model: PreTrainedModel, attempts: Sequence[Attempt], vocab_size: int, micro_batch_tokens: int = 16_384
+) -> list[NDArray[np.float32]]:
+    """Log-probabilities `[T]` of the tokens of each attempt's completion, at temperature 1.
+
+    Args:
+        model: Language model.
+        attempts: Attempts, those at one problem in any order; they share a pass over its prompt.
+        vocab_size: Vocabulary size of the tokenizer; logits beyond it are dropped before the softmax.
+        micro_batch_tokens: Tokens in one forward pass, padding included.
+
+    Raises:
+        ValueError: An attempt is longer than the model's positions.
+    """
+    examples = [Example(attempt.prompt, attempt.completion) for attempt in attempts]
+    if not examples:
+        return []
+    config, longest = model.config.get_text_config(), max(map(len, examples))
+    check_length(config, longest)
+    groups = plan_rows(
+        [example.prompt for example in examples],
+        [len(example.completion) for example in examples],
+        micro_batch_tokens,
+        config.hidden_size,
+        share=takes_shared_prompts(model) and longest <= attention_window(model),
+    )
+    found = [np.empty(0, np.float32)] * len(examples)
+    for rows in groups:
+        batch = collate(examples, rows, model.device)
+        values = batch_logprobs(model, model, batch, vocab_size)[0][batch.action_mask].float().cpu().numpy()
+        numbers = batch.rows.tolist()
+        ends = np.cumsum([len(examples[number].completion) for number in numbers])[:-1]
+        for number, part in zip(numbers, np.split(values, ends), strict=True):
+            found[number] = part
+    return found

@@ -1,0 +1,101 @@
+"""Rerankers by a policy's probabilities: against log-softmax over whole sequences, one at a time."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tokengym.__main__ import main
+from tokengym.agents.evaluation.evaluate import evaluate
+from tokengym.agents.evaluation.rerankers import ImplicitReward, MeanLogprob
+from tokengym.agents.rollouts.attempts import Attempt
+from tokengym.agents.rollouts.policy import CausalLMPolicy
+from tokengym.envs import Problem
+
+
+def attempts(count: int, vocabulary: int) -> list[Attempt]:
+    """Attempts of unequal lengths at three problems in turns."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, vocabulary, length) for length in (3, 6, 4)]
+    empty = np.empty(0)
+    return [
+        Attempt(
+            Problem(f"p{i % 3}", "", ""), i, prompts[i % 3], rng.integers(0, vocabulary, 1 + i % 5), empty, empty,
+            False, "wrong", None, True,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def by_hand(model: Any, attempt: Attempt, vocabulary: int) -> torch.Tensor:
+    ids = torch.tensor([[*attempt.prompt.tolist(), *attempt.completion.tolist()]])
+    with torch.no_grad():
+        scores = model(ids).logits[0, :-1, :vocabulary].double().log_softmax(-1)
+    return scores.gather(-1, ids[0, 1:, None])[len(attempt.prompt) - 1 :, 0]
+
+
+@pytest.fixture(scope="module")
+def models(make_model) -> list[Any]:
+    return [make_model(seed=seed).eval() for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("budget", [8, 40, 10_000])
+def test_scores_are_log_probabilities_of_completions_alone(models, tokenizer, budget: int) -> None:
+    pool, (model, reference) = attempts(11, len(tokenizer)), models
+    expected = [by_hand(model, one, len(tokenizer)) for one in pool]
+    found = MeanLogprob(model, tokenizer, budget)(pool)
+    np.testing.assert_allclose(found, [float(values.mean()) for values in expected], atol=1e-4)
+    others = [by_hand(reference, one, len(tokenizer)) for one in pool]
+    ratios = [float(ours.sum() - theirs.sum()) for ours, theirs in zip(expected, others, strict=True)]
+    np.testing.assert_allclose(ImplicitReward(model, reference, tokenizer, budget)(pool), ratios, atol=1e-4)
+    assert np.ptp(ratios) > 0.1
+    assert MeanLogprob(model, tokenizer)([]).shape == (0,)
+
+
+def test_a_policy_that_is_its_reference_scores_nothing(models, make_model, tokenizer) -> None:
+    with pytest.raises(ValueError, match="have the same weights, so every implicit reward is 0"):
+        ImplicitReward(models[0], make_model(seed=1), tokenizer)
+
+
+def test_the_pool_is_reranked_by_any_function(models, make_sums, tokenizer) -> None:
+    policy, seen = CausalLMPolicy(models[0], tokenizer), []
+
+    def longest(group):
+        seen.append(group)
+        return np.array([len(one.completion) for one in group])
+
+    result = evaluate(policy, make_sums(4, num_problems=3), problems=3, n=4, temperature=1.0, reranker=longest)
+    assert [len(group) for group in seen] == [4, 4, 4]
+    right = []
+    for group in seen:
+        answered = [one for one in group if one.answer is not None]
+        right.append(bool(answered) and max(answered, key=lambda one: len(one.completion)).is_success)
+    assert result.metrics["rerank@4"].value == np.mean(right)
+    for wrong in (lambda group: np.zeros(3), lambda group: np.full(4, np.nan)):
+        with pytest.raises(ValueError, match="one finite score for each of 4 attempts"):
+            evaluate(policy, make_sums(4, num_problems=3), problems=3, n=4, reranker=wrong)
+
+
+def test_the_command_reranks_and_names_options_that_do_not_go_together(folder, tmp_path, capsys) -> None:
+    arguments = ["eval", "--model", str(folder), "--device", "cpu", "--problems", "2", "--n", "2", "--env-args",
+                 "prompt={question}", "style=equation", "max_new_tokens=6", "max_prompt_tokens=32",
+                 "steps=1"]  # fmt: skip
+    output = tmp_path / "result.json"
+    assert main([*arguments, "--reranker", "mean_logprob", "--output", str(output)]) == 0
+    saved = json.loads(output.read_text())
+    assert (saved["reranker"], "rerank@2" in saved["metrics"]) == ("mean_logprob", True)
+    for more, words in {
+        ("--reranker", "implicit_reward"): "give the model that DPO began with by --reference",
+        ("--reranker", "mean_logprob", "--reference", "x"): "--reference is for --reranker implicit_reward",
+        ("--scorer", "x"): "--scorer is for a reranker",
+        ("--reranker", "mean_logprob", "--orm", "x"): "--orm and --reranker both score the samples",
+        ("--reranker", "implicit_reward", "--reference", str(folder)): "have the same weights",
+        ("--reranker", "mean_logprob", "--scorer", "tokengym/tiny"): "the tokenizers of 'tokengym/tiny'",
+        ("--reranker", "mean_logprob", "--search", "beam"): "--search is guided by an outcome model",
+    }.items():
+        assert main([*arguments, *more]) == 1
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
