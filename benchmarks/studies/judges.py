@@ -8,6 +8,7 @@ all attempts, the AUC among attempts at one problem, and rerank@16, beside maj@1
 all of it; what is done is not done again.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,7 @@ def scored(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done])
     judges: dict[str, Reranker] = {}
     for name in KINDS:
         outcome_model = OutcomeModel.load(folders[name] / "run" / "model", tokenizer, "cpu")
-        judges[name] = lambda group, model=outcome_model: score_attempts(model, group)
+        judges[name] = functools.partial(score_attempts, outcome_model)
     for name in DPO_KINDS:
         judges[name] = ImplicitReward(load(folders[name] / "last", device="cpu")[0].eval(), model, tokenizer)
     judges["mean_logprob"] = MeanLogprob(model, tokenizer)
