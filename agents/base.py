@@ -22,7 +22,7 @@ from ..envs.token_vector_env import TokenVectorEnv
 from ..files import new_folder, write_json
 from ..models.adapters import save_model
 from ..models.engine.vllm_decoder import VLLM
-from ..models.loading import load, no_progress_bars
+from ..models.loading import find_device, load, no_progress_bars
 from ..registry import unknown_name
 from .configs.optimizer import OptimizerConfig
 from .presets import apply_preset
@@ -149,6 +149,10 @@ class Agent(ABC, Generic[ConfigT]):
         self.seed, self.num_envs = seed, num_envs
         self._source = _spec(env)
         self._validation_env = validation_env
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
+        if device is not None:
+            find_device(device)
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.ranks = Ranks(self.accelerator)
         self._attn = attn

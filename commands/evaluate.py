@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from ..settings import Count, CountOrZero, NonNegative, check_settings
 from .options import MAIN, ComputeOptions, EnvChoice
 from .terminal import check_output, run_command, say, set_threads
 
@@ -47,22 +48,25 @@ class EvalOptions(EnvChoice):
 
     model: str = "tokengym/tiny"
     split: Literal["train", "validation", "test"] = "test"
-    problems: int = 200
-    n: int = 16
+    problems: Count = 200
+    n: CountOrZero = 16
     orm: Path | None = None
     reranker: Literal["implicit_reward", "mean_logprob"] | None = None
     scorer: str | None = None
     reference: str | None = None
     search: str | None = None
-    search_keep: int = 4
+    search_keep: Count = 4
     condition: str | None = None
-    temperature: float = 0.7
+    temperature: NonNegative = 0.7
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
-    shots: int = 0
-    seed: int = 0
+    shots: CountOrZero = 0
+    seed: CountOrZero = 0
     output: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def evaluate(arguments: Sequence[str]) -> None:

@@ -6,13 +6,16 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from annotated_types import Ge, Le
 
 from ..registry import unknown_name
+from ..settings import check_settings
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
 
 EnvSettings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
+MAX_THREADS = 256
 MAIN = tyro.conf.arg(name="")
 """Annotation of the parameter whose options need no heading of their own in a command's help."""
 
@@ -84,7 +87,10 @@ class ComputeOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"
     attn: str | None = None
     vllm_memory: float | None = None
-    threads: int | None = None
+    threads: Annotated[int, Ge(1), Le(MAX_THREADS)] | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclasses.dataclass(frozen=True)

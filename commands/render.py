@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from ..settings import Count, CountOrZero, NonNegative, check_settings
 from .options import MAIN, EnvChoice
 from .terminal import run_command, say
 
@@ -33,14 +34,17 @@ class RenderOptions(EnvChoice):
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")] = "tokengym/tiny"
     env: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    count: int | None = None
+    count: Count | None = None
     verdict: str | None = None
     problem: str | None = None
     orm: Path | None = None
     split: Literal["train", "validation", "test"] | None = None
-    temperature: float = 0.7
-    seed: int = 0
+    temperature: NonNegative = 0.7
+    seed: CountOrZero = 0
     output: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def render(arguments: Sequence[str]) -> None:

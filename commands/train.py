@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ..registry import summary
+from ..settings import CountOrZero, check_settings
 from .options import MAIN, AdapterOptions, ComputeOptions, EnvChoice
 from .terminal import flag, run_command, say, set_threads
 
@@ -34,10 +35,13 @@ class TrainOptions(EnvChoice):
     model: str | None = None
     run: Path | None = None
     resume: Literal["no", "yes", "auto"] = "no"
-    seed: int = 0
+    seed: CountOrZero = 0
     preset: str | None = None
     total_episodes: int | None = None
     max_hours: float | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def train(arguments: Sequence[str]) -> None:

@@ -31,6 +31,22 @@ _MAMBA = ("conv1d", "x_proj", "dt_proj", "out_proj")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def find_device(name: str | None) -> str:
+    """Device to use: the given one, or by default a GPU if there is one.
+
+    Raises:
+        ValueError: It is no device, or cannot be used here.
+    """
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter from PyTorch built without it
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"the device {name!r} cannot be used: {textwrap.shorten(cause, 200)}") from error
+    return name
+
+
 def load(
     name_or_path: str | Path,
     *,
@@ -71,6 +87,7 @@ def load(
 
     Raises:
         UnknownNameError: There is no such model or dtype.
+        ValueError: The device cannot be used.
         FileNotFoundError: The *.gguf file does not exist, or the folder holds no model.
         ValueError: The tokenizer has no end-of-sequence token, or has ids that the model lacks; `lora_rank` is below 1,
             or is given for a folder of adapters; adapters were trained on another model; the model does not support the
@@ -78,6 +95,7 @@ def load(
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
+    device = find_device(device)
     if lora_rank is not None and lora_rank < 1:
         raise ValueError(f"lora_rank is {lora_rank}: give at least 1, or None to train without LoRA")
     name = str(name_or_path)
@@ -118,7 +136,7 @@ def load(
             raise ValueError(f"transformers cannot load {name!r} as a causal language model: {cause}") from error
         raise ValueError(f"the model {name!r} cannot run with attn={attn!r}; leave attn out. {cause}") from error
     check_vocabulary(model, tokenizer)
-    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    model = model.to(device).eval()
     check_training(model)
     if lora_rank is not None:
         model = with_lora(model, lora_rank, lora_alpha, lora_targets, lora_seed, rank_stabilized=lora_rank_stabilized)

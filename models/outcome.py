@@ -32,7 +32,7 @@ from .engine.scorer import SlotScorer
 from .engine.self_check import check_training, fits_slots
 from .forward import Index, micro_batches, selected_logits, sigmoid
 from .layers import deep_copy, trunk
-from .loading import check_vocabulary, no_progress_bars
+from .loading import check_vocabulary, find_device, no_progress_bars
 from .positions import check_length, position_limit
 from .token_scorer import TokenScorer
 from .tokenizers import load_tokenizer
@@ -134,7 +134,7 @@ class OutcomeModel:
         model, report = loaded
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"the outcome model {str(path)!r} lacks {len(missing)} weights, the first {missing[0]!r}")
-        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), own, kind)
+        return cls(model.to(find_device(device)).eval(), own, kind)
 
     def save(self, folder: str | Path) -> None:
         """Writes weights, configuration, tokenizer and kind into `folder`."""
