@@ -21,6 +21,7 @@ from ..envs.problems.base import ProblemSource
 from ..envs.token_vector_env import TokenVectorEnv
 from ..files import new_folder, write_json
 from ..models.adapters import save_model
+from ..models.engine.half_copy import HalfCopy, half_copy
 from ..models.engine.vllm_decoder import VLLM
 from ..models.loading import find_device, load, no_progress_bars
 from ..registry import unknown_name
@@ -168,6 +169,7 @@ class Agent(ABC, Generic[ConfigT]):
         lora = LoRA(lora_rank, lora_alpha, lora_targets, lora_rank_stabilized)
         self.model, self.tokenizer = self._load_model(model, device or str(self.accelerator.device), dtype, lora)
         self._vllm: VLLM | None = None
+        self._half: tuple[PreTrainedModel, HalfCopy | None] | None = None
         self.env = self.make_env()
         if vllm_memory is not None:
             half = {"dtype": "bfloat16"} if getattr(self.config, "bf16", False) else {}
@@ -216,7 +218,15 @@ class Agent(ABC, Generic[ConfigT]):
     @property
     def policy(self) -> CausalLMPolicy:
         """The policy as it is now."""
-        return CausalLMPolicy(self.model, self.tokenizer, seed=self.seed).with_vllm(self._vllm)
+        policy = CausalLMPolicy(self.model, self.tokenizer, seed=self.seed)
+        return policy.with_vllm(self._vllm).with_half(self._half_copy())
+
+    def _half_copy(self) -> HalfCopy | None:
+        """The copy that the policy decodes with, if training is in bfloat16 and the weights are not."""
+        if self._half is None or self._half[0] is not self.model:
+            wanted = getattr(self.config, "bf16", False)
+            self._half = self.model, half_copy(self.model) if wanted else None
+        return self._half[1]
 
     @abstractmethod
     def learn(

@@ -69,7 +69,7 @@ class RCRL(Agent[RCRLConfig]):
         """The policy as it is now: under the best label once it has learned."""
         if self.labels is None:
             return super().policy
-        return ConditionedPolicy(self.model, self.tokenizer, self.labels, seed=self.seed)
+        return ConditionedPolicy(self.model, self.tokenizer, self.labels, seed=self.seed).with_half(self._half_copy())
 
     def learn(
         self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False

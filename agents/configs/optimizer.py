@@ -25,7 +25,8 @@ class OptimizerConfig:
             result. [choice]
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them, which takes less
             memory and about a third more compute.
-        bf16: Run the forward pass of training in bfloat16 by autocast.
+        bf16: Run the forward pass of training in bfloat16 by autocast, and sample and validate with a copy of the
+            weights in bfloat16.
         rounding: Rounding of weights in bfloat16 after each optimizer step: "exact" keeps float32 master weights in 2
             more bytes per weight; "stochastic" rounds at random, correct on average, and needs 4 bytes per weight less
             than "exact". [choice]

@@ -67,7 +67,8 @@ class ConditionedPolicy(CausalLMPolicy):
 
     def with_condition(self, condition: str | None) -> "ConditionedPolicy":
         """The same model under another label."""
-        return ConditionedPolicy(self.model, self.tokenizer, self.labels, condition, self.sampling, self.seed)
+        policy = ConditionedPolicy(self.model, self.tokenizer, self.labels, condition, self.sampling, self.seed)
+        return policy.with_half(self._half)
 
     def with_vllm(self, vllm: VLLM | None) -> Self:
         """Raises `ValueError` for a vLLM, which cannot be told a label in the middle of an attempt."""
@@ -82,9 +83,10 @@ class ConditionedPolicy(CausalLMPolicy):
     def decoder(self, num_slots: int) -> SlotDecoder:
         """A fresh key-value cache for `num_slots` slots; the model is put in evaluation mode (no dropout)."""
         self.check()
-        self.model.eval()
         ends_step = _newlines(self.tokenizer)
-        return ConditionedDecoder(self.model, num_slots, len(self.tokenizer), self.labels, self._label, ends_step)
+        return ConditionedDecoder(
+            self.decoded_model(), num_slots, len(self.tokenizer), self.labels, self._label, ends_step
+        )
 
 
 def check_takes_labels(model: PreTrainedModel) -> None:

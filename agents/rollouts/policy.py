@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...arrays import IntArray
 from ...envs.token_vector_env import TokenVectorEnv
 from ...models.engine.decoder import SlotDecoder
+from ...models.engine.half_copy import HalfCopy
 from ...models.engine.row_decoder import RowDecoder
 from ...models.engine.sampling import GREEDY, SamplingConfig, stream_key
 from ...models.engine.self_check import decoding
@@ -39,6 +40,7 @@ class CausalLMPolicy:
         self.sampling = sampling
         self.seed = seed
         self._vllm: VLLM | None = None
+        self._half: HalfCopy | None = None
 
     def with_sampling(self, **changes: Any) -> Self:
         """The same model with other sampling settings."""
@@ -52,9 +54,13 @@ class CausalLMPolicy:
         Raises:
             ValueError: The model cannot be decoded token by token; see `self_check.decoding`.
         """
-        self.model.eval()
         kind = SlotDecoder if decoding(self.model) == "slots" else RowDecoder
-        return kind(self.model, num_slots, len(self.tokenizer))
+        return kind(self.decoded_model(), num_slots, len(self.tokenizer))
+
+    def decoded_model(self) -> PreTrainedModel:
+        """The model that decoders run, in evaluation mode: the policy's, or its copy in bfloat16 as it is now."""
+        self.model.eval()
+        return self.model if self._half is None else self._half.newest()
 
     def check(self) -> None:
         """Raises `ValueError` unless the model can be sampled: by vLLM if the policy has it, else token by token."""
@@ -65,6 +71,12 @@ class CausalLMPolicy:
         """The same model with vLLM to sample its rollouts, or without."""
         policy = copy.copy(self)
         policy._vllm = vllm
+        return policy
+
+    def with_half(self, half: HalfCopy | None) -> Self:
+        """The same model with a copy in bfloat16 to decode with, or without."""
+        policy = copy.copy(self)
+        policy._half = half
         return policy
 
     def rollout_decoder(self, env: TokenVectorEnv) -> SlotDecoder | RowDecoder | VLLMDecoder:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from ...models.critics import ActorCritic
 from ...models.dry_run import ByteCounter, dry_run, without_weights
 from ...models.engine.decoder import SlotDecoder
+from ...models.engine.half_copy import half_copy
 from ...models.engine.sampling import SamplingConfig, sample
 from ...models.forward import compute_dtype, output_head, selected_logits
 from ...models.packing import plan_rows
@@ -150,7 +151,11 @@ def plan_memory(work: Work, config: OptimizerConfig, limits: Limits, counter: By
     if limits.vllm is not None:
         kept.append(Item("vLLM", limits.vllm, "its share of the device"))
     if limits.vllm is None or work.always_decodes:
-        phases["sampling"] = tuple(_sampling(work, config, limits, counter))
+        half = half_copy(work.policy) if config.bf16 else None
+        if half is not None:
+            kept.append(_item("copy for sampling", [half.tensors()]))
+        decoded = work.policy if half is None else half.newest()
+        phases["sampling"] = tuple(_sampling(decoded, config, limits, counter))
     phases["learning"] = (*state, *_learning(work, config, limits, counter))
     if step := max((p.numel() for p in trainable if p.dtype != torch.float32), default=0):
         largest = Item("step of the largest weight", 16 * step, f"{_count(step)} x 16 bytes")
@@ -346,12 +351,12 @@ class ScoreLearner(Learner):
 # ------------------------------------------------------------------------------------------------------------- sampling
 
 
-def _sampling(work: Work, config: OptimizerConfig, limits: Limits, counter: ByteCounter) -> list[Item]:
+def _sampling(policy: PreTrainedModel, config: OptimizerConfig, limits: Limits, counter: ByteCounter) -> list[Item]:
     """The key-value cache of all slots at their longest, and what prompts and logits need beside."""
     slots, prompt = limits.num_envs, limits.max_prompt_tokens
     prompts = [np.full(prompt, slot) for slot in range(slots)]  # as in validation, one attempt at each problem
     held = counter.restart()
-    decoder = SlotDecoder(work.policy, slots, _vocabulary(work.policy))
+    decoder = SlotDecoder(policy, slots, _vocabulary(policy))
     decoder.begin(np.arange(slots), prompts, np.zeros(slots, np.int64))
     last = np.full((slots, 1), limits.longest - 1)
     with torch.inference_mode():

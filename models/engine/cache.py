@@ -52,17 +52,20 @@ class _SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         shape = (self.place.num_slots, key_states.shape[1], self.place.capacity)
+        # Under autocast attention rounds what it reads: kept rounded, it takes half of the memory.
+        device = key_states.device.type
+        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         # Masked columns still enter scores and weighted sums: memory that was never written must not hold NaN.
-        self.keys = key_states.new_zeros((*shape, key_states.shape[-1]))
-        self.values = value_states.new_zeros((*shape, value_states.shape[-1]))
+        self.keys = key_states.new_zeros((*shape, key_states.shape[-1]), dtype=half)
+        self.values = value_states.new_zeros((*shape, value_states.shape[-1]), dtype=half)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         place = self.place
-        self.keys[place.index] = key_states.transpose(1, 2)
-        self.values[place.index] = value_states.transpose(1, 2)
+        self.keys[place.index] = key_states.transpose(1, 2).to(self.keys.dtype)
+        self.values[place.index] = value_states.transpose(1, 2).to(self.values.dtype)
         return self.keys[place.rows, :, : place.length], self.values[place.rows, :, : place.length]
 
     def move(self, target: Tensor, source: Tensor, length: int) -> None:

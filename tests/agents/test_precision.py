@@ -14,6 +14,8 @@ from tokengym.agents.training.masters import join
 from tokengym.agents.training.reference import Reference
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load
+from tokengym.models.engine.decoder import SlotDecoder
+from tokengym.models.engine.half_copy import HalfCopy
 from tokengym.rewards import Verdict
 
 EXAMPLES = [Example(np.array([1, 2, 3]), np.array([4, 5, 16])), Example(np.array([7]), np.array([8, 9]))]
@@ -105,3 +107,50 @@ def test_a_reference_of_trained_adapters_is_the_policy_with_them(digits: Any, fo
     assert np.abs(learned - before).max() > 1e-3
     np.testing.assert_array_equal(np.concatenate(reference.logprobs(learner, EXAMPLES, 1.0)), before)
     np.testing.assert_array_equal(np.concatenate(learner.logprobs(EXAMPLES)), learned)
+
+
+# ------------------------------------------------------------------------------------------- sampling under autocast
+
+
+def mismatches(agent: Agent) -> list[float]:
+    logged: list[dict[str, float]] = []
+    agent.learn(callback=lambda _, metrics: logged.append(metrics))
+    return [metrics["train/mismatch"] for metrics in logged]
+
+
+@pytest.mark.parametrize("lora_rank", [None, pytest.param(2, marks=pytest.mark.slow)])
+def test_training_in_bfloat16_samples_with_its_newest_weights(
+    digits: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, lora_rank: int | None
+) -> None:
+    """The mismatch shows a copy that is not the policy: the float32 weights, or those of the iteration before."""
+    settings: dict[str, Any] = {"bf16": True, "learning_rate": 5e-3, "iterations": 2, "lora_rank": lora_rank}
+    found = mismatches(make("grpo", digits, folder, **settings))
+    assert max(found) < 2e-3
+    monkeypatch.setattr(HalfCopy, "newest", lambda self: self.model.eval())
+    assert np.mean(mismatches(make("grpo", digits, folder, **settings))) > 2 * np.mean(found)
+    monkeypatch.undo()
+    first = HalfCopy.newest
+    copies: dict[HalfCopy, Any] = {}
+    monkeypatch.setattr(
+        HalfCopy, "newest", lambda self: copies[self] if self in copies else copies.setdefault(self, first(self))
+    )
+    stale = mismatches(make("grpo", digits, folder, **settings))
+    assert stale[0] == pytest.approx(found[0], abs=1e-6)
+    assert max(stale[1:]) > 5e-3
+
+
+def test_validation_and_what_is_asked_of_a_trained_agent_use_the_copy(digits: Any, folder: Path) -> None:
+    settings: dict[str, Any] = {"bf16": True, "validation_problems": 4, "validation_env": digits, "keep_best": True}
+    agent = make("ppo", digits, folder, **settings).learn()
+    decoder = agent.policy.decoder(2)
+    assert isinstance(decoder, SlotDecoder)
+    halves = {name for name, weight in decoder.model.named_parameters() if weight.dtype == torch.bfloat16}
+    assert halves
+    for name, weight in agent.model.named_parameters():
+        assert weight.dtype == torch.float32
+        if name in halves:
+            assert torch.equal(decoder.model.get_parameter(name), weight.to(torch.bfloat16))
+    exact = make("ppo", digits, folder, validation_problems=4, validation_env=digits)
+    assert exact.policy.decoder(2).model is exact.model
+    short = make("ppo", digits, folder, dtype="bfloat16", bf16=True)
+    assert short.policy.decoder(2).model is short.model

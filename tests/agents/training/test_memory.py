@@ -117,6 +117,16 @@ def test_bfloat16_weights_and_autocast_are_counted() -> None:
     assert size(found, "learning", "activations") < size(whole, "learning", "activations")
 
 
+def test_the_copy_that_samples_in_bfloat16_is_counted() -> None:
+    whole, half = (plan(SFT, SFT.config_class(**SMALL, bf16=bf16)) for bf16 in (False, True))
+    model = AutoModelForCausalLM.from_config(CONFIG)
+    matrices = sum(weight.numel() for name, weight in model.named_parameters() if "_proj" in name)
+    assert size(half, "sampling", "copy for sampling") == 2 * matrices
+    cache = "key-value cache"
+    assert 2 * size(half, "sampling", cache) == size(whole, "sampling", cache)
+    assert "copy for sampling" not in {item.name for item in whole.kept}
+
+
 def test_a_rollout_takes_what_the_plan_says_and_leaves_nothing(folder: Path, make_sums: Any) -> None:
     env = {"max_prompt_tokens": 16, "max_new_tokens": 40}
     agent = make_agent("reinforce", make_sums(num_envs=32, **env), folder, num_envs=32)
