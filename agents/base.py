@@ -27,7 +27,7 @@ from ..models.loading import find_device, load, no_progress_bars
 from ..registry import unknown_name
 from .configs.optimizer import OptimizerConfig
 from .presets import apply_preset
-from .rollouts.attempts import Attempt
+from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.collect import collect_into
 from .rollouts.policy import CausalLMPolicy, PolicyState
 from .rollouts.slots import make_rollout_env, make_vllm
@@ -35,7 +35,8 @@ from .training.learner import Example, Learner
 from .training.memory import Limits, Work, check_memory, free_memory
 from .training.progress import progress
 from .training.ranks import Ranks
-from .training.run_folder import Resume, RunFolder
+from .training.run_folder import Resume, RunFolder, hyperparameters
+from .training.tracking import Shown, Tracking, check_trackers, with_aliases
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -103,6 +104,9 @@ class Agent(ABC, Generic[ConfigT]):
         vllm_memory: Share of the GPU's memory for vLLM, between 0 and 1, which then samples instead of the built-in
             decoder, except for policies that act under labels. Needs the extra "vllm".
         preset: Name of a published recipe whose settings become the defaults, see `presets`; fields in `config` win.
+        log_with: Names of accelerate's experiment trackers, such as "wandb" and "trackio", that receive metrics and
+            sample attempts; a run that is resumed continues in the same run of the tracker, if it allows that.
+        log_project: Project of these trackers.
         config: Fields of `config_class`.
 
     Raises:
@@ -112,7 +116,7 @@ class Agent(ABC, Generic[ConfigT]):
         FileExistsError: The folder holds a run already and `resume` is false.
         FileNotFoundError: `resume` is true and the folder holds none.
         BlockingIOError: Another process writes to the folder.
-        ImportError: `vllm_memory` is given, and vLLM is not installed.
+        ImportError: `vllm_memory` is given, and vLLM is not installed; or a tracker's package is not.
     """
 
     name: ClassVar[str]
@@ -144,6 +148,8 @@ class Agent(ABC, Generic[ConfigT]):
         lora_rank_stabilized: bool = False,
         vllm_memory: float | None = None,
         preset: str | None = None,
+        log_with: Sequence[str] = (),
+        log_project: str = "tokengym",
         **config: Any,
     ) -> None:
         self.config = _configure(self.config_class, apply_preset(preset, self.name, config) if preset else config)
@@ -154,7 +160,9 @@ class Agent(ABC, Generic[ConfigT]):
             raise ValueError(f"seed must be at least 0, got {seed}")
         if device is not None:
             find_device(device)
-        self.accelerator = Accelerator(cpu=device == "cpu")
+        trackers: list[Any] = [log_with] if isinstance(log_with, str) else list(log_with)
+        check_trackers(trackers)
+        self.accelerator = Accelerator(cpu=device == "cpu", log_with=trackers or None, project_dir=run)
         self.ranks = Ranks(self.accelerator)
         self._attn = attn
         model = self.default_model if model is None else model
@@ -186,6 +194,11 @@ class Agent(ABC, Generic[ConfigT]):
         if run is not None and self.ranks.is_main:
             description = self._description() | {"data": fingerprint(self.env.problems)}
             self.run = RunFolder(run, description | {"dtype": dtype} | lora.to_dict(), resume)
+        self._samples: Sequence[Attempt] = ()
+        self._tracking: Tracking | None = None
+        if trackers:
+            settings = hyperparameters(self._description() | {"dtype": dtype} | lora.to_dict())
+            self._tracking = Tracking(self.accelerator, log_project, self.run, self.name, settings)
         self.ranks.wait()  # no other rank writes to the folder before it is a run's
 
     def _load_model(
@@ -264,6 +277,8 @@ class Agent(ABC, Generic[ConfigT]):
         if self.run is not None:
             self.save(self.run.path / "model")
             self.run.finish()
+        if self._tracking is not None:
+            self._tracking.finish()
         self.ranks.wait()
 
     def _write(self, folder: Path) -> None:
@@ -396,13 +411,33 @@ class Agent(ABC, Generic[ConfigT]):
             _logger.warning("%d problems are over the token limits: their solutions are left out", left_out)
         return examples
 
+    def count(self, statistics: RolloutStatistics, seconds: float) -> dict[str, float]:
+        """Adds sampled attempts to the agent's totals, and keeps a few to show with what is logged next.
+
+        Args:
+            statistics: Statistics of the attempts of all ranks.
+            seconds: Wall time of sampling in seconds.
+
+        Returns:
+            The metrics of the attempts.
+        """
+        self.num_attempts += statistics.attempts
+        self.num_tokens += statistics.tokens
+        self._samples = statistics.samples
+        return statistics.metrics(seconds)
+
     def log(self, metrics: Mapping[str, float], callback: Callback | None, step: int | None = None) -> bool:
         """Records metrics, by default at the attempts sampled so far; returns whether learning continues.
 
         The callback is called on every process, and the main process's answer counts for all.
         """
+        step = self.num_attempts if step is None else step
+        attempts = [Shown.of(attempt, self.env.decode(attempt.completion)) for attempt in self._samples]
+        self._samples = ()
         if self.run is not None:
-            self.run.log(self.num_attempts if step is None else step, metrics)
+            self.run.log(step, metrics, attempts)
+        if self._tracking is not None:
+            self._tracking.log(step, with_aliases(metrics), attempts)
         going_on = callback is None or callback(self, dict(metrics)) is not False
         return self.ranks.broadcast(going_on)
 

@@ -83,9 +83,7 @@ class DPO(RoundsAgent[DPOConfig]):
             attempts = [attempt for part in self.ranks.gather(own) for attempt in part]
             for attempt in attempts:
                 statistics.add(attempt)
-            self.num_attempts += statistics.attempts
-            self.num_tokens += statistics.tokens
-            metrics |= statistics.metrics(time.perf_counter() - started)
+            metrics |= self.count(statistics, time.perf_counter() - started)
         self._pairs = make_pairs(attempts, self._key, config.pairs_per_problem, self.round_seed(number))
         metrics["rollout/pairs"] = float(len(self._pairs))
         if not self._pairs:

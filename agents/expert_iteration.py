@@ -181,9 +181,7 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
             count, wrong = count + their_count, wrong + their_wrong
         # In the order in which one process would have sampled them.
         kept = self._distinct(list(itertools.chain.from_iterable(part[-1] for part in parts)))
-        self.num_attempts += statistics.attempts
-        self.num_tokens += statistics.tokens
-        metrics |= statistics.metrics(time.perf_counter() - started)
+        metrics |= self.count(statistics, time.perf_counter() - started)
         metrics["rollout/skipped_prompts"] = env.num_skipped
         metrics["rollout/kept"] = count
         if self.config.reject_wrong_equations:

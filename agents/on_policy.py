@@ -369,9 +369,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         statistics = RolloutStatistics()
         for attempt in sampled:
             statistics.add(attempt)
-        self.num_attempts += statistics.attempts
-        self.num_tokens += statistics.tokens
-        metrics |= statistics.metrics(time.perf_counter() - started)
+        metrics |= self.count(statistics, time.perf_counter() - started)
         metrics["rollout/median_response_length"] = median_response_length(sampled)
         # The mean of -log pi over sampled tokens: unbiased for the entropy of the policy where it was.
         metrics["rollout/entropy"] = -sum(float(attempt.logprobs.sum()) for attempt in sampled) / statistics.tokens

@@ -116,9 +116,7 @@ class RCRL(Agent[RCRLConfig]):
         attempts = self._collect_pool() if self.config.pool is not None else self._collect_new(budget, progress_bar)
         for attempt in attempts:
             statistics.add(attempt)
-        self.num_attempts += statistics.attempts
-        self.num_tokens += statistics.tokens
-        metrics |= statistics.metrics(time.perf_counter() - started)
+        metrics |= self.count(statistics, time.perf_counter() - started)
         return attempts
 
     def _collect_pool(self) -> list[Attempt]:

@@ -30,6 +30,9 @@ class TrainOptions(EnvChoice):
         preset: Published recipe whose settings become the defaults, such as "dapo" or "dr-grpo" for grpo.
         total_episodes: Number of attempts to sample at most; by default the agent's settings alone decide.
         max_hours: Hours of wall time after which training stops, with everything saved that `--resume` needs.
+        log_with: Experiment trackers to send metrics and sample attempts to, beside TensorBoard: "wandb", "trackio" or
+            others that accelerate knows.
+        log_project: Project of the experiment trackers.
     """
 
     model: str | None = None
@@ -39,6 +42,8 @@ class TrainOptions(EnvChoice):
     preset: str | None = None
     total_episodes: int | None = None
     max_hours: float | None = None
+    log_with: tuple[str, ...] = ()
+    log_project: str = "tokengym"
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -75,6 +80,8 @@ def train(arguments: Sequence[str]) -> None:
             resume={"no": False, "yes": True}.get(options.resume, "auto"),
             seed=options.seed,
             preset=options.preset,
+            log_with=options.log_with,
+            log_project=options.log_project,
             **loading,
             **dataclasses.asdict(config),
         )

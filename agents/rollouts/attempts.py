@@ -19,6 +19,7 @@ from ...files import LineFile, lines
 from ...models.kept_tokens import KeptTokens
 
 _logger = logging.getLogger(__name__)
+_SAMPLES = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +74,8 @@ class RolloutStatistics:
 
     def __init__(self) -> None:
         self._sums: defaultdict[str, float] = defaultdict(float)
+        self.samples: list[Attempt] = []
+        """The first attempts at a few problems, to look at."""
 
     @property
     def attempts(self) -> int:
@@ -85,6 +88,8 @@ class RolloutStatistics:
 
     def add(self, attempt: Attempt) -> None:
         """Counts an attempt."""
+        if attempt.index == 0 and len(self.samples) < _SAMPLES:
+            self.samples.append(attempt)
         sums = self._sums
         sums["attempts"] += 1
         sums["tokens"] += len(attempt.completion)
@@ -99,6 +104,7 @@ class RolloutStatistics:
         """Adds what another process counted."""
         for name, value in other._sums.items():
             self._sums[name] += value
+        self.samples = [*self.samples, *other.samples][:_SAMPLES]
 
     def metrics(self, seconds: float) -> dict[str, float]:
         """Means over the attempts, by the names they are logged under.

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,11 +15,16 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 from ...files import finite, naming, read_json, read_jsonl, write_json, write_text
+from .tracking import Shown, with_aliases
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 CONFIG, METRICS, FINISHED, LOCK = "config.json", "metrics.jsonl", "finished.json", ".lock"
+TRACKING = "tracking.json"
+_AT_START = (CONFIG, LOCK, TRACKING, "wandb")
+_OUTCOMES = ("eval/maj@1", "rollout/mean_reward", "train/loss")
+"""Metrics that TensorBoard shows beside hyperparameters."""
 _PACKAGES = ("tokengym", "gymnasium", "torch", "transformers", "accelerate", "numpy")
 
 
@@ -36,7 +42,8 @@ class RunFolder:
     """A folder of its own for each run.
 
     It holds `config.json` (configuration, seed and versions), `metrics.jsonl` and TensorBoard events with the same
-    numbers, and what the agent adds. Scalars are logged against cumulative sampled attempts, the cost that all
+    numbers, also under the names of `tracking.ALIASES`, with hyperparameters and sample attempts, and what the agent
+    adds. Scalars are logged against cumulative sampled attempts, the cost that all
     algorithms share; agents that sample none log against optimizer steps. The folder is locked against other processes
     for as long as this object lives.
 
@@ -57,7 +64,7 @@ class RunFolder:
         self.path = Path(path)
         self._metrics = self.path / METRICS
         self._writer: SummaryWriter | None = None
-        config = json.loads(json.dumps(config))
+        self._config = config = json.loads(json.dumps(config))
         record = self.path / CONFIG
         begun = record.exists()
         if not begun and self.path.exists() and any(self.path.iterdir()):
@@ -91,25 +98,39 @@ class RunFolder:
         if self._writer is None:
             self._writer = self._events(purge_step=step + 1)
 
-    def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds one line of metrics at `step`."""
+    def log(self, step: int, scalars: Mapping[str, float], attempts: Sequence[Shown] = ()) -> None:
+        """Adds one line of metrics at `step`, and attempts to TensorBoard's texts."""
         if self._writer is None:
             self._writer = self._events()
         (self.path / FINISHED).unlink(missing_ok=True)
         with self._metrics.open("a") as file:
             file.write(json.dumps({"step": step, **finite(scalars)}) + "\n")
-        for name, value in scalars.items():
+        for name, value in with_aliases(scalars).items():
             self._writer.add_scalar(name, value, step)
+        for number, attempt in enumerate(attempts, 1):
+            self._writer.add_text(f"attempts/{number}", attempt.text(), step)
         self._writer.flush()
 
     def finish(self) -> None:
         """Marks the run as finished, until something is logged again."""
         write_json(self.path / FINISHED, {"finished": time.strftime("%Y-%m-%d %H:%M:%S")})
 
+    def key(self) -> str:
+        """An id of the run for experiment trackers, eight hexadecimal digits that stay when it is resumed."""
+        record = self.path / TRACKING
+        if not record.exists():
+            write_json(record, {"id": secrets.token_hex(4)})
+        return read_json(record)["id"]
+
     def _events(self, purge_step: int | None = None) -> "SummaryWriter":
         from torch.utils.tensorboard import SummaryWriter  # here and not above: it imports PyTorch
+        from torch.utils.tensorboard.summary import hparams
 
-        return SummaryWriter(str(self.path), purge_step=purge_step)
+        writer = SummaryWriter(str(self.path), purge_step=purge_step)
+        assert writer.file_writer is not None  # noqa: S101 - it is made with the writer
+        for summary in hparams(hyperparameters(self._config), dict.fromkeys(_OUTCOMES, 0.0)):
+            writer.file_writer.add_summary(summary)  # `add_hparams` would begin a folder of its own
+        return writer
 
     def _keep(self, lines: Sequence[Mapping[str, Any]]) -> None:
         write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
@@ -117,7 +138,17 @@ class RunFolder:
 
 def has_progress(path: Path) -> bool:
     """True if a run's folder holds more than its configuration: a run that failed at its start leaves nothing else."""
-    return any(file.name not in (CONFIG, LOCK) and "tfevents" not in file.name for file in path.iterdir())
+    return any(file.name not in _AT_START and "tfevents" not in file.name for file in path.iterdir())
+
+
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """A run's configuration as dashboards take it: flat, lists as text, without what is `None`."""
+    flat = {name.removeprefix("config."): value for name, value in _flat(config).items()}
+    return {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for name, value in flat.items()
+        if value is not None
+    }
 
 
 def lock(path: Path) -> object:
