@@ -218,10 +218,10 @@ class RCRL(Agent[RCRLConfig]):
     def _scores(self, attempts: Sequence[Attempt], ends: Sequence[IntArray]) -> list[FloatArray]:
         """Scores of each step, or of each whole attempt, by an outcome model; an attempt that was cut off scores 0."""
         config = self.config
-        judge = OutcomeModel.load(config.outcome_model or "", self.tokenizer, device=str(self.model.device))
+        judge = OutcomeModel.load(config.orm or "", self.tokenizer, device=str(self.model.device))
         if judge.kind != config.label_source:
             judge.check_probability("label_source")
-            raise ValueError(f"{config.outcome_model!r} is an {judge.kind}: set label_source={judge.kind!r}")
+            raise ValueError(f"{config.orm!r} is an {judge.kind}: set label_source={judge.kind!r}")
         sequences = [np.append(attempt.prompt, attempt.completion).astype(np.int64) for attempt in attempts]
         positions = [len(attempt.prompt) + steps for attempt, steps in zip(attempts, ends, strict=True)]
         scores = judge.score(sequences, positions, config.micro_batch_tokens)

@@ -130,7 +130,8 @@ def _paper(arguments: Sequence[str]) -> None:
     def run(grid: Annotated[paper.PaperGrid, MAIN]) -> None:
         paper.show(grid, say)
 
-    run_command(run, "tokengym bench paper", arguments, summary(paper).removeprefix("`tokengym bench paper`: "))
+    description = summary(paper).removeprefix("`tokengym bench paper`: ")
+    run_command(run, "tokengym bench paper", arguments, description, {"output": "folder"})
 
 
 def _models(arguments: Sequence[str]) -> None:

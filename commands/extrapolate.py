@@ -22,7 +22,7 @@ class ExtrapolateOptions(EnvChoice):
         alpha: Distances beyond the stronger model, in multiples of its distance from the weaker. Several are compared
             on the validation split, and the best is saved; 0 stands for the stronger model itself.
         problems: Number of validation problems to compare on.
-        output: Folder for the model; the default is a new one, `runs/extrapolate-DATE-TIME`.
+        folder: Folder for the model; the default is a new one, `runs/extrapolate-DATE-TIME`.
         num_envs: Environment slots, which are rows of the decoder's batch.
         device: Device such as "cpu" or "cuda"; the default is a GPU if there is one.
         attn: Attention implementation such as sdpa or eager; the default is transformers' choice.
@@ -33,7 +33,7 @@ class ExtrapolateOptions(EnvChoice):
     stronger: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="STRONGER")]]
     alpha: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.5)
     problems: int = 200
-    output: Path | None = None
+    folder: Path | None = None
     num_envs: int = 64
     device: str | None = None
     attn: str | None = None
@@ -51,9 +51,9 @@ def extrapolate(arguments: Sequence[str]) -> None:
         from ..models import load
 
         set_threads(options.threads)
-        folder = options.output or Path("runs") / time.strftime("extrapolate-%Y%m%d-%H%M%S")
+        folder = options.folder or Path("runs") / time.strftime("extrapolate-%Y%m%d-%H%M%S")
         if folder.exists():
-            raise ValueError(f"{folder} is there already: give another folder by --output")
+            raise ValueError(f"{folder} is there already: give another by --folder")
         if not options.alpha:
             raise ValueError("--alpha takes at least one number")
         stronger = load_policy(options.stronger, device=options.device, attn=options.attn)
@@ -77,4 +77,4 @@ def extrapolate(arguments: Sequence[str]) -> None:
         save_policy(extrapolated(weaker, stronger, alpha), folder, {**record, "alpha": alpha})
         say(f"the model at alpha {alpha:g} is in {folder}")
 
-    run_command(run, "tokengym extrapolate", arguments, extrapolate.__doc__)
+    run_command(run, "tokengym extrapolate", arguments, extrapolate.__doc__, {"output": "folder"})

@@ -74,7 +74,7 @@ def render(arguments: Sequence[str]) -> None:
             options.source,
             Wanted(count, options.verdict, options.problem),
             make_spec,
-            outcome_model=options.orm,
+            orm=options.orm,
             temperature=options.temperature,
             seed=options.seed,
         )

@@ -53,9 +53,11 @@ SMALLER = {
     "--validation-problems 2 --env-args steps=1",
     "--demonstrations 64 --epochs 1 --batch-size 16": "--demonstrations 4 --epochs 1 --validation-problems 2 "
     "--batch-size 4",
-    "runs/short-sft --problems 200 --output": "runs/short-sft --problems 2 --alpha 0.5 1 --output",
+    "runs/short-sft --problems 200 --folder": "runs/short-sft --problems 2 --alpha 0.5 1 --folder",
     "--model runs/expo --problems 200": "--model runs/expo --problems 2 --n 0",
     "--agent ppo --model meta-llama/Llama-2-7b-hf": "--agent ppo --model tokengym/tiny",
+    "--log-with wandb trackio --log-project sums": "--iterations 1 --problems-per-iteration 2 --samples-per-problem 2 "
+    "--validation-problems 0 --env-args max_new_tokens=8",
     "--preset dapo": "--preset dapo --iterations 1 --problems-per-iteration 2 --samples-per-problem 8 "
     "--validation-problems 0 --env-args max_new_tokens=8",
 }

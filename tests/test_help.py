@@ -244,3 +244,15 @@ def test_names_of_the_version_before_lead_to_those_of_today(capsys) -> None:
         "tokengym: --start-from is called --base now, and its old name goes with the next version\n"
         "tokengym: --continuations is called --rollouts-per-step now, and its old name goes with the next version\n"
     )
+    for command in (
+        ["train", "rcrl", "--outcome-model", "x"],
+        ["bench", "paper", "--output", "x"],
+        ["extrapolate", "--output", "x"],
+    ):
+        with contextlib.suppress(SystemExit):
+            command_line.main([*command, "--help"])
+    assert [line.split()[1:5] for line in capsys.readouterr().err.splitlines()] == [
+        ["--outcome-model", "is", "called", "--orm"],
+        ["--output", "is", "called", "--folder"],
+        ["--output", "is", "called", "--folder"],
+    ]

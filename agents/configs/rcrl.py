@@ -1,8 +1,9 @@
 """Settings of return-conditioned reinforcement learning."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
@@ -27,7 +28,7 @@ class RCRLConfig(FineTuneConfig):
         label_source: Value of a step: the share of continuations from its end that succeed ("monte_carlo"), or the
             score of an outcome model ("orm", "sorm"). The value of a whole attempt is its return, or that
             score. [Havrilla et al. 2024]
-        outcome_model: Outcome model that scores for the label sources "orm" and "sorm": the `model` folder of its run.
+        orm: Outcome model that scores for the label sources "orm" and "sorm": the `model` folder of its run.
         rollouts_per_step: Continuations that are sampled from the end of each step. [Havrilla et al. 2024, GLoRe]
         threshold: Least value of a step that is labeled [GOOD]; a tie is good. [Havrilla et al. 2024]
         return_edges: Returns, ascending, that divide attempts into numeric labels, in place of [BAD] and [GOOD].
@@ -42,6 +43,8 @@ class RCRLConfig(FineTuneConfig):
             measured on after training; 0 turns validation off. [choice]
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"outcome_model": "orm"}
+
     base: str | None = None
     pool: str | None = None
     problems: Count | None = None
@@ -49,7 +52,7 @@ class RCRLConfig(FineTuneConfig):
     temperature: float = 1.0
     granularity: Literal["step", "attempt"] = "step"
     label_source: Literal["monte_carlo", "orm", "sorm"] = "monte_carlo"
-    outcome_model: str | None = None
+    orm: str | None = None
     rollouts_per_step: Count = 8
     threshold: float = 0.5
     return_edges: tuple[float, ...] | None = None
@@ -65,9 +68,9 @@ class RCRLConfig(FineTuneConfig):
             object.__setattr__(self, "return_edges", tuple(self.return_edges))
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0 to explore, got {self.temperature}")
-        if (self.label_source == "monte_carlo") != (self.outcome_model is None):
+        if (self.label_source == "monte_carlo") != (self.orm is None):
             raise ValueError(
-                f"label_source={self.label_source!r} and outcome_model={self.outcome_model!r} do not go together: an "
+                f"label_source={self.label_source!r} and orm={self.orm!r} do not go together: an "
                 "outcome model is what 'orm' and 'sorm' score by, and 'monte_carlo' needs none"
             )
         self._check_returns()

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ...extras import need
 from ...files import write_json, write_text
+from ...settings import Count, check_settings
 from ..jobs import Job, run_plan
 from ..reports.content import Cell, MissingCell, Report, ResultTable
 from ..reports.html import write_report
@@ -103,7 +104,7 @@ class PaperGrid:
         scale: Settings of all systems: "tiny" (built-in model, two hours of one core for each seed), or SmolLM2-135M on
             one GPU with GSM8K ("smollm2") or SVAMP ("smollm2-svamp"), or commands for eight GPUs ("llama2-7b").
         seeds: Number of seeds, which are 0, 1, and so on.
-        output: Folder of all jobs and the report, by default `runs/paper-SCALE`; the same command in the same folder
+        folder: Folder of all jobs and the report, by default `runs/paper-SCALE`; the same command in the same folder
             continues what was stopped.
         workers: Jobs at the same time, each with threads of its own; by default as many as there are cores for, and
             one on a GPU.
@@ -113,22 +114,20 @@ class PaperGrid:
     """
 
     scale: str = "tiny"
-    seeds: int = 3
-    output: Path | None = None
-    workers: int | None = None
+    seeds: Count = 3
+    folder: Path | None = None
+    workers: Count | None = None
     data: str | None = None
     ablations: bool = False
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_settings(self)
 
     @property
-    def folder(self) -> Path:
-        return self.output or Path("runs") / f"paper-{self.scale}"
+    def path(self) -> Path:
+        """Folder of all jobs and the report."""
+        return self.folder or Path("runs") / f"paper-{self.scale}"
 
     @property
     def settings(self) -> Scale:
@@ -154,7 +153,7 @@ class PaperGrid:
     @property
     def command(self) -> str:
         """That runs it again."""
-        options = {"scale": self.scale, "seeds": self.seeds, "output": self.folder, "workers": self.processes}
+        options = {"scale": self.scale, "seeds": self.seeds, "folder": self.path, "workers": self.processes}
         if self.data is not None:
             options["data"] = self.data
         flags = ["--ablations"] if self.ablations else []
@@ -181,17 +180,17 @@ def run(grid: PaperGrid, say: Callable[[Any], object] = lambda line: None) -> Re
     if scale.launcher is not None:
         raise ValueError(f"scale {scale.name!r} is run by commands, not here: `write_commands` writes them")
     jobs = plan(scale, seeds)
-    with _WallTime(grid.folder) as wall:
+    with _WallTime(grid.path) as wall:
 
         def progress(line: str) -> None:
             wall.save()
             say(line)
 
-        states = run_plan(jobs, grid.folder, workers=grid.processes, say=progress)
+        states = run_plan(jobs, grid.path, workers=grid.processes, say=progress)
     results = Results(scale, seeds, {job.name: job for job in jobs}, states)
     report = assemble(results, command=grid.command, started=wall.started, seconds=wall.seconds)
-    write_report(report, grid.folder)
-    write_text(grid.folder / "report.json", report.to_json() + "\n")
+    write_report(report, grid.path)
+    write_text(grid.path / "report.json", report.to_json() + "\n")
     return report
 
 
@@ -206,13 +205,13 @@ def show(grid: PaperGrid, say: Callable[[Any], object]) -> None:
         say(dry_run(scale, range(grid.seeds)))
         return
     if scale.launcher is not None:
-        path = write_commands(scale, range(grid.seeds), grid.folder)
+        path = write_commands(scale, range(grid.seeds), grid.path)
         say(f"every job of {scale.name} takes a whole machine of GPUs: the commands to give there are in {path}")
         return
     try:
         report = run(grid, say)
     except KeyboardInterrupt:
-        say(f"interrupted: what was finished is in {grid.folder}, and the same command goes on")
+        say(f"interrupted: what was finished is in {grid.path}, and the same command goes on")
         raise
     for result in report.tables:
         say(result_table(result))
@@ -220,7 +219,7 @@ def show(grid: PaperGrid, say: Callable[[Any], object]) -> None:
         say(f"{finding.verdict}: {finding.text}")
     for reason in missing(report):
         say(f"missing: {reason}")
-    say(f"report, with figures and attempts: {grid.folder / 'report.html'}")
+    say(f"report, with figures and attempts: {grid.path / 'report.html'}")
 
 
 def result_table(result: ResultTable) -> Table:

@@ -188,7 +188,7 @@ def _all(scale: Scale) -> Iterator[System]:
 
     labels = {**fine_tuning, "problems": scale.problems, "base": scale.model, **scale.rcrl}
     yield System("rcrl", "RCRL", "rcrl", output("ei", MODEL), labels)
-    judged = {"label_source": "orm", "outcome_model": output(JUDGE, MODEL), "pool": output("rcrl", "run/pool")}
+    judged = {"label_source": "orm", "orm": output(JUDGE, MODEL), "pool": output("rcrl", "run/pool")}
     yield System("orm_rcrl", "ORM RCRL", "rcrl", output("ei", MODEL), {**labels, **judged})
 
     rewards: dict[str, tuple[str, Any]] = {
@@ -241,5 +241,5 @@ def _ablations(ppo: Mapping[str, Any], ei: Mapping[str, Any], rcrl: Mapping[str,
     yield System(
         "ablations/rcrl_positive", "RCRL, nine in ten correct", "rcrl", expert, {**pooled, "positive_ratio": 0.9}
     )
-    judged = {"label_source": "sorm", "outcome_model": output("ablations/sorm", MODEL)}
+    judged = {"label_source": "sorm", "orm": output("ablations/sorm", MODEL)}
     yield System("ablations/sorm_rcrl", "SORM RCRL", "rcrl", expert, {**pooled, **judged})

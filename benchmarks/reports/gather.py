@@ -70,7 +70,7 @@ def gather(
     wanted: Wanted,
     make_spec: Callable[[EnvSpec | None], EnvSpec],
     *,
-    outcome_model: str | Path | None = None,
+    orm: str | Path | None = None,
     temperature: float = 1.0,
     num_envs: int = 64,
     seed: int = 0,
@@ -83,7 +83,7 @@ def gather(
             recorded no attempts stands for its trained model.
         wanted: Selection of attempts.
         make_spec: Returns the environment, given the one the run or the model was trained on, or `None`.
-        outcome_model: Folder of an outcome model that scores every step.
+        orm: Folder of an outcome model that scores every step.
         temperature: Sampling temperature of a model; 0 is greedy.
         num_envs: Environment slots of a model.
         seed: Seed of a model's samples.
@@ -116,7 +116,7 @@ def gather(
         found = {str(source): wanted.choose(collect(policy, env, min(most, env.size or most), seed=seed))}
     if not any(found.values()):
         raise ValueError(f"{source} has no attempts" + (f" with {wanted}" if str(wanted) else ""))
-    judge = None if outcome_model is None else OutcomeModel.load(outcome_model, tokenizer)
+    judge = None if orm is None else OutcomeModel.load(orm, tokenizer)
     return [
         record
         for system, attempts in found.items()

@@ -59,7 +59,7 @@ def test_what_is_saved_is_the_best_model_and_loads_and_evaluates(
 ) -> None:
     out = tmp_path / "expo"
     arguments = ["extrapolate", str(folder), str(stronger), "--device", "cpu", "--num-envs", "4", *EASY]
-    assert main([*arguments, "--alpha", "0.5", "1", "--problems", "3", "--output", str(out)]) == 0
+    assert main([*arguments, "--alpha", "0.5", "1", "--problems", "3", "--folder", str(out)]) == 0
     shown = capsys.readouterr().out
     record = json.loads((out / "extrapolation.json").read_text())
     assert set(record["validation"]) == {"0.5", "1"}
@@ -69,10 +69,10 @@ def test_what_is_saved_is_the_best_model_and_loads_and_evaluates(
     assert all(torch.equal(p, expected[name]) for name, p in weights(load_policy(out).model).items())
     assert main(["eval", "--model", str(out), "--n", "0", "--problems", "2", "--device", "cpu", *EASY]) == 0
 
-    assert main([*arguments, "--alpha", "2", "--output", str(out)]) == 1
-    assert "is there already: give another folder by --output" in capsys.readouterr().err
-    assert main([*arguments, "--alpha", "2", "--output", str(tmp_path / "single")]) == 0
+    assert main([*arguments, "--alpha", "2", "--folder", str(out)]) == 1
+    assert "is there already: give another by --folder" in capsys.readouterr().err
+    assert main([*arguments, "--alpha", "2", "--folder", str(tmp_path / "single")]) == 0
     assert "validation" not in json.loads((tmp_path / "single" / "extrapolation.json").read_text())
-    assert main(["extrapolate", "tokengym/tiny", str(stronger), "--output", str(tmp_path / "x")]) == 1
+    assert main(["extrapolate", "tokengym/tiny", str(stronger), "--folder", str(tmp_path / "x")]) == 1
     assert "the tokenizers of 'tokengym/tiny' and" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

@@ -235,7 +235,7 @@ def test_labels_by_an_outcome_model(make, make_model, tmp_path, monkeypatch, kin
     monkeypatch.setattr(RCRL, "_scale", scale)
     monkeypatch.setattr(rcrl, "label_prefixes", None)  # nothing is continued
     agent = make(
-        label_source=kind, outcome_model=str(tmp_path / "judge"), granularity=granularity, positive_ratio=None,
+        label_source=kind, orm=str(tmp_path / "judge"), granularity=granularity, positive_ratio=None,
         epochs=1, validation_problems=0,
     ).learn()  # fmt: skip
     assert len({round(float(value), 3) for item in judged for value in item.values}) > 5
@@ -249,7 +249,7 @@ def test_labels_by_an_outcome_model(make, make_model, tmp_path, monkeypatch, kin
             assert value == pytest.approx(0 if cut_off else expected, abs=1e-5)
     wrong = {"orm": "sorm", "sorm": "orm"}[kind]
     with pytest.raises(ValueError, match=f"is an {kind}: set label_source='{kind}'"):
-        make(label_source=wrong, outcome_model=str(tmp_path / "judge")).learn()
+        make(label_source=wrong, orm=str(tmp_path / "judge")).learn()
     assert agent.num_attempts == 40
 
 
@@ -437,8 +437,8 @@ def test_a_base_model_that_does_not_fit(make, make_model, tmp_path) -> None:
     [
         ({"granularity": "token"}, "granularity must be one of step, attempt"),
         ({"label_source": "oracle"}, "label_source must be one of monte_carlo, orm, sorm"),
-        ({"label_source": "orm"}, "'orm' and outcome_model=None do not go together"),
-        ({"outcome_model": "x"}, "'monte_carlo' and outcome_model='x' do not go together"),
+        ({"label_source": "orm"}, "'orm' and orm=None do not go together"),
+        ({"orm": "x"}, "'monte_carlo' and orm='x' do not go together"),
         ({"positive_ratio": 1.5}, "positive_ratio must be between 0 and 1"),
         ({"return_edges": (1.0,)}, 'set granularity="attempt"'),
         ({"granularity": "attempt", "return_edges": (2.0, 1.0)}, "one or more ascending numbers"),

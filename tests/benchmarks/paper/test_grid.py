@@ -184,12 +184,12 @@ def test_results_of_another_configuration_are_refused(tmp_path, capsys) -> None:
     folder = tmp_path / job.name
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps({"version": "0.0.0", "settings": {}, "seconds": 1.0, "result": {}}))
-    assert main(["bench", "paper", "--seeds", "1", "--output", str(tmp_path)]) == 1
+    assert main(["bench", "paper", "--seeds", "1", "--folder", str(tmp_path)]) == 1
     assert re.search(r"result\.json is the result of another run \(version: '0\.0\.0' -> ", capsys.readouterr().err)
 
 
 def test_the_commands_of_a_large_scale_are_ones_that_the_command_line_takes(tmp_path, capsys) -> None:
-    assert main(["bench", "paper", "--scale", "llama2-7b", "--seeds", "1", "--output", str(tmp_path)]) == 0
+    assert main(["bench", "paper", "--scale", "llama2-7b", "--seeds", "1", "--folder", str(tmp_path)]) == 0
     assert "commands.sh" in capsys.readouterr().out
     lines = (tmp_path / "commands.sh").read_text().splitlines()[3:]
     launcher = shlex.split(paper_scale("llama2-7b").launcher or "")
@@ -225,7 +225,7 @@ def test_the_commands_of_a_large_scale_are_ones_that_the_command_line_takes(tmp_
         }
         assert {flag.removeprefix("no_") if flag not in known else flag for flag in flags} <= known
     with pytest.raises(ValueError, match="is run by commands"):
-        paper.run(PaperGrid("llama2-7b", output=tmp_path))
+        paper.run(PaperGrid("llama2-7b", folder=tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------- results and reports
