@@ -1,5 +1,6 @@
 """Base of agents that alternate between sampling attempts and updates on them: REINFORCE, GRPO, PPO."""
 
+import logging
 import math
 import time
 from abc import abstractmethod
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..envs.curriculum import Batch
+from ..envs.curriculum import Batch, Subset
 from ..files import new_folder
 from ..models.engine.sampling import NonFiniteLogitsError, SamplingConfig
 from ..models.kept_tokens import KeptTokens
@@ -26,6 +27,7 @@ from .evaluation.evaluate import median_response_length, validate
 from .rollouts.attempts import Attempt, AttemptFile, RolloutStatistics
 from .rollouts.collect import collect
 from .rollouts.groups import Groups, sample_groups
+from .rollouts.pass_rates import PassRates
 from .training.advantages import overlong_penalty
 from .training.alarms import Alarms
 from .training.checkpoints import load_checkpoint, load_tensors, save_checkpoint
@@ -33,6 +35,8 @@ from .training.fine_tuning import restore, snapshot
 from .training.learner import Learner, NonFiniteError, with_rate
 from .training.losses import importance_weights, k3_divergence, log_ratios, masked_aggregate
 from .training.memory import Work
+
+_logger = logging.getLogger(__name__)
 
 # Rate of policy gradients over that of fine-tuning: 1e-6 and 2e-5 in Havrilla et al. 2024.
 RATE_RATIO = 0.05
@@ -139,6 +143,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         iterations = self._iterations(total_episodes)
         self.env.check_prompts()
         checkpoints = None if self.run_path is None else self.run_path / "training"
+        self._check_pass_rates(total_episodes, begins=reset or self._progress is None)
         if reset and checkpoints is not None and checkpoints.exists():
             raise ValueError(
                 f"{self.run_path} holds what was learned: to begin anew, make an agent with another folder"
@@ -150,7 +155,8 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
             if checkpoints is not None and self.ranks.is_main:
                 self._save_progress(checkpoints)  # resumed, the run goes on to the end of this call
         progress, learner, best = self._progress, self._progress.learner, self._progress.best
-        alarms = Alarms()
+        if config.filters and progress.problems is None:
+            progress.problems = self._filter(progress_bar)
         validation = self.make_validation_env() if config.validation_problems else None
         if validation is not None:
             validation.check_prompts(config.validation_problems)
@@ -163,6 +169,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         episodes = config.problems_per_iteration * config.samples_per_problem
         budget = math.inf if total_episodes is None else progress.first_attempts + total_episodes
         curriculum, end = self.env.curriculum, progress.first + iterations
+        chosen = curriculum if progress.problems is None else Subset(curriculum, progress.problems)
         try:
             with self.progress((end - progress.iteration) * episodes, self.name, progress_bar) as bar:
                 for iteration in range(progress.iteration, end):
@@ -171,7 +178,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
                         break
                     began = time.perf_counter()
                     metrics: dict[str, float] = {}
-                    self.env.curriculum = Batch(curriculum, config.samples_per_problem)
+                    self.env.curriculum = Batch(chosen, config.samples_per_problem)
                     attempts: list[Attempt] = []
                     with self._kept_if_not_finite(attempts, iteration, learner):
                         groups = self._sample(iteration, left, attempts, metrics, bar.update)
@@ -195,7 +202,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
                     for part in ("rollout", "train"):
                         seconds = metrics[f"time/{part}_seconds"]
                         metrics[f"time/{part}_share"] = seconds / (time.perf_counter() - began)
-                    metrics |= alarms.watch(metrics, iteration)
+                    metrics |= progress.alarms.watch(metrics, iteration)
                     progress.iteration = iteration + 1
                     going_on = self.log(metrics, callback)
                     last = last or not going_on or best.age == config.patience
@@ -227,12 +234,73 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         best = _Best(**state.get("best", {}), weights=_part(tensors, "best/"))
         self.env.curriculum.load_state_dict(state.get("curriculum", {}))
         progress = _Progress(learner, best, begin, state.get("first", 0), state.get("first_attempts", 0))
+        progress.problems = state.get("problems")
+        progress.alarms.load_state_dict(state.get("alarms", {}))
         if loaded:
             progress.extend(iterations, self.updates_per_iteration, self.num_attempts)
         if self.run is not None:
             # What a killed process logged after its last checkpoint, or at all.
             self.run.rewind(self.num_attempts if begin else -1)
         return progress
+
+    def _check_pass_rates(self, budget: int | None, begins: bool) -> None:
+        """Raises `ValueError` if problems cannot be chosen by their pass rates, or for more attempts than allowed."""
+        config = self.config
+        if not config.filters:
+            return
+        if config.pass_rate_problems is None and self.env.size is None:
+            raise ValueError(
+                "this environment's problems never end: set `pass_rate_problems`, how many to choose from by their "
+                "pass rates"
+            )
+        pool = self._rated_problems() * config.pass_rate_attempts
+        episodes = config.problems_per_iteration * config.samples_per_problem
+        if begins and self._loaded is None and budget is not None and budget < pool + episodes:
+            raise ValueError(
+                f"pass rates take {pool} attempts and one iteration {episodes}, more than total_episodes={budget}: "
+                "raise it, or lower pass_rate_problems, pass_rate_attempts or problems_per_iteration"
+            )
+
+    def _rated_problems(self) -> int:
+        return self.count_problems(self.config.pass_rate_problems)
+
+    def _filter(self, progress_bar: bool) -> list[int]:
+        """Indices of the problems whose pass rates are within the bounds, by attempts of the policy as it is."""
+        config, started, statistics = self.config, time.perf_counter(), RolloutStatistics()
+        ours = self.collect_attempts(
+            self.policy.with_sampling(**asdict(self.sampling)),
+            self.env,
+            self._rated_problems(),
+            config.pass_rate_attempts,
+            seed=self.seed,
+            folder=None if self.run_path is None else self.run_path / "pass-rates",
+            description="pass rates",
+            progress_bar=progress_bar,
+        )
+        attempts = [attempt for part in self.ranks.gather(ours) for attempt in part]
+        for attempt in attempts:
+            statistics.add(attempt)
+        self.num_attempts += statistics.attempts
+        self.num_tokens += statistics.tokens
+        rates = PassRates.of(attempts, config.pass_rate_attempts)
+        problems = rates.between(config.min_pass_rate, config.max_pass_rate, self.env.problems)
+        metrics = {
+            "filter/attempts": float(statistics.attempts),
+            "filter/problems": float(len(rates.rates)),
+            "filter/kept": float(len(problems)),
+            "filter/success_rate": float(np.mean(list(rates.rates.values()))),
+            "time/filter_seconds": time.perf_counter() - started,
+        }
+        self.log(metrics, None)
+        if self.ranks.is_main:
+            _logger.info("%d of %d problems have a pass rate within the bounds", len(problems), len(rates.rates))
+            if len(problems) < config.problems_per_iteration:
+                _logger.warning(
+                    "an iteration has %d problems, and only %d are left to train on: some come several times in each; "
+                    "raise pass_rate_problems, widen min_pass_rate and max_pass_rate, or lower problems_per_iteration",
+                    config.problems_per_iteration, len(problems),
+                )  # fmt: skip
+        return problems
 
     def _save_progress(self, folder: Path, further: Mapping[str, Tensor] | None = None) -> None:
         """Writes a checkpoint of all that learning continues from, with further tensors of the agent's."""
@@ -242,6 +310,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         state |= {"first": progress.first, "first_attempts": progress.first_attempts}
         state |= {"first_step": progress.learner.first_step, "agent": self.state()}
         state |= {"best": {"accuracy": best.accuracy, "age": best.age}}
+        state |= {"problems": progress.problems, "alarms": progress.alarms.state_dict()}
         state |= {"curriculum": (curriculum.curriculum if isinstance(curriculum, Batch) else curriculum).state_dict()}
         tensors = {f"best/{name}": tensor for name, tensor in best.weights.items()}
         tensors |= {f"agent/{name}": tensor for name, tensor in {**self.tensors(), **(further or {})}.items()}
@@ -412,6 +481,8 @@ class _Progress:
         iteration: Iterations done.
         first: Iterations done before the newest call of `learn`.
         first_attempts: Attempts sampled before it.
+        problems: Indices of the problems to train on, if they were chosen by their pass rates.
+        alarms: Warnings given, and what they compare with.
     """
 
     learner: Learner
@@ -419,6 +490,8 @@ class _Progress:
     iteration: int = 0
     first: int = 0
     first_attempts: int = 0
+    problems: list[int] | None = None
+    alarms: Alarms = field(default_factory=Alarms)
 
     def extend(self, iterations: int, updates: int, attempts: int) -> None:
         """Begins another call of `learn`."""

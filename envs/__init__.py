@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         Curriculum,
         PrioritizedReplay,
         Sequential,
+        Subset,
         Uniform,
         make_curriculum,
     )
@@ -52,6 +53,7 @@ __all__ = [
     "PromptEncoder",
     "SB3VecEnv",
     "Sequential",
+    "Subset",
     "TokenEnv",
     "TokenVectorEnv",
     "Uniform",
@@ -73,6 +75,7 @@ __getattr__, __dir__ = lazy_names(
             "Curriculum",
             "PrioritizedReplay",
             "Sequential",
+            "Subset",
             "Uniform",
             "make_curriculum",
         ),

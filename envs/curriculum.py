@@ -3,7 +3,7 @@
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -296,6 +296,47 @@ class PrioritizedReplay(Curriculum):
         self._draws, self._num_new = int(state.get("draws", 0)), int(state.get("new", 0))
         self._problems = Uniform()
         self._problems.load_state_dict(state.get("problems", {}))
+
+
+class Subset(Curriculum):
+    """Another curriculum, over some of a source's problems.
+
+    Args:
+        curriculum: Curriculum that chooses among them.
+        indices: Indices of the problems, one at least.
+
+    Raises:
+        ValueError: There are no indices.
+    """
+
+    def __init__(self, curriculum: Curriculum, indices: Sequence[int]) -> None:
+        if not indices:
+            raise ValueError("a subset needs at least one problem")
+        self.curriculum = curriculum
+        self.indices = indices
+
+    def next(self, rng: np.random.Generator, size: int) -> int | str:
+        key = self.curriculum.next(rng, len(self.indices))
+        return key if isinstance(key, str) else self.indices[key]
+
+    def prefix(self, problem: _Problem) -> str:
+        return self.curriculum.prefix(problem)
+
+    @property
+    def stage(self) -> int:
+        return self.curriculum.stage
+
+    def ended(self, problem: _Problem, is_success: bool, stage: int) -> None:
+        self.curriculum.ended(problem, is_success, stage)
+
+    def metrics(self) -> dict[str, float]:
+        return self.curriculum.metrics()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.curriculum.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.curriculum.load_state_dict(state)
 
 
 class Batch(Curriculum):

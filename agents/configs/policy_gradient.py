@@ -39,6 +39,14 @@ class PolicyGradientConfig(OptimizerConfig):
         patience: Stop after this many validations without improvement; `None` never stops. [choice]
         dynamic_sampling: Largest number of extra sampling rounds that replace groups with equal rewards, which teach
             nothing, by groups at new problems; 0 samples once. [Yu et al. 2025: 10]
+        min_pass_rate: Least pass rate of the problems to train on, of attempts made before training; `None` sets no
+            lower bound. Problems outside of the bounds are left out of the whole run. [choice]
+        max_pass_rate: Largest pass rate of the problems to train on, of attempts made before training; `None` sets no
+            upper bound. [choice]
+        pass_rate_attempts: Attempts at each problem that its pass rate is measured by, where there are
+            bounds. [choice]
+        pass_rate_problems: Number of problems whose pass rates are measured, the first of the split; `None` measures
+            all, and endless sources need a number. [choice]
         truncated: Treatment of attempts that reach their token limit: "learn" trains on them like on others, "mask"
             leaves them out of the loss (DAPO's overlong filtering). [choice]
         overlong_buffer: Last share of the token limit over which a penalty on the reward grows linearly (DAPO's soft
@@ -68,6 +76,10 @@ class PolicyGradientConfig(OptimizerConfig):
     keep_best: bool = False
     patience: Count | None = None
     dynamic_sampling: CountOrZero = 0
+    min_pass_rate: Share | None = None
+    max_pass_rate: Share | None = None
+    pass_rate_attempts: Count = 8
+    pass_rate_problems: Count | None = None
     truncated: Literal["learn", "mask"] = "learn"
     overlong_buffer: float = 0.0
     overlong_penalty: NonNegative = 1.0
@@ -87,8 +99,18 @@ class PolicyGradientConfig(OptimizerConfig):
             )
         if self.dynamic_sampling and self.samples_per_problem < 2:
             raise ValueError("dynamic_sampling compares attempts at one problem: set samples_per_problem to 2 or more")
+        low, high = self.min_pass_rate, self.max_pass_rate
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_pass_rate is {low}, above max_pass_rate, {high}: lower it, or raise max_pass_rate")
+        if self.pass_rate_problems is not None and not self.filters:
+            raise ValueError("pass_rate_problems is set, but no min_pass_rate or max_pass_rate: nothing is filtered")
         if not 0 <= self.importance_floor <= 1 <= self.importance_cap:
             raise ValueError(
                 "importance_floor must be between 0 and 1 and importance_cap at least 1, got "
                 f"{self.importance_floor} and {self.importance_cap}"
             )
+
+    @property
+    def filters(self) -> bool:
+        """True if problems are chosen by their pass rates before training."""
+        return self.min_pass_rate is not None or self.max_pass_rate is not None

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from typing import Any
 
 _logger = logging.getLogger(__name__)
 
@@ -23,9 +24,19 @@ class Alarms:
     """
 
     def __init__(self) -> None:
-        self._entropy = self._mismatch = math.nan
-        self._uniform = 0
-        self._ringing: set[str] = set()
+        self.load_state_dict({})
+
+    def state_dict(self) -> dict[str, Any]:
+        """What warnings depend on besides the newest metrics, as JSON values."""
+        first = {"entropy": self._entropy, "mismatch": self._mismatch}
+        state = {name: None if math.isnan(value) else value for name, value in first.items()}
+        return {**state, "uniform": self._uniform, "ringing": sorted(self._ringing)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from what `state_dict` returned; an empty mapping is the beginning."""
+        first = [state.get(name) for name in ("entropy", "mismatch")]
+        self._entropy, self._mismatch = (math.nan if value is None else float(value) for value in first)
+        self._uniform, self._ringing = int(state.get("uniform", 0)), set(state.get("ringing", ()))
 
     def watch(self, metrics: Mapping[str, float], iteration: int) -> dict[str, float]:
         """Warns of what an iteration's metrics show; what is to be logged of it, `alarm/<name>`: 1 for each cause."""

@@ -14,6 +14,7 @@ from tokengym.envs import (
     Problem,
     ProblemList,
     Sequential,
+    Subset,
     TokenVectorEnv,
     Uniform,
     make_curriculum,
@@ -290,3 +291,20 @@ def test_a_batch_is_the_same_from_its_beginning_and_learns_nothing(of: str) -> N
     assert batch.prefix(WORKED) == curriculum.prefix(WORKED)
     with pytest.raises(ValueError, match="repeats must be at least 1"):
         Batch(curriculum, 0)
+
+
+def test_a_subset_is_its_curriculum_over_fewer_problems() -> None:
+    rng, plain = np.random.default_rng(0), np.random.default_rng(0)
+    indices = [3, 8, 20]
+    for name in ("uniform", "sequential", "backtracking"):
+        subset, alone = Subset(make_curriculum(name), indices), make_curriculum(name)
+        found = [subset.next(rng, 100) for _ in range(7)]
+        assert found == [indices[int(alone.next(plain, 3))] for _ in range(7)]
+        again = Subset(make_curriculum(name), indices)
+        again.load_state_dict(subset.state_dict())
+        assert (again.next(np.random.default_rng(1), 100), again.stage) == (
+            subset.next(np.random.default_rng(1), 100), subset.stage,
+        )  # fmt: skip
+        plain.bit_generator.state = rng.bit_generator.state
+    with pytest.raises(ValueError, match="at least one problem"):
+        Subset(make_curriculum("uniform"), [])

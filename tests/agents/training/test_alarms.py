@@ -1,5 +1,6 @@
 """Warnings name what goes wrong and the knob, once while it lasts."""
 
+import json
 import logging
 import re
 
@@ -49,3 +50,26 @@ def test_what_is_not_measured_raises_no_alarm(caplog) -> None:
     assert Alarms().watch({}, 0) == {}
     assert Alarms().watch(dict.fromkeys(QUIET, float("nan")), 0) == {}
     assert caplog.messages == []
+
+
+def test_what_was_seen_survives_a_checkpoint(caplog) -> None:
+    """Told of the same metrics, alarms that were restored in between warn of what the others warn of."""
+    caplog.set_level(logging.WARNING)
+    story = [QUIET | change for change in (
+        {}, {"rollout/uniform_groups": 1.0}, {"rollout/uniform_groups": 1.0},
+        {"rollout/uniform_groups": 1.0, "rollout/entropy": 0.05}, {"rollout/entropy": 0.05},
+        {"train/mismatch_kl": 0.05},
+    )]  # fmt: skip
+    whole = Alarms()
+    expected = [whole.watch(metrics, i) for i, metrics in enumerate(story)]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 3
+    caplog.clear()
+    found, alarms = [], Alarms()
+    for i, metrics in enumerate(story):
+        found.append(alarms.watch(metrics, i))
+        state = json.loads(json.dumps(alarms.state_dict(), allow_nan=False))
+        alarms = Alarms()
+        alarms.load_state_dict(state)
+    assert found == expected
+    assert [record.getMessage() for record in caplog.records] == messages
