@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import logging
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -198,7 +199,9 @@ class Agent(ABC, Generic[ConfigT]):
         self._tracking: Tracking | None = None
         if trackers:
             settings = hyperparameters(self._description() | {"dtype": dtype} | lora.to_dict())
-            self._tracking = Tracking(self.accelerator, log_project, self.run, self.name, settings)
+            run_name = self.name if self.run_path is None else self.run_path.resolve().name
+            key = secrets.token_hex(4) if self.run is None else self.run.key()
+            self._tracking = Tracking(self.accelerator, log_project, run_name, key, self.run_path, settings)
         self.ranks.wait()  # no other rank writes to the folder before it is a run's
 
     def _load_model(

@@ -1,8 +1,8 @@
 """Metrics and sample attempts for experiment trackers and TensorBoard, also under the names of other libraries."""
 
 import math
-import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...registry import unknown_name
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ..rollouts.attempts import Attempt
-    from .run_folder import RunFolder
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "rollout/mean_reward": ("train/reward", "rollout/ep_rew_mean"),
@@ -81,18 +80,24 @@ class Tracking:
     Args:
         accelerator: Accelerator that was made with the trackers' names; it speaks on the main process alone.
         project: Project of the trackers.
-        run: Folder of the run, if there is one: its name is the run's, and what trackers write locally is in it.
-        agent: Name of the agent, which names runs without a folder.
+        name: Name of the run.
+        key: Id of the run, the same whenever it is resumed.
+        path: Folder of the run, if there is one, for what trackers write on this machine.
         settings: Hyperparameters by name.
     """
 
     def __init__(
-        self, accelerator: "Accelerator", project: str, run: "RunFolder | None", agent: str, settings: Mapping[str, Any]
+        self,
+        accelerator: "Accelerator",
+        project: str,
+        name: str,
+        key: str,
+        path: Path | None,
+        settings: Mapping[str, Any],
     ) -> None:
         self._accelerator, self._project, self._settings = accelerator, project, dict(settings)
-        name, key = (agent, secrets.token_hex(4)) if run is None else (run.path.resolve().name, run.key())
         self._init: dict[str, dict[str, Any]] = {
-            "wandb": {"id": key, "name": name, "resume": "allow"} | ({} if run is None else {"dir": str(run.path)}),
+            "wandb": {"id": key, "name": name, "resume": "allow"} | ({} if path is None else {"dir": str(path)}),
             "trackio": {"name": f"{name}-{key}", "resume": "allow"},  # which knows runs by their names alone
         }
         self._begin()
