@@ -44,7 +44,7 @@ def test_a_gpu_that_is_not_there(tmp_path) -> None:
     with pytest.raises(ValueError, match=message):
         SFT("tokengym/Arithmetic-v0", device="cuda:1")
     model, tokenizer = load("tokengym/tiny", device="cpu")
-    OutcomeModel.from_causal_lm(model, tokenizer).save(tmp_path)
+    OutcomeModel.from_causal_lm(model, tokenizer, "orm").save(tmp_path)
     with pytest.raises(ValueError, match=message):
         OutcomeModel.load(tmp_path, device="cuda:1")
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
