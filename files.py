@@ -46,7 +46,10 @@ def new_folder(path: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         try:
             yield partial
+            mode = partial.stat().st_mode & 0o666  # safetensors gives files to their owner alone
             for file in partial.rglob("*"):
+                if file.is_file():
+                    file.chmod(mode)
                 _sync(file)
         except Exception:
             shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
+import torch
 from accelerate import Accelerator
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
@@ -163,7 +164,9 @@ class Agent(ABC, Generic[ConfigT]):
             find_device(device)
         trackers: list[Any] = [log_with] if isinstance(log_with, str) else list(log_with)
         check_trackers(trackers)
-        self.accelerator = Accelerator(cpu=device == "cpu", log_with=trackers or None, project_dir=run)
+        # Without `cpu` accelerate sees one process, whatever torchrun has started, where there is no accelerator.
+        cpu = device == "cpu" or not torch.accelerator.is_available()
+        self.accelerator = Accelerator(cpu=cpu, log_with=trackers or None, project_dir=run)
         self.ranks = Ranks(self.accelerator)
         self._attn = attn
         model = self.default_model if model is None else model

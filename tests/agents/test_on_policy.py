@@ -677,7 +677,7 @@ TWO_RANKS = """
             handle.remove()
 
     Learner.update = update
-    common = dict(device="cpu", learning_rate=1e-3, iterations=1, validation_problems=0, max_grad_norm=1e9,
+    common = dict(learning_rate=1e-3, iterations=1, validation_problems=0, max_grad_norm=1e9,
                   micro_batch_tokens=24, seed=3)
     for name, kind, settings in (
         ("reinforce", Reinforce, dict(problems_per_iteration=31)),
@@ -706,9 +706,10 @@ TWO_RANKS = """
 
 
 def test_an_update_on_two_ranks_is_that_of_one(letters_folders, tmp_path) -> None:
+    """No agent is given a device: where there is no GPU, the processes find each other all the same."""
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(TWO_RANKS))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for ranks in (1, 2):
         command = [sys.executable, *(launch if ranks == 2 else [])]

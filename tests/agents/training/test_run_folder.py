@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
@@ -193,6 +195,15 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path) -> None:
     fill(target, "new")
     assert content(target) == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_files_of_a_folder_are_as_readable_as_others(tmp_path) -> None:
+    with new_folder(tmp_path / "folder") as folder:
+        save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")
+        (folder / "secret").touch(0o600)
+    (tmp_path / "file").touch()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "folder").iterdir()}
+    assert set(modes.values()) == {(tmp_path / "file").stat().st_mode & 0o666}
 
 
 @pytest.mark.parametrize("calls", [0, 1, 2])
