@@ -30,7 +30,8 @@ from ..models.engine.sampling import stream_key
 from ..models.engine.vllm_decoder import VLLMDecoder
 from ..models.outcome import OutcomeModel
 from ..rewards.steps import Line, decode, newline_tokens
-from .configs.search import SearchConfig
+from .configs.search import Aggregate, SearchConfig
+from .evaluation.rerankers import score_completions
 from .rollouts.attempts import Attempt
 from .rollouts.policy import CausalLMPolicy
 
@@ -44,19 +45,19 @@ class Judge(Protocol):
 
 
 class OutcomeJudge:
-    """An outcome model's p(correct) after the last token.
+    """An outcome model's p(correct) after the last token, or its scores after all steps, combined.
 
     Args:
         model: Outcome model, whose tokenizer must be the policy's.
+        aggregate: Score of a completion: the "last" step's, or the least ("min") or the "product" of all.
     """
 
-    def __init__(self, model: OutcomeModel) -> None:
+    def __init__(self, model: OutcomeModel, aggregate: Aggregate = "last") -> None:
         self.model = model
+        self.aggregate: Aggregate = aggregate
 
     def __call__(self, problem: Problem, completions: Sequence[IntArray], prompt: IntArray) -> FloatArray:
-        sequences = [np.concatenate([prompt, tokens]).astype(np.int64) for tokens in completions]
-        scores = self.model.score(sequences, [np.array([len(sequence) - 1]) for sequence in sequences])
-        return np.concatenate([np.empty(0), *scores])
+        return score_completions(self.model, [prompt] * len(completions), completions, self.aggregate)
 
 
 @dataclass
@@ -117,7 +118,7 @@ class Search:
                 raise ValueError("the outcome model that judges has another tokenizer than the policy")
             if config.rule == "resample":
                 judge.check_probability('the search rule "resample"')
-            judge = OutcomeJudge(judge)
+            judge = OutcomeJudge(judge, config.aggregate)
         self.policy = policy.with_sampling(temperature=config.temperature)
         self.env, self.judge, self.config = env, judge, config
         self.cost = Cost()

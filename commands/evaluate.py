@@ -1,6 +1,7 @@
 """`tokengym eval`: a model measured on problems."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ class EvalOptions(EnvChoice):
         n: Samples of each problem for maj@n and pass@k; 0 measures only greedy maj@1.
         orm: Outcome model that reranks the samples, for rerank@n: the `model` folder of a `tokengym train orm`, `sorm`
             or `preference` run.
+        aggregate: Score of an attempt by the outcome model: that after its last step, or the least ("min") or
+            the "product" of those after all its steps.
         reranker: Score that reranks the samples instead of an outcome model's: "mean_logprob", the mean log-probability
             of an attempt's tokens, or "implicit_reward", log(pi / pi_ref) of a model that DPO trained.
         scorer: Model whose probabilities the reranker takes; by default the model that is evaluated.
@@ -51,6 +54,7 @@ class EvalOptions(EnvChoice):
     problems: Count = 200
     n: CountOrZero = 16
     orm: Path | None = None
+    aggregate: Literal["last", "min", "product"] = "last"
     reranker: Literal["implicit_reward", "mean_logprob"] | None = None
     scorer: str | None = None
     reference: str | None = None
@@ -75,6 +79,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     def run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None:
         from ..agents import evaluate as measure
         from ..agents import load_policy
+        from ..agents.evaluation.rerankers import score_attempts
         from ..agents.evaluation.tables import evaluation_table
         from ..agents.rollouts.slots import make_rollout_env, make_vllm
         from ..agents.training.progress import progress
@@ -88,9 +93,10 @@ def evaluate(arguments: Sequence[str]) -> None:
             options.model, options.condition, device=compute.device, dtype=compute.dtype, attn=compute.attn
         )
         policy = policy.with_sampling(top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
-        reranker = None
+        reranker = judge = None
         if options.orm is not None:
-            reranker = OutcomeModel.load(options.orm, policy.tokenizer, str(policy.model.device))
+            judge = OutcomeModel.load(options.orm, policy.tokenizer, str(policy.model.device))
+            reranker = functools.partial(score_attempts, judge, aggregate=options.aggregate)
         elif options.reranker is not None:
             reranker = _policy_reranker(options, compute, policy)
         env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, compute.num_envs)
@@ -101,10 +107,12 @@ def evaluate(arguments: Sequence[str]) -> None:
         if options.search is not None:
             from ..agents.search import Search, SearchConfig
 
-            if not isinstance(reranker, OutcomeModel):
+            if judge is None:
                 raise ValueError("--search is guided by an outcome model: give one by --orm")
-            chosen = SearchConfig(options.search, options.n, options.search_keep, options.temperature)
-            search = Search(policy, env, reranker, chosen)
+            chosen = SearchConfig(
+                options.search, options.n, options.search_keep, options.temperature, aggregate=options.aggregate
+            )
+            search = Search(policy, env, judge, chosen)
         with progress(problems * (options.n + 1), "sampling") as bar:
             result = measure(
                 policy,
@@ -132,6 +140,7 @@ def evaluate(arguments: Sequence[str]) -> None:
                 "env_args": options.env_args,
                 "split": options.split,
                 "orm": None if options.orm is None else str(options.orm),
+                "aggregate": None if options.orm is None else options.aggregate,
                 "reranker": options.reranker,
                 "scorer": options.scorer,
                 "reference": options.reference,
@@ -144,6 +153,8 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def _check_reranker(options: EvalOptions) -> None:
     """Raises `ValueError` unless the options of reranking go together."""
+    if options.aggregate != "last" and options.orm is None:
+        raise ValueError("--aggregate combines the step scores of an outcome model: give one by --orm")
     if options.reranker is None:
         for name in ("scorer", "reference"):
             if getattr(options, name) is not None:

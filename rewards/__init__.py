@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .grading.latex import grade_free_form
     from .grading.numbers import Verdict, grade, normalize_number
     from .outcome import OutcomeReward
+    from .product import ProductReward
     from .registry import REWARDS, make_reward
     from .sparse import SparseReward
     from .sum import SumReward
@@ -37,6 +38,7 @@ __all__ = [
     "FinishedAttempt",
     "OutcomeReward",
     "ProblemLike",
+    "ProductReward",
     "Reward",
     "RewardError",
     "SparseReward",
@@ -70,6 +72,7 @@ __getattr__, __dir__ = lazy_names(
         "grading.latex": ("grade_free_form",),
         "grading.numbers": ("Verdict", "grade", "normalize_number"),
         "outcome": ("OutcomeReward",),
+        "product": ("ProductReward",),
         "registry": ("REWARDS", "make_reward"),
         "sparse": ("SparseReward",),
         "sum": ("SumReward",),

@@ -9,6 +9,7 @@ from ..registry import Registry
 from .base import Reward, how_to_register
 from .dense import DenseReward
 from .outcome import OutcomeReward
+from .product import ProductReward
 from .sparse import SparseReward
 from .sum import SumReward
 
@@ -45,15 +46,29 @@ def _make_sum(terms: Sequence[tuple[float, str | Mapping[str, Any] | Reward]]) -
     """`{"name": "sum", "terms": [[weight, reward], ...]}`, each reward as `make_reward` takes it."""
     if isinstance(terms, str | Mapping) or not all(isinstance(term, list | tuple) and len(term) == 2 for term in terms):
         raise ValueError(f"the terms of a sum are a list of pairs [weight, reward], not {terms!r}")
-    rewards = [make_reward(spec) for _, spec in terms]
+    named = _named([spec for _, spec in terms])
+    return SumReward((name, weight, reward) for (name, reward), (weight, _) in zip(named, terms, strict=True))
+
+
+@REWARDS.register("product")
+def _make_product(terms: Sequence[str | Mapping[str, Any] | Reward]) -> ProductReward:
+    """`{"name": "product", "terms": [reward, ...]}`, each reward as `make_reward` takes it."""
+    if isinstance(terms, str | Mapping) or not all(isinstance(term, str | Mapping | Reward) for term in terms):
+        raise ValueError(f"the terms of a product are a list of rewards, not {terms!r}")
+    return ProductReward(_named(terms))
+
+
+def _named(specs: Sequence[str | Mapping[str, Any] | Reward]) -> list[tuple[str, Reward]]:
+    """The rewards of a sum or a product, each with its name; those of the same name are numbered."""
+    rewards = [make_reward(spec) for spec in specs]
     names = [
         spec if isinstance(spec, str) else spec["name"] if isinstance(spec, Mapping) else type(spec).__name__
-        for _, spec in terms
+        for spec in specs
     ]
-    return SumReward(
-        (f"{name}-{names[:i].count(name) + 1}" if names.count(name) > 1 else name, weight, reward)
-        for i, (name, (weight, _), reward) in enumerate(zip(names, terms, rewards, strict=True))
-    )
+    return [
+        (f"{name}-{names[:i].count(name) + 1}" if names.count(name) > 1 else name, reward)
+        for i, (name, reward) in enumerate(zip(names, rewards, strict=True))
+    ]
 
 
 def make_reward(spec: str | Mapping[str, Any] | Reward) -> Reward:

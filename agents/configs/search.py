@@ -1,9 +1,13 @@
 """Settings of search."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ...registry import unknown_name
 from ...settings import Positive, check_settings
+
+Aggregate = Literal["last", "min", "product"]
+"""Score of a solution so far: that of its last step, or the least or the product of those of all steps."""
 
 RULES = ("best_of_n", "beam", "dvts", "rebase", "resample")
 
@@ -19,6 +23,8 @@ class SearchConfig:
         temperature: Sampling temperature of the steps. [choice]
         judge_temperature: Number that "rebase" divides scores by before the softmax, and weight lambda of the KL
             penalty in "resample", where small values pull strongly towards success. [choice]
+        aggregate: Score of a candidate by an outcome model: that of its last step, or the least ("min") or
+            the "product" of those of all its steps. [choice]
     """
 
     rule: str = "beam"
@@ -26,6 +32,7 @@ class SearchConfig:
     keep: int = 4
     temperature: float = 1.0
     judge_temperature: Positive = 0.2
+    aggregate: Aggregate = "last"
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -35,3 +42,8 @@ class SearchConfig:
         if self.rule in ("beam", "dvts") and (not 1 <= self.keep <= self.width or self.width % self.keep):
             raise ValueError(f"keep must divide the width of {self.width}, got {self.keep}")
         check_settings(self)
+        if self.rule == "resample" and self.aggregate != "last":
+            raise ValueError(
+                f'the search rule "resample" needs p(correct), which {self.aggregate!r} of step scores is not: set '
+                'aggregate to "last"'
+            )

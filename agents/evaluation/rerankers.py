@@ -12,6 +12,8 @@ from ...arrays import FloatArray
 from ...models.outcome import OutcomeModel
 from ...models.packing import attention_window, plan_rows, takes_shared_prompts
 from ...models.positions import check_length
+from ...rewards.steps import step_ends
+from ..configs.search import Aggregate
 from ..rollouts.attempts import Attempt
 from ..training.learner import Example, batch_logprobs, collate
 
@@ -85,10 +87,40 @@ class ImplicitReward:
         return np.array([(a - b).sum(dtype=np.float64) for a, b in zip(ours, theirs, strict=True)])
 
 
-def score_attempts(model: OutcomeModel, attempts: Sequence[Attempt]) -> FloatArray:
-    """Scores of whole attempts by an outcome model, `[A]`."""
-    positions = [np.array([len(attempt.prompt) + len(attempt.completion) - 1]) for attempt in attempts]
-    return np.concatenate([np.empty(0), *model.score([attempt.tokens for attempt in attempts], positions)])
+def score_attempts(model: OutcomeModel, attempts: Sequence[Attempt], aggregate: Aggregate = "last") -> FloatArray:
+    """Scores of whole attempts by an outcome model, `[A]`.
+
+    Args:
+        model: Outcome model.
+        attempts: Attempts of the model's tokens.
+        aggregate: Score of an attempt: that after its last token, or the least or the product of those after each step,
+            the last token included.
+    """
+    return score_completions(model, [a.prompt for a in attempts], [a.completion for a in attempts], aggregate)
+
+
+def score_completions(
+    model: OutcomeModel,
+    prompts: Sequence[NDArray[np.integer]],
+    completions: Sequence[NDArray[np.integer]],
+    aggregate: Aggregate = "last",
+) -> FloatArray:
+    """Scores of completions so far, `[C]`; see `score_attempts`.
+
+    Args:
+        model: Outcome model.
+        prompts: Prompt of each completion.
+        completions: Tokens `[T]` of each completion; T may be 0, and then the prompt's last token is read.
+        aggregate: Score of a completion.
+    """
+    lasts = [np.array([len(completion) - 1]) for completion in completions]
+    if aggregate != "last":
+        ends = step_ends(completions, [True] * len(completions), model.tokenizer)
+        lasts = [np.union1d(steps, last) for steps, last in zip(ends, lasts, strict=True)]
+    positions = [len(prompt) + ends for prompt, ends in zip(prompts, lasts, strict=True)]
+    sequences = [np.concatenate(pair).astype(np.int64) for pair in zip(prompts, completions, strict=True)]
+    reduce = {"last": lambda scores: scores[-1], "min": np.min, "product": np.prod}[aggregate]
+    return np.array([float(reduce(scores)) for scores in model.score(sequences, positions)])
 
 
 @torch.inference_mode()

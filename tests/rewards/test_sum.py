@@ -1,4 +1,4 @@
-"""Weighted sums of rewards."""
+"""Weighted sums and products of rewards."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load_tokenizer
 from tokengym.registry import UnknownNameError
-from tokengym.rewards import AttemptReward, FinishedAttempt, SparseReward, SumReward, make_reward
+from tokengym.rewards import AttemptReward, FinishedAttempt, ProductReward, SparseReward, SumReward, make_reward
 
 TOKENIZER = load_tokenizer("chars:0123456789+=#\n ")
 EOS = TOKENIZER.eos_token_id
@@ -96,3 +96,34 @@ def test_bad_terms_name_themselves(terms, error, message):
 def test_names_of_terms_are_their_own():
     with pytest.raises(ValueError, match="a name of its own, got a, a"):
         SumReward([("a", 1, SparseReward()), ("a", 1, SparseReward())])
+
+
+@pytest.mark.parametrize("attempt", ["1+2=3\n3+3=6\n#### 6", "1+2=3\n#### 6", "#### 6", "1+2=3\n3+3=6\n#### 7"])
+def test_a_product_pays_at_the_end_what_its_terms_pay_in_all(attempt: str) -> None:
+    """The dense reward pays along the way, and the sparse one is a factor of 0 where the answer is wrong."""
+    terms = ["dense", "sparse", Length()]
+    whole, single = make({"name": "product", "terms": terms}), make({"name": "product", "terms": ["dense", "sparse"]})
+    whole.reset()
+    _, rewards, _, _, infos = finish(whole, attempt)
+    parts = {k: v[0] for k, v in infos["reward_components"].items() if not k.startswith("_")}
+    dense = 0.5 * sum(line in attempt for line in ("1+2=3", "3+3=6")) / 2 + attempt.endswith("6")
+    sparse = float(attempt.endswith("6"))
+    assert parts == pytest.approx({"dense": dense, "sparse": sparse, "Length": len(attempt) + 1})
+    assert rewards[0, :-1].tolist() == [0.0] * len(attempt)
+    assert rewards[0, -1] == pytest.approx(dense * sparse * (len(attempt) + 1))
+    # Token by token, and for the second attempt in a slot, it is the same.
+    for _ in range(2):
+        single.reset()
+        steps = [
+            single.step([token])[1][0] for token in [*TOKENIZER(attempt, add_special_tokens=False)["input_ids"], EOS]
+        ]
+        assert steps == pytest.approx([0.0] * len(attempt) + [dense * sparse])
+
+
+def test_products_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="a product of rewards needs at least two terms, got 1"):
+        make_reward({"name": "product", "terms": ["sparse"]})
+    with pytest.raises(ValueError, match="terms of a product are a list of rewards"):
+        make_reward({"name": "product", "terms": [[1.0, "sparse"], [1.0, "dense"]]})
+    with pytest.raises(ValueError, match="each term of a product needs a name of its own, got a, a"):
+        ProductReward([("a", SparseReward()), ("a", SparseReward())])

@@ -9,10 +9,12 @@ import torch
 
 from tokengym.__main__ import main
 from tokengym.agents.evaluation.evaluate import evaluate
-from tokengym.agents.evaluation.rerankers import ImplicitReward, MeanLogprob
+from tokengym.agents.evaluation.rerankers import ImplicitReward, MeanLogprob, score_attempts
 from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.agents.rollouts.policy import CausalLMPolicy
+from tokengym.agents.search import OutcomeJudge, SearchConfig
 from tokengym.envs import Problem
+from tokengym.models import OutcomeModel, load_tokenizer
 
 
 def attempts(count: int, vocabulary: int) -> list[Attempt]:
@@ -54,6 +56,28 @@ def test_scores_are_log_probabilities_of_completions_alone(models, tokenizer, bu
     assert MeanLogprob(model, tokenizer)([]).shape == (0,)
 
 
+def test_step_scores_are_combined_as_their_names_say(make_model) -> None:
+    """Against the model's scores at the ends of lines found by hand; a blank line is no step."""
+    lines = load_tokenizer("chars:ab\n?")
+    ids = {"eos_token_id": lines.eos_token_id, "pad_token_id": lines.pad_token_id}
+    model = OutcomeModel.from_causal_lm(make_model(seed=3, vocab_size=len(lines), **ids), lines, "sorm", seed=3)
+    empty = np.empty(0)
+    texts = {"ab\nb\na": [2, 4, 6], "b\n\na": [1, 4], "a": [1], "": [0]}  # the end of sequence follows
+    prompt = np.array(lines.encode("a?", add_special_tokens=False))
+    for text, ends in texts.items():
+        completion = np.array([*lines.encode(text, add_special_tokens=False), lines.eos_token_id])
+        one = Attempt(Problem("p", "", ""), 0, prompt, completion, empty, empty, False, "", None, True)
+        sequence = np.concatenate([prompt, completion])
+        (scores,) = model.score([sequence], [np.array(ends) + len(prompt)])
+        for name, value in {"last": scores[-1], "min": scores.min(), "product": scores.prod()}.items():
+            assert score_attempts(model, [one], name).tolist() == pytest.approx([value], abs=1e-6)
+            assert OutcomeJudge(model, name)(one.problem, [completion], prompt) == pytest.approx([value], abs=1e-6)
+    bare = OutcomeJudge(model, "product")(one.problem, [np.empty(0, np.int64)], prompt)
+    assert bare == pytest.approx(model.score([prompt], [np.array([1])])[0], abs=1e-6)
+    with pytest.raises(ValueError, match="needs p\\(correct\\), which 'min' of step scores is not"):
+        SearchConfig("resample", aggregate="min")
+
+
 def test_a_policy_that_is_its_reference_scores_nothing(models, make_model, tokenizer) -> None:
     with pytest.raises(ValueError, match="have the same weights, so every implicit reward is 0"):
         ImplicitReward(models[0], make_model(seed=1), tokenizer)
@@ -89,6 +113,7 @@ def test_the_command_reranks_and_names_options_that_do_not_go_together(folder, t
     for more, words in {
         ("--reranker", "implicit_reward"): "give the model that DPO began with by --reference",
         ("--reranker", "mean_logprob", "--reference", "x"): "--reference is for --reranker implicit_reward",
+        ("--aggregate", "min"): "--aggregate combines the step scores of an outcome model",
         ("--scorer", "x"): "--scorer is for a reranker",
         ("--reranker", "mean_logprob", "--orm", "x"): "--orm and --reranker both score the samples",
         ("--reranker", "implicit_reward", "--reference", str(folder)): "have the same weights",
