@@ -20,10 +20,13 @@ from ..models.outcome import OutcomeModel
 from ..rewards.grading.solutions import equation_sequence, equations, exact_text, is_right
 from .base import Callback, LoRA
 from .configs.expert_iteration import ExpertIterationConfig, RFTConfig, STaRConfig
+from .configs.search import SearchConfig
 from .evaluation.rerankers import score_attempts
 from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.collect import collect_into
+from .rollouts.policy import CausalLMPolicy
 from .rounds import RoundsAgent
+from .search import Cost, Search, search_into
 from .training.fine_tuning import fine_tune, restore
 from .training.learner import Example
 
@@ -98,6 +101,9 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         if self.config.orm is not None:
             self._orm = OutcomeModel.load(self.config.orm, tokenizer, device)
             self._orm.check_probability("orm_threshold")
+        self._search_orm = None
+        if self.config.search_orm is not None:
+            self._search_orm = OutcomeModel.load(self.config.search_orm, tokenizer, device)
         return policy, tokenizer
 
     def learn(
@@ -149,12 +155,15 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         env = self.make_env(shots=shots) if shots else self.env
         if env.size is not None:  # with examples before them more prompts may be too long, and are passed over
             episodes = min(episodes, env.size * self.config.samples_per_problem)
-        numbers = self.ranks.share(episodes)
+        search = self._search(env)
+        samples = 1 if search is None else self.config.samples_per_problem  # a search is of a whole problem
+        share = self.ranks.share(episodes // samples)
+        numbers = range(share.start * samples, share.stop * samples)
         found: list[Solution] = []
         seen: set[tuple[str, str]] = set()
         statistics, count, wrong = RolloutStatistics(), 0, 0
         with self.progress(len(numbers), f"round {number}: sampling", progress_bar) as bar:
-            for attempt, good in self._judged(self._attempts(number, env, numbers, bar.update)):
+            for attempt, good in self._judged(self._attempts(number, env, numbers, bar.update, search)):
                 statistics.add(attempt)
                 if good:
                     text = env.decode(attempt.completion)
@@ -174,14 +183,20 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
                     if self.config.keep == "distant" or (solution.problem_id, solution.key) not in seen:
                         seen.add((solution.problem_id, solution.key))
                         found.append(solution)
-        parts = self.ranks.gather((statistics, count, wrong, found))
-        statistics, count, wrong = RolloutStatistics(), 0, 0
-        for their_statistics, their_count, their_wrong, _ in parts:
+        cost = Cost() if search is None else search.cost
+        parts = self.ranks.gather((statistics, count, wrong, cost, found))
+        statistics, count, wrong, cost = RolloutStatistics(), 0, 0, Cost()
+        for their_statistics, their_count, their_wrong, their_cost, _ in parts:
             statistics.merge(their_statistics)
             count, wrong = count + their_count, wrong + their_wrong
+            cost.policy_tokens += their_cost.policy_tokens
+            cost.judged_tokens += their_cost.judged_tokens
         # In the order in which one process would have sampled them.
         kept = self._distinct(list(itertools.chain.from_iterable(part[-1] for part in parts)))
         metrics |= self.count(statistics, time.perf_counter() - started)
+        if search is not None:  # tokens of abandoned candidates count too, and those that the outcome model read
+            self.num_tokens += cost.policy_tokens + cost.judged_tokens - statistics.tokens
+            metrics |= {"search/policy_tokens": cost.policy_tokens, "search/judged_tokens": cost.judged_tokens}
         metrics["rollout/skipped_prompts"] = env.num_skipped
         metrics["rollout/kept"] = count
         if self.config.reject_wrong_equations:
@@ -206,15 +221,36 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         """Curriculum of a round: the split's first problems, K attempts at each."""
         return Sequential(repeats=self.config.samples_per_problem)
 
+    def _search(self, env: TokenVectorEnv) -> Search | None:
+        """The search that is the round's expert, if one is configured.
+
+        Raises:
+            ValueError: The environment has too few slots for it, or problems without end.
+        """
+        config = self.config
+        if config.search is None or self._search_orm is None:
+            return None
+        if env.size is None and not isinstance(self._curriculum(), Sequential):
+            raise ValueError("a search takes the split's first problems, and these never end: leave out search")
+        settings = SearchConfig(config.search, config.samples_per_problem, config.search_keep, config.temperature)
+        return Search(self._explorer(), env, self._search_orm, settings)
+
+    def _explorer(self) -> CausalLMPolicy:
+        """The policy that attempts are drawn from."""
+        truncation = {name: getattr(self.config, name) for name in ("top_k", "top_p", "min_p")}
+        return self.policy.with_sampling(temperature=self.config.temperature, **truncation)
+
     def _attempts(
-        self, number: int, env: TokenVectorEnv, numbers: range, on_step: Callable[[int], object]
+        self, number: int, env: TokenVectorEnv, numbers: range, on_step: Callable[[int], object], search: Search | None
     ) -> Iterator[Attempt]:
         """The round's attempts, written to the run folder as they come; those already there are not sampled again."""
-        truncation = {name: getattr(self.config, name) for name in ("top_k", "top_p", "min_p")}
-        policy = self.policy.with_sampling(temperature=self.config.temperature, **truncation)
+        seed, folder, rank = self.round_seed(number), self.round_folder(number), self.ranks.index
         env.curriculum = self._curriculum()
-        seed, folder = self.round_seed(number), self.round_folder(number)
-        return collect_into(folder, policy, env, numbers, seed=seed, rank=self.ranks.index, on_step=on_step)
+        if search is None:
+            return collect_into(folder, self._explorer(), env, numbers, seed=seed, rank=rank, on_step=on_step)
+        width = search.config.width
+        problems = range(numbers.start // width, numbers.stop // width)
+        return search_into(folder, search, problems, seed=seed, rank=rank, on_step=on_step)
 
     def _judged(self, attempts: Iterator[Attempt]) -> Iterator[tuple[Attempt, bool]]:
         """Each attempt, and whether it is to be trained on; one that was cut off by its token budget never is."""

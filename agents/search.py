@@ -14,8 +14,9 @@ The rules:
   optimal under a KL penalty, see `tilted_weights`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ from gymnasium.vector import AutoresetMode
 from ..arrays import FloatArray, IntArray
 from ..envs.problems.base import Problem
 from ..envs.token_vector_env import TokenVectorEnv
+from ..files import LineFile, read_jsonl
 from ..models.engine.decoder import SlotDecoder
 from ..models.engine.row_decoder import RowDecoder
 from ..models.engine.sampling import stream_key
@@ -32,7 +34,7 @@ from ..models.outcome import OutcomeModel
 from ..rewards.steps import Line, decode, newline_tokens
 from .configs.search import Aggregate, SearchConfig
 from .evaluation.rerankers import score_completions
-from .rollouts.attempts import Attempt
+from .rollouts.attempts import Attempt, AttemptFile, RecordedAttempts
 from .rollouts.policy import CausalLMPolicy
 
 
@@ -273,6 +275,60 @@ class Search:
             )
             for slot, one in enumerate(candidates)
         ]
+
+
+def search_into(
+    folder: Path | None,
+    search: Search,
+    problems: range,
+    *,
+    seed: int,
+    rank: int = 0,
+    on_step: Callable[[int], object] | None = None,
+) -> Iterator[Attempt]:
+    """Searches at problems one after the other, and writes to a folder what it finds; a search on record is not redone.
+
+    Attempts are numbered as those of `collect_into`, `width` at each problem. What each search cost is written after
+    its attempts, so `search.cost` counts all of them, those of earlier processes included.
+
+    Args:
+        folder: Folder where each process has its `attempts-<rank>.jsonl` and `searches-<rank>.jsonl`; `None` writes
+            nothing.
+        search: Search to run.
+        problems: Indices of the problems, without gaps; those of different processes must not overlap.
+        seed: Seed of the searches' random streams.
+        rank: Rank of this process.
+        on_step: Function that is called with the number of attempts that have just been found or read.
+    """
+    width = search.config.width
+    numbers = range(problems.start * width, problems.stop * width)
+    recorded = None if folder is None else RecordedAttempts(folder, numbers, search.env)
+    costs: dict[int, dict[str, int]] = {}
+    for path in [] if folder is None else sorted(folder.glob("searches-*.jsonl")):
+        costs |= {line["problem"]: line for line in read_jsonl(path) if line["problem"] in problems}
+    for index in problems:
+        own = range(index * width, (index + 1) * width)
+        known = set() if recorded is None else {number for number in own if number in recorded}
+        if recorded is not None and index in costs and len(known) == width:
+            search.cost.policy_tokens += costs[index]["policy_tokens"]
+            search.cost.judged_tokens += costs[index]["judged_tokens"]
+            found = list(recorded.read(own))
+        else:
+            before = replace(search.cost)
+            found = [
+                replace(attempt, number=number) for attempt, number in zip(search(index, seed)[0], own, strict=True)
+            ]
+            if folder is not None:
+                with AttemptFile(folder / f"attempts-{rank}.jsonl") as file:
+                    for attempt in found:
+                        if attempt.number not in known:
+                            file.write(attempt)
+                spent = {name: getattr(search.cost, name) - getattr(before, name) for name in asdict(before)}
+                with LineFile(folder / f"searches-{rank}.jsonl") as file:
+                    file.write({"problem": index, **spent})
+        if on_step is not None:
+            on_step(width)
+        yield from found
 
 
 def tilted_weights(success: FloatArray, temperature: float) -> FloatArray:

@@ -8,6 +8,7 @@ from annotated_types import Gt, Le
 
 from ...settings import Count, CountOrZero, Share
 from .optimizer import FineTuneConfig
+from .search import SearchConfig
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class ExpertIterationConfig(FineTuneConfig):
         orm_filter: Say of the outcome model: "replace" keeps attempts by its score alone, "and" by both its score and
             the return. [choice]
         orm_threshold: Least p(correct) of an attempt that the outcome model keeps. [choice]
+        search: Search rule that finds a problem's attempts, `samples_per_problem` of them, instead of
+            sampling: "beam", "dvts", "rebase", "resample" or "best_of_n".
+        search_orm: Outcome model that guides the search: the `model` folder of a `tokengym train orm` run.
+        search_keep: Candidates of "beam" that survive a step, or groups of "dvts"; it must divide
+            `samples_per_problem`. [choice]
         deduplicate: Key by which two solutions of a problem are the same: their sequence of equations, or their exact
             text. [Havrilla et al. 2024]
         keep: Choice among solutions that are the same: the "first" one, or the most "distant" one, by the sum of its
@@ -60,6 +66,9 @@ class ExpertIterationConfig(FineTuneConfig):
     orm: str | None = None
     orm_filter: Literal["replace", "and"] = "replace"
     orm_threshold: Share = 0.5
+    search: str | None = None
+    search_orm: str | None = None
+    search_keep: Count = 4
     deduplicate: Literal["equation_sequence", "exact_text"] = "equation_sequence"
     keep: Literal["first", "distant"] = "first"
     reject_wrong_equations: bool = False
@@ -75,6 +84,10 @@ class ExpertIterationConfig(FineTuneConfig):
         super().__post_init__()
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0 to explore, and finite, got {self.temperature}")
+        if (self.search is None) != (self.search_orm is None):
+            raise ValueError("a search is guided by an outcome model: set search and search_orm together, or neither")
+        if self.search is not None:
+            SearchConfig(self.search, self.samples_per_problem, self.search_keep, self.temperature)
 
 
 @dataclass(frozen=True)

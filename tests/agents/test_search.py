@@ -1,5 +1,6 @@
 """Search: closed forms on a process whose steps are good by known chances, and attempts that are the policy's own."""
 
+import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -7,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from tokengym.agents import evaluate
+from tokengym.agents import ExpertIteration, evaluate
+from tokengym.agents.rollouts.attempts import AttemptFile
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.agents.search import Search, SearchConfig, shares, systematic, tilted_weights
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv, make_vec_env
 from tokengym.models import OutcomeModel, load, load_tokenizer
+from tokengym.registry import UnknownNameError
 from tokengym.rewards import Verdict
 
 STEPS = load_tokenizer("chars:gb\n?")
@@ -212,3 +216,103 @@ def test_bad_surroundings() -> None:
     model, tokenizer = load("tokengym/tiny")
     with pytest.raises(ValueError, match="another tokenizer than the policy"):
         Search(policy([1.0]), slots(4), OutcomeModel.from_causal_lm(model, tokenizer, "orm", 0), SearchConfig(width=4))
+
+
+# ------------------------------------------------------------------------------------------------ search as the expert
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Any:
+    """A folder with a small random policy, and an untrained outcome model in it."""
+    folder = tmp_path_factory.mktemp("start")
+    torch.manual_seed(0)
+    ids = {"eos_token_id": STEPS.eos_token_id, "pad_token_id": STEPS.pad_token_id, "bos_token_id": None}
+    config = LlamaConfig(
+        vocab_size=len(STEPS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=32, initializer_range=0.3, **ids,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    STEPS.save_pretrained(folder)
+    OutcomeModel.from_causal_lm(model, STEPS, "orm", seed=1).save(folder / "orm")
+    return folder
+
+
+class Begins(Steps):
+    """Right is what begins with a good step."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+
+    def grade(self, completion: str, problem: Problem) -> Verdict:
+        correct = completion.startswith("g")
+        return Verdict(correct, "correct" if correct else "wrong", completion)
+
+
+def expert(folder, **settings) -> ExpertIteration:
+    make = lambda: TokenVectorEnv(  # noqa: E731
+        Begins(), 8, tokenizer=STEPS, prompt="{question}", max_prompt_tokens=2, max_new_tokens=6,
+        autoreset_mode="Disabled",
+    )  # fmt: skip
+    fast = {"rounds": 1, "samples_per_problem": 8, "demonstrations": 0, "epochs": 1, "validation_problems": 2,
+            "search": "beam", "search_orm": str(folder / "orm")}  # fmt: skip
+    return ExpertIteration(make(), folder, validation_env=make(), device="cpu", **(fast | settings))
+
+
+def test_expert_iteration_learns_from_what_a_search_finds_and_counts_all_tokens(start, tmp_path, monkeypatch) -> None:
+    whole = expert(start, run=tmp_path / "whole")
+    policy = whole.policy.with_sampling(temperature=1.0)
+    judge = OutcomeModel.load(start / "orm", STEPS, "cpu")
+    search = Search(policy, whole.make_env(), judge, SearchConfig("beam", 8, 4, 1.0))
+    expected = [one for index in range(3) for one in search(index, whole.round_seed(1))[0]]
+    told: list[dict[str, float]] = []
+    whole.learn(callback=lambda _, metrics: told.append(metrics))
+    path = tmp_path / "whole" / "round-1" / "attempts-0.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["completion"] for line in lines] == [one.completion.tolist() for one in expected]
+    assert [line["number"] for line in lines] == list(range(24))
+    assert told[-1]["search/policy_tokens"] == search.cost.policy_tokens >= sum(len(one.completion) for one in expected)
+    assert told[-1]["search/judged_tokens"] == search.cost.judged_tokens
+    assert whole.num_tokens == search.cost.policy_tokens + search.cost.judged_tokens
+    assert whole.num_attempts == 24
+    assert told[-1]["rollout/kept"] == sum(one.is_success for one in expected) > 0
+
+    class Killed(BaseException):
+        pass
+
+    write, calls = AttemptFile.write, []
+
+    def dying(self, attempt) -> None:
+        calls.append(1)
+        if len(calls) == 13:  # in the middle of the second problem
+            raise Killed
+        write(self, attempt)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AttemptFile, "write", dying)
+        with pytest.raises(Killed):
+            expert(start, run=tmp_path / "cut").learn()
+    cut = expert(start, run=tmp_path / "cut", resume=True).learn()
+    assert (cut.num_tokens, cut.num_attempts) == (whole.num_tokens, whole.num_attempts)
+    for name, weight in whole.model.named_parameters():
+        assert torch.equal(weight, dict(cut.model.named_parameters())[name])
+    assert (tmp_path / "cut" / "round-1" / "attempts-0.jsonl").read_text() == path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"search_orm": None}, "set search and search_orm together"),
+        ({"search": None}, "set search and search_orm together"),
+        ({"search": "greedy"}, "unknown search rule 'greedy'"),
+        ({"search_keep": 3}, "keep must divide the width of 8, got 3"),
+    ],
+)
+def test_searches_that_cannot_be_the_expert(start, settings: dict, words: str) -> None:
+    with pytest.raises((ValueError, UnknownNameError), match=words):
+        expert(start, **settings)
+
+
+def test_a_search_that_is_wider_than_the_slots_is_named(start) -> None:
+    with pytest.raises(ValueError, match="a search of width 16 needs as many slots, and the env has 8"):
+        expert(start, samples_per_problem=16).learn()
