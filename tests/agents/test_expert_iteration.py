@@ -226,6 +226,9 @@ class Scores:
     def __init__(self, given: list[float]) -> None:
         self.given, self.shown = given, []
 
+    def check_probability(self, use: str) -> None:
+        assert use == "orm_threshold"
+
     def score(self, sequences, positions) -> list[np.ndarray]:
         assert all(
             wanted.tolist() == [len(sequence) - 1] for sequence, wanted in zip(sequences, positions, strict=True)
