@@ -38,8 +38,9 @@ def on_post_build(config: Any) -> None:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds `cli.md` and `results.md`."""
-    for name, text in (("cli.md", command_line()), ("results.md", results())):
+    """Adds `cli.md`, `results.md` and `tutorial.md`."""
+    pages = {"cli.md": command_line(), "results.md": results(), "tutorial.md": tutorial()}
+    for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
 
@@ -75,6 +76,19 @@ def command_line() -> str:
         name = f"tokengym {command}".strip()
         parts.append(f"## {name}\n\n```text\n{shown.stdout.strip()}\n```\n")
     return "\n".join(parts)
+
+
+def tutorial() -> str:
+    """The cells of `examples/tutorial.py`: text, and code in blocks."""
+    _, *cells = re.split(r"^# %%", (ROOT / "examples" / "tutorial.py").read_text(), flags=re.MULTILINE)
+    parts = []
+    for cell in cells:
+        kind, _, body = cell.partition("\n")
+        if "markdown" in kind:
+            parts.append(re.sub(r"^# ?", "", body, flags=re.MULTILINE).strip())
+        else:
+            parts.append(f"```python\n{body.strip()}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def results() -> str:

@@ -25,12 +25,15 @@ _ABLATIONS = {
     "Penalty and temperature": ("sparse_ppo", "ablations/no_kl", "ablations/hot"),
     "Curriculum": ("sparse_ppo", "ablations/backtracking", "ablations/replay"),
 }
+_MARKERS = "osD^vP*XhpH<>"
+_LEGEND_POINTS = 10
+"""Size of legends, which stays above 8 points where a page shows a figure a little smaller than it is."""
 _VALIDATION = "Accuracy is greedy, on problems of the validation split."
 
 
 def figures(results: Results) -> Iterator[Figure]:
     """Those that there are results for."""
-    for draw in (_sample_complexity, _rounds, _rewards, _ablations, _plane, _exploration):
+    for draw in (_sample_complexity, _rewards, _ablations, _rounds, _plane, _exploration):
         figure = draw(results)
         if figure is not None:
             yield figure
@@ -56,7 +59,8 @@ def _sample_complexity(results: Results) -> Figure | None:
         for name in _ALGORITHMS:
             points = mean_curve(list(results.curves(start + name).values()), "step")
             before = _attempts_before(results, start + name) if points else 0.0
-            _line(axes, [(p[0] + before, *p[1:]) for p in points if p[0] > 0], titles.get(start + name, ""))
+            shifted = [(p[0] + before, *p[1:]) for p in points if p[0] > 0]
+            _line(axes, shifted, _label(titles, start, name), **_style(name))
         reference = "sft" if not start else "pretrained/prompted"
         _level(axes, results, reference)
         axes.set(xscale="log", xlabel="attempts sampled for learning", title=_STARTS[start])
@@ -77,8 +81,8 @@ def _rounds(results: Results) -> Figure | None:
 
     plot = _plot(5.5)
     axes = plot.add_subplot()
-    for start, points in curves.items():
-        _line(axes, points, _STARTS[start])
+    for marker, (start, points) in zip("os", curves.items(), strict=True):
+        _line(axes, points, _STARTS[start], color=_style("ei")["color"], marker=marker)
     axes.set(xlabel="round; 0 is the start")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return Figure(
@@ -94,7 +98,7 @@ def _rewards(results: Results) -> Figure | None:
     for start, axes in panels.items():
         for name in _REWARDS:
             points = mean_curve(list(results.curves(start + name).values()), "step")
-            _line(axes, points, titles.get(start + name, ""))
+            _line(axes, points, _label(titles, start, name), **_style(name))
         axes.set(xlabel="attempts sampled for learning", title=_STARTS[start])
     return Figure("rewards", "PPO by reward", f"maj@1 against attempts. {_VALIDATION}", _finished(plot, "maj@1"))
 
@@ -103,10 +107,11 @@ def _ablations(results: Results) -> Figure | None:
     titles = _titles(results)
     if not any(results.curves(name) for names in _ABLATIONS.values() for name in names if name != "sparse_ppo"):
         return None
-    plot = _plot(4 * len(_ABLATIONS))
-    for axes, (title, names) in zip(plot.subplots(1, len(_ABLATIONS), sharey=True), _ABLATIONS.items(), strict=True):
+    plot = _plot(9, 7.5)
+    panels = plot.subplots(2, -(-len(_ABLATIONS) // 2), sharey=True).ravel()
+    for axes, (title, names) in zip(panels, _ABLATIONS.items(), strict=True):
         for name in names:
-            _line(axes, mean_curve(list(results.curves(name).values()), "step"), titles[name])
+            _line(axes, mean_curve(list(results.curves(name).values()), "step"), titles[name], **_style(name))
         axes.set(xlabel="attempts sampled for learning", title=title)
     caption = f"Sparse PPO with one thing changed: maj@1 against attempts. {_VALIDATION}"
     return Figure("ablations", "PPO, one thing changed at a time", caption, _finished(plot, "maj@1"))
@@ -127,8 +132,8 @@ def _plane(results: Results) -> Figure | None:
     axes.plot(*zip(*supervised, strict=True), color="0.4", marker="o", label="SFT, longer and longer")
     for name, (x, y) in place.items():
         if name not in ("sft_2", "sft", "sft_8"):
-            marker, fill = "s" if "ppo" in name else "^", "none" if name.startswith("sft_2/") else "full"
-            axes.plot(x, y, marker=marker, fillstyle=fill, linestyle="", label=titles[name])
+            fill = "none" if name.startswith("sft_2/") else "full"
+            axes.plot(x, y, fillstyle=fill, linestyle="", label=titles[name], **_style(name))
     n = results.scale.n
     axes.set(xlabel="maj@1")
     caption = f"maj@1 and pass@{n} on the test split, means over seeds: continued SFT against RL."
@@ -177,16 +182,31 @@ def _panels(results: Results, names: Sequence[str]) -> "tuple[Plot | None, dict[
     return plot, dict(zip(starts, panels, strict=True))
 
 
-def _plot(width: float) -> "Plot":
+def _plot(width: float, height: float = 4.8) -> "Plot":
     from matplotlib.figure import Figure as Plot
 
-    return Plot(figsize=(width, 4.2), layout="constrained")
+    return Plot(figsize=(width, height), layout="constrained")
 
 
-def _line(axes: "Axes", points: Sequence[tuple[float, float, float, float]], label: str) -> None:
+def _label(titles: Mapping[str, str], start: str, name: str) -> str:
+    """A system's title, without its start where the same is planned from SFT: panels name that."""
+    return titles.get(name) or titles.get(start + name, "")
+
+
+def _style(system: str) -> dict[str, str]:
+    """Color and marker of a system, which it has in every panel and figure, from whatever it starts."""
+    names = [*_ALGORITHMS, *(name for group in _ABLATIONS.values() for name in group if name not in _ALGORITHMS)]
+    name = system if system in names else system.rpartition("/")[2]
+    number = names.index(name) if name in names else len(names)
+    # Ten colors, and others' markers where they begin again.
+    return {"color": f"C{number % 10}", "marker": _MARKERS[number % len(_MARKERS)]}
+
+
+def _line(axes: "Axes", points: Sequence[tuple[float, float, float, float]], label: str, **style: str) -> None:
     if points:
         at, mean, low, high = map(np.array, zip(*points, strict=True))
-        axes.errorbar(at, mean, [mean - low, high - mean], marker="o", markersize=4, capsize=2, label=label)
+        bars = [mean - low, high - mean]
+        axes.errorbar(at, mean, bars, markersize=4, capsize=2, label=label, **style)  # pyright: ignore[reportArgumentType]
 
 
 def _level(axes: "Axes", results: Results, system: str) -> None:
@@ -196,11 +216,15 @@ def _level(axes: "Axes", results: Results, system: str) -> None:
 
 
 def _finished(plot: "Plot", ylabel: str) -> str:
-    """Labels and legends, as SVG."""
+    """Labels and one legend for all panels, below them, as SVG."""
     plot.axes[0].set(ylabel=ylabel)
-    for axes in plot.axes:
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7)
+    lines = {
+        label: handle for axes in plot.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if lines:
+        columns = max(1, min(len(lines), int(plot.get_figwidth() / 2.4)))
+        place = "outside lower center"
+        plot.legend([*lines.values()], [*lines], loc=place, ncols=columns, fontsize=_LEGEND_POINTS, frameon=False)
     return to_svg(plot)
 
 

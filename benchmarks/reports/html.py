@@ -8,19 +8,24 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from ...files import write_text
 from . import text as report_text
-from .content import AttemptRecord, Cell, Figure, Finding, MissingCell, Report, ResultTable, Row, RunRecord
+from .content import AttemptRecord, Cell, MissingCell, Report, ResultTable
 from .markdown import markdown
-from .svg import clean_svg
-from .text import paper_value, visible
+from .svg import data_uri, width
+from .text import DECIDED, visible
 
 SIGNS = {"holds": "✓", "does not hold": "✗", "undecided": "?"}
+_WIDE = 440
+"""Width in points of figures that take a whole row, in which their text keeps its size."""
 
 
 def write_report(report: Report, folder: str | Path) -> None:
@@ -36,11 +41,13 @@ def write_report(report: Report, folder: str | Path) -> None:
     """
     folder = Path(folder)
     figures = folder / "figures"
-    pictures = {f"{figure.name}.svg": clean_svg(figure.svg, figure.name) for figure in report.figures}
+    for figure in report.figures:
+        width(figure.svg, figure.name)
+    pictures = {f"{figure.name}.svg": figure.svg for figure in report.figures}
     pages = {"report.html": html(report), "report.md": markdown(report)}
     figures.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
-        write_text(figures / name, picture + "\n")
+        write_text(figures / name, picture.rstrip("\n") + "\n")
     for earlier in figures.glob("*.svg"):
         if earlier.name not in pictures:
             earlier.unlink()
@@ -50,17 +57,17 @@ def write_report(report: Report, folder: str | Path) -> None:
 
 def html(report: Report) -> str:
     """The report as one self-contained page."""
-    return _filled(
-        _template(),
-        title=_text(report.title),
-        scale=_text(report.scale),
-        summary=_summary(report),
-        tables=_join((_table(table, i) for i, table in enumerate(report.tables)), "table"),
-        figures=_join(map(_figure, report.figures), "figure"),
-        findings=_join(map(_finding, report.findings), "finding", "ul"),
-        runs=_join((_run(run, report) for run in report.runs), "run"),
-        attempts=_embedded(_attempts(report.attempts)),
-    )
+    facts = {
+        "Command": Markup("<code>{}</code>").format(visible(report.command)),
+        "Device": report.device,
+        "Started": report.started,
+        "Wall time": report_text.duration(report.seconds),
+        "Runs": f"{len(report.runs)} configurations; {report_text.cost(report.cost)} in all",
+        "Versions": report_text.versions(report.versions),
+    }
+    if report.findings:
+        facts["Findings"] = report_text.verdicts(report.findings)
+    return _page(report.title, report.scale, facts, report.attempts, report)
 
 
 def attempts_page(title: str, facts: Mapping[str, str], attempts: Sequence[AttemptRecord]) -> str:
@@ -71,147 +78,53 @@ def attempts_page(title: str, facts: Mapping[str, str], attempts: Sequence[Attem
         facts: Values of the summary by name.
         attempts: Attempts to browse.
     """
-    return _filled(
-        re.sub(r"<!--report-->.*?<!--/report-->", "", _template(), flags=re.DOTALL).replace("#results", "#attempts"),
-        title=_text(title),
-        scale="",
-        summary=_facts({name: _text(value) for name, value in facts.items()}),
-        attempts=_embedded(_attempts(attempts)),
-    )
+    return _page(title, "", facts, attempts)
 
 
-def _template() -> str:
-    return Path(__file__).with_name("template.html").read_text(encoding="utf-8")
-
-
-def _filled(template: str, **parts: str) -> str:
-    (script,) = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
-    parts["script_hash"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # In one pass: nothing that is put in is looked at again.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-
-
-def _text(text: str) -> str:
-    return escape(visible(text))
-
-
-def _join(items: Iterable[str], what: str, tag: str = "div") -> str:
-    found = list(items)
-    inner = "\n".join(found) if found else f"<{'li' if tag == 'ul' else 'p'} class=none>This report has no {what}s."
-    return f"<{tag} class={what}s>{inner}</{tag}>"
-
-
-def _summary(report: Report) -> str:
-    facts = {
-        "Command": f"<code>{_text(report.command)}</code>",
-        "Device": _text(report.device),
-        "Started": _text(report.started),
-        "Wall time": report_text.duration(report.seconds),
-        "Runs": _text(f"{len(report.runs)} configurations; {report_text.cost(report.cost)} in all"),
-        "Versions": _text(", ".join(f"{name} {version}" for name, version in report.versions.items())),
-    }
-    if report.findings:
-        counts = {verdict: sum(finding.verdict == verdict for finding in report.findings) for verdict in SIGNS}
-        facts["Findings"] = _text(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count))
-    return _facts(facts)
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
-
-
-def _table(table: ResultTable, number: int) -> str:
-    beside = report_text.paper_metrics(table)
-    name = f"table-{number + 1}"
-    metrics = "".join(f"<th scope=col>{_text(metric)}</th>" for metric in table.metrics)
-    papers = "".join(f"<th scope=col class=paper>{_text(paper)}</th>" for paper in beside.values())
-    group = (
-        f"<th scope=colgroup colspan={len(beside)} class=paper>The paper: another scale "
-        f"<span class=sizes>{_text(report_text.paper_sizes(table))}</span></th>"
-    )
-    shares = [_is_share(table, column) for column in range(len(table.metrics))]
-    notes = "".join(f"<li>{_text(note)}</li>" for note in report_text.paper_notes(table))
+def _page(
+    title: str, scale: str, facts: Mapping[str, str], attempts: Sequence[AttemptRecord], report: Report | None = None
+) -> str:
+    source = Path(__file__).with_name("template.html").read_text(encoding="utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)
     return (
-        f'<div class=scroll role=region tabindex=0 aria-labelledby="{name}"><table class=results>'
-        f'<caption id="{name}"><div><strong>{_text(table.title)}</strong> {_text(table.caption)}</div></caption>'
-        f"<thead><tr><th rowspan=2 scope=col>System</th><th scope=colgroup colspan={len(table.metrics)}>This report"
-        f"</th>{group if beside else ''}</tr><tr>{metrics}{papers}</tr></thead><tbody>"
-        + "".join(_row(table, row, shares, beside) for row in table.rows)
-        + f"</tbody></table></div><p class=key>{_text(table.interval)}.</p>"
-        + (
-            "<details class=paper-notes><summary>The paper’s figures are of another scale of models, data and "
-            "samples: compare directions, not values. Sources and certainty</summary>"
-            f"<ul>{notes}</ul></details>"
-            if beside
-            else ""
+        _templates()
+        .get_template("template.html")
+        .render(
+            title=title,
+            scale=scale,
+            facts=facts,
+            attempts=_attempts(attempts),
+            report=report,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
 
 
-def _is_share(table: ResultTable, column: int) -> bool:
-    """True if all that a column has lies between 0 and 1, so that a bar can show it."""
-    cells = [cell for row in table.rows if isinstance(cell := row.cells[column], Cell)]
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.globals |= {"text": report_text, "signs": SIGNS, "decided": DECIDED, "data_uri": data_uri}
+    environment.globals |= {"flat": _flat, "shares_of": _shares, "is_wide": lambda svg: width(svg, "") > _WIDE}
+    return environment
+
+
+def _shares(table: ResultTable) -> list[bool]:
+    """For each column, whether all that it has lies between 0 and 1, so that a bar can show it."""
+    return [_is_share([row.cells[column] for row in table.rows]) for column in range(len(table.metrics))]
+
+
+def _is_share(column: Sequence[Cell | MissingCell]) -> bool:
+    cells = [cell for cell in column if isinstance(cell, Cell)]
     ends = [end for cell in cells for end in (cell.mean, cell.low, cell.high) if end is not None]
     return all(0 <= end <= 1 for end in ends)
-
-
-def _row(table: ResultTable, row: Row, shares: Sequence[bool], beside: Iterable[str]) -> str:
-    ours = "".join(_cell(cell, share) for cell, share in zip(row.cells, shares, strict=True))
-    papers = "".join(f"<td class=paper>{_text(paper_value(table, row, metric))}</td>" for metric in beside)
-    gaps = report_text.gaps(row)
-    why = f"<small class=gap>{_text(gaps)}</small>" if gaps else ""
-    return f"<tr><th scope=row>{_text(row.name)}{why}</th>{ours}{papers}</tr>"
-
-
-def _cell(cell: Cell | MissingCell, share: bool) -> str:
-    if isinstance(cell, MissingCell):
-        return f"<td class=missing>missing<small>{_text(cell.reason)}</small></td>"
-    text = f"<span class=mean>{cell.mean:.3f}</span> <span class=interval>{report_text.interval(cell)}</span>"
-    if share and cell.low is not None and cell.high is not None:
-        text += (
-            f'<span class=bar aria-hidden=true><i style="left:{cell.low:.1%};width:{cell.high - cell.low:.1%}"></i>'
-            f'<b style="left:{cell.mean:.1%}"></b></span>'
-        )
-    text += f"<small class=seeds>{_text(report_text.seeds(cell))}</small>"
-    if cell.missing:
-        text += f"<small class=gap>{_text(report_text.lacking(cell))}</small>"
-    return f"<td>{text}</td>"
-
-
-def _figure(figure: Figure) -> str:
-    title, caption = _text(figure.title), _text(figure.caption)
-    picture = clean_svg(figure.svg, figure.name)
-    return (
-        f'<figure id="figure-{figure.name}"><h3>{title}</h3>'
-        f'<div class=picture role=img aria-label="{title}: {caption}">{picture}</div>'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _finding(finding: Finding) -> str:
-    kind = finding.verdict.replace(" ", "-")
-    return (
-        f'<li class="{kind}"><span class=badge><span aria-hidden=true>{SIGNS[finding.verdict]}</span> '
-        f"{finding.verdict}</span><p class=claim>{_text(finding.text)}</p><p>{_text(finding.evidence)}</p>"
-        f"<p class=certainty>Certainty: {_text(finding.certainty)}</p></li>"
-    )
-
-
-def _run(run: RunRecord, report: Report) -> str:
-    versions = run.versions or report.versions
-    seeds = ", ".join(map(str, run.seeds))
-    return (
-        f"<details class=run><summary><span class=name>{_text(run.name)}</span> <span>seeds {_text(seeds)}</span> "
-        f"<span>{report_text.run_cost(run)}</span></summary><h3>Configuration</h3><table class=settings>"
-        "<thead><tr><th scope=col>Setting</th><th scope=col>Value</th></tr></thead><tbody>"
-        + "".join(
-            f"<tr><th scope=row>{_text(name)}</th><td><code>{_text(value)}</code></td></tr>"
-            for name, value in _flat(run.settings)
-        )
-        + "</tbody></table><h3>Versions</h3><p>"
-        + _text(", ".join(f"{name} {version}" for name, version in versions.items()))
-        + "</p></details>"
-    )
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -250,9 +163,3 @@ def _attempts(attempts: Sequence[AttemptRecord]) -> dict[str, Any]:
         for attempt in attempts
     ]
     return {"systems": list(systems), "verdicts": list(verdicts), "problems": list(problems), "attempts": rows}
-
-
-def _embedded(value: Any) -> str:
-    """JSON text that has no meaning in HTML: ASCII without <, > and &."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

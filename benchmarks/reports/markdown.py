@@ -21,7 +21,7 @@ def markdown(report: Report) -> str:
                 "Started": report.started,
                 "Wall time": report_text.duration(report.seconds),
                 "Cost": report_text.cost(report.cost),
-                "Versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
+                "Versions": report_text.versions(report.versions),
             }.items()
         ),
     ]
@@ -35,9 +35,10 @@ def markdown(report: Report) -> str:
         picture = f"![{_text(figure.caption)}](figures/{figure.name}.svg)"
         parts += [f"### {_text(figure.title)}", picture, _text(figure.caption)]
     if report.findings:
-        parts.append("## Findings")
+        parts += ["## Findings", report_text.verdicts(report.findings)]
         parts += [
-            f"- **{finding.verdict}**: {_text(finding.text)} {_text(finding.evidence)} Certainty: "
+            f"- **{finding.verdict}**: {_text(finding.text)} {report_text.DECIDED[finding.verdict]} "
+            f"{_text(finding.evidence)} Certainty: "
             f"{_text(finding.certainty)}"
             for finding in report.findings
         ]
@@ -77,7 +78,7 @@ def _cell(cell: Cell | MissingCell) -> str:
 
 def _run(run: RunRecord) -> list[str]:
     seeds = ", ".join(map(str, run.seeds))
-    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    versions = report_text.versions(run.versions)
     parts = [f"### {_text(run.name)}", f"Seeds {seeds}; {report_text.run_cost(run)}."]
     if versions:
         parts.append(f"Versions: {_text(versions)}")

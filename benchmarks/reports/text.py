@@ -1,13 +1,21 @@
 """Spelling on every kind of page of a report: text of models, figures with intervals, times and costs."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
-from .content import Cell, Cost, ResultTable, Row, RunRecord
+from .content import Cell, Cost, Finding, Outcome, ResultTable, Row, RunRecord
 from .published import PaperRow, PaperTable
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories of characters that show nothing, or change how others show."""
+
+DECIDED: dict[Outcome, str] = {
+    "holds": "Decided: the results here bear the claim out.",
+    "does not hold": "Decided: the results here bear out the opposite.",
+    "undecided": "Not decided: the results here are compatible with the claim and with its opposite.",
+}
+"""Verdicts in words."""
 
 
 def visible(text: str) -> str:
@@ -109,6 +117,22 @@ def _beside(table: ResultTable) -> list[PaperTable]:
     """The published tables that rows stand beside, each once."""
     found = (beside[0] for row in table.rows if (beside := table.published_row(row)))
     return list({paper.title: paper for paper in found}.values())
+
+
+def verdicts(findings: Sequence[Finding]) -> str:
+    """The number of findings of each verdict, in words."""
+    counts = Counter(finding.verdict for finding in findings)
+    one, many = (
+        {"holds": "holds", "does not hold": "does not hold", "undecided": "is undecided"},
+        {"holds": "hold", "does not hold": "do not hold", "undecided": "are undecided"},
+    )
+    parts = [f"{count} {(one if count == 1 else many)[verdict]}" for verdict in DECIDED if (count := counts[verdict])]
+    return f"Of {len(findings)} claims {', '.join(parts)}."
+
+
+def versions(found: Mapping[str, str]) -> str:
+    """Versions of packages."""
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def duration(seconds: float) -> str:
