@@ -1,7 +1,7 @@
 """The paper's figures from the results of its grid: points are means over seeds, bars their ranges."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -193,7 +193,7 @@ def _label(titles: Mapping[str, str], start: str, name: str) -> str:
     return titles.get(name) or titles.get(start + name, "")
 
 
-def _style(system: str) -> dict[str, str]:
+def _style(system: str) -> dict[str, Any]:
     """Color and marker of a system, which it has in every panel and figure, from whatever it starts."""
     names = [*_ALGORITHMS, *(name for group in _ABLATIONS.values() for name in group if name not in _ALGORITHMS)]
     name = system if system in names else system.rpartition("/")[2]
@@ -202,11 +202,11 @@ def _style(system: str) -> dict[str, str]:
     return {"color": f"C{number % 10}", "marker": _MARKERS[number % len(_MARKERS)]}
 
 
-def _line(axes: "Axes", points: Sequence[tuple[float, float, float, float]], label: str, **style: str) -> None:
+def _line(axes: "Axes", points: Sequence[tuple[float, float, float, float]], label: str, **style: Any) -> None:
     if points:
         at, mean, low, high = map(np.array, zip(*points, strict=True))
         bars = [mean - low, high - mean]
-        axes.errorbar(at, mean, bars, markersize=4, capsize=2, label=label, **style)  # pyright: ignore[reportArgumentType]
+        axes.errorbar(at, mean, bars, markersize=4, capsize=2, label=label, **style)
 
 
 def _level(axes: "Axes", results: Results, system: str) -> None:
