@@ -119,7 +119,15 @@ def test_the_page_says_nothing_on_the_console_and_asks_nobody_for_anything(opene
     sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
     # The browser's own first page asks for much, and not always in time to be forgotten.
     asked = {request["request"]["url"] for request in sent if request["documentURL"].startswith(page)}
-    assert asked - {"data:,"} == {page}
+    assert {address for address in asked if not address.startswith("data:")} == {page}
+
+
+def test_figures_are_drawn_in_their_own_size_where_there_is_room(opened) -> None:
+    widths = opened.execute_script(
+        "return [...document.querySelectorAll('.picture img')].map((image) => [image.naturalWidth, image.clientWidth])"
+    )
+    assert len(widths) == 3
+    assert all(0 < shown <= natural for natural, shown in widths)
 
 
 def test_the_policy_stops_a_request_and_a_script_that_get_in(opened) -> None:
@@ -145,7 +153,7 @@ def test_hostile_text_shows_as_it_was_written(opened, report: Report, hostile: s
     assert at(opened, "#question").get_property("textContent") == f"Hostile: {visible(hostile)}"
     assert "⟨U+202E⟩right to left" in at(opened, "#question").text
     assert opened.execute_script("return window.hacked") is None
-    assert every(opened, "main img, #steps script") == []
+    assert every(opened, "#attempts img, #steps script") == []
 
 
 def test_next_and_previous_by_button_and_by_key(opened, report: Report) -> None:
