@@ -188,6 +188,7 @@ class Agent(ABC, Generic[ConfigT]):
             self._vllm = make_vllm(self.policy, self.env, vllm_memory, **half)
         self.policy.check()
         self._check_memory(vllm_memory)
+        self._learned = False  # of agents that learn once
         self.num_attempts = 0
         """Attempts sampled for learning so far: the cost that all algorithms count."""
         self.num_tokens = 0
@@ -258,6 +259,14 @@ class Agent(ABC, Generic[ConfigT]):
             callback: Function that is called with the agent and its newest metrics; returning False ends learning.
             progress_bar: Show a progress bar.
         """
+
+    def check_learns_once(self) -> None:
+        """Raises `ValueError` if this agent, which trains on one set of data from one model, has learned already."""
+        if self._learned:
+            raise ValueError(
+                f"this {self.name} agent has learned already, and a second call of learn would train on the same data "
+                "again: set epochs, or save the agent and make another one of that model"
+            )
 
     def predict(
         self,

@@ -52,7 +52,7 @@ class DPO(RoundsAgent[DPOConfig]):
         """Runs rounds until the configured number, the budget or validation says stop; the best one's policy stays.
 
         With a run folder every finished round is kept, and learning continues after the last one, in the middle of its
-        sampling or its training too.
+        sampling or its training too. A second call runs as many rounds again, see `RoundsAgent`.
 
         Raises:
             ValueError: The problems never end and `problems` is not set, the budget does not cover one round, or the

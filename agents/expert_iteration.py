@@ -113,7 +113,8 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
 
         Round 0 is fine-tuning on the demonstrations. A later round begins only if the budget covers it. With a run
         folder every finished round is kept, and learning continues after the last one, in the middle of its sampling or
-        its fine-tuning too. Ctrl-C leaves the policy of the best finished round.
+        its fine-tuning too. Ctrl-C leaves the policy of the best finished round. A second call runs as many rounds
+        again, see `RoundsAgent`.
 
         Raises:
             ValueError: The problems never end and `problems` is not set, the budget does not cover one round, prompts
@@ -123,7 +124,8 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         problems = self.count_problems(self.config.problems)
         if self.config.shots:
             self.make_env(shots=self.config.shots).check_prompts(problems)
-        self._dataset = self._demonstrations()
+        if self._done is None:
+            self._dataset = self._demonstrations()
         return self.learn_in_rounds(problems, total_episodes, callback, progress_bar)
 
     def train_round(

@@ -80,8 +80,10 @@ class RCRL(Agent[RCRLConfig]):
 
         Raises:
             ValueError: The problems never end and `problems` is not set, the budget does not cover the pool, no attempt
-                has a step boundary, all labels are the same, or the base model has another tokenizer.
+                has a step boundary, all labels are the same, the base model has another tokenizer, or this agent has
+                learned already.
         """
+        self.check_learns_once()
         config, metrics = self.config, dict[str, float]()
         finished = self.run_path is not None and (self.run_path / "model").exists()
         self._ends_step = newline_tokens(self.tokenizer)
@@ -91,6 +93,7 @@ class RCRL(Agent[RCRLConfig]):
         self.labels = labels
         examples = self._examples(judged, labels, metrics)
         self._fine_tune(examples, labels, metrics, progress_bar)
+        self._learned = True
         if finished:
             return self
         if config.validation_problems:

@@ -4,7 +4,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -56,7 +56,14 @@ class RoundsAgent(Agent[RoundsConfigT]):
 
     Their configurations have `rounds`, `samples_per_problem`, `validation_problems` and `patience`. Round 0 is what
     comes before any sampling.
+
+    A second call of `learn` continues after the last round of the first one, from the policy as it is: as many rounds
+    or attempts again, with the base model and the best round of before; patience begins anew.
     """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._done: _Done | None = None
 
     @classmethod
     def work(cls, config: Any, policy: PreTrainedModel) -> Work:
@@ -109,11 +116,12 @@ class RoundsAgent(Agent[RoundsConfigT]):
             )
         validation = self.make_validation_env()
         validation.check_prompts(config.validation_problems)
-        base, curriculum = snapshot(self.model), self.env.curriculum
-        best: Round | None = None
+        done = self._done or _Done(-1, snapshot(self.model), None)
+        base, best, curriculum, newest = done.base, done.best, self.env.curriculum, done.newest
+        first, before, patient_from = newest + 1, self.num_attempts, newest
         try:
-            for number in range(config.rounds + 1):
-                if number and budget is not None and self.num_attempts + episodes > budget:
+            for number in range(first, first + config.rounds + (not first)):
+                if number and budget is not None and self.num_attempts - before + episodes > budget:
                     break
                 metrics: dict[str, float] = {}
                 if number:
@@ -135,9 +143,10 @@ class RoundsAgent(Agent[RoundsConfigT]):
                 else:
                     restore(self.model, current.weights)
                     going_on = True
+                newest = number
                 if best is None or current.accuracy > best.accuracy:
                     best = current
-                if not going_on or number - best.number >= config.patience:
+                if not going_on or number - max(best.number, patient_from) >= config.patience:
                     break
         except BaseException:
             if self.run is not None and best is not None:
@@ -147,6 +156,7 @@ class RoundsAgent(Agent[RoundsConfigT]):
         finally:
             self.env.curriculum = curriculum
             restore(self.model, base if best is None else best.weights)
+        self._done = _Done(newest, base, best)
         self.keep_model()
         return self
 
@@ -163,6 +173,21 @@ class RoundsAgent(Agent[RoundsConfigT]):
         if folder is not None and self.ranks.is_main:
             current.save(folder)
             remove_folder(folder / "training")
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """Rounds that earlier calls of `learn` have done.
+
+    Attributes:
+        newest: Number of the newest round; -1 before any.
+        base: Trainable weights before any round.
+        best: Best round.
+    """
+
+    newest: int
+    base: Mapping[str, Tensor]
+    best: Round | None
 
 
 @contextmanager

@@ -20,10 +20,11 @@ class SFT(Agent[SFTConfig]):
         """Fine-tunes the model; it samples no attempts, so it needs no budget of them. A finished run is left as it is.
 
         Raises:
-            ValueError: `total_episodes` is given, or there are no demonstrations.
+            ValueError: `total_episodes` is given, there are no demonstrations, or this agent has learned already.
         """
         if total_episodes is not None:
             raise ValueError("SFT samples no attempts: set epochs and demonstrations, not total_episodes")
+        self.check_learns_once()
         examples = list(self.demonstrations(self.config.demonstrations).values())
         finished = self.run_path is not None and (self.run_path / "model").exists()
         with self.progress(0, "fine-tuning", progress_bar) as bar:
@@ -48,6 +49,7 @@ class SFT(Agent[SFTConfig]):
                 checkpoints=self.run_path / "training" if self.run_path is not None else None,
                 on_step=on_step,
             )
+        self._learned = True
         if finished:
             return self
         if self.config.validation_problems:

@@ -277,6 +277,8 @@ def test_sft_learns_the_demonstrations_and_says_how_it_went(folder, sums, tmp_pa
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == len(lines)
     with pytest.raises(ValueError, match="samples no attempts"):
         agent.learn(total_episodes=5)
+    with pytest.raises(ValueError, match="this sft agent has learned already"):
+        agent.learn()
 
 
 def test_adapters_are_shaped_by_arguments_and_a_shape_without_a_rank_is_refused(folder, sums) -> None:

@@ -261,3 +261,14 @@ def test_bad_settings(settings: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         DPOConfig(**settings)
     assert issubclass(DPOConfig, OptimizerConfig)
+
+
+def test_a_second_call_of_learn_runs_as_many_rounds_again(make, monkeypatch) -> None:
+    accuracies = iter([0.1, 0.2, 0.3] * 2)
+    monkeypatch.setattr("tokengym.agents.rounds.validate", lambda *_: {"eval/maj@1": next(accuracies)})
+    whole, halves = make(rounds=2).learn(), make(rounds=1).learn()
+    first = weights(halves)
+    halves.learn()
+    assert all(torch.equal(weight, weights(halves)[name]) for name, weight in weights(whole).items())
+    assert not all(torch.equal(weight, weights(halves)[name]) for name, weight in first.items())
+    assert whole.num_attempts == halves.num_attempts

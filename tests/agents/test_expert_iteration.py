@@ -718,3 +718,54 @@ def test_expected_success_does_not_fall_and_the_bandit_is_solved(make_model, tmp
     assert success[-1] > 0.95, curve
     assert min(curve[-1]) > 0.2, curve  # both solutions stay: imitation of what was found, not collapse onto one
     assert sum(chances(agent.model)) > 0.95
+
+
+# ------------------------------------------------------------------------------------------------ a second call
+
+
+@pytest.mark.parametrize("restart", ["base", "previous"])
+def test_a_second_call_of_learn_runs_as_many_rounds_again(make_agent, tmp_path, monkeypatch, restart: str) -> None:
+    """Where every round is the best so far, two calls are one of twice the length, also resumed in a folder."""
+
+    def improving(*_: Any) -> dict[str, float]:
+        steps.append(0.0)
+        return {"eval/maj@1": len(steps) / 100}
+
+    monkeypatch.setattr(in_rounds, "validate", improving)
+    steps: list[float] = []
+    whole = make_agent(rounds=2, restart=restart).learn()
+    steps.clear()
+    halves = make_agent(rounds=1, restart=restart).learn()
+    first = weights(halves.model)
+    halves.learn(24 * 6)
+    assert same(weights(whole.model), weights(halves.model))
+    assert not same(first, weights(halves.model))
+    assert (whole.num_attempts, whole.num_tokens) == (halves.num_attempts, halves.num_tokens)
+    with pytest.raises(ValueError, match="more than total_episodes=71"):
+        halves.learn(71)
+
+    steps.clear()
+    cut = make_agent(rounds=1, restart=restart, run=tmp_path / "cut").learn()
+    with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(in_rounds, "validate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        cut.learn()
+    monkeypatch.setattr(in_rounds, "validate", improving)
+    resumed = make_agent(rounds=1, restart=restart, run=tmp_path / "cut", resume=True).learn()
+    assert same(first, weights(resumed.model))
+    resumed.learn()
+    assert same(weights(whole.model), weights(resumed.model))
+    assert resumed.num_attempts == whole.num_attempts
+    assert same(saved(tmp_path / "cut"), weights(resumed.model))
+    assert [line["round"] for line in metrics_of(tmp_path / "cut") if "round" in line] == [0, 1, 2]
+
+
+def test_patience_of_a_second_call_begins_anew_and_the_best_round_stays(make_agent, monkeypatch) -> None:
+    accuracies = iter([0.1, 0.9, 0.2, 0.3, 0.4, 0.5])
+    monkeypatch.setattr(in_rounds, "validate", lambda *_: {"eval/maj@1": next(accuracies)})
+    logged: list[float] = []
+    agent = make_agent(rounds=5, patience=2)
+    agent.learn(callback=lambda _, metrics: logged.append(metrics["round"]))
+    best = weights(agent.model)
+    agent.learn(callback=lambda _, metrics: logged.append(metrics["round"]))
+    assert logged == [0, 1, 2, 3, 4, 5]
+    assert same(best, weights(agent.model))

@@ -295,6 +295,8 @@ def test_killed_and_resumed_equals_never_stopped(make, tmp_path, stage: str, cou
     for name in ("attempts-0.jsonl", "labels-3-rollouts-0.jsonl"):
         assert (tmp_path / "cut/pool" / name).read_text() == (tmp_path / "whole/pool" / name).read_text()
     again = make(run=tmp_path / "cut", resume=True).learn()  # nothing is left to do
+    with pytest.raises(ValueError, match="this rcrl agent has learned already"):
+        again.learn()
     assert same(weights(whole), weights(again))
     (tmp_path / "cut" / "model").rename(tmp_path / "lost")  # killed before it had saved the model
     make(run=tmp_path / "cut", resume=True).learn()
