@@ -746,8 +746,8 @@ def test_a_second_call_of_learn_runs_as_many_rounds_again(make_agent, tmp_path, 
 
     steps.clear()
     cut = make_agent(rounds=1, restart=restart, run=tmp_path / "cut").learn()
+    monkeypatch.setattr(in_rounds, "validate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        monkeypatch.setattr(in_rounds, "validate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         cut.learn()
     monkeypatch.setattr(in_rounds, "validate", improving)
     resumed = make_agent(rounds=1, restart=restart, run=tmp_path / "cut", resume=True).learn()
