@@ -1,6 +1,7 @@
 """`tokengym train`: an agent with its own settings as options, on an environment."""
 
 import dataclasses
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -86,6 +87,13 @@ def train(arguments: Sequence[str]) -> None:
             **dataclasses.asdict(config),
         )
         report = say if agent.ranks.is_main else lambda thing: None  # of several processes one speaks
+        if agent.ranks.count > 1:
+            report(f"{agent.ranks.count} processes")
+        elif "ACCELERATE_DYNAMO_BACKEND" in os.environ:  # which `accelerate launch` sets
+            report(
+                "1 process: without a GPU `accelerate launch` starts no more, and "
+                "`torchrun --nproc-per-node 2 -m -- tokengym train ...` does"
+            )
 
         def on_log(agent: Any, metrics: dict[str, float]) -> None:
             report(f"{agent.num_attempts} attempts  {key_numbers(metrics)}")

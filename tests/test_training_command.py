@@ -1,11 +1,17 @@
 """The command line around training: run folders, resuming, ends from outside."""
 
+import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tokengym.__main__ import main
 from tokengym.agents import SFT
@@ -95,3 +101,35 @@ def test_without_a_budget_an_agents_own_default_stands(monkeypatch) -> None:
     assert main([*SMALL, "--run", "runs/a"]) == 0
     assert main([*SMALL, "--run", "runs/b", "--total-episodes", "7"]) == 0
     assert [named.get("total_episodes", "none") for named in given] == ["none", 7]
+
+
+@pytest.mark.slow
+def test_two_nodes_are_one_run(here: Path) -> None:
+    """Two groups of one process on this machine, against one process: attempts, metrics and weights."""
+    train = "tokengym train reinforce --iterations 2 --problems-per-iteration 4 --samples-per-problem 4"
+    train += " --validation-problems 4 --temperature 1 --env-args steps=1 max_new_tokens=48 --run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = f"torch.distributed.run --nnodes 2 --nproc-per-node 1 --master-addr 127.0.0.1 --master-port {port}"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", *launch.split(), "--node-rank", str(rank), "-m", "--", *train.split(), "two"],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    said = [node.communicate()[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert [text.count("2 processes\n") for text in said] == [1, 0]
+    assert main([*train.split()[1:], "one", "--device", "cpu"]) == 0
+    rows = [[json.loads(line) for line in (here / name / "metrics.jsonl").open()] for name in ("one", "two")]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    for one, two in zip(*rows, strict=True):
+        for name in one.keys() & two.keys():
+            if not name.startswith("time/") and "padding" not in name:
+                assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
+    one, two = (load_file(here / name / "model" / "model.safetensors") for name in ("one", "two"))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, atol=1e-4, rtol=0)
