@@ -45,7 +45,7 @@ SMALLER = {
     "--n 16 --orm runs/orm/model --search beam --problems 50": "--n 4 --orm runs/orm/model --search beam --problems 2",
     "--n 16 --reranker mean_logprob --problems 50": "--n 4 --reranker mean_logprob --problems 2",
     "--demonstrations 64 --problems 400 --samples-per-problem 8 --search": "--demonstrations 4 --rounds 1 --epochs 1 "
-    "--validation-problems 2 --problems 2 --samples-per-problem 4 --env-args max_new_tokens=32 --search",
+    "--validation-problems 2 --problems 2 --samples-per-problem 4 --env-args steps=1 --search",
     "--n 16 --orm": "--problems 2 --n 4 --orm",
     "--problems 800 --samples-per-problem 16": "--problems 4 --samples-per-problem 8 --validation-problems 2 "
     "--temperature 1 --env-args steps=1",
