@@ -7,7 +7,8 @@ import json
 import logging
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
@@ -38,9 +39,11 @@ from .training.memory import Limits, Work, check_memory, free_memory
 from .training.progress import progress
 from .training.ranks import Ranks
 from .training.run_folder import Resume, RunFolder, hyperparameters
+from .training.sharding import Sharding, is_sharded, whole
 from .training.tracking import Shown, Tracking, check_trackers, with_aliases
 
 if TYPE_CHECKING:
+    from torch import nn
     from tqdm import tqdm
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -114,7 +117,8 @@ class Agent(ABC, Generic[ConfigT]):
     Raises:
         TypeError: A configuration field is unknown; the nearest is suggested.
         ValueError: The tokenizers of environment and model differ, an attempt may be longer than the model's positions,
-            or the model's architecture would be sampled or trained wrong.
+            the model's architecture would be sampled or trained wrong, or the run was launched with sharding that the
+            agent cannot do.
         FileExistsError: The folder holds a run already and `resume` is false.
         FileNotFoundError: `resume` is true and the folder holds none.
         BlockingIOError: Another process writes to the folder.
@@ -124,6 +128,8 @@ class Agent(ABC, Generic[ConfigT]):
     name: ClassVar[str]
     config_class: ClassVar[type]
     default_model: ClassVar[str] = "tokengym/tiny"
+    shardable: ClassVar[bool] = False
+    """True if the agent's models can be sharded over processes (`accelerate launch --use_fsdp`)."""
     config: ConfigT
 
     def __init_subclass__(cls, **settings: Any) -> None:
@@ -168,6 +174,12 @@ class Agent(ABC, Generic[ConfigT]):
         cpu = device == "cpu" or not torch.accelerator.is_available()
         self.accelerator = Accelerator(cpu=cpu, log_with=trackers or None, project_dir=run)
         self.ranks = Ranks(self.accelerator)
+        self.sharding = Sharding.of(self.accelerator)
+        """Sharding that the run was launched with, if any."""
+        if self.sharding is not None and not self.shardable:
+            raise ValueError(f"the agent {self.name!r} cannot be sharded: launch it without --use_fsdp")
+        if self.sharding is not None and getattr(self.config, "bf16", False):
+            raise ValueError('models in shards train in bfloat16 by dtype="bfloat16": leave out bf16')
         self._attn = attn
         model = self.default_model if model is None else model
         if not isinstance(model, str | Path):
@@ -179,7 +191,9 @@ class Agent(ABC, Generic[ConfigT]):
             _logger.warning("this agent learns on the test split: its evaluation there says nothing about new problems")
         self.model_name = str(model)
         lora = LoRA(lora_rank, lora_alpha, lora_targets, lora_rank_stabilized)
-        self.model, self.tokenizer = self._load_model(model, device or str(self.accelerator.device), dtype, lora)
+        self.device = device or str(self.accelerator.device)
+        # A model that is sharded comes to its devices in parts, when learning begins.
+        self.model, self.tokenizer = self._load_model(model, "cpu" if self.sharding else self.device, dtype, lora)
         self._vllm: VLLM | None = None
         self._half: tuple[PreTrainedModel, HalfCopy | None] | None = None
         self.env = self.make_env()
@@ -228,8 +242,9 @@ class Agent(ABC, Generic[ConfigT]):
         """Raises `NotEnoughMemoryError` if learning from one sequence does not fit on the device."""
         if not isinstance(self.config, OptimizerConfig):
             return
-        device, processes = self.model.device, self.ranks.count
+        device, processes = self.accelerator.device if self.sharding else self.model.device, self.ranks.count
         limits = Limits(self.num_envs, self.env.max_prompt_tokens, self.env.max_new_tokens, processes)
+        limits = limits._replace(sharded=self.sharding is not None)
         if vllm_memory is not None:
             limits = limits._replace(vllm=0)  # it has taken its share already
         work = lambda policy: self.work(self.config, policy)  # noqa: E731
@@ -237,8 +252,11 @@ class Agent(ABC, Generic[ConfigT]):
 
     @property
     def policy(self) -> CausalLMPolicy:
-        """The policy as it is now."""
-        policy = CausalLMPolicy(self.model, self.tokenizer, seed=self.seed)
+        """The policy as it is now.
+
+        Of a sharded model it is a whole copy, good until learning continues; all processes must ask for it together.
+        """
+        policy = CausalLMPolicy(whole(self.model), self.tokenizer, seed=self.seed)
         return policy.with_vllm(self._vllm).with_half(self._half_copy())
 
     def _half_copy(self) -> HalfCopy | None:
@@ -247,6 +265,16 @@ class Agent(ABC, Generic[ConfigT]):
             wanted = getattr(self.config, "bf16", False)
             self._half = self.model, half_copy(self.model) if wanted else None
         return self._half[1]
+
+    def modules(self) -> "list[nn.Module]":
+        """Modules with weights that learning runs: the policy, and what an agent has besides."""
+        return [self.model]
+
+    def shard(self) -> None:
+        """Shards the agent's modules if the run was launched with sharding; they stay as they are from then on."""
+        if self.sharding is not None:
+            for module in self.modules():
+                self.sharding.shard(module)
 
     @abstractmethod
     def learn(
@@ -282,15 +310,31 @@ class Agent(ABC, Generic[ConfigT]):
         """Writes the model, its tokenizer and the agent's configuration to a folder, all at once.
 
         Adapters are merged into float32 weights, and are in the folder `adapter` inside as well; `models.load` takes
-        either.
+        either. All processes must save a sharded model together; the main one writes.
         """
-        with new_folder(Path(path)) as folder, no_progress_bars():
-            self._write(folder)
+        with self._new_folder(Path(path)) as folder:
+            if folder is not None:
+                self._write(folder)
+
+    @contextmanager
+    def _new_folder(self, path: Path) -> Iterator[Path | None]:
+        """A folder to save to; `None` on processes that only help to gather the weights of a sharded model."""
+        self._gather()
+        if is_sharded(self.model) and not self.ranks.is_main:
+            yield None
+            return
+        with new_folder(path) as folder, no_progress_bars():
+            yield folder
+
+    def _gather(self) -> None:
+        """Gathers what `_write` writes, where it is sharded."""
+        whole(self.model)
 
     def keep_model(self) -> None:
         """Saves to `model` in the run's folder, if there is one; on every rank the model is there afterwards."""
+        if self.run is not None or (self.run_path is not None and is_sharded(self.model)):
+            self.save(cast(Path, self.run_path) / "model")
         if self.run is not None:
-            self.save(self.run.path / "model")
             self.run.finish()
         if self._tracking is not None:
             self._tracking.finish()
@@ -298,7 +342,7 @@ class Agent(ABC, Generic[ConfigT]):
 
     def _write(self, folder: Path) -> None:
         """Writes the files of `save`; agents with more to save extend it."""
-        save_model(self.model, folder)
+        save_model(whole(self.model), folder)
         self.tokenizer.save_pretrained(folder)
         write_json(folder / "agent.json", self._description())
 

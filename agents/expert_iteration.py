@@ -99,7 +99,7 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         policy, tokenizer = super()._load_model(model, device, dtype, lora)
         self._orm = None
         if self.config.orm is not None:
-            self._orm = OutcomeModel.load(self.config.orm, tokenizer, device)
+            self._orm = OutcomeModel.load(self.config.orm, tokenizer, self.device)
             self._orm.check_probability("orm_threshold")
         self._search_orm = None
         if self.config.search_orm is not None:

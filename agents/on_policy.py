@@ -16,10 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..envs.curriculum import Batch, Subset
-from ..files import new_folder
 from ..models.engine.sampling import NonFiniteLogitsError, SamplingConfig
 from ..models.kept_tokens import KeptTokens
-from ..models.loading import no_progress_bars
 from ..rewards.base import RewardError
 from .base import Agent, Callback, Environment
 from .configs.policy_gradient import PolicyGradientConfig
@@ -47,6 +45,8 @@ PolicyGradientConfigT = TypeVar("PolicyGradientConfigT", bound=PolicyGradientCon
 
 class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
     """Base of agents that sample a batch of attempts with the newest policy, learn from it, and throw it away."""
+
+    shardable = True
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -142,6 +142,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         config = self.config
         iterations = self._iterations(total_episodes)
         self.env.check_prompts()
+        self.shard()
         checkpoints = None if self.run_path is None else self.run_path / "training"
         self._check_pass_rates(total_episodes, begins=reset or self._progress is None)
         if reset and checkpoints is not None and checkpoints.exists():
@@ -152,7 +153,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
             self._progress = self._begin(iterations)
         else:
             self._progress.extend(iterations, self.updates_per_iteration, self.num_attempts)
-            if checkpoints is not None and self.ranks.is_main:
+            if checkpoints is not None:
                 self._save_progress(checkpoints)  # resumed, the run goes on to the end of this call
         progress, learner, best = self._progress, self._progress.learner, self._progress.best
         if config.filters and progress.problems is None:
@@ -207,7 +208,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
                     going_on = self.log(metrics, callback)
                     last = last or not going_on or best.age == config.patience
                     due = last or (iteration + 1) % config.save_iterations == 0
-                    if checkpoints is not None and due and self.ranks.is_main:
+                    if checkpoints is not None and due:
                         self._save_progress(checkpoints)
                     if not going_on:
                         break
@@ -334,10 +335,11 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
                 "adapters are merged into the weights that are saved, and the optimizer's state is of the adapters: "
                 "give the agent a run folder, which resume continues, or save without optimizer=True"
             )
-        with new_folder(Path(path)) as folder, no_progress_bars():
-            self._write(folder)
+        with self._new_folder(Path(path)) as folder:
+            if folder is not None:
+                self._write(folder)
             if optimizer:
-                self._save_progress(folder / _TRAINING, self.kept_tensors())
+                self._save_progress((folder or Path(path)) / _TRAINING, self.kept_tensors())
 
     @classmethod
     def load(cls, path: str | Path, env: Environment | None = None, **settings: Any) -> Self:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Share of a device's memory that a plan may fill: the rest is for its context and for gaps between tensors.
 USABLE = 0.95
+# The command that shares a model among processes.
+LAUNCH = "accelerate launch --use_fsdp --fsdp_version 2"
 # Adapters that are proposed where weights cannot be trained.
 _LORA_RANK = 16
 
@@ -88,7 +90,7 @@ def propose(wanted: Planned) -> Planned | None:
     """The settings nearest to the wanted ones that fit; `None` where none do.
 
     Smaller micro-batches and fewer slots change no result and come first, then layers that are computed again, then
-    weights in bfloat16, then adapters.
+    weights that the GPUs share, then weights in bfloat16, then adapters.
 
     Args:
         wanted: Training that does not fit as it is.
@@ -131,6 +133,10 @@ def _choices(wanted: Planned) -> Iterator[Planned]:
     yield wanted
     wanted = replace(wanted, config=replace(wanted.config, gradient_checkpointing=True))
     yield wanted
+    alone = wanted.limits.processes > 1 and not wanted.limits.sharded
+    if alone and wanted.agent.shardable and not wanted.config.bf16:
+        wanted = replace(wanted, limits=wanted.limits._replace(sharded=True))
+        yield wanted
     if wanted.dtype != "bfloat16":
         wanted = replace(wanted, dtype="bfloat16")
         yield wanted
@@ -145,7 +151,7 @@ def describe(planned: Planned) -> str:
         planned: Training to plan.
     """
     plan, devices = planned.plan(), planned.limits.processes
-    each = "" if devices == 1 else f", each of {devices} GPUs"
+    each = "" if devices == 1 else f", each of {devices} GPUs{' by FSDP' if planned.limits.sharded else ''}"
     text = f"{planned.agent.name} on {planned.model.model_type}{each}: sequences of at most {planned.limits.longest} "
     text += f"tokens, {planned.dtype}\n\n{plan}\n\n"
     budget = f"{USABLE:.0%} of {planned.memory / GIB:.4g} GiB"
@@ -158,12 +164,16 @@ def describe(planned: Planned) -> str:
             ", nor does one sequence with gradient checkpointing, bfloat16 and adapters: take a smaller model or "
             "shorter attempts"
         )
-    fitting = proposal.plan()
-    return text + f"; {fitting.peak / GIB:.2f} GiB with\n\n    {proposal.flags(planned)}\n\n{fitting}"
+    fitting, launched = proposal.plan(), ""
+    if proposal.limits.sharded and not planned.limits.sharded:
+        launched = f"    {LAUNCH} --num_processes {devices} -m tokengym train ...\n"
+    return text + f"; {fitting.peak / GIB:.2f} GiB with\n\n{launched}    {proposal.flags(planned)}\n\n{fitting}"
 
 
-def check_agent(agent: "type[Agent]") -> None:
-    """Raises `ValueError` unless an agent updates a model as a plan counts it."""
+def check_agent(agent: "type[Agent]", sharded: bool = False) -> None:
+    """Raises `ValueError` unless an agent updates a model as a plan counts it, and can be sharded if it shall be."""
+    if sharded and not agent.shardable:
+        raise ValueError(f"the agent {agent.name!r} cannot be sharded: leave out --fsdp")
     config: Any = agent.config_class
     if not issubclass(config, OptimizerConfig):
         raise ValueError(f"the agent {agent.name!r} has no settings of an optimizer: there is no update to plan")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..files import read_tensors
@@ -26,6 +26,7 @@ from .training.learner import Example, Learner, Loss, MicroBatch
 from .training.losses import DIVERGENCES, clipped_surrogate, k3_divergence, log_ratios, masked_aggregate, value_error
 from .training.memory import Work
 from .training.reference import Reference, TokenValues, evaluate_as_trained, shuffled
+from .training.sharding import whole
 
 # A critic that is new has more to learn than its policy, and nothing to forget.
 CRITIC_RATE_RATIO = 10
@@ -134,11 +135,17 @@ class PPO(ProximalAgent[PPOConfig]):
         model = ActorCritic(self.model, self.critic)
         return _make_learner(model, self.learner_config(), total_steps, self.accelerator, len(self.tokenizer))
 
+    def modules(self) -> list[nn.Module]:
+        return [*super().modules(), self.critic]
+
+    def _gather(self) -> None:
+        super()._gather()
+        whole(self.critic)
+
     def _write(self, folder: Path) -> None:
         super()._write(folder)
-        save_file(
-            {name: value.contiguous().cpu() for name, value in self.critic.state_dict().items()}, folder / _CRITIC
-        )
+        weights = whole(self.critic).state_dict()
+        save_file({name: value.contiguous().cpu() for name, value in weights.items()}, folder / _CRITIC)
 
     @classmethod
     def load(cls, path: str | Path, env: Environment | None = None, **settings: Any) -> Self:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..models.dry_run import without_weights
@@ -37,6 +37,9 @@ class ProximalAgent(PolicyGradientAgent[ProximalConfigT]):
         if not hasattr(policy, "disable_adapter"):
             return replace(work, frozen={"reference": without_weights(policy)})
         return work if config.reference_refresh is None else replace(work, copies=work.copies + 1)
+
+    def modules(self) -> list[nn.Module]:
+        return super().modules() + ([] if self._reference is None else self._reference.modules)
 
     def tensors(self) -> dict[str, Tensor]:
         return {} if self._reference is None else self._reference.state()

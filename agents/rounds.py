@@ -19,6 +19,7 @@ from .training.fine_tuning import restore, snapshot
 from .training.learner import NonFiniteError
 from .training.memory import Work
 from .training.rounds import Round
+from .training.sharding import gathered, is_sharded
 
 _SEED_DISTANCE = 1_000_003
 """Seeds of different rounds are so far apart that those of neighboring runs do not meet."""
@@ -61,6 +62,8 @@ class RoundsAgent(Agent[RoundsConfigT]):
     or attempts again, with the base model and the best round of before; patience begins anew.
     """
 
+    shardable = True
+
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._done: _Done | None = None
@@ -97,7 +100,8 @@ class RoundsAgent(Agent[RoundsConfigT]):
     def learn_in_rounds(self, problems: int, budget: int | None, callback: Callback | None, progress_bar: bool) -> Self:
         """Runs rounds until the configured number, the budget or validation says stop; the best one's policy stays.
 
-        What interrupts it leaves the policy of the best finished round, in the folder, too.
+        What interrupts it leaves the policy of the best finished round, and unless the model is sharded in the folder,
+        too.
 
         Args:
             problems: Problems that a round samples at; 0 if it samples none.
@@ -114,6 +118,7 @@ class RoundsAgent(Agent[RoundsConfigT]):
                 f"one round samples {problems} problems x {config.samples_per_problem} = {episodes} attempts, "
                 f"more than total_episodes={budget}: raise it, or lower problems or samples_per_problem"
             )
+        self.shard()
         validation = self.make_validation_env()
         validation.check_prompts(config.validation_problems)
         done = self._done or _Done(-1, snapshot(self.model), None)
@@ -149,7 +154,7 @@ class RoundsAgent(Agent[RoundsConfigT]):
                 if not going_on or number - max(best.number, patient_from) >= config.patience:
                     break
         except BaseException:
-            if self.run is not None and best is not None:
+            if self.run is not None and best is not None and not is_sharded(self.model):  # others may have ended
                 restore(self.model, best.weights)
                 self.save(self.run.path / "model")
             raise
@@ -170,8 +175,11 @@ class RoundsAgent(Agent[RoundsConfigT]):
 
     def _keep(self, current: Round) -> None:
         folder = self.round_folder(current.number)
-        if folder is not None and self.ranks.is_main:
-            current.save(folder)
+        if folder is None:
+            return
+        weights = gathered(current.weights, self.ranks.is_main)
+        if self.ranks.is_main:
+            replace(current, weights=weights).save(folder)
             remove_folder(folder / "training")
 
 

@@ -13,6 +13,7 @@ class SFT(Agent[SFTConfig]):
 
     name = "sft"
     config_class = SFTConfig
+    shardable = True
 
     def learn(
         self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
@@ -25,6 +26,7 @@ class SFT(Agent[SFTConfig]):
         if total_episodes is not None:
             raise ValueError("SFT samples no attempts: set epochs and demonstrations, not total_episodes")
         self.check_learns_once()
+        self.shard()
         examples = list(self.demonstrations(self.config.demonstrations).values())
         finished = self.run_path is not None and (self.run_path / "model").exists()
         with self.progress(0, "fine-tuning", progress_bar) as bar:

@@ -16,7 +16,8 @@ class PlanOptions(EnvChoice):
     Attributes:
         agent: Agent to plan; `tokengym list` shows them.
         model: Model whose configuration is read, without its weights: a name, a folder with a `config.json`, a file.
-        gpus: GPUs that train together, each with a whole model.
+        gpus: GPUs that train together, each with a whole model unless `--fsdp` is given.
+        fsdp: Share the model among the GPUs, each of which keeps a part of every weight (FSDP2).
         memory: Memory of each GPU in GiB; the default is that of this machine's device.
         num_envs: Environment slots of each GPU.
         dtype: Data type of the weights.
@@ -30,6 +31,7 @@ class PlanOptions(EnvChoice):
     agent: str = "ppo"
     model: str = "tokengym/tiny"
     gpus: int = 1
+    fsdp: bool = False
     memory: float | None = None
     num_envs: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -66,13 +68,18 @@ def plan(arguments: Sequence[str]) -> None:
             raise ValueError("--memory must be above 0, and --gpus and --num-envs at least 1")
         if options.vllm_memory is not None and not 0 < options.vllm_memory < 1:
             raise ValueError(f"--vllm-memory must be between 0 and 1, got {options.vllm_memory}")
+        if options.fsdp and options.gpus < 2:
+            raise ValueError("--fsdp shares a model among several GPUs: give --gpus")
+        check_agent(kind, options.fsdp)
+        if options.fsdp and getattr(config, "bf16", False):
+            raise ValueError("models in shards train in bfloat16 by --dtype bfloat16: leave out --bf16")
         vllm = None if options.vllm_memory is None else round(options.vllm_memory * memory)
         lora = LoRA(options.lora_rank, targets=options.lora_targets)
         planned = Planned(
             kind,
             config_type(**dataclasses.asdict(config)),
             read_config(options.model),
-            Limits(options.num_envs, *token_limits(options.spec()), options.gpus, vllm),
+            Limits(options.num_envs, *token_limits(options.spec()), options.gpus, vllm, options.fsdp),
             memory,
             options.dtype,
             options.attn,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...files import DamagedFileError, new_folder, read_json, read_tensors, remove_folder, write_json
 from .learner import Learner
+from .sharding import gathered
 
 
 def save_checkpoint(
@@ -18,7 +19,9 @@ def save_checkpoint(
     state: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes `step-<updates>` into `folder` and removes the older ones; only the main process should.
+    """Writes `step-<updates>` into `folder` and removes the older ones.
+
+    All processes may call it, and must where the model is sharded; the main one writes.
 
     Args:
         learner: Learner whose weights and optimizer state are written.
@@ -26,6 +29,10 @@ def save_checkpoint(
         state: JSON values to keep with them.
         tensors: Tensors to save with them, by name.
     """
+    tensors = gathered(tensors or {}, learner.ranks.is_main)
+    if not learner.ranks.is_main:
+        learner.save(None)
+        return
     with new_folder(folder / f"step-{learner.steps}") as checkpoint:
         learner.save(checkpoint)
         if tensors:

@@ -9,12 +9,14 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ..configs.optimizer import FineTuneConfig
 from .checkpoints import load_checkpoint, save_checkpoint
 from .learner import Example, Learner, MicroBatch
 from .losses import masked_aggregate
+from .sharding import local, named_parameters, release, rows
 
 
 class NothingToLearnError(ValueError):
@@ -110,7 +112,7 @@ def run_epochs(
         if on_step is not None:
             on_step(step + 1, learner.total_steps, metrics)
         due = step + 1 == learner.total_steps or (step + 1) % config.save_steps == 0
-        if checkpoints is not None and due and learner.ranks.is_main:
+        if checkpoints is not None and due:
             save_checkpoint(learner, checkpoints, {"metrics": metrics})
 
 
@@ -129,13 +131,15 @@ def _learnt(example: Example, input_only: int | None) -> int:
 
 
 def snapshot(model: PreTrainedModel) -> dict[str, Tensor]:
-    """A copy of the trainable weights, to start again from."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    """A copy of the trainable weights, to start again from; of a sharded model, its shards."""
+    return {name: p.detach().clone() for name, p in named_parameters(model) if p.requires_grad}
 
 
 def restore(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
-    """Puts back what `snapshot` copied."""
+    """Puts back what `snapshot` copied, or whole weights."""
+    release(model)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in named_parameters(model):
             if name in weights:
-                parameter.copy_(weights[name])
+                whole = weights[name]
+                local(parameter).copy_(local(whole) if isinstance(whole, DTensor) else whole[rows(parameter)])

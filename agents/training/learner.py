@@ -27,6 +27,7 @@ from ...models.positions import check_length
 from ..configs.optimizer import OptimizerConfig
 from .masters import MasterAdamW
 from .ranks import Ranks
+from .sharding import full, gathered, is_sharded, local, named_parameters, release, rows, run, sharded_as
 
 # Decayed by cosine to 2e-7, with warm-up (Havrilla et al. 2024).
 PAPER_LEARNING_RATE = 2e-5
@@ -175,6 +176,8 @@ class NonFiniteError(ValueError):
 class Learner:
     """Optimizes a language model: one `update` is one optimizer step on one batch, however large.
 
+    With several processes each has the whole model, or its shards where the model is sharded (`sharding.Sharding`).
+
     Args:
         model: Model to train in place, alone or with a critic; with LoRA only its adapter has gradients.
         config: Settings of optimizer and batches.
@@ -200,12 +203,14 @@ class Learner:
         self.learning_rate, self.total_steps = rate, total_steps
         self.base, self.config, self.accelerator, self.vocab_size = model, config, accelerator, vocab_size
         self.ranks = Ranks(accelerator)
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.parameters = [parameter for _, parameter in named_parameters(model) if parameter.requires_grad]
         self.optimizer = MasterAdamW(
             self.parameter_groups(), rate, config.betas, weight_decay=config.weight_decay, rounding=config.rounding
         )
+        self._sharded = is_sharded(model)
         # Gradients of another precision than their weights are more than the wrapper for data parallel training takes.
-        self._wrapped = self.ranks.count > 1 and all(p.grad_dtype == p.dtype for p in self.parameters)
+        same = all(p.grad_dtype == p.dtype for p in self.parameters)
+        self._wrapped = self.ranks.count > 1 and not self._sharded and same
         self.model: nn.Module = accelerator.prepare_model(model) if self._wrapped else model
         self.steps = 0
         self.first_step = 0
@@ -265,7 +270,7 @@ class Learner:
                 quiet = self.accelerator.no_sync(self.model) if i < rounds - 1 and self._wrapped else nullcontext()
                 bf16 = torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16)
                 with quiet, self.saving_memory(), bf16:
-                    value = loss(batch, self.forward(batch, temperature))
+                    value = loss(batch, run(self.base, functools.partial(self.forward, batch, temperature)))
                     value, further = value if isinstance(value, tuple) else (value, {})
                     value = value * (turn < len(groups))
                     # Data parallelism averages gradients over ranks; ours are shares of one sum.
@@ -277,11 +282,11 @@ class Learner:
                         )
                 tokens += int(batch.inputs.is_token.sum())
                 padding += batch.inputs.segments.numel()
-        if ranks > 1 and not self._wrapped:
+        if ranks > 1 and not self._wrapped and not self._sharded:
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad = cast(Tensor, self.accelerator.reduce(parameter.grad, "mean"))
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        norm = full(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
         made, ratio = self.steps - self.first_step, self.config.min_learning_rate_ratio
         share = cosine(made, self.total_steps, self.config.warmup_ratio, ratio)
         rate = self.learning_rate * share
@@ -320,14 +325,19 @@ class Learner:
             temperature: Temperature of the log-probabilities.
             model: Model to use instead of the trained one, such as a frozen reference.
         """
-        other: Forward | None = None
-        if model is not None:
-            other = lambda batch, temperature: batch_logprobs(model, model, batch, self.vocab_size, temperature)[0]  # noqa: E731
-        return self.evaluate(examples, temperature, other)[0]
+        if model is None:
+            return self.evaluate(examples, temperature)[0]
+        other = lambda batch, temperature: batch_logprobs(model, model, batch, self.vocab_size, temperature)[0]  # noqa: E731
+        # The policy without its adapters is a part of what is sharded, and another model is sharded by itself.
+        return self.evaluate(examples, temperature, other, model if is_sharded(model) else None)[0]
 
     @torch.no_grad()
     def evaluate(
-        self, examples: Sequence[Example], temperature: float = 1.0, forward: Forward | None = None
+        self,
+        examples: Sequence[Example],
+        temperature: float = 1.0,
+        forward: Forward | None = None,
+        module: nn.Module | None = None,
     ) -> tuple[list[NDArray[np.float32]], ...]:
         """Outputs of `forward` for each completion's tokens, by the very forward pass of an `update` on `examples`.
 
@@ -338,19 +348,24 @@ class Learner:
             examples: Examples whose completions are evaluated.
             temperature: Temperature of the log-probabilities.
             forward: Function that returns values `[B, T]` of actions, or a tuple of such; by default the learner's own.
+            module: Module that `forward` runs; by default the one that is trained.
 
         Returns:
             For each output of `forward`, its values `[T]` for each example.
         """
-        forward = self.forward if forward is None else forward
+        forward, module = self.forward if forward is None else forward, self.base if module is None else module
         values: dict[int, tuple[NDArray[np.float32], ...]] = {}
         groups = self._micro_batches(examples)
         wrapped, self.model = self.model, self.base  # ranks take part unequally often, and the wrapper would wait
+        # Shards are gathered in every pass, so all ranks must run the same number, as in an update.
+        turns = -(-len(groups) // self.ranks.count) * self.ranks.count if self._sharded else len(groups)
         try:
-            for group in groups[self.ranks.index :: self.ranks.count]:
-                batch = self._collate(examples, group)
+            for turn in range(self.ranks.index, turns, self.ranks.count):
+                batch = self._collate(examples, groups[turn % len(groups)])
                 with torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.bf16):
-                    found = forward(batch, temperature)
+                    found = run(module, functools.partial(forward, batch, temperature))
+                if turn >= len(groups):
+                    continue
                 found = found if isinstance(found, tuple) else (found,)
                 rows = batch.rows.tolist()
                 ends = np.cumsum([len(examples[row].completion) for row in rows])[:-1]
@@ -388,17 +403,27 @@ class Learner:
     def _shared_length(self) -> float:
         """The longest sequence, in tokens, that may share its prompt with others."""
         model = self.base.policy if isinstance(self.base, ActorCritic) else self.base
-        return attention_window(model) if takes_shared_prompts(model) else 0
+        with torch.no_grad():
+            return attention_window(model) if run(model, lambda: takes_shared_prompts(model)) else 0
 
-    def save(self, folder: Path) -> None:
-        """Writes trainable weights and optimizer state, of the parameters that have one so far, as safetensors."""
-        names = {id(parameter): name for name, parameter in self.base.named_parameters()}
+    def save(self, folder: Path | None) -> None:
+        """Writes trainable weights and optimizer state, of the parameters that have one so far, as safetensors.
+
+        Of a sharded model they are gathered, which all processes take part in. Any number of processes can load the
+        file.
+
+        Args:
+            folder: Folder to write to; `None` on processes that only take part.
+        """
+        names = {id(parameter): name for name, parameter in named_parameters(self.base)}
         tensors: dict[str, Tensor] = {}
         for parameter in self.parameters:
             state = self.optimizer.state.get(parameter, {})  # nothing before the first update, or without a gradient
             for kind, value in {"weight": parameter, **state}.items():
-                tensors[f"{kind}/{names[id(parameter)]}"] = value.detach().reshape(value.shape or (1,))
-        save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, folder / _LEARNER)
+                tensors[f"{kind}/{names[id(parameter)]}"] = value.detach() if value.dim() else value.reshape(1)
+        tensors = gathered(tensors, wanted=folder is not None)
+        if folder is not None:
+            save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, folder / _LEARNER)
 
     def load(self, folder: Path, steps: int) -> None:
         """Restores what `save` wrote after `steps` updates.
@@ -410,7 +435,7 @@ class Learner:
         for key, value in read_tensors(folder / _LEARNER).items():
             kind, name = key.split("/", 1)
             saved[name][kind] = value
-        names = {id(parameter): name for name, parameter in self.base.named_parameters()}
+        names = {id(parameter): name for name, parameter in named_parameters(self.base)}
         trained = {names[id(parameter)]: parameter for parameter in self.parameters}
         shapes = {name: tuple(state["weight"].shape) for name, state in saved.items()}
         others = shapes.items() ^ {name: tuple(parameter.shape) for name, parameter in trained.items()}.items()
@@ -420,13 +445,14 @@ class Learner:
                 f"{folder / _LEARNER} was saved by a learner of other parameters: {name} has shape "
                 f"{shapes.get(name, 'none')} there and {tuple(trained[name].shape) if name in trained else 'none'} here"
             )
+        release(self.base)
         for name, parameter in trained.items():
             with torch.no_grad():
-                parameter.copy_(saved[name].pop("weight"))
+                local(parameter).copy_(saved[name].pop("weight")[rows(parameter)])
             self.optimizer.state.pop(parameter, None)
             if saved[name]:
                 self.optimizer.state[parameter] = {
-                    kind: (value.reshape(()) if kind == "step" else value).to(parameter.device)
+                    kind: sharded_as(value.reshape(()) if kind == "step" else value, parameter)
                     for kind, value in saved[name].items()
                 }
         self.steps = steps

@@ -17,13 +17,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
+
+from .sharding import as_shard, keep_gradients, local, rows
 
 ROUNDINGS = ("exact", "stochastic")
 
 
 class MasterAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019) whose moments and steps are float32 for weights in bfloat16, too.
+
+    Weights in shards are stepped in the shards that a process has; their state is sharded as they are.
 
     Bytes per weight in bfloat16, with its gradient and both moments: 16 ("exact"), the gradient in float32, or 12
     ("stochastic"), the gradient in bfloat16. Float32 weights take 16 and are stepped as `torch.optim.AdamW` does.
@@ -60,7 +65,11 @@ class MasterAdamW(torch.optim.Optimizer):
                     'with dtype="bfloat16" or "float32", or train adapters of it (lora_rank)'
                 )
             # Shares of micro-batches are added up in this precision.
-            parameter.grad_dtype = torch.float32 if rounding == "exact" else parameter.dtype
+            dtype = torch.float32 if rounding == "exact" else parameter.dtype
+            if isinstance(parameter, DTensor):
+                keep_gradients(parameter, dtype)
+            else:
+                parameter.grad_dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -79,16 +88,18 @@ class MasterAdamW(torch.optim.Optimizer):
                 if parameter.dtype == torch.float32:
                     continue
                 state = self.state[parameter]
-                master = join(parameter, state["low"]) if self.rounding == "exact" else parameter.float()
+                weight, first = local(parameter), rows(parameter).start or 0
+                master = join(weight, local(state["low"]), first) if self.rounding == "exact" else weight.float()
                 self._adamw([master], [parameter.grad.float()], [parameter], group)
                 if self.rounding == "exact":
-                    high, state["low"] = split(master)
+                    high, low = split(master, first)
+                    local(state["low"]).copy_(low)
                 else:
                     generator = generators.setdefault(parameter.device, torch.Generator(parameter.device))
                     if generator.initial_seed() != (seed := int(state["step"])):  # so that a resumed run draws the same
                         generator.manual_seed(seed)
                     high = stochastically_rounded(master, generator)
-                parameter.copy_(high)
+                weight.copy_(high)
         return loss
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -105,7 +116,8 @@ class MasterAdamW(torch.optim.Optimizer):
         state = {"step": torch.zeros((), device=parameter.device)}
         state |= {name: torch.zeros_like(parameter, dtype=torch.float32) for name in ("exp_avg", "exp_avg_sq")}
         if self.rounding == "exact" and parameter.dtype == torch.bfloat16:
-            state["low"] = -_dither(parameter.shape, parameter.device)
+            own, first = local(parameter), rows(parameter).start or 0
+            state["low"] = as_shard(-_dither(own.shape, own.device, first), parameter)
         return state
 
     def _adamw(
@@ -117,10 +129,10 @@ class MasterAdamW(torch.optim.Optimizer):
         states = [self.state[owner] for owner in owners]
         beta1, beta2 = group["betas"]
         adamw(
-            list(weights),
-            list(gradients),
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [local(weight) for weight in weights],
+            [local(gradient) for gradient in gradients],
+            [local(state["exp_avg"]) for state in states],
+            [local(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             fused=True,
@@ -134,31 +146,37 @@ class MasterAdamW(torch.optim.Optimizer):
         )
 
 
-def split(master: Tensor) -> tuple[Tensor, Tensor]:
+def split(master: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
     """A bfloat16 neighbor of each float32 number, the nearer for more of them, and what `join` needs besides, int16.
 
     Numbers that bfloat16 has are left as they are, and the mean over many numbers is kept.
+
+    Args:
+        master: Numbers to take apart.
+        first: Number of the first row where they are some rows of a larger tensor.
     """
-    bits = master.view(torch.int32) - _dither(master.shape, master.device)
+    bits = master.view(torch.int32) - _dither(master.shape, master.device, first)
     low = bits.to(torch.int16)  # the lower half, read as a signed number: its sign says which way was nearer
     return ((bits - low) >> 16).to(torch.int16).view(torch.bfloat16), low
 
 
-def join(high: Tensor, low: Tensor) -> Tensor:
+def join(high: Tensor, low: Tensor, first: int = 0) -> Tensor:
     """The float32 numbers that `split` took apart, bit for bit."""
     bits = (high.detach().view(torch.int16).int() << 16) + low
-    return (bits + _dither(high.shape, high.device)).view(torch.float32)
+    return (bits + _dither(high.shape, high.device, first)).view(torch.float32)
 
 
-def _dither(shape: torch.Size, device: torch.device) -> Tensor:
+def _dither(shape: torch.Size, device: torch.device, first: int = 0) -> Tensor:
     """Numbers from -32767 to 32767, int16, spread evenly over the rows, columns and blocks of a tensor.
 
     They are the R2 sequence of M. Roberts (2018), "The unreasonable effectiveness of quasirandom sequences": multiples
     of the plastic number's powers, here of 2^-16, modulo 1.
     """
+    before = (first * math.prod(shape[1:-1]), 0) if len(shape) > 1 else (0, first)
+    sizes, steps = (math.prod(shape[:-1]), shape[-1] if shape else 1), (49_471, 37_345)
     rows, columns = (
-        torch.arange(size, dtype=torch.int32, device=device) * step
-        for size, step in zip((math.prod(shape[:-1]), shape[-1] if shape else 1), (49_471, 37_345), strict=True)
+        torch.arange(start, start + size, dtype=torch.int32, device=device) * step
+        for start, size, step in zip(before, sizes, steps, strict=True)
     )
     spread = (rows[:, None] + columns).to(torch.int16)
     return spread.clamp_(min=-32_767).view(shape)

@@ -28,6 +28,7 @@ from ...models.packing import plan_rows
 from ...models.token_scorer import TokenScorer
 from ..configs.optimizer import OptimizerConfig
 from .learner import Example, Learner, MicroBatch, collate
+from .sharding import gathered_units
 
 GIB = 2**30
 
@@ -66,8 +67,9 @@ class Limits(NamedTuple):
         num_envs: Environment slots.
         max_prompt_tokens: Longest prompt.
         max_new_tokens: Longest completion.
-        processes: Processes that train together, each with a whole model.
+        processes: Processes that train together.
         vllm: Bytes that vLLM takes; `None` samples with the built-in decoder.
+        sharded: True if each process has a part of every weight (FSDP) instead of a whole model.
     """
 
     num_envs: int
@@ -75,6 +77,12 @@ class Limits(NamedTuple):
     max_new_tokens: int
     processes: int = 1
     vllm: int | None = None
+    sharded: bool = False
+
+    @property
+    def parts(self) -> int:
+        """Parts that weights, gradients and optimizer state are cut into."""
+        return self.processes if self.sharded else 1
 
     @property
     def longest(self) -> int:
@@ -135,17 +143,17 @@ def plan_memory(work: Work, config: OptimizerConfig, limits: Limits, counter: By
         limits: Slots, tokens and processes.
         counter: Byte counter of the dry run.
     """
-    trainable = [parameter for parameter in work.trained.parameters() if parameter.requires_grad]
-    kept = list(_weights(work))
-    optimizer = _optimizer(trainable, config)
+    trainable, parts = [parameter for parameter in work.trained.parameters() if parameter.requires_grad], limits.parts
+    kept = list(_weights(work, parts))
+    optimizer = _optimizer(trainable, config, parts)
     if work.copies:
         copied = [parameter for parameter in work.policy.parameters() if parameter.requires_grad]
-        kept.append(_item("copies of trained weights", [copied] * work.copies))
-    gradients = _gradients(trainable, config)
+        kept.append(_item("copies of trained weights", [copied] * work.copies, parts))
+    gradients = _gradients(trainable, config, parts)
     state = [gradients] if work.keeps_optimizer else [optimizer, gradients]
     if work.keeps_optimizer:
         kept.append(optimizer)
-    if limits.processes > 1 and all(_grad_dtype(p, config) == p.dtype for p in trainable):
+    if not limits.sharded and limits.processes > 1 and all(_grad_dtype(p, config) == p.dtype for p in trainable):
         state.append(Item("buckets of data parallelism", gradients.size, "as the gradients"))
     phases: dict[str, tuple[Item, ...]] = {}
     if limits.vllm is not None:
@@ -156,36 +164,70 @@ def plan_memory(work: Work, config: OptimizerConfig, limits: Limits, counter: By
             kept.append(_item("copy for sampling", [half.tensors()]))
         decoded = work.policy if half is None else half.newest()
         phases["sampling"] = tuple(_sampling(decoded, config, limits, counter))
-    phases["learning"] = (*state, *_learning(work, config, limits, counter))
-    if step := max((p.numel() for p in trainable if p.dtype != torch.float32), default=0):
+    if limits.sharded:
+        whole = _item("gathered policy", [work.policy.parameters()])
+        phases["sampling"] = (whole, *phases.get("sampling", ()))
+    gathered = [_gathered_layers(work)] if limits.sharded else []
+    phases["learning"] = (*state, *gathered, *_learning(work, config, limits, counter))
+    if step := max((_numel(p, parts) for p in trainable if p.dtype != torch.float32), default=0):
         largest = Item("step of the largest weight", 16 * step, f"{_count(step)} x 16 bytes")
         phases["stepping"] = (*state, largest)
     return MemoryPlan(tuple(kept), phases)
 
 
-def _weights(work: Work) -> Iterable[Item]:
+def _weights(work: Work, parts: int) -> Iterable[Item]:
     named = list(work.policy.named_parameters())
-    yield _item("weights", [[p for name, p in named if ".lora_" not in name], work.policy.buffers()])
+    yield _item("weights", [[p for name, p in named if ".lora_" not in name], work.policy.buffers()], parts)
     if adapters := [p for name, p in named if ".lora_" in name]:
-        yield _item("adapters", [adapters])
+        yield _item("adapters", [adapters], parts)
     own = {id(parameter) for _, parameter in named}
     if others := [p for p in work.trained.parameters() if id(p) not in own]:
-        yield _item("critic" if hasattr(work.trained, "critic") else "trained model", [others])
+        yield _item("critic" if hasattr(work.trained, "critic") else "trained model", [others], parts)
     for name, module in work.frozen.items():
-        yield _item(name, [module.parameters(), module.buffers()])
+        yield _item(name, [module.parameters(), module.buffers()], parts)
 
 
-def _optimizer(trainable: list[nn.Parameter], config: OptimizerConfig) -> Item:
+def _gathered_layers(work: Work) -> Item:
+    """Weights that a pass gathers: those outside of layers all the time, layers by two, one of them ahead.
+
+    The backward pass has gradients of as many weights as are gathered, and a float32 buffer to add them up in.
+    """
+    around, layer = [0, 0], [0, 0]
+    for module in list(work.trained.children()) if isinstance(work.trained, ActorCritic) else [work.trained]:
+        units = [_gathering(list(unit.parameters())) for unit in gathered_units(module)]
+        inside = {id(parameter) for unit in gathered_units(module) for parameter in unit.parameters()}
+        own = _gathering([parameter for parameter in module.parameters() if id(parameter) not in inside])
+        around = [around[0] + own[0], max(around[1], own[1])]
+        layer = max([layer, *units])
+    size = around[0] + max(around[1], layer[0] + layer[1])
+    return Item("gathered layers", size, "weights outside of layers, two layers, their gradients")
+
+
+def _gathering(parameters: list[nn.Parameter]) -> list[int]:
+    """Bytes of weights with their gradients, and of what is gathered ahead or added up."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    weights = sum(parameter.nbytes for parameter in parameters)
+    return [weights + sum(p.nbytes for p in trained), max(weights, sum(4 * p.numel() for p in trained))]
+
+
+def _numel(tensor: Tensor, parts: int) -> int:
+    """Numbers of a tensor in the largest of some parts; only weights are cut, by rows."""
+    if parts == 1 or not isinstance(tensor, nn.Parameter):
+        return tensor.numel()
+    return -(-len(tensor) // parts) * math.prod(tensor.shape[1:])
+
+
+def _optimizer(trainable: list[nn.Parameter], config: OptimizerConfig, parts: int) -> Item:
     """Two float32 moments; exact steps of weights in bfloat16 keep the lower halves of their masters, too."""
-    count = sum(parameter.numel() for parameter in trainable)
-    halves = sum(p.numel() for p in trainable if p.dtype != torch.float32) if config.rounding == "exact" else 0
+    count = sum(_numel(parameter, parts) for parameter in trainable)
+    halves = sum(_numel(p, parts) for p in trainable if p.dtype != torch.float32) if config.rounding == "exact" else 0
     masters = f" + {_count(halves)} x 2 bytes of masters" if halves else ""
     return Item("optimizer", 8 * count + 2 * halves, f"{_count(count)} x 8 bytes{masters}")
 
 
-def _gradients(trainable: list[nn.Parameter], config: OptimizerConfig) -> Item:
-    size = sum(p.numel() * _grad_dtype(p, config).itemsize for p in trainable)
-    return Item("gradients", size, f"{_count(sum(p.numel() for p in trainable))} trained")
+def _gradients(trainable: list[nn.Parameter], config: OptimizerConfig, parts: int) -> Item:
+    size = sum(_numel(p, parts) * _grad_dtype(p, config).itemsize for p in trainable)
+    return Item("gradients", size, f"{_count(sum(_numel(p, parts) for p in trainable))} trained")
 
 
 def _grad_dtype(parameter: nn.Parameter, config: OptimizerConfig) -> torch.dtype:
@@ -281,7 +323,8 @@ def check_memory(
     bound = 64 * parameters + 4 * limits.longest * per_token
     if free is None or 2 * bound < free:
         return
-    here = sum(p.numel() * p.element_size() for p in model.parameters()) + (limits.vllm or 0)
+    loaded = 0 if limits.sharded else sum(p.numel() * p.element_size() for p in model.parameters())
+    here = loaded + (limits.vllm or 0)
     with dry_run() as counter:
         work = make_work(without_weights(model))
         least = plan_memory(work, replace(config, micro_batch_tokens=1), limits._replace(num_envs=1), counter)
@@ -381,11 +424,11 @@ def _vocabulary(model: PreTrainedModel) -> int:
 # -------------------------------------------------------------------------------------------------------------- writing
 
 
-def _item(name: str, groups: Iterable[Iterable[Tensor]]) -> Item:
-    """Tensors as a part: their number and bytes by data type."""
+def _item(name: str, groups: Iterable[Iterable[Tensor]], parts: int = 1) -> Item:
+    """Tensors as a part of the memory, or the largest of some parts of them: their number and bytes by data type."""
     counts: dict[torch.dtype, int] = {}
     for tensor in (tensor for group in groups for tensor in group):
-        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + _numel(tensor, parts)
     formula = " + ".join(f"{_count(n)} x {dtype.itemsize} bytes" for dtype, n in counts.items() if n > 1e3)
     return Item(name, sum(n * dtype.itemsize for dtype, n in counts.items()), formula)
 

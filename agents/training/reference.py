@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...models.adapters import started
 from .fine_tuning import restore, snapshot
 from .learner import Example, Learner
+from .sharding import named_parameters
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,6 +38,11 @@ class Reference:
         self._refreshed: dict[str, Tensor] = {}  # trainable weights since the last refresh, those of the copy itself
         if self._adapted is not None and started(model):
             self.refresh()
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The models that it holds besides the policy."""
+        return [] if self._copy is None else [self._copy]
 
     def logprobs(self, learner: Learner, examples: Sequence[Example], temperature: float) -> TokenValues:
         """Log-probabilities `[T]` of each completion's tokens."""
@@ -64,8 +70,8 @@ class Reference:
         """The weights that the reference has where the policy is trained; none if it is the policy without adapters."""
         if self._copy is None:
             return self._refreshed
-        trained = {name for name, parameter in self._model.named_parameters() if parameter.requires_grad}
-        return {name: parameter for name, parameter in self._copy.named_parameters() if name in trained}
+        trained = {name for name, parameter in named_parameters(self._model) if parameter.requires_grad}
+        return {name: parameter for name, parameter in named_parameters(self._copy) if name in trained}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores what `state` gave."""
@@ -74,7 +80,7 @@ class Reference:
         self._refreshed = dict(tensors)
         if self._copy is not None:
             restore(self._copy, self._refreshed)
-            self._refreshed = {name: p for name, p in self._copy.named_parameters() if name in tensors}
+            self._refreshed = {name: p for name, p in named_parameters(self._copy) if name in tensors}
 
 
 def shuffled(
