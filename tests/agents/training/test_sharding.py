@@ -264,7 +264,7 @@ AGENTS_LEARN = """
         "ei": ("ei", {"rounds": 2, "epochs": 2, "samples_per_problem": 11, "batch_size": 8, "demonstrations": 2,
                       "patience": 2}),
         "grpo": ("grpo", policy_gradient | {"kl_coef": 0.1, "epochs": 2, "reference_refresh": 2}),
-        "reinforce": ("reinforce", policy_gradient),
+        "reinforce": ("reinforce", policy_gradient | {"problems_per_iteration": 16}),
         "dpo": ("dpo", {"rounds": 1, "samples_per_problem": 60, "batch_size": 2, "epochs": 1, "temperature": 1.5}),
         "ppo-branch": ("ppo", ppo | {"critic": "branch"}),
         "ppo-head": ("ppo", ppo | {"critic": "head", "kl_coef": 0.0}),
@@ -336,7 +336,7 @@ def test_two_processes_with_shards_learn_what_one_learns_and_hold_half_of_it(fol
     for name in names:
         one, two = (load_file(tmp_path / part / f"{name}.safetensors") for part in ("1", "2"))
         half = name.endswith("bfloat16")
-        tolerances = {"atol": 2e-3, "rtol": 2e-2} if half else {"atol": 1e-4, "rtol": 1e-4}
+        tolerances = {"atol": 1e-2, "rtol": 2e-2} if half else {"atol": 1e-4, "rtol": 1e-4}
         assert one.keys() == two.keys()
         assert len(one["updates"]) > 2
         for key, tensor in one.items():
@@ -371,4 +371,4 @@ def test_a_stopped_run_of_shards_resumes_bit_for_bit_and_on_another_number_of_pr
             if resumed_on == 2:
                 assert torch.equal(resumed[key], expected), (name, key)
             else:
-                torch.testing.assert_close(resumed[key], expected, atol=2e-3 if half else 1e-4, rtol=2e-2)
+                torch.testing.assert_close(resumed[key], expected, atol=1e-2 if half else 1e-4, rtol=2e-2)
