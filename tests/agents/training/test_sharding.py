@@ -338,7 +338,7 @@ def test_two_processes_with_shards_learn_what_one_learns_and_hold_half_of_it(fol
         half = name.endswith("bfloat16")
         tolerances = {"atol": 1e-2, "rtol": 2e-2} if half else {"atol": 1e-4, "rtol": 1e-4}
         assert one.keys() == two.keys()
-        assert len(one["updates"]) > 2
+        assert len(one["updates"]) > 1
         for key, tensor in one.items():
             if key != "bytes":
                 where = f"{name}, {key}"
