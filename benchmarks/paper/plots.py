@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 
@@ -127,7 +128,7 @@ def _plane(results: Results) -> Figure | None:
     supervised = [place[name] for name in ("sft_2", "sft", "sft_8") if name in place]
     if not supervised:
         return None
-    plot = _plot(6)
+    plot = _plot(6, 4 + 0.14 * len(place))  # the legend has a line for two systems
     axes = plot.add_subplot()
     axes.plot(*zip(*supervised, strict=True), color="0.4", marker="o", label="SFT, longer and longer")
     for name, (x, y) in place.items():
@@ -197,7 +198,7 @@ def _style(system: str) -> dict[str, Any]:
     """Color and marker of a system, which it has in every panel and figure, from whatever it starts."""
     names = [*_ALGORITHMS, *(name for group in _ABLATIONS.values() for name in group if name not in _ALGORITHMS)]
     name = system if system in names else system.rpartition("/")[2]
-    number = names.index(name) if name in names else len(names)
+    number = names.index(name) if name in names else len(names) + crc32(name.encode()) % 97
     # Ten colors, and others' markers where they begin again.
     return {"color": f"C{number % 10}", "marker": _MARKERS[number % len(_MARKERS)]}
 
