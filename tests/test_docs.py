@@ -60,6 +60,9 @@ SMALLER = {
     "--agent ppo --model meta-llama/Llama-2-7b-hf": "--agent ppo --model tokengym/tiny",
     "--log-with wandb trackio --log-project sums": "--iterations 1 --problems-per-iteration 2 --samples-per-problem 2 "
     "--validation-problems 0 --env-args max_new_tokens=8",
+    "--pass-rate-attempts 8 --pass-rate-problems 500": "--min-pass-rate 0 --max-pass-rate 1 --pass-rate-attempts 2 "
+    "--pass-rate-problems 3 --iterations 1 --problems-per-iteration 2 --samples-per-problem 2 "
+    "--validation-problems 0 --env-args max_new_tokens=8",
     "--preset dapo": "--preset dapo --iterations 1 --problems-per-iteration 2 --samples-per-problem 8 "
     "--validation-problems 0 --env-args max_new_tokens=8",
 }
