@@ -47,6 +47,7 @@ def test_the_single_file_makes_the_update_of_grpo() -> None:
 
     class Attempt(SimpleNamespace):
         terminated = True
+        kept = None
 
         @property
         def total_reward(self) -> float:

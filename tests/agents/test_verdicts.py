@@ -42,6 +42,7 @@ class ScriptedDecoder:
     """Stands in for the decoder of a model: at each prompt the token of its script."""
 
     prefill_tokens = 0
+    kept = None
 
     def __init__(self, num_slots: int) -> None:
         self.slots = np.empty(0, np.int64)
