@@ -74,6 +74,7 @@ def _start(name: str, folder: Path, processes: int, resume: bool) -> list[int]:
             continue
         status = 1
         try:
+            torch.set_num_threads(1)  # in one thread: two that find the parent's pool at once fail
             if processes > 1:
                 ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
                 os.environ.update({key: str(value) for key, value in ranks.items()})
