@@ -35,9 +35,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status. Errors of the user's are one line, without a traceback."""
-    # Before PyTorch is loaded: on a machine with other work, spinning threads take the cores from those
-    # that they wait for, see `tokengym bench busy`.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before PyTorch is loaded: threads that wait spin for some microseconds and sleep then. By default they spin on,
+    # and on a machine with other work take the cores from those that they wait for, see `tokengym bench busy`.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     command, *rest = (list(sys.argv[1:]) if arguments is None else list(arguments)) or ["--help"]
     if command in ("-h", "--help"):
         lines = "\n".join(f"  {name:12} {summary(function)}" for name, function in COMMANDS.items())
