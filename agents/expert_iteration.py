@@ -103,7 +103,7 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
             self._orm.check_probability("orm_threshold")
         self._search_orm = None
         if self.config.search_orm is not None:
-            self._search_orm = OutcomeModel.load(self.config.search_orm, tokenizer, device)
+            self._search_orm = OutcomeModel.load(self.config.search_orm, tokenizer, self.device)
         return policy, tokenizer
 
     def learn(

@@ -666,7 +666,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                 verdicts[slot] = _TRUNCATED
                 continue
             if slot in self._held:
-                verdicts[slot] = self._held.pop(slot).verdict.result()
+                verdicts[slot] = self._as_verdict(self._held.pop(slot).verdict.result())
                 continue
             # The one time that an attempt's text is decoded; special tokens stay visible, or "4<pad>2" would read as 42
             attempt = self.decode(self.completion(slot)), self.problem(slot)
@@ -674,7 +674,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             if isinstance(verdict, Future):
                 begun[slot] = verdict
             else:
-                verdicts[slot] = verdict
+                verdicts[slot] = self._as_verdict(verdict)
         if begun:
             running = ~(self._terminations | self._truncations | terminated | truncated | self.awaits_verdict)
             for slot, verdict in begun.items():
@@ -682,8 +682,16 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
                     token = int(self._tokens[slot, self._lengths[slot] - 1])
                     self._held[slot] = _Held(token, self._steps + patience, verdict)
                 else:
-                    verdicts[slot] = verdict.result()
+                    verdicts[slot] = self._as_verdict(verdict.result())
         return verdicts
+
+    def _as_verdict(self, verdict: Verdict) -> Verdict:
+        if not isinstance(verdict, Verdict):
+            raise TypeError(
+                f"{type(self.problems).__name__} graded an attempt with {verdict!r}: grade returns a Verdict, "
+                "begin_grading a Verdict or a Future of one"
+            )
+        return verdict
 
     def _hold_back(self, terminated: BoolArray, lengths: IntArray) -> IntArray:
         """Takes the last tokens of slots in `_held` back; returns the numbers of tokens that were appended."""

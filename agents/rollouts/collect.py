@@ -299,9 +299,9 @@ class Rollout:
                 idle = np.concatenate([idle, ended])
                 if on_step is not None:
                     on_step(len(ended))
-            if waiting.any() or env.awaits_verdict.any():
-                decoder.finish(np.flatnonzero(env.awaits_verdict & ~waiting))
-                waiting = env.awaits_verdict
+            before, waiting = waiting, env.awaits_verdict
+            if waiting.any():
+                decoder.finish(np.flatnonzero(waiting & ~before))
             while due in finished:
                 yield finished.pop(due)
                 due += 1

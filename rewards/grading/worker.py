@@ -174,7 +174,8 @@ class Workers:
         self.counters: Counter[str] = Counter()
         self._workers = [Worker(script=script) for _ in range(count)]
         self._renew()
-        os.register_at_fork(after_in_child=self._renew)
+        renew = weakref.WeakMethod(self._renew)
+        os.register_at_fork(after_in_child=lambda: (method := renew()) and method())
 
     def compare(self, gold: str, answers: Sequence[str]) -> tuple[str, str | None]:
         """Compares as `Worker.compare`, by a worker that has nothing else to do, once there is one."""

@@ -176,3 +176,14 @@ def test_where_nobody_can_wait(mode: str, patience: int) -> None:
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"step_on needs autoreset_mode='Disabled' and patience of at least 1"):
         env.step_on([FIVE, FIVE], patience)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_what_is_no_verdict_is_named(monkeypatch: pytest.MonkeyPatch, later: bool) -> None:
+    env = make(1)
+    env.reset(seed=0, options={"problem_id": "0+1"})
+    answer: Future[bool] = Future()
+    answer.set_result(True)
+    monkeypatch.setattr(env.problems, "begin_grading", lambda *_: answer if later else True)
+    with pytest.raises(TypeError, match="Judged graded an attempt with True: grade returns a Verdict, begin_grading"):
+        env.step_on([EOS], patience=2)
