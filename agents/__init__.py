@@ -8,11 +8,13 @@ The text of a setting ends with the source of its default in brackets: a work, [
 - Havrilla et al. 2024, "Teaching Large Language Models to Reason with Reinforcement Learning" (arXiv 2403.04642)
 - Havrilla et al. 2024, GLoRe, "GLoRe: When, Where, and How to Improve LLM Reasoning via Global and Local Refinements"
   (arXiv 2402.10963)
+- Lightman et al. 2023, "Let's Verify Step by Step" (arXiv 2305.20050)
 - Pang et al. 2024, "Iterative Reasoning Preference Optimization" (arXiv 2404.19733)
 - Rafailov et al. 2023, "Direct Preference Optimization" (arXiv 2305.18290)
 - Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347)
 - Shao et al. 2024, "DeepSeekMath" (arXiv 2402.03300)
 - Tsilivis et al. 2025, "How Reinforcement Learning After Next-Token Prediction Facilitates Learning" (arXiv 2510.11495)
+- Wang et al. 2024, "Math-Shepherd: Verify and Reinforce LLMs Step-by-step without Human Annotations" (arXiv 2312.08935)
 - Yu et al. 2025, "DAPO: An Open-Source LLM Reinforcement Learning System at Scale" (arXiv 2503.14476)
 - Yuan et al. 2023, "Scaling Relationship on Learning Mathematical Reasoning with Large Language Models"
   (arXiv 2308.01825)
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .ppo import PPO
     from .preference import PreferenceModel
     from .pretrain import Pretrain
+    from .prm import PRM
     from .rcrl import RCRL
     from .registry import AGENTS, make_agent
     from .reinforce import Reinforce
@@ -49,6 +52,7 @@ __all__ = [
     "GRPO",
     "ORM",
     "PPO",
+    "PRM",
     "RCRL",
     "RFT",
     "SFT",
@@ -85,6 +89,7 @@ __getattr__, __dir__ = lazy_names(
         "ppo": ("PPO",),
         "preference": ("PreferenceModel",),
         "pretrain": ("Pretrain",),
+        "prm": ("PRM",),
         "rcrl": ("RCRL",),
         "registry": ("AGENTS", "make_agent"),
         "reinforce": ("Reinforce",),

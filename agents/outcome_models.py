@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..arrays import IntArray
 from ..envs.token_vector_env import TokenVectorEnv
 from ..files import write_json
 from ..models.forward import compute_dtype
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 OutcomeModelConfigT = TypeVar("OutcomeModelConfigT", bound=OutcomeModelConfig)
 ORMConfigT = TypeVar("ORMConfigT", bound=ORMConfig)
+SORMConfigT = TypeVar("SORMConfigT", bound=SORMConfig)
 
 
 class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
@@ -72,6 +74,11 @@ class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
     """Trained outcome model, after `learn`."""
     reports: dict[str, OutcomeReport]
     """Held-out reports after `learn`: on the model, by its kind, and on others by their path."""
+
+    @property
+    def kind(self) -> str:
+        """Kind of the outcome model, see `models.outcome.KINDS`."""
+        return self.name
 
     @classmethod
     def work(cls, config: OutcomeModelConfig, policy: "PreTrainedModel") -> Work:
@@ -97,14 +104,14 @@ class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
         """The outcome model that training starts from."""
         base = self.config.base
         if base is None:
-            return OutcomeModel.from_causal_lm(policy, tokenizer, self.name, self.seed)
+            return OutcomeModel.from_causal_lm(policy, tokenizer, self.kind, self.seed)
         if is_outcome_model(base):
             trained = OutcomeModel.load(base, tokenizer, device)
-            return OutcomeModel(trained.model, tokenizer, self.name)
+            return OutcomeModel(trained.model, tokenizer, self.kind)
         model, other = load(base, device=device, dtype=dtype, attn=self._attn)
         if other.get_vocab() != tokenizer.get_vocab():
             raise ValueError(f"the tokenizers of base={base!r} and of the policy {policy.name_or_path!r} differ")
-        return OutcomeModel.from_causal_lm(model, tokenizer, self.name, self.seed)
+        return OutcomeModel.from_causal_lm(model, tokenizer, self.kind, self.seed)
 
     def learn(
         self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
@@ -122,15 +129,10 @@ class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
             raise ValueError(f"{self.name} samples by problems and samples_per_problem: set these")
         if self._finished():
             return self
-        started, config = time.perf_counter(), self.config
+        started = time.perf_counter()
         metrics: dict[str, float] = {}
-        attempts = self._training_attempts(progress_bar, metrics)
-        labelled = self._gather_labels(self._label("train", self.env, attempts, progress_bar))
+        labelled, held_out = self._labels(progress_bar, metrics)
         metrics |= {f"labels/{name}": value for name, value in label_statistics(labelled).items()}
-        validation = self.make_validation_env()
-        count = min(config.validation_problems, validation.size or config.validation_problems)
-        held_out = self._collect_split("validation", validation, count, progress_bar)
-        held_out = self._gather_labels(self._label("validation", validation, held_out, progress_bar))
         metrics["time/label_seconds"] = time.perf_counter() - started
 
         started = time.perf_counter()
@@ -203,6 +205,14 @@ class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
 
     # --------------------------------------------------------------------------------------------------------- labels
 
+    def _labels(self, progress_bar: bool, metrics: dict[str, float]) -> tuple[list[Labelled], list[Labelled]]:
+        """Labeled attempts of all ranks to learn from, and those to report on."""
+        attempts = self._training_attempts(progress_bar, metrics)
+        labelled = self._gather_labels(self._label("train", self.env, attempts, progress_bar))
+        validation, wanted = self.make_validation_env(), self.config.validation_problems
+        held_out = self._collect_split("validation", validation, min(wanted, validation.size or wanted), progress_bar)
+        return labelled, self._gather_labels(self._label("validation", validation, held_out, progress_bar))
+
     def _label(self, name: str, env: TokenVectorEnv, attempts: Sequence[Attempt], progress_bar: bool) -> list[Labelled]:
         """Every step bears the outcome of its attempt; one that was cut off by its token budget has failed."""
         return outcome_labels(attempts, self.tokenizer)
@@ -264,6 +274,7 @@ class ORM(OutcomeModelAgent[ORMConfigT]):
     def _train(
         self, labelled: Sequence[Labelled], metrics: dict[str, float], callback: Callback | None, progress_bar: bool
     ) -> int:
+        labelled = [item for item in labelled if not np.isnan(item.labels).all()]
         if self.config.balance:
             labelled = self._balanced(labelled)
         labels = label_statistics(labelled)
@@ -282,7 +293,7 @@ class ORM(OutcomeModelAgent[ORMConfigT]):
         return self._optimize(len(examples), update, progress_bar)
 
 
-class SORM(ORM[SORMConfig]):
+class SORM(ORM[SORMConfigT]):
     """Stepwise ORM (SORM): learns from continuations of prefixes whether the correct answer can still be reached."""
 
     name = "sorm"
@@ -298,6 +309,16 @@ class SORM(ORM[SORMConfig]):
         return policy, tokenizer
 
     def _label(self, name: str, env: TokenVectorEnv, attempts: Sequence[Attempt], progress_bar: bool) -> list[Labelled]:
+        labelled = outcome_labels(attempts, self.tokenizer)
+        for item, found in zip(labelled, self._successes(name, env, attempts, progress_bar), strict=True):
+            item.labels[: len(found)] = found > 0
+            item.labels[:] = monotone(item.labels)
+        return labelled
+
+    def _successes(
+        self, name: str, env: TokenVectorEnv, attempts: Sequence[Attempt], progress_bar: bool
+    ) -> list[IntArray]:
+        """Successful ones among the `rollouts_per_step` continuations of each step of each attempt."""
         folder = None if self.run_path is None else self.run_path / name
         sampled = Counter[str]()
         with self.progress(0, f"{name}: continuing prefixes", progress_bar) as bar:
@@ -321,11 +342,7 @@ class SORM(ORM[SORMConfig]):
             for part in self.ranks.gather(sampled):
                 self.num_attempts += part["attempts"]
                 self.num_tokens += part["tokens"]
-        labelled = outcome_labels(attempts, self.tokenizer)
-        for item, found in zip(labelled, counts, strict=True):
-            item.labels[: len(found)] = found > 0
-            item.labels[:] = monotone(item.labels)
-        return labelled
+        return counts
 
     def _balanced(self, labelled: Sequence[Labelled]) -> list[Labelled]:
         return balanced_lengths(labelled, self.seed)

@@ -19,6 +19,7 @@ _BUILT_IN = {
     "ppo": "ppo:PPO",
     "preference": "preference:PreferenceModel",
     "pretrain": "pretrain:Pretrain",
+    "prm": "prm:PRM",
     "rcrl": "rcrl:RCRL",
     "reinforce": "reinforce:Reinforce",
     "rft": "expert_iteration:RFT",

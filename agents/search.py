@@ -31,7 +31,7 @@ from ..models.engine.row_decoder import RowDecoder
 from ..models.engine.sampling import stream_key
 from ..models.engine.vllm_decoder import VLLMDecoder
 from ..models.outcome import OutcomeModel
-from ..rewards.steps import Line, decode, newline_tokens
+from ..rewards.steps import Line, decode, newline_tokens, step_ends, step_texts
 from .configs.search import Aggregate, SearchConfig
 from .evaluation.rerankers import score_completions
 from .rollouts.attempts import Attempt, AttemptFile, RecordedAttempts
@@ -51,15 +51,33 @@ class OutcomeJudge:
 
     Args:
         model: Outcome model, whose tokenizer must be the policy's.
-        aggregate: Score of a completion: the "last" step's, or the least ("min") or the "product" of all.
+        aggregate: Score of a completion: the "last" step's, or the least ("min") or the "product" of all; `None` uses
+            `OutcomeModel.aggregate`.
     """
 
-    def __init__(self, model: OutcomeModel, aggregate: Aggregate = "last") -> None:
+    def __init__(self, model: OutcomeModel, aggregate: Aggregate | None = None) -> None:
         self.model = model
-        self.aggregate: Aggregate = aggregate
+        self.aggregate: Aggregate | None = aggregate
 
     def __call__(self, problem: Problem, completions: Sequence[IntArray], prompt: IntArray) -> FloatArray:
         return score_completions(self.model, [prompt] * len(completions), completions, self.aggregate)
+
+
+class ExactJudge:
+    """1 for solutions whose steps so far are all right, else 0: the best that a judge of steps can be.
+
+    Args:
+        env: Token environment whose problems tell right steps from wrong ones, see `ProblemSource.check_steps`.
+    """
+
+    def __init__(self, env: TokenVectorEnv) -> None:
+        self.env = env
+
+    def __call__(self, problem: Problem, completions: Sequence[IntArray], prompt: IntArray) -> FloatArray:
+        tokenizer, problems = self.env.tokenizer, self.env.problems
+        ends = step_ends(completions, [True] * len(completions), tokenizer)
+        texts = [step_texts(tokens, own.tolist(), tokenizer) for tokens, own in zip(completions, ends, strict=True)]
+        return np.array([float(all(problems.check_steps(steps, problem))) for steps in texts])
 
 
 @dataclass

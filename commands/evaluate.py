@@ -27,10 +27,11 @@ class EvalOptions(EnvChoice):
         split: Split of the data that problems are from.
         problems: Number of problems, the first of the split.
         n: Samples of each problem for maj@n and pass@k; 0 measures only greedy maj@1.
-        orm: Outcome model that reranks the samples, for rerank@n: the `model` folder of a `tokengym train orm`, `sorm`
-            or `preference` run.
+        orm: Outcome model that reranks the samples, for rerank@n: the `model` folder of a `tokengym train orm`, `sorm`,
+            `preference` or `prm` run.
         aggregate: Score of an attempt by the outcome model: that after its last step, or the least ("min") or
-            the "product" of those after all its steps.
+            the "product" of those after all its steps; by default the product for models that judge single steps, else
+            the last.
         reranker: Score that reranks the samples instead of an outcome model's: "mean_logprob", the mean log-probability
             of an attempt's tokens, or "implicit_reward", log(pi / pi_ref) of a model that DPO trained.
         scorer: Model whose probabilities the reranker takes; by default the model that is evaluated.
@@ -54,7 +55,7 @@ class EvalOptions(EnvChoice):
     problems: Count = 200
     n: CountOrZero = 16
     orm: Path | None = None
-    aggregate: Literal["last", "min", "product"] = "last"
+    aggregate: Literal["last", "min", "product"] | None = None
     reranker: Literal["implicit_reward", "mean_logprob"] | None = None
     scorer: str | None = None
     reference: str | None = None
@@ -140,7 +141,7 @@ def evaluate(arguments: Sequence[str]) -> None:
                 "env_args": options.env_args,
                 "split": options.split,
                 "orm": None if options.orm is None else str(options.orm),
-                "aggregate": None if options.orm is None else options.aggregate,
+                "aggregate": None if judge is None else options.aggregate or judge.aggregate,
                 "reranker": options.reranker,
                 "scorer": options.scorer,
                 "reference": options.reference,
@@ -153,7 +154,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def _check_reranker(options: EvalOptions) -> None:
     """Raises `ValueError` unless the options of reranking go together."""
-    if options.aggregate != "last" and options.orm is None:
+    if options.aggregate is not None and options.orm is None:
         raise ValueError("--aggregate combines the step scores of an outcome model: give one by --orm")
     if options.reranker is None:
         for name in ("scorer", "reference"):

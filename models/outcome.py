@@ -12,7 +12,7 @@ import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-KINDS = ("orm", "sorm", "preference")
-"""What a model learned: the attempt's own outcome, whether any continuation of the prefix was correct, or which of two
-attempts at one problem is right. Scores of the last kind compare attempts at one problem, and are no probabilities."""
+KINDS = ("orm", "sorm", "preference", "prm")
+"""What a model learned: the chance that an attempt succeeds, whether any continuation of the prefix was correct, which
+of two attempts at one problem is right, or whether the last step is right. Scores of preference models compare attempts
+at one problem, and are no probabilities; those of process reward models (PRM) are probabilities of steps."""
 
 _RECORD = "outcome_model.json"
 
@@ -55,7 +56,7 @@ class OutcomeModel:
         model: Model with one logit per token: a `TokenScorer`, or a `*ForTokenClassification` of transformers with one
             label and causal attention.
         tokenizer: Tokenizer of the model.
-        kind: Kind of outcome model: "orm", "sorm" or "preference"; see `KINDS`.
+        kind: Kind of outcome model: "orm", "sorm", "preference" or "prm"; see `KINDS`.
 
     Raises:
         UnknownNameError: There is no such kind.
@@ -84,7 +85,7 @@ class OutcomeModel:
         Args:
             model: Language model, which is not changed.
             tokenizer: Tokenizer of the model.
-            kind: Kind of outcome model: "orm", "sorm" or "preference".
+            kind: Kind of outcome model: "orm", "sorm", "preference" or "prm".
             seed: Seed of the head's weights.
 
         Raises:
@@ -149,12 +150,21 @@ class OutcomeModel:
         _check_same_tokens(str(self.model.name_or_path), self.tokenizer, tokenizer)
 
     def check_probability(self, use: str) -> None:
-        """Raises `ValueError` if scores are no probabilities, and a `use` that needs such is named."""
-        if self.kind == "preference":
+        """Raises `ValueError` if scores are not p(correct), and a `use` that needs it is named."""
+        what = {
+            "preference": "preference model, whose scores only compare attempts at one problem",
+            "prm": "process reward model, whose scores say whether a single step is right",
+        }.get(self.kind)
+        if what is not None:
             raise ValueError(
-                f"{use} needs p(correct), and {str(self.model.name_or_path)!r} is a preference model, whose scores "
-                "only compare attempts at one problem: train an outcome model with `tokengym train orm`"
+                f"{use} needs p(correct), and {str(self.model.name_or_path)!r} is a {what}: train an outcome model "
+                "with `tokengym train orm`"
             )
+
+    @property
+    def aggregate(self) -> Literal["last", "product"]:
+        """Score of a whole attempt: its last step's, or the product of all steps' for models that judge single steps."""
+        return "product" if self.kind == "prm" else "last"
 
     @property
     def head(self) -> nn.Linear:

@@ -52,6 +52,12 @@ def step_ends(
     return found
 
 
+def step_texts(completion: NDArray[np.integer], ends: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The texts of the steps of a completion that end at the tokens `ends`, which `step_ends` has found."""
+    line = Line()
+    return [line.finish(completion[: end + 1], functools.partial(decode, tokenizer)) for end in ends]
+
+
 def newline_tokens(tokenizer: "PreTrainedTokenizerBase") -> NDArray[np.bool_]:
     """Bool [V], true for token ids with a newline in their text."""
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])

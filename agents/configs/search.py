@@ -24,7 +24,8 @@ class SearchConfig:
         judge_temperature: Number that "rebase" divides scores by before the softmax, and weight lambda of the KL
             penalty in "resample", where small values pull strongly towards success. [choice]
         aggregate: Score of a candidate by an outcome model: that of its last step, or the least ("min") or
-            the "product" of those of all its steps. [choice]
+            the "product" of those of all its steps; `None` uses the product for models that judge single steps, and
+            else the last. [choice]
     """
 
     rule: str = "beam"
@@ -32,7 +33,7 @@ class SearchConfig:
     keep: int = 4
     temperature: float = 1.0
     judge_temperature: Positive = 0.2
-    aggregate: Aggregate = "last"
+    aggregate: Aggregate | None = None
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -42,7 +43,7 @@ class SearchConfig:
         if self.rule in ("beam", "dvts") and (not 1 <= self.keep <= self.width or self.width % self.keep):
             raise ValueError(f"keep must divide the width of {self.width}, got {self.keep}")
         check_settings(self)
-        if self.rule == "resample" and self.aggregate != "last":
+        if self.rule == "resample" and self.aggregate not in (None, "last"):
             raise ValueError(
                 f'the search rule "resample" needs p(correct), which {self.aggregate!r} of step scores is not: set '
                 'aggregate to "last"'

@@ -9,6 +9,7 @@ import numpy as np
 from ...models.outcome import OutcomeModel
 from ..training.outcome_labels import Labelled
 from .classification import Bin, accuracy, auc, calibration, expected_calibration_error, grouped_auc
+from .rerankers import AGGREGATES
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class OutcomeReport:
         correct: Share of attempts that are correct.
         auc: Probability that a correct attempt scores above an incorrect one.
         attempt_accuracy: Share of attempts whose score is above 0.5 exactly when they are correct.
-        steps: Number of steps before the end of an attempt.
-        positive_steps: Share of steps whose label is positive.
+        steps: Number of labeled steps: before the end of an attempt, and of models that judge single steps at it, too.
+        positive_steps: Share of steps whose label is positive, that is above 0.5.
         step_accuracy: Share of steps whose score is above 0.5 exactly when their label is positive.
         step_auc: Probability that a positive step scores above a negative one.
         calibration: Attempts by intervals of their score.
@@ -46,12 +47,16 @@ class OutcomeReport:
 
     @classmethod
     def of(cls, model: OutcomeModel, attempts: Sequence[Labelled]) -> Self:
-        """The report on labeled attempts."""
+        """The report on labeled attempts, whose scores are those of `OutcomeModel.aggregate`."""
         positions = [len(item.attempt.prompt) + item.ends for item in attempts]
         found = model.score([item.attempt.tokens for item in attempts], positions)
-        scores, outcomes = [score[-1] for score in found], [item.attempt.is_success for item in attempts]
-        steps = np.concatenate([score[:-1] for score in found])
-        labels = np.concatenate([item.labels[:-1] for item in attempts]) == 1
+        scores = [float(AGGREGATES[model.aggregate](score)) for score in found]
+        outcomes = [item.attempt.is_success for item in attempts]
+        stop = None if model.kind == "prm" else -1  # elsewhere the last label is the outcome, which has its own lines
+        steps = np.concatenate([score[:stop] for score in found])
+        labels = np.concatenate([item.labels[:stop] for item in attempts])
+        known = ~np.isnan(labels)
+        steps, labels = steps[known], labels[known] > 0.5
         bins = calibration(scores, outcomes)
         within, mixed = grouped_auc(scores, outcomes, [item.attempt.problem.id for item in attempts])
         return cls(

@@ -1,6 +1,6 @@
 """Scores of whole attempts, by which the best of a pool is chosen: outcome models, or a policy's own probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -87,14 +87,22 @@ class ImplicitReward:
         return np.array([(a - b).sum(dtype=np.float64) for a, b in zip(ours, theirs, strict=True)])
 
 
-def score_attempts(model: OutcomeModel, attempts: Sequence[Attempt], aggregate: Aggregate = "last") -> FloatArray:
+AGGREGATES: dict[Aggregate, Callable[[FloatArray], float]] = {
+    "last": lambda scores: float(scores[-1]),
+    "min": lambda scores: float(scores.min()),
+    "product": lambda scores: float(scores.prod()),
+}
+"""Scores of an attempt by those of its steps."""
+
+
+def score_attempts(model: OutcomeModel, attempts: Sequence[Attempt], aggregate: Aggregate | None = None) -> FloatArray:
     """Scores of whole attempts by an outcome model, `[A]`.
 
     Args:
         model: Outcome model.
         attempts: Attempts of the model's tokens.
         aggregate: Score of an attempt: that after its last token, or the least or the product of those after each step,
-            the last token included.
+            the last token included; `None` is the model's own, `OutcomeModel.aggregate`.
     """
     return score_completions(model, [a.prompt for a in attempts], [a.completion for a in attempts], aggregate)
 
@@ -103,7 +111,7 @@ def score_completions(
     model: OutcomeModel,
     prompts: Sequence[NDArray[np.integer]],
     completions: Sequence[NDArray[np.integer]],
-    aggregate: Aggregate = "last",
+    aggregate: Aggregate | None = None,
 ) -> FloatArray:
     """Scores of completions so far, `[C]`; see `score_attempts`.
 
@@ -111,16 +119,16 @@ def score_completions(
         model: Outcome model.
         prompts: Prompt of each completion.
         completions: Tokens `[T]` of each completion; T may be 0, and then the prompt's last token is read.
-        aggregate: Score of a completion.
+        aggregate: Score of a completion, as in `score_attempts`.
     """
     lasts = [np.array([len(completion) - 1]) for completion in completions]
+    aggregate = aggregate or model.aggregate
     if aggregate != "last":
         ends = step_ends(completions, [True] * len(completions), model.tokenizer)
         lasts = [np.union1d(steps, last) for steps, last in zip(ends, lasts, strict=True)]
     positions = [len(prompt) + ends for prompt, ends in zip(prompts, lasts, strict=True)]
     sequences = [np.concatenate(pair).astype(np.int64) for pair in zip(prompts, completions, strict=True)]
-    reduce = {"last": lambda scores: scores[-1], "min": np.min, "product": np.prod}[aggregate]
-    return np.array([float(reduce(scores)) for scores in model.score(sequences, positions)])
+    return np.array([AGGREGATES[aggregate](scores) for scores in model.score(sequences, positions)])
 
 
 @torch.inference_mode()

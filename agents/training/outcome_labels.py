@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...rewards.steps import step_ends
+from ...envs.token_vector_env import TokenVectorEnv
+from ...rewards.steps import step_ends, step_texts
 from ..rollouts.attempts import Attempt
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ class Labelled:
     Attributes:
         attempt: Attempt that is labeled.
         ends: `[S]` increasing positions of the completion's tokens after which it is judged, the last token among them.
-        labels: `[S]` labels, 1 for positive and 0 for negative; the last is the attempt's outcome. NaN is not trained
-            on.
+        labels: `[S]` labels between 0, negative, and 1, positive; NaN is not trained on. Labels above 0.5 count as
+            positive.
     """
 
     attempt: Attempt
@@ -46,6 +47,32 @@ def monotone(labels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.maximum.accumulate(labels[::-1])[::-1]
 
 
+def exact_labels(attempts: Sequence[Attempt], env: TokenVectorEnv, after_errors: bool) -> list[Labelled]:
+    """Attempts with 1 at the end of every right step, 0 at wrong ones, and NaN at ends that are no steps.
+
+    Args:
+        attempts: Attempts at problems of `env`.
+        env: Token environment whose problems tell right steps from wrong ones, see `ProblemSource.check_steps`.
+        after_errors: Whether steps after the first wrong one are labeled too, each by itself; else they are NaN.
+
+    Raises:
+        NotImplementedError: The problems cannot tell right steps from wrong ones.
+        ValueError: They return another number of verdicts than there are steps.
+    """
+    labelled = outcome_labels(attempts, env.tokenizer)
+    ends = step_ends([a.completion for a in attempts], [a.terminated for a in attempts], env.tokenizer)
+    for item, found in zip(labelled, ends, strict=True):
+        texts = step_texts(item.attempt.completion, found.tolist(), env.tokenizer)
+        right = np.array(env.problems.check_steps(texts, item.attempt.problem), np.bool_)
+        if right.shape != found.shape:
+            raise ValueError(f"{env.problems} checked {len(found)} steps, and returned {right.shape} verdicts")
+        item.labels[:] = np.nan
+        item.labels[: len(found)] = right
+        if not after_errors and not right.all():
+            item.labels[int(np.argmin(right)) + 1 :] = np.nan
+    return labelled
+
+
 def balanced_problems(labelled: Iterable[Labelled], seed: int) -> list[Labelled]:
     """Selects as many correct as incorrect attempts at each problem, at random; the order stays."""
     groups: defaultdict[str, tuple[list[Labelled], list[Labelled]]] = defaultdict(lambda: ([], []))
@@ -61,7 +88,7 @@ def balanced_problems(labelled: Iterable[Labelled], seed: int) -> list[Labelled]
 
 
 def balanced_lengths(labelled: Sequence[Labelled], seed: int) -> list[Labelled]:
-    """Selects as many positive as negative labels at each number of steps, at random; the others become NaN.
+    """Selects as many labels above 0.5 as others at each number of steps, at random; the rest becomes NaN.
 
     Attempts that are left without a label are left out.
     """
@@ -70,7 +97,7 @@ def balanced_lengths(labelled: Sequence[Labelled], seed: int) -> list[Labelled]:
         labels[row, : len(item.ends)] = item.labels
     rng = np.random.default_rng(seed)
     for column in labels.T:
-        sides = [np.flatnonzero(column == side) for side in (0, 1)]
+        sides = [np.flatnonzero(column <= 0.5), np.flatnonzero(column > 0.5)]  # a step without a label is in neither
         size = min(map(len, sides))
         for side in sides:
             column[rng.permutation(side)[size:]] = np.nan
@@ -81,7 +108,7 @@ def balanced_lengths(labelled: Sequence[Labelled], seed: int) -> list[Labelled]:
 
 
 def label_statistics(labelled: Sequence[Labelled]) -> dict[str, float]:
-    """Number of labels, and the share of positive ones."""
+    """Number of labels, and their mean."""
     labels = np.concatenate([item.labels for item in labelled]) if labelled else np.empty(0)
     labels = labels[~np.isnan(labels)]
     return {"count": len(labels), "positive": float(labels.mean()) if len(labels) else 0.0}

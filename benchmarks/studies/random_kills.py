@@ -39,6 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": {**_FINE_TUNING, "problems": 16, "samples_per_problem": 4, "rounds": 2, "patience": 2},
     "rcrl": {**_FINE_TUNING, "problems": 12, "samples_per_problem": 2, "rollouts_per_step": 2, "positive_ratio": None},
     "orm": {**_FINE_TUNING, "problems": 16, "samples_per_problem": 4},
+    "prm": {**_FINE_TUNING, "problems": 8, "samples_per_problem": 2, "rollouts_per_step": 2},
     "preference": {**_FINE_TUNING, "problems": 16, "samples_per_problem": 8},
     "sorm": {**_FINE_TUNING, "problems": 8, "samples_per_problem": 2, "rollouts_per_step": 2},
     "reinforce": _POLICY,

@@ -5,13 +5,16 @@ hash of its content alone, so no two splits share a problem, whatever their seed
 """
 
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...registry import unknown_name
+from ...rewards.grading import solutions
 from ...rewards.grading.formats import AnswerFormat, make_format
 from ...rewards.grading.numbers import Verdict, grade
+from .base import Problem
 from .procedural import Draws, ProceduralSource
 
 STYLES = ("word", "equation")
@@ -395,11 +398,34 @@ class Arithmetic(ProceduralSource):
         question, answer, solution = tell_story(draws, drawn)
         return question, answer, self.answer_format.complete(solution, answer)
 
+    def check_steps(self, steps: Sequence[str], problem: Problem) -> list[bool]:
+        """True for each step whose equations are all the solution's own, with terms and factors in any order.
+
+        A line that gives the answer is right if the answer is. A line that says neither is not wrong.
+        """
+        known = {_unordered(equation) for equation in solutions.equations(problem.solution or "")}
+
+        def is_right(step: str) -> bool:
+            if self.answer_format.is_answer(step):
+                return self.answer_format.grade(step, problem.answer).correct
+            return known.issuperset(map(_unordered, solutions.equations(step)))
+
+        return [is_right(step) for step in steps]
+
     def __repr__(self) -> str:
         return (
             f"Arithmetic(split={self.split!r}, seed={self.seed}, steps={self.steps}, max_value={self.max_value}, "
             f"operations={self.operations!r}, style={self.style!r})"
         )
+
+
+def _unordered(equation: str) -> str:
+    """An equation with the two terms of a sum, or factors of a product, in one order."""
+    found = re.fullmatch(r"(\d+)([+*])(\d+)=(\d+)", equation)
+    if found is None:
+        return equation
+    a, operation, b, value = found.groups()
+    return f"{min(a, b)}{operation}{max(a, b)}={value}"
 
 
 class _Alone(AnswerFormat):

@@ -87,6 +87,20 @@ class ProblemSource(ABC):
         """
         return in_background(self.grade, completion, problem)
 
+    def check_steps(self, steps: Sequence[str], problem: Problem) -> list[bool]:
+        """True for each step of a solution that is right by itself, whatever came before it.
+
+        Sources that make their problems can tell. Override it for data whose right steps are known.
+
+        Args:
+            steps: Texts of the steps, which are lines; the last may be the beginning of one.
+            problem: Problem that the solution is of.
+
+        Raises:
+            NotImplementedError: Nothing says which steps are right in solutions of these problems.
+        """
+        raise NotImplementedError(f"{self} cannot tell right steps from wrong ones: override check_steps")
+
     @property
     def instruction(self) -> str:
         """Sentence at the end of a chat prompt that asks for an answer as `grade` reads it; "" for none."""

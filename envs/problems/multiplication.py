@@ -9,7 +9,7 @@ is 2365 * 4347 = 10280655 by way of 16555, 94600, their sum 111155, and so on.
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...rewards.grading.numbers import Verdict
@@ -101,12 +101,19 @@ class Multiplication(ProceduralSource):
             return Verdict(False, "unparsed", None)
         if answer != problem.answer:
             return Verdict(False, "wrong", answer)
-        if self.grading == "cot":
-            a, b = (int(factor.replace(" ", "")[::-1]) for factor in problem.question.split("*"))
-            short = f"{MARKER} {answer}"
-            if completion not in (short, f"{self.worked(a, b)} {short}"):
-                return Verdict(False, "wrong_chain", answer)
+        if self.grading == "cot" and completion not in self._responses(problem):
+            return Verdict(False, "wrong_chain", answer)
         return Verdict(True, "correct", answer)
+
+    def check_steps(self, steps: Sequence[str], problem: Problem) -> list[bool]:
+        """True if a response is the worked solution so far, or the short one; it is one step."""
+        return [any(response.startswith(step) for response in self._responses(problem)) for step in steps]
+
+    def _responses(self, problem: Problem) -> tuple[str, str]:
+        """The short solution and the worked one."""
+        a, b = (int(factor.replace(" ", "")[::-1]) for factor in problem.question.split("*"))
+        short = f"{MARKER} {problem.answer}"
+        return short, f"{self.worked(a, b)} {short}"
 
     @property
     def instruction(self) -> str:

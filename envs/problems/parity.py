@@ -5,7 +5,7 @@ long response is the chain of running parities, x_1, x_1 x_2, ..., x_1...x_d; a 
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from operator import xor
 from typing import Any
@@ -94,6 +94,11 @@ class Parity(ProceduralSource):
         if self.grading == "cot" and len(completion) > 1 and completion != self.chain(problem.question):
             return Verdict(False, "wrong_chain", last)
         return Verdict(True, "correct", last)
+
+    def check_steps(self, steps: Sequence[str], problem: Problem) -> list[bool]:
+        """True if a response is the chain so far, or the short answer; it is one step."""
+        whole = self.chain(problem.question), problem.answer
+        return [any(response.startswith(step) for response in whole) for step in steps]
 
     @property
     def instruction(self) -> str:

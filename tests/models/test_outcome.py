@@ -118,7 +118,7 @@ def test_the_sigmoid_is_exact_and_does_not_overflow() -> None:
     np.testing.assert_allclose(sigmoid(logits), [0, np.exp(-40), 0.5, 1, 1], rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["orm", "sorm", "preference"])
+@pytest.mark.parametrize("kind", ["orm", "sorm", "preference", "prm"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_was_saved_is_loaded(tmp_path, architecture: str, kind: str) -> None:
     model = outcome_model(architecture, kind)
@@ -154,8 +154,8 @@ def test_another_tokenizer_is_named(tmp_path) -> None:
 
 
 def test_models_that_cannot_be_outcome_models(tmp_path) -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown kind of outcome model 'prm': .*sorm"):
-        OutcomeModel.from_causal_lm(language_model("llama"), TOKENIZER, "prm")
+    with pytest.raises(UnknownNameError, match=r"unknown kind of outcome model 'crm': .*sorm"):
+        OutcomeModel.from_causal_lm(language_model("llama"), TOKENIZER, "crm")
     model = outcome_model("llama").model
     with pytest.raises(ValueError, match="does not fit the model"):
         OutcomeModel(model, load_tokenizer("tokengym/tiny"), "orm")
