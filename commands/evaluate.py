@@ -33,7 +33,10 @@ class EvalOptions(EnvChoice):
             the "product" of those after all its steps; by default the product for models that judge single steps, else
             the last.
         reranker: Score that reranks the samples instead of an outcome model's: "mean_logprob", the mean log-probability
-            of an attempt's tokens, or "implicit_reward", log(pi / pi_ref) of a model that DPO trained.
+            of an attempt's tokens, "implicit_reward", log(pi / pi_ref) of a model that DPO trained, or "lower_bound",
+            the least reward of the outcome model that its training data leave possible (Zhu et al. 2023).
+        pool: Attempts that the outcome model learned from, for "lower_bound": a file, or the folder of its run.
+        radius: Radius of the weights that "lower_bound" takes for possible; 0 is the outcome model's own reward.
         scorer: Model whose probabilities the reranker takes; by default the model that is evaluated.
         reference: Reference of "implicit_reward", the model that DPO began with.
         search: Search over steps, guided by the outcome model, instead of sampling n
@@ -56,7 +59,9 @@ class EvalOptions(EnvChoice):
     n: CountOrZero = 16
     orm: Path | None = None
     aggregate: Literal["last", "min", "product"] | None = None
-    reranker: Literal["implicit_reward", "mean_logprob"] | None = None
+    reranker: Literal["implicit_reward", "lower_bound", "mean_logprob"] | None = None
+    pool: str | None = None
+    radius: NonNegative = 1.0
     scorer: str | None = None
     reference: str | None = None
     search: str | None = None
@@ -80,8 +85,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     def run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None:
         from ..agents import evaluate as measure
         from ..agents import load_policy
-        from ..agents.evaluation.rerankers import score_attempts
+        from ..agents.evaluation.rerankers import LowerBound, score_attempts
         from ..agents.evaluation.tables import evaluation_table
+        from ..agents.rollouts.pools import read_pool
         from ..agents.rollouts.slots import make_rollout_env, make_vllm
         from ..agents.training.progress import progress
         from ..benchmarks.paper.tables import paper_figures
@@ -100,6 +106,9 @@ def evaluate(arguments: Sequence[str]) -> None:
             reranker = functools.partial(score_attempts, judge, aggregate=options.aggregate)
         elif options.reranker is not None:
             reranker = _policy_reranker(options, compute, policy)
+        if judge is not None and options.pool is not None:
+            learned_from = make_rollout_env(options.spec(split="train"), policy, 1)
+            reranker = LowerBound(judge, read_pool(options.pool, learned_from, None, None), options.radius)
         env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, compute.num_envs)
         if compute.vllm_memory is not None:
             policy = policy.with_vllm(make_vllm(policy, env, compute.vllm_memory))
@@ -143,6 +152,8 @@ def evaluate(arguments: Sequence[str]) -> None:
                 "orm": None if options.orm is None else str(options.orm),
                 "aggregate": None if judge is None else options.aggregate or judge.aggregate,
                 "reranker": options.reranker,
+                "pool": options.pool,
+                "radius": options.radius if options.reranker == "lower_bound" else None,
                 "scorer": options.scorer,
                 "reference": options.reference,
                 "search": options.search,
@@ -156,10 +167,19 @@ def _check_reranker(options: EvalOptions) -> None:
     """Raises `ValueError` unless the options of reranking go together."""
     if options.aggregate is not None and options.orm is None:
         raise ValueError("--aggregate combines the step scores of an outcome model: give one by --orm")
-    if options.reranker is None:
-        for name in ("scorer", "reference"):
+    if (options.reranker == "lower_bound") != (options.pool is not None):
+        raise ValueError(
+            "--reranker lower_bound asks what an outcome model learned from: give the folder of its run by --pool"
+            if options.pool is None
+            else "--pool is for --reranker lower_bound: choose it, or leave --pool out"
+        )
+    own = ("scorer", "reference")
+    if options.reranker in (None, "lower_bound"):
+        for name in own:
             if getattr(options, name) is not None:
-                raise ValueError(f"--{name} is for a reranker: choose one by --reranker, or leave it out")
+                raise ValueError(f"--{name} is for a reranker by a policy: choose one by --reranker, or leave it out")
+        if options.reranker is not None and (options.orm is None or options.aggregate is not None or options.search):
+            raise ValueError("--reranker lower_bound needs --orm, and neither --aggregate nor --search")
         return
     if options.orm is not None:
         raise ValueError("--orm and --reranker both score the samples: leave out one")

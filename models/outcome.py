@@ -10,7 +10,7 @@ A preference model has the same form. Its logit is a reward, which is comparable
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
@@ -163,7 +163,7 @@ class OutcomeModel:
 
     @property
     def aggregate(self) -> Literal["last", "product"]:
-        """Score of a whole attempt: its last step's, or the product of all steps' for models that judge single steps."""
+        """Score of a whole attempt: its last step's, or for models that judge single steps the product of all."""
         return "product" if self.kind == "prm" else "last"
 
     @property
@@ -215,7 +215,46 @@ class OutcomeModel:
         Raises:
             ValueError: A position is outside its sequence, or past the model's positions.
         """
-        # Nothing after the last position that is read has any part in the scores.
+        scores = [np.empty(0)] * len(sequences)
+        for rows, select, logits in self._passes(sequences, positions, micro_batch_tokens):
+            # Selected logits come in the order of the positions, each once: spread them before they are read.
+            table = np.zeros(select.shape)
+            table[select] = logits
+            for row, i in enumerate(rows):
+                scores[i] = sigmoid(table[row, positions[i]])
+        return scores
+
+    @torch.inference_mode()
+    def features(self, sequences: Sequence[IntArray], micro_batch_tokens: int = 16_384) -> FloatArray:
+        """Hidden states `[S, H]` that the head reads at the last token of whole sequences.
+
+        Args:
+            sequences: S of them, prompt and completion `[T]` each.
+            micro_batch_tokens: Tokens in one forward pass, padding included.
+
+        Raises:
+            ValueError: A sequence is empty, or longer than the model's positions.
+        """
+        states: list[Tensor] = []
+        found = np.empty((len(sequences), self.head.in_features))
+        hook = self.head.register_forward_hook(lambda _, inputs, __: states.append(inputs[0]))
+        try:
+            lasts = [np.array([len(sequence) - 1]) for sequence in sequences]
+            for rows, _, _ in self._passes(sequences, lasts, micro_batch_tokens):
+                found[rows] = states.pop().double().cpu().numpy()
+        finally:
+            hook.remove()
+        return found
+
+    def _passes(
+        self, sequences: Sequence[IntArray], positions: Sequence[IntArray], micro_batch_tokens: int
+    ) -> Iterator[tuple[IntArray, NDArray[np.bool_], FloatArray]]:
+        """Forward passes over sequences: their numbers `[B]`, the positions `[B, T]` that are read, and logits there.
+
+        Raises:
+            ValueError: A position is outside its sequence, or past the model's positions.
+        """
+        # Nothing after the last position that is read has any part in the logits.
         lengths = np.zeros(len(sequences), np.int64)
         for i, (sequence, wanted) in enumerate(zip(sequences, positions, strict=True)):
             lengths[i] = max(wanted, default=-1) + 1
@@ -223,7 +262,6 @@ class OutcomeModel:
                 raise ValueError(f"sequence {i} has {len(sequence)} tokens: none at positions {list(wanted)}")
         if len(sequences):
             check_length(self.model.config, int(lengths.max()))
-        scores = [np.empty(0)] * len(sequences)
         read = np.flatnonzero(lengths)
         for group in micro_batches(lengths[read].tolist(), micro_batch_tokens):
             rows = read[group]
@@ -234,13 +272,8 @@ class OutcomeModel:
                 ids[row, : lengths[i]] = sequences[i][: lengths[i]]
                 mask[row, : lengths[i]] = 1
                 select[row, positions[i]] = True
-            # Selected logits come in the order of the positions, each once: spread them before they are read.
-            table = np.zeros(select.shape)
             logits = self.logits(self._tensor(ids), self._tensor(mask), self._tensor(select))
-            table[select] = logits.cpu().numpy()
-            for row, i in enumerate(rows):
-                scores[i] = sigmoid(table[row, positions[i]])
-        return scores
+            yield rows, select, logits.cpu().numpy()
 
     def scorer(self, num_slots: int) -> "SlotScorer | WholeScorer":
         """Scores the attempts in an environment's slots as they grow; the model is put in evaluation mode."""

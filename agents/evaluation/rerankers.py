@@ -1,6 +1,6 @@
 """Scores of whole attempts, by which the best of a pool is chosen: outcome models, or a policy's own probabilities."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...arrays import FloatArray
 from ...models.outcome import OutcomeModel
 from ...models.packing import attention_window, plan_rows, takes_shared_prompts
+from ...models.pessimism import comparison_covariance, lower_bounds
 from ...models.positions import check_length
 from ...rewards.steps import step_ends
 from ..configs.search import Aggregate
@@ -85,6 +86,38 @@ class ImplicitReward:
             for model in (self.model, self.reference)
         )
         return np.array([(a - b).sum(dtype=np.float64) for a, b in zip(ours, theirs, strict=True)])
+
+
+class LowerBound:
+    """The least reward that the comparisons of an outcome model's training leave possible (`models.pessimism`).
+
+    An attempt's features are the hidden state that the head reads at its last token, less the mean of the attempts that
+    it is compared with; the fitted weights are those of the head.
+
+    Args:
+        model: Outcome model of whole attempts: an ORM, a SORM or a preference model.
+        learned_from: Attempts that the model was trained on, by problem.
+        radius: Radius of the ellipsoid of possible weights; 0 ranks by the plain reward.
+
+    Raises:
+        ValueError: The model judges single steps, or no problem has both a right and a wrong attempt.
+    """
+
+    def __init__(self, model: OutcomeModel, learned_from: Mapping[str, Sequence[Attempt]], radius: float = 1.0) -> None:
+        if model.aggregate != "last":
+            raise ValueError("a lower bound is of the reward of whole attempts, and this model judges single steps")
+        self.model, self.radius = model, radius
+        groups = (
+            (model.features([one.tokens for one in group]), np.array([one.is_success for one in group]))
+            for group in learned_from.values()
+        )
+        self.covariance, pairs = comparison_covariance(groups)
+        self.ridge = 1 / pairs
+
+    def __call__(self, attempts: Sequence[Attempt]) -> FloatArray:
+        features = self.model.features([attempt.tokens for attempt in attempts])
+        weights = self.model.head.weight[0].detach().double().cpu().numpy()
+        return lower_bounds(features - features.mean(0), weights, self.covariance, self.ridge, self.radius)
 
 
 AGGREGATES: dict[Aggregate, Callable[[FloatArray], float]] = {

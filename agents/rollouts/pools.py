@@ -31,14 +31,14 @@ def pool_files(path: str) -> list[Path]:
     return files
 
 
-def read_pool(path: str, env: TokenVectorEnv, problems: int | None, samples: int) -> dict[str, list[Attempt]]:
+def read_pool(path: str, env: TokenVectorEnv, problems: int | None, samples: int | None) -> dict[str, list[Attempt]]:
     """A pool's attempts by problem.
 
     Args:
         path: File of attempts, or the folder of a run.
         env: Token environment of the attempts' problems.
         problems: Largest number of problems, the first ones in the pool; `None` reads all.
-        samples: Largest number of attempts at each problem.
+        samples: Largest number of attempts at each problem; `None` reads all.
 
     Raises:
         FileNotFoundError: There is nothing at that path.
@@ -51,7 +51,7 @@ def read_pool(path: str, env: TokenVectorEnv, problems: int | None, samples: int
             if problems is not None and len(groups) == problems:
                 continue
             group = groups[attempt.problem.id] = []
-        if len(group) < samples:
+        if samples is None or len(group) < samples:
             group.append(attempt)
     if not groups:
         raise ValueError(f"the pool {path!r} holds no attempts")

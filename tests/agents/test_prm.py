@@ -1,5 +1,6 @@
 """Process reward models: where labels of steps come from, what models of them estimate, and bad input."""
 
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -194,8 +195,12 @@ def test_a_model_is_saved_as_what_it_estimates(make_agent, tmp_path, labels: str
 
 
 def test_single_steps_can_be_learned_and_are_multiplied_over_an_attempt(make_agent, tmp_path) -> None:
-    agent = make_agent(labels="exact", after_errors=True, epochs=12, learning_rate=1e-2, samples_per_problem=32)
-    agent.learn()
+    path = tmp_path / "steps.jsonl"
+    solutions = [steps for length in (1, 2, 3) for steps in itertools.product("yz", repeat=length)]
+    rows = [row(q, list(steps), [step == "y" for step in steps]) for q in ("y?", "z?", "yz?") for steps in solutions]
+    path.write_text("".join(rows))
+    settings = {"epochs": 40, "batch_size": 28, "learning_rate": 1e-2, "validation_problems": 1}
+    agent = make_agent(labels="file", labels_file=str(path), **settings).learn()
     model = agent.outcome_model
     texts = ["y\ny\ny", "y\nz\ny", "z\ny\ny", "z\nz\nz"]
     attempts = [attempt(text) for text in texts]

@@ -9,7 +9,7 @@ import torch
 
 from tokengym.__main__ import main
 from tokengym.agents.evaluation.evaluate import evaluate
-from tokengym.agents.evaluation.rerankers import ImplicitReward, MeanLogprob, score_attempts
+from tokengym.agents.evaluation.rerankers import ImplicitReward, LowerBound, MeanLogprob, score_attempts
 from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.agents.search import OutcomeJudge, SearchConfig
@@ -78,6 +78,39 @@ def test_step_scores_are_combined_as_their_names_say(make_model) -> None:
         SearchConfig("resample", aggregate="min")
 
 
+def test_a_lower_bound_is_the_reward_less_what_comparisons_leave_open(make_model) -> None:
+    """Radius 0 is the order of the outcome model itself; a wide one prefers what was compared."""
+    lines = load_tokenizer("chars:ab\n?")
+    ids = {"eos_token_id": lines.eos_token_id, "pad_token_id": lines.pad_token_id}
+    model = OutcomeModel.from_causal_lm(make_model(seed=3, vocab_size=len(lines), **ids), lines, "orm", seed=3)
+    prompt, empty = np.array(lines.encode("a?", add_special_tokens=False)), np.empty(0)
+
+    def made(text: str, is_success: bool) -> Attempt:
+        tokens = np.array([*lines.encode(text, add_special_tokens=False), lines.eos_token_id])
+        return Attempt(Problem("p", "", ""), 0, prompt, tokens, empty, empty, is_success, "", None, True)
+
+    attempts = [made(text, text.startswith("a")) for text in ("ab", "b", "abb", "bab", "a", "bbb")]
+    features = model.features([one.tokens for one in attempts], micro_batch_tokens=12)
+    with torch.no_grad():
+        for one, found in zip(attempts, features, strict=True):
+            hidden = model.model.base_model(torch.from_numpy(one.tokens)[None]).last_hidden_state[0, -1]
+            np.testing.assert_allclose(found, hidden.numpy(), atol=1e-6)
+    scores = score_attempts(model, attempts)
+    plain = LowerBound(model, {"p": attempts}, radius=0.0)(attempts)
+    logits = np.log(scores / (1 - scores))
+    np.testing.assert_allclose(plain, logits - logits.mean(), atol=1e-5)
+    bound = LowerBound(model, {"p": attempts[:4], "q": attempts[4:]}, radius=2.0)
+    assert bound.ridge == 1 / 5
+    x = features - features.mean(0)
+    inverse = np.linalg.inv(bound.covariance + np.eye(len(x[0])) / 5)
+    np.testing.assert_allclose(bound(attempts), plain - 2 * np.sqrt(np.einsum("ai,ij,aj->a", x, inverse, x)), atol=1e-5)
+    with pytest.raises(ValueError, match="no problem with both a right and a wrong attempt"):
+        LowerBound(model, {"p": attempts[:1]})
+    model.kind = "prm"
+    with pytest.raises(ValueError, match="judges single steps"):
+        LowerBound(model, {"p": attempts})
+
+
 def test_a_policy_that_is_its_reference_scores_nothing(models, make_model, tokenizer) -> None:
     with pytest.raises(ValueError, match="have the same weights, so every implicit reward is 0"):
         ImplicitReward(models[0], make_model(seed=1), tokenizer)
@@ -115,6 +148,19 @@ def test_the_command_reranks_and_names_options_that_do_not_go_together(folder, t
         ("--reranker", "mean_logprob", "--reference", "x"): "--reference is for --reranker implicit_reward",
         ("--aggregate", "min"): "--aggregate combines the step scores of an outcome model",
         ("--scorer", "x"): "--scorer is for a reranker",
+        ("--reranker", "lower_bound", "--orm", "x"): "give the folder of its run by --pool",
+        ("--orm", "x", "--pool", "y"): "--pool is for --reranker lower_bound",
+        ("--reranker", "lower_bound", "--pool", "y"): "needs --orm",
+        (
+            "--reranker",
+            "lower_bound",
+            "--orm",
+            "x",
+            "--pool",
+            "y",
+            "--aggregate",
+            "min",
+        ): "neither --aggregate nor",
         ("--reranker", "mean_logprob", "--orm", "x"): "--orm and --reranker both score the samples",
         ("--reranker", "implicit_reward", "--reference", str(folder)): "have the same weights",
         ("--reranker", "mean_logprob", "--scorer", "tokengym/tiny"): "the tokenizers of 'tokengym/tiny'",
