@@ -42,13 +42,13 @@ SMALLER = {
     "--rollouts-per-step 2 --positive-ratio None --validation-problems 2",
     '--condition "[BAD]" --n 16': '--condition "[BAD]" --n 4 --problems 2',
     "--problems 2500 --no-balance": "--problems 4 --samples-per-problem 4 --validation-problems 2 --no-balance",
+    "--n 16 --orm runs/prm/model --search beam --problems 50": "--n 4 --orm runs/prm/model --search beam --problems 2",
     "--n 16 --orm runs/orm/model --search beam --problems 50": "--n 4 --orm runs/orm/model --search beam --problems 2",
     "--n 16 --reranker mean_logprob --problems 50": "--n 4 --reranker mean_logprob --problems 2",
     "--demonstrations 64 --problems 400 --samples-per-problem 8 --search": "--demonstrations 4 --rounds 1 --epochs 1 "
     "--validation-problems 2 --problems 2 --samples-per-problem 4 --env-args steps=1 --search",
     "--n 16 --orm": "--problems 2 --n 4 --orm",
     "--labels exact --problems 800": "--labels exact --problems 4 --samples-per-problem 4 --validation-problems 2",
-    "--n 16 --orm runs/prm/model --search beam --problems 50": "--n 4 --orm runs/prm/model --search beam --problems 2",
     "--problems 800 --samples-per-problem 16": "--problems 4 --samples-per-problem 8 --validation-problems 2 "
     "--temperature 1 --env-args steps=1",
     "--demonstrations 64 --problems 1600 --samples-per-problem 2 --orm": "--demonstrations 4 --rounds 1 --epochs 1 "

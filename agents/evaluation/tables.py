@@ -46,7 +46,7 @@ def outcome_table(reports: Mapping[str, OutcomeReport]) -> Group:
         found = [report.calibration[i] for report in reports.values()]
         cells = [cell for item in found for cell in (f"{item.size:,}", _share(item.mean_score), _share(item.positives))]
         bins.add_row(f"{part.low:.1f} to {part.high:.1f}", *cells)
-    counts = f"{first.attempts:,} attempts, {first.correct:.1%} correct; {first.steps:,} steps before their ends"
+    counts = f"{first.attempts:,} attempts, {first.correct:.1%} correct; {first.steps:,} labeled steps"
     if first.mixed_problems:
         counts += f"; {first.mixed_problems:,} problems with correct and incorrect attempts"
     if first.steps:

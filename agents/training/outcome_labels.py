@@ -53,7 +53,7 @@ def exact_labels(attempts: Sequence[Attempt], env: TokenVectorEnv, after_errors:
     Args:
         attempts: Attempts at problems of `env`.
         env: Token environment whose problems tell right steps from wrong ones, see `ProblemSource.check_steps`.
-        after_errors: Whether steps after the first wrong one are labeled too, each by itself; else they are NaN.
+        after_errors: Label steps after the first wrong one, too, each by itself; else they are NaN.
 
     Raises:
         NotImplementedError: The problems cannot tell right steps from wrong ones.
