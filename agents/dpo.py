@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..models.vocabulary import num_token_ids
 from ..rewards.grading.solutions import equation_sequence
 from .base import Callback
 from .configs.dpo import DPOConfig
@@ -109,7 +110,7 @@ class DPO(RoundsAgent[DPOConfig]):
             with_rate(config, self.model, RATE_RATIO),
             updates(len(pairs), config),
             self.accelerator,
-            len(self.tokenizer),
+            num_token_ids(self.tokenizer),
         )
         self.model.eval()  # dropout would make the policy another than the one whose log-ratios are compared
         examples = [example for pair in pairs for example in (pair.chosen, pair.rejected)]

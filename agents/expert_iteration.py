@@ -17,6 +17,7 @@ from torch import Tensor
 from ..envs.curriculum import Curriculum, Sequential, Uniform
 from ..envs.token_vector_env import TokenVectorEnv
 from ..models.outcome import OutcomeModel
+from ..models.vocabulary import num_token_ids
 from ..rewards.grading.solutions import equation_sequence, equations, exact_text, is_right
 from .base import Callback, LoRA
 from .configs.expert_iteration import ExpertIterationConfig, RFTConfig, STaRConfig
@@ -283,7 +284,7 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
                 self.config,
                 accelerator=self.accelerator,
                 seed=self.round_seed(number),
-                vocab_size=len(self.tokenizer),
+                vocab_size=num_token_ids(self.tokenizer),
                 checkpoints=folder / "training" if folder is not None else None,
                 on_step=on_step,
             )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..models.vocabulary import num_token_ids
 from .configs.grpo import GRPOConfig
 from .proximal import EntropyLearner, ProximalAgent, at, summarize
 from .rollouts.attempts import Attempt
@@ -51,7 +52,9 @@ class GRPO(ProximalAgent[GRPOConfig]):
         return replace(super().work(config, policy), make_learner=make)
 
     def make_learner(self, total_steps: int) -> EntropyLearner:
-        return _make_learner(self.model, self.learner_config(), total_steps, self.accelerator, len(self.tokenizer))
+        return _make_learner(
+            self.model, self.learner_config(), total_steps, self.accelerator, num_token_ids(self.tokenizer)
+        )
 
     def improve(self, learner: Learner, attempts: Sequence[Attempt], iteration: int) -> dict[str, float]:
         config, count = self.config, len(attempts)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from ..envs.curriculum import Batch, Subset
 from ..models.engine.sampling import NonFiniteLogitsError, SamplingConfig
 from ..models.kept_tokens import KeptTokens
+from ..models.vocabulary import num_token_ids
 from ..rewards.base import RewardError
 from .base import Agent, Callback, Environment
 from .configs.policy_gradient import PolicyGradientConfig
@@ -84,7 +85,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
 
     def make_learner(self, total_steps: int) -> Learner:
         """Makes the learner that updates the policy."""
-        return Learner(self.model, self.learner_config(), total_steps, self.accelerator, len(self.tokenizer))
+        return Learner(self.model, self.learner_config(), total_steps, self.accelerator, num_token_ids(self.tokenizer))
 
     def learner_config(self) -> PolicyGradientConfig:
         """The configuration with a learning rate."""

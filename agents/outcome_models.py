@@ -29,6 +29,7 @@ from ..models.forward import compute_dtype
 from ..models.loading import load
 from ..models.outcome import OutcomeModel, is_outcome_model
 from ..models.token_scorer import TokenScorer
+from ..models.vocabulary import num_token_ids
 from .base import Agent, Callback, LoRA
 from .configs.optimizer import OptimizerConfig
 from .configs.outcome_models import ORMConfig, OutcomeModelConfig, SORMConfig
@@ -370,7 +371,7 @@ class OutcomeLearner(Learner):
     def __init__(
         self, outcome_model: OutcomeModel, config: OptimizerConfig, total_steps: int, accelerator: Accelerator
     ) -> None:
-        super().__init__(outcome_model.model, config, total_steps, accelerator, len(outcome_model.tokenizer))
+        super().__init__(outcome_model.model, config, total_steps, accelerator, num_token_ids(outcome_model.tokenizer))
         self.outcome_model = outcome_model
 
     def forward(self, batch: MicroBatch, temperature: float) -> Tensor:

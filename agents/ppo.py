@@ -17,6 +17,7 @@ from ..models.critics import ActorCritic, Critic, make_critic
 from ..models.forward import Entropy, action_logprobs, compute_dtype
 from ..models.layers import train_top_layers
 from ..models.positions import check_length
+from ..models.vocabulary import num_token_ids
 from .base import Environment
 from .configs.ppo import PPOConfig
 from .proximal import ProximalAgent, at, summarize
@@ -133,7 +134,7 @@ class PPO(ProximalAgent[PPOConfig]):
 
     def make_learner(self, total_steps: int) -> PPOLearner:
         model = ActorCritic(self.model, self.critic)
-        return _make_learner(model, self.learner_config(), total_steps, self.accelerator, len(self.tokenizer))
+        return _make_learner(model, self.learner_config(), total_steps, self.accelerator, num_token_ids(self.tokenizer))
 
     def modules(self) -> list[nn.Module]:
         return [*super().modules(), self.critic]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from ..envs.registration import make_vec_env
 from ..models.new_model import new_model
+from ..models.vocabulary import num_token_ids
 from .base import Agent, Callback, LoRA
 from .configs.pretrain import PretrainConfig
 from .evaluation.evaluate import validate
@@ -73,7 +74,7 @@ class Pretrain(Agent[PretrainConfig]):
         if total_episodes is not None:
             raise ValueError("pretraining samples no attempts: set steps and batch_size, not total_episodes")
         config = self.config
-        learner = Learner(self.model, config, config.steps, self.accelerator, len(self.tokenizer))
+        learner = Learner(self.model, config, config.steps, self.accelerator, num_token_ids(self.tokenizer))
         training = None if self.run_path is None else self.run_path / "training"
         load_checkpoint(learner, training)
         if self.run is not None:

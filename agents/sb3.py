@@ -21,6 +21,7 @@ from ..lazy import lazy_names
 from ..models.critics import ActorCritic, make_critic
 from ..models.forward import logits_of
 from ..models.loading import load
+from ..models.vocabulary import num_token_ids
 from .training.masters import MasterAdamW
 
 try:
@@ -85,7 +86,7 @@ class SB3CausalLMPolicy(ActorCriticPolicy):
             fits = action_space.n <= size < 2 * action_space.n  # models have columns without a token, but not that many
         else:
             language_model, tokenizer = load(model, device="cpu")
-            size = len(tokenizer)
+            size = num_token_ids(tokenizer)
             fits = size == action_space.n
         if not fits:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from typing import Self
 
+from ..models.vocabulary import num_token_ids
 from .base import Agent, Callback
 from .configs.sft import SFTConfig
 from .evaluation.evaluate import evaluate
@@ -47,7 +48,7 @@ class SFT(Agent[SFTConfig]):
                 self.config,
                 accelerator=self.accelerator,
                 seed=self.seed,
-                vocab_size=len(self.tokenizer),
+                vocab_size=num_token_ids(self.tokenizer),
                 checkpoints=self.run_path / "training" if self.run_path is not None else None,
                 on_step=on_step,
             )

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..arrays import BoolArray, IntArray
+from ..models.vocabulary import num_token_ids
 from .problems.base import Problem, ProblemSource
 from .problems.prompts import Chat, next_question, render_prompt, resolve_template
 from .stop_strings import StopStrings
@@ -75,7 +76,7 @@ class PromptEncoder:
         self.eos_token_ids = _end_of_sequence_ids(tokenizer, eos_token_ids)
         self.eos_token_id = cast(int, tokenizer.eos_token_id)
         self.pad_token_id = self.eos_token_id if tokenizer.pad_token_id is None else cast(int, tokenizer.pad_token_id)
-        self.vocab_size = len(tokenizer)
+        self.vocab_size = num_token_ids(tokenizer)
         self.is_eos: BoolArray = np.zeros(self.vocab_size, dtype=np.bool_)
         self.is_eos[list(self.eos_token_ids)] = True
         self.problems = problems
@@ -193,6 +194,6 @@ def _end_of_sequence_ids(tokenizer: "PreTrainedTokenizerBase", further: Sequence
         name = tokenizer.name_or_path or type(tokenizer).__name__
         raise ValueError(f"tokenizer {name!r} has no end-of-sequence token: set its eos_token")
     for token in further:
-        if not 0 <= token < len(tokenizer):
-            raise ValueError(f"end-of-sequence id {token} is outside the vocabulary [0, {len(tokenizer)})")
+        if not 0 <= token < num_token_ids(tokenizer):
+            raise ValueError(f"end-of-sequence id {token} is outside the vocabulary [0, {num_token_ids(tokenizer)})")
     return frozenset({cast(int, tokenizer.eos_token_id), *further})

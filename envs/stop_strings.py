@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import IntArray
+from ..models.vocabulary import num_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +43,7 @@ class StopStrings:
         self._tokenizer = tokenizer
         self._last = frozenset(string[-1] for string in given)
         self._longest = max(map(len, given), default=0)
-        self._kinds = np.full(len(tokenizer), _UNKNOWN if given else _INSIDE, np.int8)
+        self._kinds = np.full(num_token_ids(tokenizer), _UNKNOWN if given else _INSIDE, np.int8)
         self._anchor: list[int] | None = None
 
     def __bool__(self) -> bool:
@@ -107,7 +108,7 @@ class StopStrings:
     def _find_anchor(self) -> list[int]:
         """A token that is the same text wherever it stands; empty where there is none."""
         if self._anchor is None:
-            for token in range(len(self._tokenizer)):
+            for token in range(len(self._kinds)):
                 text = self._decode(np.array([token]))
                 if text.isascii() and text.isalnum() and self._decode(np.array([token, token])) == 2 * text:
                     self._anchor = [token]

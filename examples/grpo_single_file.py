@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 import tokengym  # noqa: F401  # registers the environments
-from tokengym.models import load
+from tokengym.models import load, num_token_ids
 
 
 @dataclass
@@ -154,7 +154,7 @@ def main() -> None:
     torch.manual_seed(0)
     model, tokenizer = load(arguments.model)
     model.eval()  # dropout would make the updated policy another than the one that acted
-    vocab_size = len(tokenizer)
+    vocab_size = num_token_ids(tokenizer)
 
     def make(slots: int, split: str) -> gym.vector.VectorEnv:
         return gym.make_vec(

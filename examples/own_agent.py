@@ -14,6 +14,7 @@ import torch
 
 from tokengym.agents import Agent, collect, evaluate
 from tokengym.agents.training import Example, Learner, OptimizerConfig, masked_aggregate
+from tokengym.models import num_token_ids
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Reinforce(Agent):
     def learn(self, total_episodes=640, callback=None, progress_bar=False):
         """Trains on `total_episodes` attempts."""
         steps = (total_episodes or 640) // self.config.batch_episodes
-        learner = Learner(self.model, self.config, steps, self.accelerator, len(self.tokenizer))
+        learner = Learner(self.model, self.config, steps, self.accelerator, num_token_ids(self.tokenizer))
         for step in range(steps):
             attempts = list(collect(self.policy, self.env, self.config.batch_episodes, seed=self.seed + step))
             returns = torch.tensor([attempt.total_reward for attempt in attempts], device=self.model.device)

@@ -13,6 +13,7 @@ import gymnasium as gym
 import tokengym
 from tokengym.agents import Agent, CausalLMPolicy, collect, evaluate
 from tokengym.agents.training import Example, FineTuneConfig, fine_tune
+from tokengym.models import num_token_ids
 
 QUICK = "--quick" in sys.argv  # a few seconds, for CI
 
@@ -83,7 +84,7 @@ class ShortestRight(Agent[FineTuneConfig]):
         print(f"{len(attempts)} attempts, right ones at {len(best)} problems")
         fine_tune(
             self.model, list(best.values()), self.config, accelerator=self.accelerator, seed=self.seed,
-            vocab_size=len(self.tokenizer),
+            vocab_size=num_token_ids(self.tokenizer),
         )  # fmt: skip
         self.log({"rollout/success_rate": sum(a.is_success for a in attempts) / len(attempts)}, callback)
         self.keep_model()

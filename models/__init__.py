@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from .loading import check_vocabulary, load
     from .outcome import OutcomeModel
     from .tokenizers import load_tokenizer
+    from .vocabulary import num_token_ids
 
-__all__ = ["OutcomeModel", "check_vocabulary", "extrapolate", "load", "load_tokenizer"]
+__all__ = ["OutcomeModel", "check_vocabulary", "extrapolate", "load", "load_tokenizer", "num_token_ids"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -19,5 +20,6 @@ __getattr__, __dir__ = lazy_names(
         "loading": ("check_vocabulary", "load"),
         "outcome": ("OutcomeModel",),
         "tokenizers": ("load_tokenizer",),
+        "vocabulary": ("num_token_ids",),
     },
 )

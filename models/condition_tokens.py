@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..registry import unknown_name
 from .tokenizers import WITHOUT_LABELS
+from .vocabulary import num_token_ids
 
 BAD, GOOD = "[BAD]", "[GOOD]"
 """The labels of Havrilla et al. 2024."""
@@ -85,7 +86,7 @@ def with_labels(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Pr
     """A copy of a tokenizer with labels as special tokens behind all others.
 
     Raises:
-        ValueError: The tokenizer has one of the labels already.
+        ValueError: The tokenizer has one of the labels already, or gives new tokens unused ids between its others.
     """
     known = tokenizer.get_vocab()
     for token in tokens:
@@ -97,6 +98,12 @@ def with_labels(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Pr
     labelled = copy.deepcopy(tokenizer)
     added: list[Any] = [AddedToken(token, special=True, normalized=False) for token in tokens]
     labelled.add_tokens(added, special_tokens=True)
+    given, first = labelled.convert_tokens_to_ids(list(tokens)), num_token_ids(tokenizer)
+    if given != list(range(first, first + len(tokens))):
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} leaves ids below {first} unused, and gives new tokens the ids "
+            f"{given}: labels need ids behind all others, so train from a model whose tokenizer uses all of its ids"
+        )
     return labelled
 
 
@@ -120,7 +127,7 @@ def add_labels(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
     Raises:
         ValueError: The tokenizer has one of the labels already.
     """
-    known, size = with_labels(tokenizer, tokens).get_vocab(), len(tokenizer)
+    known, size = with_labels(tokenizer, tokens).get_vocab(), num_token_ids(tokenizer)
     first, stop = known[tokens[0]], known[tokens[-1]] + 1
     inputs: Any = model.get_input_embeddings()
     if stop > len(inputs.weight):  # many models have rows to spare

@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from ..registry import unknown_name
+from .vocabulary import num_token_ids
 
 ARCHITECTURES = ("gpt2", "llama")
 
@@ -54,7 +55,7 @@ def new_model(
         each = "" if architecture == "gpt2" else " into parts of even width"
         raise ValueError(f"{heads} heads do not divide a width of {width}{each}")
     ids = {
-        "vocab_size": len(tokenizer),
+        "vocab_size": num_token_ids(tokenizer),
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,

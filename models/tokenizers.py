@@ -3,14 +3,16 @@
 import json
 import re
 import textwrap
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..extras import need
 from ..registry import UnknownNameError, unknown_name
+from .vocabulary import num_token_ids
 
 TINY = "tokengym/tiny"
 TINY_FOLDER = Path(__file__).parent / "tiny"
@@ -87,6 +89,8 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
 
     It pads on the right; a tokenizer without a pad token pads with its end-of-sequence token. A built-in name, a folder
     and a file are read without the network. Of a model that was trained with labels it is the tokenizer without them.
+    Added tokens behind the model's last embedding, which it cannot read or write, are left out: Gemma 3's language
+    models have one for images.
 
     Args:
         name_or_path: Tokenizer to load: "tokengym/tiny"; "chars:0123456789+=" for one token per character; a local
@@ -110,6 +114,8 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
         raise not_loaded("tokenizer", name, location, error) from error
     if "gguf_file" in location:
         _drop_appended(tokenizer)
+    else:
+        _drop_unembedded(tokenizer, location)
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"the tokenizer of {name!r} has no end-of-sequence token: set its `eos_token` and save it again"
@@ -125,13 +131,38 @@ def _drop_appended(tokenizer: Any) -> None:
 
     A byte-level vocabulary without "<|endoftext|>" gets it, whatever the file's own special tokens are.
     """
-    backend = tokenizer.backend_tokenizer
-    own = backend.get_vocab(with_added_tokens=False)
-    appended = tokenizer.get_added_vocab().keys() - own.keys() - {*tokenizer.special_tokens_map.values()}
-    if appended:
-        state = json.loads(backend.to_str())
-        state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in appended]
-        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    own = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    _drop(tokenizer, tokenizer.get_added_vocab().keys() - own.keys() - {*tokenizer.special_tokens_map.values()})
+
+
+def _drop_unembedded(tokenizer: Any, location: dict[str, str]) -> None:
+    """Takes out added tokens that the model has no embeddings for, unless prompts or attempts need them.
+
+    A pad token among them is replaced, for what is read at padding changes nothing.
+    """
+    try:
+        rows = getattr(AutoConfig.from_pretrained(**location).get_text_config(), "vocab_size", None)
+    except (OSError, ValueError):  # a tokenizer alone, or a type that `load` will refuse
+        return
+    if rows is None or num_token_ids(tokenizer) <= rows or not hasattr(tokenizer, "backend_tokenizer"):
+        return
+    own = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    needed = own.keys() | {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token}
+    _drop(tokenizer, {token for token, index in tokenizer.get_added_vocab().items() if index >= rows} - needed)
+
+
+def _drop(tokenizer: Any, tokens: Set[str]) -> None:
+    """Takes out added tokens; their text is then text like any other."""
+    if not tokens:
+        return
+    saved = tokenizer.init_kwargs.get("model_specific_special_tokens", {})
+    for name, token in tokenizer.special_tokens_map.items():
+        if token in tokens:
+            setattr(tokenizer, name, None)
+            saved.pop(name, None)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in tokens]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
 
 
 def locate(name: str) -> dict[str, str]:

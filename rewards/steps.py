@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import IntArray
+from ..models.vocabulary import num_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,8 +61,8 @@ def step_texts(completion: NDArray[np.integer], ends: Sequence[int], tokenizer: 
 
 def newline_tokens(tokenizer: "PreTrainedTokenizerBase") -> NDArray[np.bool_]:
     """Bool [V], true for token ids with a newline in their text."""
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return np.fromiter(("\n" in text for text in texts), dtype=np.bool_, count=len(tokenizer))
+    texts = tokenizer.batch_decode([[token] for token in range(num_token_ids(tokenizer))])
+    return np.fromiter(("\n" in text for text in texts), dtype=np.bool_, count=len(texts))
 
 
 def decode(tokenizer: "PreTrainedTokenizerBase", tokens: NDArray[np.integer]) -> str:

@@ -13,6 +13,7 @@ from ...models.outcome import OutcomeModel
 from ...models.packing import attention_window, plan_rows, takes_shared_prompts
 from ...models.pessimism import comparison_covariance, lower_bounds
 from ...models.positions import check_length
+from ...models.vocabulary import num_token_ids
 from ...rewards.steps import step_ends
 from ..configs.search import Aggregate
 from ..rollouts.attempts import Attempt
@@ -42,7 +43,7 @@ class MeanLogprob:
         self.model, self.tokenizer, self.micro_batch_tokens = model, tokenizer, micro_batch_tokens
 
     def __call__(self, attempts: Sequence[Attempt]) -> FloatArray:
-        found = attempt_logprobs(self.model, attempts, len(self.tokenizer), self.micro_batch_tokens)
+        found = attempt_logprobs(self.model, attempts, num_token_ids(self.tokenizer), self.micro_batch_tokens)
         return np.array([values.mean(dtype=np.float64) for values in found])
 
 
@@ -82,7 +83,7 @@ class ImplicitReward:
 
     def __call__(self, attempts: Sequence[Attempt]) -> FloatArray:
         ours, theirs = (
-            attempt_logprobs(model, attempts, len(self.tokenizer), self.micro_batch_tokens)
+            attempt_logprobs(model, attempts, num_token_ids(self.tokenizer), self.micro_batch_tokens)
             for model in (self.model, self.reference)
         )
         return np.array([(a - b).sum(dtype=np.float64) for a, b in zip(ours, theirs, strict=True)])

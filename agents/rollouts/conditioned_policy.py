@@ -16,6 +16,7 @@ from ...models.engine.self_check import decoding
 from ...models.engine.vllm_decoder import VLLM
 from ...models.layers import model_name
 from ...models.loading import load
+from ...models.vocabulary import num_token_ids
 from ...rewards.steps import newline_tokens
 from .policy import CausalLMPolicy
 
@@ -54,10 +55,10 @@ class ConditionedPolicy(CausalLMPolicy):
     ) -> None:
         super().__init__(model, tokenizer, sampling, seed)
         rows = len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
-        if labels.first < len(tokenizer) or labels.stop > rows:
+        if labels.first < num_token_ids(tokenizer) or labels.stop > rows:
             raise ValueError(
                 f"the model has no embeddings for the labels {', '.join(labels.tokens)} behind its tokenizer's "
-                f"{len(tokenizer)} tokens: `tokengym train rcrl` trains a model that has"
+                f"{num_token_ids(tokenizer)} ids: `tokengym train rcrl` trains a model that has"
             )
         if condition == OWN and not labels.learnt:
             raise ValueError("the model was not trained to draw labels itself (train_labels): condition it on one")
@@ -85,7 +86,7 @@ class ConditionedPolicy(CausalLMPolicy):
         self.check()
         ends_step = _newlines(self.tokenizer)
         return ConditionedDecoder(
-            self.decoded_model(), num_slots, len(self.tokenizer), self.labels, self._label, ends_step
+            self.decoded_model(), num_slots, num_token_ids(self.tokenizer), self.labels, self._label, ends_step
         )
 
 

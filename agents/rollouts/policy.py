@@ -16,6 +16,7 @@ from ...models.engine.row_decoder import RowDecoder
 from ...models.engine.sampling import GREEDY, SamplingConfig, stream_key
 from ...models.engine.self_check import decoding
 from ...models.engine.vllm_decoder import VLLM, VLLMDecoder
+from ...models.vocabulary import num_token_ids
 
 
 class CausalLMPolicy:
@@ -55,7 +56,7 @@ class CausalLMPolicy:
             ValueError: The model cannot be decoded token by token; see `self_check.decoding`.
         """
         kind = SlotDecoder if decoding(self.model) == "slots" else RowDecoder
-        return kind(self.decoded_model(), num_slots, len(self.tokenizer))
+        return kind(self.decoded_model(), num_slots, num_token_ids(self.tokenizer))
 
     def decoded_model(self) -> PreTrainedModel:
         """The model that decoders run, in evaluation mode: the policy's, or its copy in bfloat16 as it is now."""
@@ -83,7 +84,9 @@ class CausalLMPolicy:
         """Decoder for rollouts in an environment: vLLM if the policy has it, else that of `decoder`."""
         if self._vllm is None:
             return self.decoder(env.num_envs)
-        return self._vllm.decoder(self.model, env.num_envs, len(self.tokenizer), env.eos_token_ids, env.max_new_tokens)
+        return self._vllm.decoder(
+            self.model, env.num_envs, num_token_ids(self.tokenizer), env.eos_token_ids, env.max_new_tokens
+        )
 
     def predict(
         self,

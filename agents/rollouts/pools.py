@@ -63,7 +63,7 @@ def _read(path: Path, env: TokenVectorEnv) -> Iterator[Attempt]:
     doubtful = _CHECKED
     try:
         for attempt in AttemptFile(path).read(env):
-            foreign = attempt.completion.max() >= len(env.tokenizer)
+            foreign = attempt.completion.max() >= env.encoder.vocab_size
             if attempt.is_success and doubtful and not foreign:
                 doubtful -= 1
                 foreign = not env.problems.grade(env.decode(attempt.completion), attempt.problem).correct

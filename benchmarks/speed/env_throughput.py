@@ -75,7 +75,7 @@ def table(results: dict[str, float]) -> str:
 
 def _completions(env: TokenVectorEnv, num_envs: int, length: int) -> IntArray:
     """Random token ids `[num_envs, length]`, end-of-sequence at the last place only."""
-    ordinary = np.setdiff1d(np.arange(len(env.tokenizer)), list(env.eos_token_ids))
+    ordinary = np.setdiff1d(np.arange(env.encoder.vocab_size), list(env.eos_token_ids))
     tokens = np.random.default_rng(0).choice(ordinary, size=(num_envs, length))
     tokens[:, -1] = cast(int, env.tokenizer.eos_token_id)
     return tokens

@@ -25,6 +25,7 @@ from ...models.engine.row_decoder import RowDecoder
 from ...models.engine.sampling import SamplingConfig
 from ...models.engine.self_check import decoding
 from ...models.loading import load
+from ...models.vocabulary import num_token_ids
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,12 @@ def main() -> None:
     started = time.process_time()
     model, tokenizer = load(options.model, device="cpu")
     if options.text is None:
-        tokens = np.random.default_rng(0).integers(0, len(tokenizer), max(options.lengths))
+        tokens = np.random.default_rng(0).integers(0, num_token_ids(tokenizer), max(options.lengths))
     else:
         tokens = np.array(tokenizer(options.text.read_text())["input_ids"])
     if len(tokens) < max(options.lengths):
         raise SystemExit(f"{options.text} has {len(tokens)} tokens, fewer than {max(options.lengths)}")
-    found = compare(model, len(tokenizer), [tokens[:length] for length in options.lengths], options.new)
+    found = compare(model, num_token_ids(tokenizer), [tokens[:length] for length in options.lengths], options.new)
     record = {
         "model": Path(options.model).name,
         "window": getattr(model.config.get_text_config(), "sliding_window", None),

@@ -32,6 +32,7 @@ from ...agents.training.outcome_labels import outcome_labels, spread
 from ...models.adapters import save_model
 from ...models.loading import load
 from ...models.outcome import OutcomeModel
+from ...models.vocabulary import num_token_ids
 
 UPDATES = 16
 MODES: dict[str, tuple[str, Any]] = {
@@ -99,7 +100,7 @@ def built_in() -> dict[str, dict[str, dict[str, float]]]:
 def _sft(examples: Sequence[Example], dtype: str, rounding: Any) -> dict[str, dict[str, float]]:
     model, tokenizer = load("tokengym/tiny", device="cpu", dtype=dtype)
     config = OptimizerConfig(learning_rate=2e-5, rounding=rounding)
-    return {"SFT at 2e-5": fine_tuned(model, examples, config, len(tokenizer))}
+    return {"SFT at 2e-5": fine_tuned(model, examples, config, num_token_ids(tokenizer))}
 
 
 def _ppo(attempts: Sequence[Attempt], dtype: str, rounding: Any) -> dict[str, dict[str, float]]:
@@ -155,8 +156,8 @@ def real(path: str, data: Path, rows: int) -> dict[str, dict[str, float]]:
             config = OptimizerConfig(
                 learning_rate=2e-5 if rank is None else 1e-4, rounding=rounding, micro_batch_tokens=2048
             )
-            figures = fine_tuned(model, examples[:rows], config, len(tokenizer))
-            held_out, size = examples[rows:], len(tokenizer)
+            figures = fine_tuned(model, examples[:rows], config, num_token_ids(tokenizer))
+            held_out, size = examples[rows:], num_token_ids(tokenizer)
             figures["held_out"] = _evaluated(model, held_out, config, size)
             with tempfile.TemporaryDirectory() as folder:
                 save_model(model, Path(folder))

@@ -35,6 +35,7 @@ from ...envs.token_vector_env import TokenVectorEnv
 from ...files import read_jsonl, write_json
 from ...models.condition_tokens import BAD, GOOD, OWN
 from ...models.loading import load
+from ...models.vocabulary import num_token_ids
 from ...rewards.grading.solutions import equation_sequence
 from ...rewards.steps import step_ends
 from ..jobs import Done, Job, Missing, run_plan
@@ -187,7 +188,7 @@ def correct_only(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, 
         FineTuneConfig(**_LIGHT),
         accelerator=Accelerator(cpu=True),
         seed=settings["seed"],
-        vocab_size=len(tokenizer),
+        vocab_size=num_token_ids(tokenizer),
         checkpoints=folder / "training",
     )
     return {"examples": len(order), "evaluation": _measure(CausalLMPolicy(model, tokenizer), settings)}

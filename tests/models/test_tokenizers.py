@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from tokengym.models import load_tokenizer
+from tokengym.models import load_tokenizer, num_token_ids
+from tokengym.models.condition_tokens import with_labels
 from tokengym.registry import UnknownNameError
 
 
@@ -131,3 +132,43 @@ def test_a_runs_folder_stands_for_the_model_in_it(tmp_path):
     assert locate(str(tmp_path / "model")) == {"pretrained_model_name_or_path": str(tmp_path / "model")}
     (tmp_path / "tokenizer_config.json").touch()
     assert locate(str(tmp_path)) == {"pretrained_model_name_or_path": str(tmp_path)}
+
+
+def test_unused_ids_between_tokens_are_ids_all_the_same():
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1, "</s>": 6})), eos_token="</s>"
+    )
+    assert (len(tokenizer), num_token_ids(tokenizer)) == (3, 7)
+    tokenizer.add_tokens("c")
+    assert num_token_ids(tokenizer) == 1 + max(tokenizer.get_vocab().values()) == 8
+    assert num_token_ids(load_tokenizer("tokengym/tiny")) == len(load_tokenizer("tokengym/tiny"))
+
+
+def test_labels_are_refused_where_a_tokenizer_gives_new_tokens_unused_ids():
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1, "</s>": 2, "c": 7})), eos_token="</s>"
+    )
+    with pytest.raises(ValueError, match=r"leaves ids below 8 unused, and gives new tokens the ids \[4, 5\]"):
+        with_labels(tokenizer, ["[BAD]", "[GOOD]"])
+
+
+def test_added_tokens_that_the_model_lacks_are_left_out_here_and_when_saved(tmp_path):
+    """As Gemma 3's language models have a token for images behind their last embedding."""
+    whole = plain("</s>", extra_special_tokens={"image_token": "<img>"})
+    whole.add_special_tokens({"pad_token": "<p>"})
+    whole.save_pretrained(tmp_path)
+    assert len(load_tokenizer(tmp_path)) == 5  # a tokenizer alone
+    LlamaConfig(vocab_size=3).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.get_vocab() == {"a": 0, "b": 1, "</s>": 2}
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 2)
+    with_labels(tokenizer, ["[BAD]"]).save_pretrained(tmp_path / "labelled")
+    assert load_tokenizer(tmp_path / "labelled").get_vocab() == {"a": 0, "b": 1, "</s>": 2, "[BAD]": 3}
+
+
+def test_no_token_that_ends_attempts_is_left_out(tmp_path):
+    tokenizer = plain("</s>")
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    tokenizer.save_pretrained(tmp_path)
+    LlamaConfig(vocab_size=3).save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).eos_token_id == 3  # `load` refuses the model

@@ -6,6 +6,7 @@ from typing import Self
 from tokengym.agents import Agent, collect
 from tokengym.agents.training import Example, Learner, OptimizerConfig, masked_aggregate
 from tokengym.envs.curriculum import Uniform
+from tokengym.models import num_token_ids
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class BestOfN(Agent):
         config = self.config
         batch = config.n * config.problems_per_update
         updates = config.updates if total_episodes is None else total_episodes // batch
-        learner = Learner(self.model, self.config, max(1, updates), self.accelerator, len(self.tokenizer))
+        learner = Learner(self.model, self.config, max(1, updates), self.accelerator, num_token_ids(self.tokenizer))
         self.env.curriculum = Uniform(repeats=config.n)
         for update in range(updates):
             attempts = list(collect(self.policy, self.env, batch, seed=self.seed + 1_000_003 * update))
