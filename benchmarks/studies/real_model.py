@@ -30,7 +30,7 @@ from ..statistics import Estimate, crossed_mean
 
 SYSTEMS = {"start": "the model as it is", "sft": "SFT", "ei": "expert iteration", "grpo": "GRPO"}
 # Three times the paper's rate and more, for a model of a fiftieth of the size: the rates of the paper grid's scale.
-FINE_TUNING: dict[str, Any] = {"epochs": 4, "batch_size": 32, "learning_rate": 1e-4}
+FINE_TUNING: dict[str, Any] = {"batch_size": 32, "learning_rate": 1e-4}
 GRPO_RATE = 5e-6
 GROUP, GROUPS = 8, 16
 """Attempts at a problem, and problems, of an iteration of GRPO."""
@@ -49,6 +49,7 @@ class Experiment:
         seeds: Seeds of the experiment.
         systems: Systems to train and evaluate, keys of `SYSTEMS`; GRPO needs "sft".
         rounds: Rounds of expert iteration, with 4 attempts at each training problem.
+        epochs: Passes over the training data of every fine-tuning.
         problems: Training problems, the first of the split.
         test_problems: Test problems of the evaluations, the first of the split.
         n: Samples of each test problem, for maj@n and pass@n.
@@ -67,6 +68,7 @@ class Experiment:
     seeds: tuple[int, ...] = (0, 1)
     systems: tuple[str, ...] = tuple(SYSTEMS)
     rounds: Count = 2
+    epochs: Count = 2
     problems: Count = 600
     test_problems: Count = 300
     n: Count = 8
@@ -141,12 +143,12 @@ def _jobs(experiment: Experiment, name: str, seed: int) -> list[Job]:
 
 
 def _config(experiment: Experiment, name: str) -> dict[str, Any]:
+    supervised = {"epochs": experiment.epochs, "demonstrations": experiment.problems, "save_steps": 10}
     if name == "sft":
-        return FINE_TUNING | {"demonstrations": experiment.problems, "save_steps": 10}
+        return FINE_TUNING | supervised
     if name == "ei":
         rounds = {"rounds": experiment.rounds, "patience": experiment.rounds, "samples_per_problem": 4}
-        counts = {"demonstrations": experiment.problems, "problems": experiment.problems, "save_steps": 10}
-        return FINE_TUNING | rounds | counts
+        return FINE_TUNING | supervised | rounds | {"problems": experiment.problems}
     return {
         "learning_rate": GRPO_RATE,
         "problems_per_iteration": GROUPS,
