@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tokengym.benchmarks.jobs import Missing
-from tokengym.benchmarks.studies import real_model
-from tokengym.benchmarks.studies.real_model import Experiment
+from tokengym.benchmarks.paper import real_model
+from tokengym.benchmarks.paper.real_model import Experiment
 
 
 def test_grpo_starts_from_sft_and_samples_as_many_attempts_as_expert_iteration():

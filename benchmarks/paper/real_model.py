@@ -1,7 +1,7 @@
 """A real model on real data: SFT, expert iteration and GRPO from one start, on two cores or one GPU.
 
-    python -m tokengym.benchmarks.studies.real_model --model SmolLM2-135M-Instruct.gguf --data svamp --folder runs/svamp
-    python -m tokengym.benchmarks.studies.real_model --env tokengym/GSM8K-v0 --max-new-tokens 192 --device cuda ...
+    python -m tokengym.benchmarks.paper.real_model --model SmolLM2-135M-Instruct.gguf --data svamp --folder runs/svamp
+    python -m tokengym.benchmarks.paper.real_model --env tokengym/GSM8K-v0 --max-new-tokens 192 --device cuda ...
 
 For each seed a model is fine-tuned on the reference solutions of its training split; expert iteration, which begins
 with the same fine-tuning, and GRPO, from its result, sample as many attempts as each other. All are evaluated on the
@@ -24,9 +24,9 @@ from ...arrays import FloatArray
 from ...files import read_json, write_json
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
-from ..paper.jobs import OUTCOMES, evaluate_system, train_system
-from ..paper.systems import MODEL, output
 from ..statistics import Estimate, crossed_mean
+from .jobs import OUTCOMES, evaluate_system, train_system
+from .systems import MODEL, output
 
 SYSTEMS = {"start": "the model as it is", "sft": "SFT", "ei": "expert iteration", "grpo": "GRPO"}
 # Three times the paper's rate and more, for a model of a fiftieth of the size: the rates of the paper grid's scale.
