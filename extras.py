@@ -8,6 +8,7 @@ PACKAGES = {
     "hub": "datasets",
     "lora": "peft",
     "plots": "matplotlib",
+    "quantization": "bitsandbytes",
     "sb3": "stable_baselines3",
     "vllm": "vllm",
 }

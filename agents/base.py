@@ -23,7 +23,7 @@ from ..envs.curriculum import Sequential
 from ..envs.problems.base import ProblemSource
 from ..envs.token_vector_env import TokenVectorEnv
 from ..files import new_folder, write_json
-from ..models.adapters import save_model
+from ..models.adapters import is_adapter, save_model
 from ..models.engine.half_copy import HalfCopy, half_copy
 from ..models.engine.vllm_decoder import VLLM
 from ..models.loading import find_device, load, no_progress_bars
@@ -106,6 +106,8 @@ class Agent(ABC, Generic[ConfigT]):
         lora_alpha: Scale of the adapters times their rank; by default the rank itself, a scale of 1.
         lora_targets: Names of the layers that get adapters; "all-linear" is all linear ones but the output head.
         lora_rank_stabilized: Divide the scale by the square root of the rank instead of the rank (rsLoRA).
+        load_in_4bit: Keep the weights under the adapters in 4 bits (QLoRA, Dettmers et al. 2023); products run in
+            `dtype`. Needs the extra "quantization".
         vllm_memory: Share of the GPU's memory for vLLM, between 0 and 1, which then samples instead of the built-in
             decoder, except for policies that act under labels. Needs the extra "vllm".
         preset: Name of a published recipe whose settings become the defaults, see `presets`; fields in `config` win.
@@ -130,6 +132,8 @@ class Agent(ABC, Generic[ConfigT]):
     default_model: ClassVar[str] = "tokengym/tiny"
     shardable: ClassVar[bool] = False
     """True if the agent's models can be sharded over processes (`accelerate launch --use_fsdp`)."""
+    takes_4bit: ClassVar[bool] = False
+    """True if the agent can train adapters on weights in 4 bits."""
     config: ConfigT
 
     def __init_subclass__(cls, **settings: Any) -> None:
@@ -154,6 +158,7 @@ class Agent(ABC, Generic[ConfigT]):
         lora_alpha: float | None = None,
         lora_targets: str | Sequence[str] = ALL_LINEAR,
         lora_rank_stabilized: bool = False,
+        load_in_4bit: bool = False,
         vllm_memory: float | None = None,
         preset: str | None = None,
         log_with: Sequence[str] = (),
@@ -180,7 +185,7 @@ class Agent(ABC, Generic[ConfigT]):
             raise ValueError(f"the agent {self.name!r} cannot be sharded: launch it without --use_fsdp")
         if self.sharding is not None and getattr(self.config, "bf16", False):
             raise ValueError('models in shards train in bfloat16 by dtype="bfloat16": leave out bf16')
-        self._attn = attn
+        self._attn, self._in_4bit = attn, load_in_4bit
         model = self.default_model if model is None else model
         if not isinstance(model, str | Path):
             raise TypeError(
@@ -191,6 +196,8 @@ class Agent(ABC, Generic[ConfigT]):
             _logger.warning("this agent learns on the test split: its evaluation there says nothing about new problems")
         self.model_name = str(model)
         lora = LoRA(lora_rank, lora_alpha, lora_targets, lora_rank_stabilized)
+        if load_in_4bit:
+            self._check_4bit(lora)
         self.device = device or str(self.accelerator.device)
         # A model that is sharded comes to its devices in parts, when learning begins.
         self.model, self.tokenizer = self._load_model(model, "cpu" if self.sharding else self.device, dtype, lora)
@@ -210,13 +217,14 @@ class Agent(ABC, Generic[ConfigT]):
         self.run_path = None if run is None else Path(run)
         self.run: RunFolder | None = None
         """The run's folder, on the main process."""
+        loading = {"dtype": dtype, **lora.to_dict(), "load_in_4bit": load_in_4bit}
         if run is not None and self.ranks.is_main:
             description = self._description() | {"data": fingerprint(self.env.problems)}
-            self.run = RunFolder(run, description | {"dtype": dtype} | lora.to_dict(), resume)
+            self.run = RunFolder(run, description | loading, resume)
         self._samples: Sequence[Attempt] = ()
         self._tracking: Tracking | None = None
         if trackers:
-            settings = hyperparameters(self._description() | {"dtype": dtype} | lora.to_dict())
+            settings = hyperparameters(self._description() | loading)
             run_name = self.name if self.run_path is None else self.run_path.resolve().name
             key = secrets.token_hex(4) if self.run is None else self.run.key()
             self._tracking = Tracking(self.accelerator, log_project, run_name, key, self.run_path, settings)
@@ -226,7 +234,21 @@ class Agent(ABC, Generic[ConfigT]):
         self, model: str | Path, device: str, dtype: str, lora: "LoRA"
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """The model to train and its tokenizer; for agents that make models of their own."""
-        return load(model, device=device, dtype=dtype, attn=self._attn, lora_seed=self.seed, **lora.to_dict())
+        return load(
+            model, device=device, dtype=dtype, attn=self._attn, lora_seed=self.seed, load_in_4bit=self._in_4bit,
+            **lora.to_dict(),
+        )  # fmt: skip
+
+    def _check_4bit(self, lora: LoRA) -> None:
+        """Raises `ValueError` unless the agent can train on weights in 4 bits with its settings."""
+        if not self.takes_4bit:
+            raise ValueError(f"the agent {self.name!r} trains weights as a whole: leave out load_in_4bit")
+        if lora.rank is None and not is_adapter(Path(self.model_name).expanduser()):
+            raise ValueError("weights in 4 bits are frozen, and adapters on them are trained: give lora_rank, too")
+        if self.sharding is not None:
+            raise ValueError("weights in 4 bits are not sharded: leave out load_in_4bit, or launch without --use_fsdp")
+        if getattr(self.config, "bf16", False):
+            raise ValueError('weights in 4 bits compute in bfloat16 by dtype="bfloat16": leave out bf16')
 
     @classmethod
     def work(cls, config: Any, policy: "PreTrainedModel") -> Work:

@@ -48,6 +48,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
     """Base of agents that sample a batch of attempts with the newest policy, learn from it, and throw it away."""
 
     shardable = True
+    takes_4bit = True
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)

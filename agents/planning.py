@@ -36,6 +36,7 @@ class Planned:
         attn: Attention implementation; `None` is transformers' own choice.
         lora_rank: Rank of adapters; `None` trains the weights.
         lora_targets: Names of the layers that get adapters.
+        load_in_4bit: True if the weights under adapters are in 4 bits.
     """
 
     agent: "type[Agent]"
@@ -47,6 +48,7 @@ class Planned:
     attn: str | None = None
     lora_rank: int | None = None
     lora_targets: str | Sequence[str] = "all-linear"
+    load_in_4bit: bool = False
 
     def plan(self) -> MemoryPlan:
         """Counts the memory of one process.
@@ -56,7 +58,12 @@ class Planned:
         """
         check_length(self.model, self.limits.longest, "an attempt", ". Lower max_prompt_tokens or max_new_tokens")
         model = model_on_meta(
-            self.model, dtype=self.dtype, attn=self.attn, lora_rank=self.lora_rank, lora_targets=self.lora_targets
+            self.model,
+            dtype=self.dtype,
+            attn=self.attn,
+            lora_rank=self.lora_rank,
+            lora_targets=self.lora_targets,
+            load_in_4bit=self.load_in_4bit,
         )
         with dry_run() as counter:
             work = self.agent.work(self.config, without_weights(model))
@@ -83,6 +90,8 @@ class Planned:
         flags = [f"{flag} {now}" for flag, (now, then) in new.items() if now != then]
         if self.config.gradient_checkpointing and not before.config.gradient_checkpointing:
             flags.append("--gradient-checkpointing")
+        if self.load_in_4bit and not before.load_in_4bit:
+            flags.append("--load-in-4bit")
         return " ".join(flags)
 
 
@@ -90,7 +99,7 @@ def propose(wanted: Planned) -> Planned | None:
     """The settings nearest to the wanted ones that fit; `None` where none do.
 
     Smaller micro-batches and fewer slots change no result and come first, then layers that are computed again, then
-    weights that the GPUs share, then weights in bfloat16, then adapters.
+    weights that the GPUs share, then weights in bfloat16, then adapters, then weights in 4 bits under them.
 
     Args:
         wanted: Training that does not fit as it is.
@@ -141,7 +150,10 @@ def _choices(wanted: Planned) -> Iterator[Planned]:
         wanted = replace(wanted, dtype="bfloat16")
         yield wanted
     if wanted.lora_rank is None:
-        yield replace(wanted, lora_rank=_LORA_RANK)
+        wanted = replace(wanted, lora_rank=_LORA_RANK)
+        yield wanted
+    if wanted.agent.takes_4bit and not (wanted.load_in_4bit or wanted.limits.sharded or wanted.config.bf16):
+        yield replace(wanted, load_in_4bit=True)
 
 
 def describe(planned: Planned) -> str:

@@ -63,6 +63,7 @@ class RoundsAgent(Agent[RoundsConfigT]):
     """
 
     shardable = True
+    takes_4bit = True
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)

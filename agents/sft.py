@@ -15,6 +15,7 @@ class SFT(Agent[SFTConfig]):
     name = "sft"
     config_class = SFTConfig
     shardable = True
+    takes_4bit = True
 
     def learn(
         self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False

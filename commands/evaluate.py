@@ -97,7 +97,12 @@ def evaluate(arguments: Sequence[str]) -> None:
         _check_reranker(options)
         set_threads(compute.threads)
         policy = load_policy(
-            options.model, options.condition, device=compute.device, dtype=compute.dtype, attn=compute.attn
+            options.model,
+            options.condition,
+            device=compute.device,
+            dtype=compute.dtype,
+            load_in_4bit=compute.load_in_4bit,
+            attn=compute.attn,
         )
         policy = policy.with_sampling(top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
         reranker = judge = None
@@ -199,7 +204,9 @@ def _policy_reranker(options: EvalOptions, compute: ComputeOptions, policy: "Cau
     from ..models.loading import load
 
     def model_of(name: str) -> "PreTrainedModel":
-        model, tokenizer = load(name, device=compute.device, dtype=compute.dtype, attn=compute.attn)
+        model, tokenizer = load(
+            name, device=compute.device, dtype=compute.dtype, load_in_4bit=compute.load_in_4bit, attn=compute.attn
+        )
         if tokenizer.get_vocab() != policy.tokenizer.get_vocab():
             raise ValueError(f"the tokenizers of {name!r}, which scores, and of {options.model!r} differ")
         return model.eval()

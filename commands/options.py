@@ -76,6 +76,8 @@ class ComputeOptions:
         num_envs: Number of environment slots, which are the rows of the decoder's batch.
         device: Device of the model, such as "cpu" or "cuda:1"; by default a GPU if there is one.
         dtype: Data type of the weights: "float32" or "bfloat16".
+        load_in_4bit: Keep the weights of linear layers in 4 bits; training needs `--lora-rank` then (QLoRA). Needs the
+            extra "quantization".
         attn: Attention implementation, such as "sdpa", "eager" or "flash_attention_2"; by default the choice of
             transformers.
         vllm_memory: Share of the GPU's memory for vLLM, between 0 and 1, which then samples; needs the extra "vllm".
@@ -85,6 +87,7 @@ class ComputeOptions:
     num_envs: int = 64
     device: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    load_in_4bit: bool = False
     attn: str | None = None
     vllm_memory: float | None = None
     threads: Annotated[int, Ge(1), Le(MAX_THREADS)] | None = None

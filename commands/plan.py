@@ -24,6 +24,7 @@ class PlanOptions(EnvChoice):
         attn: Attention implementation; the default is transformers' own choice.
         lora_rank: Rank of adapters that are trained instead of all weights.
         lora_targets: Names of the layers that get adapters; the default is all linear ones but the output head.
+        load_in_4bit: Keep the weights under adapters in 4 bits (QLoRA).
         vllm_memory: Share of each GPU's memory for vLLM, which then samples.
         preset: Published recipe whose settings become the defaults.
     """
@@ -38,6 +39,7 @@ class PlanOptions(EnvChoice):
     attn: str | None = None
     lora_rank: int | None = None
     lora_targets: tuple[str, ...] = ("all-linear",)
+    load_in_4bit: bool = False
     vllm_memory: float | None = None
     preset: str | None = None
 
@@ -73,6 +75,11 @@ def plan(arguments: Sequence[str]) -> None:
         check_agent(kind, options.fsdp)
         if options.fsdp and getattr(config, "bf16", False):
             raise ValueError("models in shards train in bfloat16 by --dtype bfloat16: leave out --bf16")
+        if options.load_in_4bit and (options.lora_rank is None or options.fsdp or not kind.takes_4bit):
+            raise ValueError(
+                "--load-in-4bit is for adapters on whole models: give --lora-rank, leave out --fsdp, and take an agent "
+                "that trains adapters"
+            )
         vllm = None if options.vllm_memory is None else round(options.vllm_memory * memory)
         lora = LoRA(options.lora_rank, targets=options.lora_targets)
         planned = Planned(
@@ -85,6 +92,7 @@ def plan(arguments: Sequence[str]) -> None:
             options.attn,
             lora.rank,
             lora.targets,
+            options.load_in_4bit,
         )
         say(describe(planned))
 

@@ -6,15 +6,19 @@ Merging them into weights in bfloat16 would round nearly all away of what a few 
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..extras import need
 from ..files import read_tensors
-from .layers import deep_copy
+from .layers import deep_copy, without_adapters
+from .quantized import expanded, expanded_model, is_in_4bit
 
 FOLDER = "adapter"
 """Folder of a saved model's adapters, inside the model's own."""
@@ -46,15 +50,20 @@ def base_name(folder: Path) -> str:
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """Writes a language model to `folder`: its adapters merged into float32 weights, and unmerged in `adapter`.
 
+    Weights in 4 bits are expanded before adapters are merged into them, so that nothing is rounded again.
+
     Adapters that train the rows of new tokens, too, are written merged only: no model without them has these rows.
     """
     if not hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder)
         return
-    cast(Any, deep_copy(model)).float().merge_and_unload().save_pretrained(folder)
+    if is_in_4bit(model):
+        expanded_model(model, merged_weights(model)).save_pretrained(folder)
+    else:
+        cast(Any, deep_copy(model)).float().merge_and_unload().save_pretrained(folder)
     if cast(Any, model).peft_config["default"].trainable_token_indices is None:
         cast(Any, model).save_pretrained(folder / FOLDER, save_embedding_layers=False)
-        (folder / FOLDER / _RECORD).write_text(json.dumps({"fingerprint": fingerprint(model)}) + "\n")
+        (folder / FOLDER / _RECORD).write_text(json.dumps(_record(model)) + "\n")
 
 
 def with_saved_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -73,7 +82,9 @@ def with_saved_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel
 
     base = base_name(folder)
     record = folder / _RECORD
-    if record.is_file() and json.loads(record.read_text())["fingerprint"] != fingerprint(model):
+    known, found = json.loads(record.read_text()) if record.is_file() else {}, _record(model)
+    compared = _FINGERPRINTS[0] if all(part.get(_FINGERPRINTS[0]) for part in (known, found)) else _FINGERPRINTS[1]
+    if compared in known and known[compared] != found[compared]:
         raise ValueError(
             f"the adapters in {str(folder)!r} were trained on other weights than those of {base!r} now: load the "
             "merged model in the folder above, or put the weights back that they were trained on"
@@ -101,15 +112,52 @@ def started(model: PreTrainedModel) -> bool:
     return any(bool(parameter.any()) for name, parameter in model.named_parameters() if ".lora_B." in name)
 
 
-def fingerprint(model: PreTrainedModel) -> str:
+def merged_weights(model: PreTrainedModel, leave_out: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Weights by their names in the model as it was loaded, with what adapters add to them; the model stays as it is.
+
+    Merging in place and taking it back would leave rounding errors in the weights, update after update. Weights in 4
+    bits are expanded.
+
+    Args:
+        model: Model with adapters or without.
+        leave_out: Return the weights without what adapters add.
+    """
+    base = cast(Any, without_adapters(model))
+    for name, parameter in base.named_parameters(remove_duplicate=False):  # tied ones by both names
+        if ".base_layer." in name:
+            owner, _, kind = name.partition(".base_layer.")
+            layer = cast(Any, base.get_submodule(owner))
+            merged = kind == "weight" and not leave_out
+            delta = layer.get_delta_weight("default") if merged else 0
+            yield f"{owner}.{kind}", (expanded(parameter) + delta).detach()
+        elif ".lora_" not in name:
+            yield name, expanded(parameter).detach()
+
+
+_FINGERPRINTS = ("fingerprint", "outside_linear_layers")
+"""Digests of all weights, and of those that are the same in 4 bits."""
+
+
+def _record(model: PreTrainedModel) -> dict[str, str | None]:
+    """What is written down of the weights that adapters belong to; of those in 4 bits not all can be known."""
+    whole = None if is_in_4bit(model) else fingerprint(model)
+    return dict(zip(_FINGERPRINTS, (whole, fingerprint(model, linear=False)), strict=True))
+
+
+def fingerprint(model: PreTrainedModel, linear: bool = True) -> str:
     """A digest of a model's weights without adapters, the same in every precision down to bfloat16.
 
     Read from up to 64 numbers of each weight, evenly spaced: training changes some of them all over the model.
+
+    Args:
+        model: Model with adapters or without.
+        linear: Read the weights of linear layers, too.
     """
-    base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+    base = without_adapters(model)
+    skipped = {name for name, part in base.named_modules() if not linear and isinstance(part, nn.Linear | Conv1D)}
     digest = hashlib.sha256()
     for name, parameter in sorted(base.named_parameters()):
-        if ".lora_" not in name:
+        if ".lora_" not in name and name.rpartition(".")[0] not in skipped:
             flat = parameter.detach().flatten()
             some = flat[torch.linspace(0, len(flat) - 1, min(64, len(flat)), device=flat.device).long()]
             plain = ".".join(part for part in name.split(".") if part != "base_layer")  # experts are wrapped twice

@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..registry import unknown_name
 from .forward import Index, action_states, ends_with_its_head
 from .layers import check_depth, decoder_layers, deep_copy, evaluating, model_name, path_to_head, trunk
+from .quantized import expand
 
 CRITICS = ("branch", "head", "model")
 
@@ -211,9 +212,10 @@ def _zero_head(width: int, device: torch.device) -> nn.Linear:
 
 
 def _plain_copy(module: nn.Module) -> nn.Module:
-    """A trainable copy without adapters."""
+    """A trainable copy without adapters; weights in 4 bits are expanded in it."""
     module = deep_copy(module)
     _strip_adapters(module)
+    expand(module)
     return module.requires_grad_()
 
 

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from .adapters import base_name, is_adapter
 from .attention import ATTENTION
 from .loading import DTYPES, no_progress_bars, with_lora
+from .quantized import counted, stand_ins
 from .tokenizers import locate, not_loaded
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -99,7 +100,7 @@ def dry_run() -> Iterator[ByteCounter]:
 
 def without_weights(module: _Module) -> _Module:
     """A copy of a module, on the CPU and without data; only inside of `dry_run`."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = stand_ins(module)
     for parameter in module.parameters():
         memo[id(parameter)] = nn.Parameter(_empty(parameter), requires_grad=parameter.requires_grad)
     for buffer in module.buffers():
@@ -138,6 +139,7 @@ def model_on_meta(
     attn: str | None = None,
     lora_rank: int | None = None,
     lora_targets: str | Sequence[str] = "all-linear",
+    load_in_4bit: bool = False,
 ) -> PreTrainedModel:
     """The causal language model of a configuration on the meta device, for `without_weights`; not inside of `dry_run`.
 
@@ -147,6 +149,7 @@ def model_on_meta(
         attn: Attention implementation; kernels that keep no scores count as "sdpa".
         lora_rank: Rank of adapters, which are float32; `None` trains the weights themselves.
         lora_targets: Names of the layers that get adapters.
+        load_in_4bit: Have stand-ins for layers in 4 bits, whose bytes are counted as theirs.
 
     Raises:
         ValueError: There is no causal language model of that configuration.
@@ -160,4 +163,6 @@ def model_on_meta(
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             cause = textwrap.shorten(str(error), 300)
             raise ValueError(f"no language model can be made of a {type(config).__name__}: {cause}") from error
+        if load_in_4bit:
+            counted(model)
         return (model if lora_rank is None else with_lora(model, lora_rank, targets=lora_targets)).eval()

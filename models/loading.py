@@ -21,6 +21,7 @@ from .adapters import FOLDER, base_name, is_adapter, with_saved_adapters
 from .engine.self_check import check_training
 from .head import trained_rows
 from .layers import model_name, short_pass
+from .quantized import check_loaded, loading_in_4bit
 from .tokenizers import CHARS, load_tokenizer, locate, not_loaded
 
 _logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def load(
     lora_targets: str | Sequence[str] = "all-linear",
     lora_rank_stabilized: bool = False,
     lora_seed: int = 0,
+    load_in_4bit: bool = False,
     attn: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The language model of that name and its tokenizer; the model is in evaluation mode.
@@ -82,6 +84,8 @@ def load(
         lora_rank_stabilized: Divide the scale by the square root of the rank instead of the rank (rsLoRA, Kalajdzievski
             2023); the default `lora_alpha` is then sqrt(lora_rank), again a scale of 1.
         lora_seed: Seed of the adapters' first values.
+        load_in_4bit: Keep the weights of linear layers, but of the output head, in 4 bits (NF4 with double
+            quantization, as QLoRA); they are frozen, and products run in `dtype`. Needs the extra "quantization".
         attn: Attention implementation, such as "sdpa", "eager" or "flash_attention_2"; by default the choice of
             transformers for the model, which is "sdpa" if the model supports it.
 
@@ -89,9 +93,10 @@ def load(
         UnknownNameError: There is no such model or dtype.
         ValueError: The device cannot be used.
         FileNotFoundError: The *.gguf file does not exist, or the folder holds no model.
+        ImportError: The package of an extra is not installed.
         ValueError: The tokenizer has no end-of-sequence token, or has ids that the model lacks; `lora_rank` is below 1,
             or is given for a folder of adapters; adapters were trained on another model; the model does not support the
-            attention implementation, or its outputs for padded batches differ from those for single rows.
+            attention implementation or 4 bits, or its outputs for padded batches differ from those for single rows.
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
@@ -104,7 +109,7 @@ def load(
     if is_adapter(adapter := Path(name).expanduser()):
         if lora_rank is not None:
             raise ValueError(f"{name!r} holds adapters, and training continues them: leave out lora_rank")
-        base, tokenizer = load(base_name(adapter), device=device, dtype=dtype, attn=attn)
+        base, tokenizer = load(base_name(adapter), device=device, dtype=dtype, load_in_4bit=load_in_4bit, attn=attn)
         model = with_saved_adapters(base, adapter)
         _adapter_config(model).base_model_name_or_path = base_name(adapter)
         return model.eval(), tokenizer
@@ -121,6 +126,13 @@ def load(
     arguments: dict[str, Any] = {**location, "dtype": DTYPES[dtype]}
     if attn is not None:
         arguments["attn_implementation"] = attn
+    if load_in_4bit:
+        if "gguf_file" in location:
+            raise ValueError(
+                f"{name!r} is quantized already, and is expanded when it is loaded: leave out load_in_4bit, or save "
+                "the model to a folder and load that"
+            )
+        arguments |= loading_in_4bit(DTYPES[dtype], device)
     if "gguf_file" in location:
         arguments["quantization_config"] = GgufConfig(
             dequantize=True
@@ -136,7 +148,11 @@ def load(
             raise ValueError(f"transformers cannot load {name!r} as a causal language model: {cause}") from error
         raise ValueError(f"the model {name!r} cannot run with attn={attn!r}; leave attn out. {cause}") from error
     check_vocabulary(model, tokenizer)
-    model = model.to(device).eval()
+    if load_in_4bit:
+        check_loaded(model)
+    else:
+        model = model.to(device)
+    model.eval()
     check_training(model)
     if lora_rank is not None:
         model = with_lora(model, lora_rank, lora_alpha, lora_targets, lora_seed, rank_stabilized=lora_rank_stabilized)

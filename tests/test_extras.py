@@ -36,6 +36,7 @@ FEATURES = {
     "hub": lambda folder: gym.make("tokengym/Dataset-v0", data="nobody/nothing", question="q", answer="a").reset(),
     "lora": lambda folder: models.load("tokengym/tiny", lora_rank=2),
     "plots": lambda folder: module("tokengym.benchmarks.studies.demo").demo(folder, 0, print),
+    "quantization": lambda folder: models.load("tokengym/tiny", device="cpu", load_in_4bit=True),
     "sb3": lambda folder: module("tokengym.envs.sb3"),
 }
 

@@ -30,6 +30,8 @@ class OptimizerConfig:
         rounding: Rounding of weights in bfloat16 after each optimizer step: "exact" keeps float32 master weights in 2
             more bytes per weight; "stochastic" rounds at random, correct on average, and needs 4 bytes per weight less
             than "exact". [choice]
+        optimizer: Optimizer: "adamw", or "adamw_8bit", whose moments are in 8 bits and take 6 bytes per weight less; it
+            needs the extra "quantization". [choice]
     """
 
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -45,6 +47,7 @@ class OptimizerConfig:
     gradient_checkpointing: bool = False
     bf16: bool = False
     rounding: Literal["exact", "stochastic"] = "exact"
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON makes lists of them

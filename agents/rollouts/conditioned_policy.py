@@ -107,6 +107,7 @@ def load_policy(
     *,
     device: str | None = None,
     dtype: str = "float32",
+    load_in_4bit: bool = False,
     attn: str | None = None,
 ) -> CausalLMPolicy:
     """The policy of a saved model: under the best label, or under `condition`, if it was trained with labels.
@@ -116,6 +117,7 @@ def load_policy(
         condition: Label to act under, or "own" for labels that the model draws itself.
         device: Device of the model.
         dtype: Data type of the model's weights.
+        load_in_4bit: Keep the weights of linear layers in 4 bits, see `models.load`.
         attn: Attention implementation; by default the choice of transformers.
 
     Raises:
@@ -128,7 +130,7 @@ def load_policy(
             f"{str(name_or_path)!r} has no label tokens and cannot be conditioned on {condition!r}: train such a model "
             "with `tokengym train rcrl`, or leave the condition out"
         )
-    model, tokenizer = load(name_or_path, device=device, dtype=dtype, attn=attn)
+    model, tokenizer = load(name_or_path, device=device, dtype=dtype, load_in_4bit=load_in_4bit, attn=attn)
     if labels is None:
         return CausalLMPolicy(model, tokenizer)
     return ConditionedPolicy(model, tokenizer, labels, condition)

@@ -24,6 +24,7 @@ from ...models.kept_tokens import KeptTokens
 from ...models.layers import decoder_layers, recomputed
 from ...models.packing import TokenRows, attention_window, pack, plan_rows, takes_shared_prompts
 from ...models.positions import check_length
+from ...models.quantized import is_in_4bit
 from ..configs.optimizer import OptimizerConfig
 from .masters import MasterAdamW
 from .ranks import Ranks
@@ -205,11 +206,13 @@ class Learner:
         self.ranks = Ranks(accelerator)
         self.parameters = [parameter for _, parameter in named_parameters(model) if parameter.requires_grad]
         self.optimizer = MasterAdamW(
-            self.parameter_groups(), rate, config.betas, weight_decay=config.weight_decay, rounding=config.rounding
-        )
+            self.parameter_groups(), rate, config.betas, weight_decay=config.weight_decay, rounding=config.rounding,
+            in_8bit=config.optimizer == "adamw_8bit",
+        )  # fmt: skip
         self._sharded = is_sharded(model)
         # Gradients of another precision than their weights are more than the wrapper for data parallel training takes.
         same = all(p.grad_dtype == p.dtype for p in self.parameters)
+        same = same and not is_in_4bit(model)  # which accelerate does not wrap on CPUs
         self._wrapped = self.ranks.count > 1 and not self._sharded and same
         self.model: nn.Module = accelerator.prepare_model(model) if self._wrapped else model
         self.steps = 0

@@ -25,9 +25,11 @@ from ...models.engine.half_copy import half_copy
 from ...models.engine.sampling import SamplingConfig, sample
 from ...models.forward import compute_dtype, output_head, selected_logits
 from ...models.packing import plan_rows
+from ...models.quantized import CountedLinear
 from ...models.token_scorer import TokenScorer
 from ..configs.optimizer import OptimizerConfig
 from .learner import Example, Learner, MicroBatch, collate
+from .masters import LEAST_IN_8BIT
 from .sharding import gathered_units
 
 GIB = 2**30
@@ -168,6 +170,10 @@ def plan_memory(work: Work, config: OptimizerConfig, limits: Limits, counter: By
         whole = _item("gathered policy", [work.policy.parameters()])
         phases["sampling"] = (whole, *phases.get("sampling", ()))
     gathered = [_gathered_layers(work)] if limits.sharded else []
+    if in_4bit := _in_4bit(work.policy):
+        largest = max(in_4bit, key=lambda part: part.in_use)
+        gathered.append(Item("expanded weight", largest.in_use, f"{_count(largest.weight.numel())}, one at a time"))
+        phases = {phase: (*items, gathered[-1]) for phase, items in phases.items()}
     phases["learning"] = (*state, *gathered, *_learning(work, config, limits, counter))
     if step := max((_numel(p, parts) for p in trainable if p.dtype != torch.float32), default=0):
         largest = Item("step of the largest weight", 16 * step, f"{_count(step)} x 16 bytes")
@@ -177,7 +183,13 @@ def plan_memory(work: Work, config: OptimizerConfig, limits: Limits, counter: By
 
 def _weights(work: Work, parts: int) -> Iterable[Item]:
     named = list(work.policy.named_parameters())
-    yield _item("weights", [[p for name, p in named if ".lora_" not in name], work.policy.buffers()], parts)
+    in_4bit = {id(part.weight): part for part in _in_4bit(work.policy)}
+    floats = [p for name, p in named if ".lora_" not in name and id(p) not in in_4bit]
+    yield _item("weights", [floats, work.policy.buffers()], parts)
+    if in_4bit:
+        numbers = sum(part.weight.numel() for part in in_4bit.values())
+        stored = sum(part.stored for part in in_4bit.values())
+        yield Item("weights in 4 bits", stored, f"{_count(numbers)} x 4.13 bits")
     if adapters := [p for name, p in named if ".lora_" in name]:
         yield _item("adapters", [adapters], parts)
     own = {id(parameter) for _, parameter in named}
@@ -185,6 +197,10 @@ def _weights(work: Work, parts: int) -> Iterable[Item]:
         yield _item("critic" if hasattr(work.trained, "critic") else "trained model", [others], parts)
     for name, module in work.frozen.items():
         yield _item(name, [module.parameters(), module.buffers()], parts)
+
+
+def _in_4bit(policy: PreTrainedModel) -> list[CountedLinear]:
+    return [part for part in policy.modules() if isinstance(part, CountedLinear)]
 
 
 def _gathered_layers(work: Work) -> Item:
@@ -218,11 +234,15 @@ def _numel(tensor: Tensor, parts: int) -> int:
 
 
 def _optimizer(trainable: list[nn.Parameter], config: OptimizerConfig, parts: int) -> Item:
-    """Two float32 moments; exact steps of weights in bfloat16 keep the lower halves of their masters, too."""
-    count = sum(_numel(parameter, parts) for parameter in trainable)
+    """Two moments, in float32 or 8 bits; exact steps of weights in bfloat16 keep lower halves of their masters, too."""
+    sizes = [_numel(parameter, parts) for parameter in trainable]
+    small = sum(size for size in sizes if config.optimizer == "adamw_8bit" and size >= LEAST_IN_8BIT)
+    count = sum(sizes) - small
     halves = sum(_numel(p, parts) for p in trainable if p.dtype != torch.float32) if config.rounding == "exact" else 0
     masters = f" + {_count(halves)} x 2 bytes of masters" if halves else ""
-    return Item("optimizer", 8 * count + 2 * halves, f"{_count(count)} x 8 bytes{masters}")
+    in_8bit = f"{_count(small)} x 2.03 bytes + " if small else ""
+    size = 8 * count + 2 * small + 8 * (small // 256) + 2 * halves
+    return Item("optimizer", size, f"{in_8bit}{_count(count)} x 8 bytes{masters}")
 
 
 def _gradients(trainable: list[nn.Parameter], config: OptimizerConfig, parts: int) -> Item:

@@ -11,18 +11,18 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...arrays import IntArray
 from ...extras import need
+from ..adapters import merged_weights
 from .sampling import SamplingConfig
 
 if TYPE_CHECKING:
@@ -85,7 +85,10 @@ class VLLM:
                 chosen |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": min(r for r in _RANKS if r >= rank)}
             self._engine: LLMEngine = LLMEngine.from_engine_args(EngineArgs(model=folder, **chosen))
         self.num_slots, self.length = num_slots, length
-        self._adapters = tempfile.TemporaryDirectory()
+        self._folder = tempfile.TemporaryDirectory()  # of adapters
+        self._weights: tuple[int, ...] = ()  # hashes of what the engine has
+        self._adapter_weights: list[tuple[int, ...]] = []
+        self._adapter: Any = None
         self._decoders = 0
         self._decoder: VLLMDecoder | None = None
 
@@ -98,6 +101,8 @@ class VLLM:
         max_new_tokens: int,
     ) -> "VLLMDecoder":
         """A decoder with the model's weights as they are now; ends what the last one had still under way.
+
+        Weights that vLLM has already are not handed over again.
 
         Args:
             model: Model of the architecture that this was made for.
@@ -116,9 +121,7 @@ class VLLM:
             )
         if self._decoder is not None:
             self._decoder.close()
-        weights = merged_weights(model, leave_out=self._adapted)
-        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        self._engine.reset_prefix_cache()
+        self._hand_over(model)
         self._decoders += 1
         padded = model.config.get_text_config().vocab_size > vocab_size
         limits = {
@@ -127,18 +130,32 @@ class VLLM:
             "stop_token_ids": sorted(eos_token_ids),
             "allowed_token_ids": list(range(vocab_size)) if padded else None,
         }
-        adapter = self._adapter(model) if self._adapted else None
-        self._decoder = VLLMDecoder(self._engine, self.length, limits, self._decoders, adapter)
+        self._decoder = VLLMDecoder(self._engine, self.length, limits, self._decoders, self._adapter)
         return self._decoder
 
-    def _adapter(self, model: PreTrainedModel) -> Any:
+    def _hand_over(self, model: PreTrainedModel) -> None:
+        """Gives vLLM what has changed since the last time, weights or adapters; most rollouts change nothing."""
+        parts = ([], []) if self._adapted else ([],)
+        for name, parameter in model.named_parameters():
+            parts[self._adapted and ".lora_" in name].append(torch.hash_tensor(parameter.detach()))
+        weights, *adapters = (tuple(torch.stack(part).tolist()) for part in parts)
+        if weights != self._weights:
+            given = merged_weights(model, leave_out=self._adapted)
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
+            self._engine.reset_prefix_cache()
+            self._weights = weights
+        if adapters != self._adapter_weights:
+            self._adapter, self._adapter_weights = self._written_adapter(model), adapters
+
+    def _written_adapter(self, model: PreTrainedModel) -> Any:
         """The model's adapters as they are now, under a name of their own: vLLM keeps what it has read."""
         from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
-        folder = Path(self._adapters.name) / str(self._decoders)
+        number = 1 if self._adapter is None else self._adapter.lora_int_id + 1
+        folder = Path(self._folder.name) / str(number)
         cast(Any, model).save_pretrained(folder, save_embedding_layers=False)
-        shutil.rmtree(folder.with_name(str(self._decoders - 1)), ignore_errors=True)
-        return LoRARequest(folder.name, self._decoders, str(folder))
+        shutil.rmtree(folder.with_name(str(number - 1)), ignore_errors=True)
+        return LoRARequest(folder.name, number, str(folder))
 
 
 class VLLMDecoder:
@@ -253,26 +270,6 @@ class VLLMDecoder:
         completion = output.outputs[0]
         for token, logprobs in zip(completion.token_ids, completion.logprobs, strict=True):
             queue.append((token, logprobs[token].logprob))
-
-
-def merged_weights(model: PreTrainedModel, leave_out: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Weights by their names in the model as it was loaded, with what adapters add to them; the model stays as it is.
-
-    Merging in place and taking it back would leave rounding errors in the weights, update after update.
-
-    Args:
-        model: Model with adapters or without.
-        leave_out: Return the weights without what adapters add.
-    """
-    base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
-    for name, parameter in base.named_parameters(remove_duplicate=False):  # tied ones by both names
-        if ".base_layer." in name:
-            owner, _, kind = name.partition(".base_layer.")
-            layer = cast(Any, base.get_submodule(owner))
-            merged = kind == "weight" and not leave_out
-            yield f"{owner}.{kind}", (parameter + (layer.get_delta_weight("default") if merged else 0)).detach()
-        elif ".lora_" not in name:
-            yield name, parameter.detach()
 
 
 # What vLLM takes for `max_lora_rank`.

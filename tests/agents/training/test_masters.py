@@ -56,6 +56,28 @@ def test_rounding_moves_the_part_of_the_weights_that_their_masters_have_gone(
                 assert (moved.mean(axis) - part).abs().max() < 0.06
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moments_in_8_bits_are_those_of_bitsandbytes(dtype: torch.dtype) -> None:
+    """Also under weights in bfloat16, whose masters are stepped; small weights keep theirs in float32."""
+    optim = pytest.importorskip("bitsandbytes").optim
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda shape: torch.randn(shape, generator=generator)  # noqa: E731
+    ours = [nn.Parameter(draw(shape).to(dtype)) for shape in ((70, 64), (4096,), (30, 20))]
+    theirs = [nn.Parameter(parameter.detach().float()) for parameter in ours]
+    own, other = MasterAdamW(ours, **SETTINGS, in_8bit=True), optim.AdamW8bit(theirs[:2], **SETTINGS)
+    small = torch.optim.AdamW(theirs[2:], **SETTINGS, fused=True)
+    for _ in range(4):
+        for mine, its in zip(ours, theirs, strict=True):
+            its.grad = draw(mine.shape)
+            mine.grad = its.grad.clone()
+        for optimizer in (own, other, small):
+            optimizer.step()
+    for mine, its in zip(ours, theirs, strict=True):
+        assert torch.equal(mine if dtype == torch.float32 else join(mine, own.state[mine]["low"]), its)
+    state = sum(value.nbytes for name, value in own.state[ours[0]].items() if name != "low")
+    assert state == 2 * 4480 + 2 * 4 * 18 + 4, "a byte for each moment, and a scale for each block"
+
+
 def test_float32_weights_are_stepped_as_torch_steps_them() -> None:
     ours, theirs = parameters(torch.float32), parameters(torch.float32)
     optimizers = MasterAdamW(ours, **SETTINGS), torch.optim.AdamW(theirs, **SETTINGS, fused=True)

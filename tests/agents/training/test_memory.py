@@ -21,9 +21,11 @@ from tokengym.agents.planning import Planned, describe, propose
 from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.training import memory
 from tokengym.agents.training.learner import Example
-from tokengym.agents.training.memory import GIB, Limits, MemoryPlan, NotEnoughMemoryError
+from tokengym.agents.training.memory import GIB, Limits, MemoryPlan, NotEnoughMemoryError, plan_memory
+from tokengym.models.dry_run import dry_run, without_weights
 from tokengym.models.engine.cache import SlotCache
-from tokengym.models.loading import with_lora
+from tokengym.models.loading import load, with_lora
+from tokengym.models.tokenizers import load_tokenizer
 
 CONFIG = LlamaConfig(
     hidden_size=64, intermediate_size=160, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2,
@@ -55,6 +57,38 @@ def size(found: MemoryPlan, phase: str, *names: str) -> int:
 def first_output(batch: Any, output: Any) -> Tensor:
     outputs = output if isinstance(output, tuple) else (output,)
     return sum((part.sum() for part in outputs), torch.zeros(()))
+
+
+@pytest.mark.parametrize("measured", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_weights_in_4_bits_take_what_the_plan_says(tmp_path: Path, measured: bool) -> None:
+    """Planned from a configuration, and counted of a model that is loaded; beside the bytes that it really holds."""
+    pytest.importorskip("bitsandbytes")
+    wide = LlamaConfig(
+        hidden_size=64, intermediate_size=192, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=300,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(wide).save_pretrained(tmp_path)
+    load_tokenizer("chars:0123456789").save_pretrained(tmp_path)
+    model, _ = load(tmp_path, device="cpu", load_in_4bit=True, lora_rank=4)
+    config = SFT.config_class(**SMALL)
+    planned = Planned(SFT, config, wide, LIMITS, GIB, lora_rank=4, load_in_4bit=True).plan()
+    with dry_run() as counter:
+        loaded = plan_memory(SFT.work(config, without_weights(model)), config, LIMITS, counter)
+    states = [parameter.quant_state for parameter in model.parameters() if hasattr(parameter, "quant_state")]
+    scales = sum(state.absmax.nbytes + state.state2.absmax.nbytes for state in states)
+    held = sum(parameter.nbytes for parameter in model.parameters()) + scales
+    for found in (planned, loaded):
+        assert size(found, "learning", "weights", "weights in 4 bits", "adapters") == pytest.approx(held, rel=0.001)
+    names = ("gradients", "activations", "logits and backward pass", "expanded weight")
+    assert size(planned, "learning", *names) == pytest.approx(size(loaded, "learning", *names), rel=0.01)
+    if not measured:
+        return
+    learner = SFT.work(config, model).make_learner(memory._Alone(), 300)
+    rng = np.random.default_rng(0)
+    examples = [Example(rng.integers(0, 300, 8), rng.integers(0, 300, LIMITS.max_new_tokens)) for _ in range(32)]
+    learner.logprobs(examples[:1])
+    peak = measured_peak(lambda: learner.update(examples, first_output, 0))
+    assert peak == pytest.approx(size(planned, "learning", *names), rel=0.15)
 
 
 SETTINGS: dict[Any, dict[str, Any]] = {

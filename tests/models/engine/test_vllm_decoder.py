@@ -1,5 +1,6 @@
 """vLLM as the decoder of rollouts: with a stand-in for its engine here, and with vLLM itself where it is installed."""
 
+import copy
 import importlib.util
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from tokengym.__main__ import main
-from tokengym.agents import ExpertIteration
+from tokengym.agents import GRPO, ExpertIteration
 from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.rollouts.conditioned_policy import ConditionedPolicy
@@ -178,11 +179,13 @@ class Recorder:
 
     def __init__(self) -> None:
         self.weights: dict[str, torch.Tensor] = {}
+        self.handed_over = 0
         self.adapters: list[Any] = []
 
     def collective_rpc(self, name: str, kwargs: dict[str, Any]) -> None:
         assert name == "reload_weights"
         self.weights = dict(kwargs["weights_iterator"])
+        self.handed_over += 1
 
     def reset_prefix_cache(self) -> None: ...
 
@@ -195,6 +198,13 @@ class Recorder:
         return [SimpleNamespace(request_id=f"{self.adapters[-1].lora_int_id}/0", **output)]
 
     def abort_request(self, names: list[str]) -> None: ...
+
+
+def around(vllm: Any, engine: Any) -> Any:
+    """Gives a `VLLM` that was not initialized an engine that is there; returns the engine."""
+    vllm._decoders, vllm._decoder, vllm._folder, vllm._engine = 0, None, TemporaryDirectory(), engine
+    vllm._weights, vllm._adapter_weights, vllm._adapter = (), [], None
+    return engine
 
 
 @pytest.mark.usefixtures("sampling_params")
@@ -210,9 +220,8 @@ def test_low_precision_gets_adapters_as_they_are_and_the_weights_without(
     model, tokenizer = load("tokengym/tiny", device="cpu", dtype="bfloat16", lora_rank=2)
     plain, _ = load("tokengym/tiny", device="cpu", dtype="bfloat16")
     vllm = object.__new__(VLLM)
-    vllm.num_slots, vllm.length, vllm._adapted, vllm._decoders, vllm._decoder = 1, 64, True, 0, None
-    vllm._adapters, vllm._engine = TemporaryDirectory(), Recorder()  # pyright: ignore[reportAttributeAccessIssue]
-    engine: Any = vllm._engine
+    vllm.num_slots, vllm.length, vllm._adapted = 1, 64, True
+    engine: Any = around(vllm, Recorder())
     for number in range(3):
         for name, parameter in model.named_parameters():
             if ".lora_" in name:
@@ -232,7 +241,58 @@ def test_low_precision_gets_adapters_as_they_are_and_the_weights_without(
         again, _ = load(folder, device="cpu", dtype="bfloat16")
         assert torch.equal(again(ids).logits, model(ids).logits)
         assert not torch.equal(plain(ids).logits, model(ids).logits)
-    assert len(list(Path(vllm._adapters.name).iterdir())) == 1, "the last rollout's alone is kept"
+    assert len(list(Path(vllm._folder.name).iterdir())) == 1, "the last rollout's alone is kept"
+    assert engine.handed_over == 1, "what is frozen is handed over once"
+
+
+class Handed(Engine):
+    """The stand-in for vLLM's engine with weights of its own, which have to be handed over."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(copy.deepcopy(model))
+        self.handed_over = 0
+
+    def collective_rpc(self, name: str, kwargs: dict[str, Any]) -> None:
+        assert name == "reload_weights"
+        self.model.load_state_dict(dict(kwargs["weights_iterator"]))
+        self.handed_over += 1
+
+    def reset_prefix_cache(self) -> None: ...
+
+
+@pytest.mark.usefixtures("sampling_params")
+def test_weights_are_handed_over_once_an_iteration(policy: CausalLMPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At first and after each update; not for every collection of dynamic sampling, nor twice for validation and the
+    rollouts after it. What vLLM samples with is always the newest policy.
+    """
+    spec = copy.deepcopy(gym.spec("tokengym/Arithmetic-v0"))
+    spec.kwargs["max_new_tokens"] = 2  # too short for an answer, so that sampling goes on as long as it may
+    agent = GRPO(
+        spec, device="cpu", num_envs=4, iterations=3, problems_per_iteration=2, samples_per_problem=2,
+        dynamic_sampling=3, validation_problems=2, validation_iterations=1,
+    )  # fmt: skip
+    vllm: Any = object.__new__(VLLM)
+    vllm.num_slots, vllm.length, vllm._adapted = 4, 400, False
+    engine = around(vllm, Handed(policy.model))
+    agent._vllm = vllm
+
+    def improve(learner: Any, attempts: Any, iteration: int) -> dict[str, float]:
+        if iteration != 1:
+            with torch.no_grad():
+                agent.model.get_input_embeddings().weight[iteration, 0] += 1e-4
+        return {"trained_attempts": 1.0}
+
+    monkeypatch.setattr(agent, "improve", improve)
+    counts: list[int] = []
+
+    def validated(agent: Any, metrics: dict[str, float]) -> None:
+        given, weights = engine.model.state_dict(), agent.model.state_dict()
+        assert all(torch.equal(given[name], weights[name]) for name in weights)
+        counts.append(engine.handed_over)
+
+    agent.learn(callback=validated)
+    assert counts == [2, 2, 3], "one for the start, and one after each of the two updates"
+    assert vllm._decoders > 3 * (3 + 1), "dynamic sampling collects three times and more in each iteration"
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
