@@ -40,6 +40,9 @@ VALIDATION_PROBLEMS = 200
 MICRO_BATCH_TOKENS = 1024
 
 
+Algorithm = Literal["star", "reinforce", "rloo", "grpo", "dr-grpo", "dapo", "gspo", "cispo", "lite-ppo"]
+
+
 @dataclass(frozen=True)
 class Experiment(ABC):
     """Pretraining and the reinforcement learning that follows; settings with several values make the grid.
@@ -47,8 +50,8 @@ class Experiment(ABC):
     Attributes:
         folder: Folder of all runs; finished runs in it are not repeated.
         p_cot: Shares of long solutions in pretraining. [Tsilivis et al. 2025]
-        algorithms: Algorithms of reinforcement learning: "star", "reinforce", "rloo" and "grpo"; none measures
-            pretraining alone. [choice]
+        algorithms: Algorithms of reinforcement learning: "star", "reinforce", "rloo", "grpo", or presets of GRPO by
+            name; none measures pretraining alone. [choice]
         gradings: Parts of a response that are rewarded: the whole response ("cot") or its answer ("e2e"). [choice]
         temperatures: Sampling temperatures of reinforcement learning; the source compares 0.75, 1
             and 1.5. [Tsilivis et al. 2025]
@@ -76,7 +79,7 @@ class Experiment(ABC):
 
     folder: Path
     p_cot: tuple[float, ...] = (0.25,)
-    algorithms: tuple[Literal["star", "reinforce", "rloo", "grpo"], ...] = ("star", "reinforce", "grpo")
+    algorithms: tuple[Algorithm, ...] = ("star", "reinforce", "grpo")
     gradings: tuple[Literal["cot", "e2e"], ...] = ("cot",)
     temperatures: tuple[float, ...] = (1.0,)
     starts: tuple[int, ...] = ()
@@ -162,7 +165,8 @@ class MultiplicationExperiment(Experiment):
         return {"digits": self.digits}
 
 
-LEARNING_RATES = {"star": 3e-4, "reinforce": 3e-4, "rloo": 1e-4, "grpo": 1e-4}
+_PRESETS = ("dr-grpo", "dapo", "gspo", "cispo", "lite-ppo")
+LEARNING_RATES = {"star": 3e-4, "reinforce": 3e-4, "rloo": 1e-4, "grpo": 1e-4, **dict.fromkeys(_PRESETS, 1e-4)}
 """Learning rates of the algorithms. Pushing wrong attempts down undoes what is half learned, unless it goes slowly."""
 
 
@@ -323,6 +327,8 @@ def _algorithm(experiment: Experiment, algorithm: str) -> tuple[str, dict[str, A
     }
     if algorithm == "rloo":
         return "reinforce", {"baseline": "rloo", **groups, **settings}
+    if algorithm in _PRESETS:
+        return "grpo", {"preset": algorithm, **groups, **settings}
     # Averages over each attempt's tokens would make a long chain's errors count less than a short answer's.
     return "grpo", {"aggregation": "constant", "length_constant": 1, **groups, **settings}
 

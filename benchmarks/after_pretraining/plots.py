@@ -11,7 +11,10 @@ from rich.table import Table
 _VARIED = ("algorithm", "grading", "temperature", "p_cot", "start", "seed")
 _INSIDE = 4
 """Names of more runs than this stand beside the panels."""
-_NAMES = {"star": "STaR", "reinforce": "REINFORCE", "rloo": "RLOO", "grpo": "GRPO"}
+_NAMES = {
+    "star": "STaR", "reinforce": "REINFORCE", "rloo": "RLOO", "grpo": "GRPO", "dr-grpo": "Dr. GRPO", "dapo": "DAPO",
+    "gspo": "GSPO", "cispo": "CISPO", "lite-ppo": "Lite PPO",
+}  # fmt: skip
 
 
 def table(results: Mapping[str, Any]) -> Table:

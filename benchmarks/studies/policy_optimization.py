@@ -6,7 +6,7 @@ For each seed the built-in model is fine-tuned on a few demonstrations, and ever
 that are not named here are the agents' defaults. A folder holds all of it; what is done is not done again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,8 +20,10 @@ from rich.table import Table
 
 from ...agents import AGENTS
 from ...agents.on_policy import PolicyGradientAgent
+from ...arrays import FloatArray
 from ...files import read_jsonl, write_json
 from ..jobs import Done, Job, Missing, run_plan
+from ..statistics import crossed_mean
 from .demo import ENV
 from .ppo_rewards import NUM_ENVS, SFT_SETTINGS, measure, start, supervised
 
@@ -111,37 +113,41 @@ def run(experiment: Experiment) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any]) -> Table:
-    """One row for the start and each variant: means over seeds, and standard deviations."""
+    """One row for the start and each variant: means over seeds, with intervals over other seeds and problems."""
     grid = Table(
         "", "seeds", "maj@1", "gain", "pass@8", "explained variance", "minutes", box=SIMPLE, show_edge=False,
         title=f"{ENV}, {results['attempts']:,} attempts, {results['test_problems']} test problems",
-        caption="mean ± standard deviation over seeds; explained variance in the fourth iteration",
+        caption="mean [95 % interval over other seeds and problems; with one seed, over other problems alone]\n"
+        "gain: of maj@1 over the start of the same seed; explained variance: in the fourth iteration, of each seed",
     )  # fmt: skip
-    score = lambda one, metric: one["evaluation"]["metrics"][metric][0]  # noqa: E731
     starts = {one["seed"]: one for one in results["sft"]}
-    grid.add_row("SFT", str(len(starts)), *(_spread([score(one, m) for one in starts.values()]) for m in ("maj@1",)))
+    grid.add_row("SFT", str(len(starts)), _mean([_solved(one, "maj@1") for one in starts.values()]))
     for name in VARIANTS:
         runs = [one for one in results["runs"] if one["variant"] == name]
         if runs:
             key = "train/explained_variance"
             explained = [[line[key] for line in one["curve"] if key in line] for one in runs]
+            gains = [_solved(one, "maj@1") - _solved(starts[one["seed"]], "maj@1") for one in runs]
             grid.add_row(
                 name,
                 str(len(runs)),
-                _spread([score(one, "maj@1") for one in runs]),
-                _spread([score(one, "maj@1") - score(starts[one["seed"]], "maj@1") for one in runs]),
-                _spread([score(one, "pass@8") for one in runs]),
-                _spread([values[3] for values in explained if len(values) > 3]),
-                _spread([one["minutes"] for one in runs]),
+                _mean([_solved(one, "maj@1") for one in runs]),
+                _mean(gains, -1.0),
+                _mean([_solved(one, "pass@8") for one in runs]),
+                ", ".join(f"{values[3]:.2f}" for values in explained if len(values) > 3),
+                f"{np.mean([one['minutes'] for one in runs]):.0f}",
             )
     return grid
 
 
-def _spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{deviation}"
+def _solved(one: Mapping[str, Any], metric: str) -> FloatArray:
+    return np.array(one["evaluation"]["by_problem"][metric], float)
+
+
+def _mean(values: Sequence[FloatArray], least: float = 0.0) -> str:
+    estimate = crossed_mean(np.stack(values), (least, 1.0))
+    low, high = estimate.interval
+    return f"{estimate.mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":

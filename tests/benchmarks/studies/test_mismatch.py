@@ -1,0 +1,64 @@
+"""The study of sampling in another precision than training, at its smallest."""
+
+import pytest
+import torch
+
+from tokengym.agents import Pretrain
+from tokengym.benchmarks.jobs import Done
+from tokengym.benchmarks.studies import mismatch
+from tokengym.models import load
+
+
+def test_matrices_are_rounded_to_eight_bits_and_follow_the_model() -> None:
+    model, _ = load("tokengym/tiny", device="cpu")
+    copied = mismatch.EightBitCopy(model)
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+        for own, rounded in zip(model.parameters(), copied.newest().parameters(), strict=True):
+            error = (own - rounded).abs()
+            if own.dim() == 1:
+                assert not error.any()
+            else:  # three bits of a fraction, down to the least number of e4m3 in proportion to the largest of all
+                assert (error <= own.abs() * 2**-4 + own.abs().max() * 2**-10 / 448).all()
+                assert error.any()
+
+
+@pytest.mark.slow
+def test_mismatch_is_logged_for_every_precision(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(mismatch, "NUM_ENVS", 16)
+    small = {"problems_per_iteration": 8, "samples_per_problem": 4}
+    monkeypatch.setattr(mismatch, "GROUPS", {**mismatch.GROUPS, **small})
+    start = Pretrain(
+        mismatch.parity(6), model="new", device="cpu", num_envs=8, width=32, depth=2, steps=100, save_steps=100,
+        batch_size=64, learning_rate=3e-3, validation_problems=0, run=tmp_path / "start",
+    )  # fmt: skip
+    start.learn()
+    experiment = mismatch.Experiment(
+        tmp_path / "start" / "model", tmp_path / "study", ("float32", "bfloat16, weights", "8 bits"), d=6, iterations=1,
+        test_problems=8,
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+
+    def run_plan(jobs, folder, workers):
+        """In this process, in the given order."""
+        done = {}
+        for job in jobs:
+            own = folder / job.name
+            own.mkdir(parents=True)
+            done[job.name] = Done(own, job.work(own, job.settings, {}), 1.0)
+        return done
+
+    monkeypatch.setattr(mismatch, "run_plan", run_plan)
+    results = mismatch.run(experiment)
+    torch.set_num_threads(threads)
+    assert [one["variant"] for one in results["runs"]] == list(experiment.variants)
+    found = {}
+    for one in results["runs"]:
+        (line,) = [line for line in one["curve"] if "train/mismatch" in line]
+        found[one["variant"]] = line["train/mismatch"]
+        assert ("train/importance" in line) == ("weights" in one["variant"])
+    assert found["float32"] < 1e-5 < found["bfloat16, weights"] < found["8 bits"]
+    assert mismatch.table(results).row_count == 3
+    assert (tmp_path / "study" / "mismatch.png").exists()
