@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import Evaluation, evaluate
     from .expert_iteration import RFT, ExpertIteration, STaR
     from .grpo import GRPO
+    from .mpo import MPO
     from .outcome_models import ORM, SORM
     from .ppo import PPO
     from .preference import PreferenceModel
@@ -50,6 +51,7 @@ __all__ = [
     "AGENTS",
     "DPO",
     "GRPO",
+    "MPO",
     "ORM",
     "PPO",
     "PRM",
@@ -84,6 +86,7 @@ __getattr__, __dir__ = lazy_names(
         "evaluation.evaluate": ("Evaluation", "evaluate"),
         "expert_iteration": ("RFT", "ExpertIteration", "STaR"),
         "grpo": ("GRPO",),
+        "mpo": ("MPO",),
         "outcome_models": ("ORM", "SORM"),
         "rollouts.policy": ("CausalLMPolicy",),
         "ppo": ("PPO",),

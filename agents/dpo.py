@@ -85,13 +85,18 @@ class DPO(RoundsAgent[DPOConfig]):
             for attempt in attempts:
                 statistics.add(attempt)
             metrics |= self.count(statistics, time.perf_counter() - started)
-        self._pairs = make_pairs(attempts, self._key, config.pairs_per_problem, self.round_seed(number))
-        metrics["rollout/pairs"] = float(len(self._pairs))
-        if not self._pairs:
+        pairs = make_pairs(attempts, self._key, config.pairs_per_problem, self.round_seed(number))
+        if not pairs:
             raise NothingToLearnError(
                 f"none of {len(attempts)} attempts make a pair: no problem has both a right and a wrong one that ended "
                 "within its token budget. Raise samples_per_problem or temperature, or choose other problems"
             )
+        self._pairs = self.choose_pairs(pairs)
+        metrics["rollout/pairs"] = float(len(self._pairs))
+
+    def choose_pairs(self, pairs: list[Pair]) -> list[Pair]:
+        """The pairs to train on; all, unless a subclass chooses."""
+        return pairs
 
     def _key(self, attempt: Attempt) -> str:
         """Key by which two attempts at a problem are the same: their equations, or their text if there are none."""

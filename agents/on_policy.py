@@ -57,7 +57,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
                 "top_k, top_p and min_p need the tokens that each action was drawn from, which vLLM does not say: "
                 "leave them out, or vllm_memory"
             )
-        self._progress: _Progress | None = None
+        self._progress: Progress | None = None
         self._loaded: Path | None = None  # checkpoint that a loaded agent continues from
 
     @classmethod
@@ -220,7 +220,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         self.keep_model()
         return self
 
-    def _begin(self, iterations: int) -> "_Progress":
+    def _begin(self, iterations: int) -> "Progress":
         """Start of learning: the newest checkpoint of the run, or of the folder that was loaded."""
         learner = self.make_learner(iterations * self.updates_per_iteration)
         folder = None if self.run_path is None else self.run_path / "training"
@@ -236,7 +236,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         self.load_tensors(_part(tensors, "agent/"))
         best = _Best(**state.get("best", {}), weights=_part(tensors, "best/"))
         self.env.curriculum.load_state_dict(state.get("curriculum", {}))
-        progress = _Progress(learner, best, begin, state.get("first", 0), state.get("first_attempts", 0))
+        progress = Progress(learner, best, begin, state.get("first", 0), state.get("first_attempts", 0))
         progress.problems = state.get("problems")
         progress.alarms.load_state_dict(state.get("alarms", {}))
         if loaded:
@@ -307,7 +307,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
 
     def _save_progress(self, folder: Path, further: Mapping[str, Tensor] | None = None) -> None:
         """Writes a checkpoint of all that learning continues from, with further tensors of the agent's."""
-        progress, best = cast(_Progress, self._progress), cast(_Progress, self._progress).best
+        progress, best = cast(Progress, self._progress), cast(Progress, self._progress).best
         curriculum = self.env.curriculum
         state = {"iteration": progress.iteration, "attempts": self.num_attempts, "tokens": self.num_tokens}
         state |= {"first": progress.first, "first_attempts": progress.first_attempts}
@@ -476,7 +476,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
 
 
 @dataclass(slots=True)
-class _Progress:
+class Progress:
     """State of learning: what a second call of `learn` continues from, and what checkpoints hold.
 
     Attributes:
@@ -485,7 +485,7 @@ class _Progress:
         iteration: Iterations done.
         first: Iterations done before the newest call of `learn`.
         first_attempts: Attempts sampled before it.
-        problems: Indices of the problems to train on, if they were chosen by their pass rates.
+        problems: Indices of the problems to train on, if they were chosen before training.
         alarms: Warnings given, and what they compare with.
     """
 

@@ -110,13 +110,18 @@ class PPO(ProximalAgent[PPOConfig]):
             if hasattr(self.model, "disable_adapter"):
                 raise ValueError("trained_layers and lora_rank are two ways to train less: choose one")
             train_top_layers(self.model, config.trained_layers)
-        self.critic = make_critic(config.critic, self.model, config.critic_layers)
-        if config.critic_from is not None:
-            load_critic(self.critic, Path(config.critic_from) / _CRITIC)
+        self.begin_from_policy()
         if config.bootstrap_truncated:
             # The critic reads the state after the last token.
             check_length(self.model.config.get_text_config(), self.env.max_prompt_tokens + self.env.max_new_tokens + 1)
         self.kl_coef = config.kl_coef
+
+    def begin_from_policy(self) -> None:
+        """Makes the critic, and makes the policy as it is the reference."""
+        config = self.config
+        self.critic = make_critic(config.critic, self.model, config.critic_layers)
+        if config.critic_from is not None:
+            load_critic(self.critic, Path(config.critic_from) / _CRITIC)
         self._reference = Reference(self.model) if config.kl_coef else None
 
     @property

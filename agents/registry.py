@@ -15,6 +15,7 @@ _BUILT_IN = {
     "dpo": "dpo:DPO",
     "ei": "expert_iteration:ExpertIteration",
     "grpo": "grpo:GRPO",
+    "mpo": "mpo:MPO",
     "orm": "outcome_models:ORM",
     "ppo": "ppo:PPO",
     "preference": "preference:PreferenceModel",

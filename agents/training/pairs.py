@@ -17,10 +17,12 @@ class Pair:
     Attributes:
         chosen: Attempt that is right.
         rejected: Attempt that is wrong.
+        problem_id: Id of their problem.
     """
 
     chosen: Example
     rejected: Example
+    problem_id: str
 
 
 def make_pairs(attempts: Iterable[Attempt], key: Callable[[Attempt], str], per_problem: int, seed: int) -> list[Pair]:
@@ -40,10 +42,11 @@ def make_pairs(attempts: Iterable[Attempt], key: Callable[[Attempt], str], per_p
             groups[attempt.problem.id][0 if attempt.is_success else 1].setdefault(key(attempt), attempt)
     pairs: list[Pair] = []
     rng = np.random.default_rng(seed)
-    for right, wrong in groups.values():
+    for problem_id, (right, wrong) in groups.items():
         chosen, rejected = list(right.values()), list(wrong.values())
         total = len(chosen) * len(rejected)
         for number in rng.permutation(total)[:per_problem].tolist():
             one, other = chosen[number // len(rejected)], rejected[number % len(rejected)]
-            pairs.append(Pair(Example(one.prompt, one.completion), Example(other.prompt, other.completion)))
+            examples = Example(one.prompt, one.completion), Example(other.prompt, other.completion)
+            pairs.append(Pair(*examples, problem_id))
     return pairs
