@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from ..envs.curriculum import Sequential
 from ..envs.problems.base import ProblemSource
 from ..envs.token_vector_env import TokenVectorEnv
+from ..extras import need
 from ..files import new_folder, write_json
 from ..models.adapters import is_adapter, save_model
 from ..models.engine.half_copy import HalfCopy, half_copy
 from ..models.engine.vllm_decoder import VLLM
 from ..models.loading import find_device, load, no_progress_bars
+from ..models.quantized import EXTRA
 from ..registry import unknown_name
 from .configs.optimizer import OptimizerConfig
 from .presets import apply_preset
@@ -124,7 +126,7 @@ class Agent(ABC, Generic[ConfigT]):
         FileExistsError: The folder holds a run already and `resume` is false.
         FileNotFoundError: `resume` is true and the folder holds none.
         BlockingIOError: Another process writes to the folder.
-        ImportError: `vllm_memory` is given, and vLLM is not installed; or a tracker's package is not.
+        ImportError: The package of an extra, vLLM or bitsandbytes, or of a tracker is not installed.
     """
 
     name: ClassVar[str]
@@ -185,6 +187,10 @@ class Agent(ABC, Generic[ConfigT]):
             raise ValueError(f"the agent {self.name!r} cannot be sharded: launch it without --use_fsdp")
         if self.sharding is not None and getattr(self.config, "bf16", False):
             raise ValueError('models in shards train in bfloat16 by dtype="bfloat16": leave out bf16')
+        if getattr(self.config, "optimizer", "") == "adamw_8bit":
+            need(EXTRA, "an optimizer with moments in 8 bits")  # before anything is sampled
+            if self.sharding is not None:
+                raise ValueError('moments in 8 bits are not sharded: leave out optimizer="adamw_8bit"')
         self._attn, self._in_4bit = attn, load_in_4bit
         model = self.default_model if model is None else model
         if not isinstance(model, str | Path):

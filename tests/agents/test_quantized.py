@@ -1,6 +1,7 @@
 """Agents that train adapters on weights in 4 bits (QLoRA)."""
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ def test_a_run_in_4_bits_continues_from_its_checkpoint(tmp_path: Path, sums: Any
     again.learn()
     for name, parameter in again.model.named_parameters():
         assert torch.equal(parameter, whole.model.get_parameter(name)), name
+
+
+def test_a_missing_package_is_said_before_anything_is_sampled(sums: Any, folder: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(
+        ImportError, match=r'moments in 8 bits needs bitsandbytes.*pip install "tokengym\[quantization\]"'
+    ):
+        make_agent("ei", sums, folder, device="cpu", num_envs=4, optimizer="adamw_8bit")
 
 
 def test_what_cannot_be_is_one_line(sums: Any, folder: Path, caplog: pytest.LogCaptureFixture, capsys: Any) -> None:
