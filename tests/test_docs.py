@@ -6,6 +6,7 @@ import runpy
 import shlex
 import subprocess
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ CONTINUED = re.compile(r"\\\n *")
 BASH = [CONTINUED.sub("", block) for _, language, block in BLOCKS if language == "bash"]
 COMMANDS = [line for block in BASH for line in block.splitlines() if line]
 OURS = list(dict.fromkeys(line for line in COMMANDS if line.startswith("tokengym")))
+
+IN_4BIT = "--dtype bfloat16 --load-in-4bit" if find_spec("bitsandbytes") else ""
 
 # What a test can not afford, or not reach, in the words of the pages.
 SMALLER = {
@@ -67,6 +70,9 @@ SMALLER = {
     "--pass-rate-attempts 8 --pass-rate-problems 500": "--min-pass-rate 0 --max-pass-rate 1 --pass-rate-attempts 2 "
     "--pass-rate-problems 3 --iterations 1 --problems-per-iteration 2 --samples-per-problem 2 "
     "--validation-problems 0 --env-args max_new_tokens=8",
+    "--model meta-llama/Llama-2-7b-hf --dtype bfloat16 --load-in-4bit --lora-rank 16": f"{IN_4BIT} --lora-rank 4 "
+    "--data gsm8k --iterations 1 --problems-per-iteration 2 --samples-per-problem 2 --validation-problems 0 "
+    "--env-args max_new_tokens=8",
     "--preset dapo": "--preset dapo --iterations 1 --problems-per-iteration 2 --samples-per-problem 8 "
     "--validation-problems 0 --env-args max_new_tokens=8",
 }
