@@ -1,13 +1,89 @@
 """A package of a third party, installed on its own, is found by its entry points."""
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
 
 PLUGIN = Path(__file__).parents[1] / "examples" / "plugin"
+
+
+@pytest.fixture
+def lagr_seq(monkeypatch):
+    """The module of LaGR-SEQ, from its source."""
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    return importlib.import_module("tokengym_plugin.lagr_seq")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_query_policy_asks_where_proposals_are_worth_their_cost(lagr_seq, seed: int) -> None:
+    """Two contexts, right with chances q1 > cost > q0: the return is half of q1 - cost."""
+    rng, cost, chances = np.random.default_rng(seed), 0.4, (0.1, 0.8)
+    policy = lagr_seq.QueryPolicy(2, cost, 0.1, 0.3, rng)
+    contexts = np.eye(2)
+
+    def decide() -> float:
+        kind = int(rng.integers(2))
+        if not policy.asks(contexts[kind]):
+            return 0.0
+        is_right = bool(rng.random() < chances[kind])
+        policy.learn(contexts[kind], is_right)
+        return is_right - cost
+
+    for _ in range(3000):
+        decide()
+    assert [policy.chance(context) > cost for context in contexts] == [False, True]
+    policy.explore = 0.0
+    returns = [decide() for _ in range(4000)]
+    assert np.mean(returns) == pytest.approx(0.5 * (chances[1] - cost), abs=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("query", ["always", "never", "random", "learned"])
+def test_proposals_complete_beginnings_of_failed_attempts(lagr_seq, query: str, tmp_path: Path) -> None:
+    """Accepted ones are trained on, each question is counted, and a resumed run is the same."""
+    spec = gym.spec("tokengym/Arithmetic-v0")
+    spec.kwargs.update(steps=1, max_new_tokens=48)
+    settings = {"demonstrations": 8, "problems": 8, "samples_per_problem": 4, "rounds": 1, "epochs": 1}
+    settings |= {"validation_problems": 2, "device": "cpu", "query": query, "run": tmp_path / "run"}
+    logged: dict[str, float] = {}
+    agent = lagr_seq.LaGRSEQ(spec, **settings)
+    proposals = []
+    monitored = agent._proposed
+
+    def proposed(number, env, attempts):
+        for one in monitored(number, env, attempts):
+            proposals.append((env.decode(one.completion), one))
+            yield one
+
+    agent._proposed = proposed
+    agent.learn(callback=lambda _, metrics: logged.update(metrics))
+    assert logged["query/asked"] == len(proposals) == agent.queries
+    assert logged["query/accepted"] == sum(one.is_success for _, one in proposals)
+    assert logged["query/return"] == pytest.approx(logged["query/accepted"] - 0.2 * logged["query/asked"])
+    assert (len(proposals) == 0) == (query == "never")
+    assert agent.num_attempts == 32 + len(proposals)
+    for text, one in proposals:
+        assert len(one.logprobs) == len(one.completion) == len(one.rewards)
+        assert agent.env.problems.grade(text, one.problem).correct == one.is_success
+    again = lagr_seq.LaGRSEQ(spec, **settings, resume=True)
+    again.learn()
+    assert (again.queries, again.accepted) == (agent.queries, agent.accepted)
+
+
+def test_settings_of_queries_are_checked(lagr_seq) -> None:
+    for settings, message in (
+        ({"query": "often"}, "query must be one of always, never, random, learned"),
+        ({"query_cost": 2.0}, "query_cost must be between 0 and 1"),
+        ({"search": "beam", "search_orm": "x"}, "leave out search"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lagr_seq.LaGRSEQConfig(**settings)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +109,7 @@ def run(environment: dict[str, str], *arguments: str, cwd: Path) -> str:
 def test_the_command_line_lists_and_trains_it(installed, tmp_path: Path) -> None:
     listed = run(installed, "-m", "tokengym", "list", cwd=tmp_path)
     assert "best-of-n" in listed
+    assert "lagr-seq" in listed
     assert "judged" in listed
     small = ["--n", "2", "--problems-per-update", "2", "--env-args", "steps=1", "max_new_tokens=16"]
     trained = run(

@@ -1,1 +1,1 @@
-"""A reward and an agent that tokengym finds through entry points."""
+"""A reward and two agents that tokengym finds through entry points."""
