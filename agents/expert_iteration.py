@@ -27,7 +27,7 @@ from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.collect import collect_into
 from .rollouts.policy import CausalLMPolicy
 from .rounds import RoundsAgent
-from .search import Cost, Search, search_into
+from .search import Search, SearchCost, search_into
 from .training.fine_tuning import fine_tune, restore
 from .training.learner import Example
 
@@ -186,9 +186,9 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
                     if self.config.keep == "distant" or (solution.problem_id, solution.key) not in seen:
                         seen.add((solution.problem_id, solution.key))
                         found.append(solution)
-        cost = Cost() if search is None else search.cost
+        cost = SearchCost() if search is None else search.cost
         parts = self.ranks.gather((statistics, count, wrong, cost, found))
-        statistics, count, wrong, cost = RolloutStatistics(), 0, 0, Cost()
+        statistics, count, wrong, cost = RolloutStatistics(), 0, 0, SearchCost()
         for their_statistics, their_count, their_wrong, their_cost, _ in parts:
             statistics.merge(their_statistics)
             count, wrong = count + their_count, wrong + their_wrong

@@ -31,7 +31,7 @@ from ..models.engine.row_decoder import RowDecoder
 from ..models.engine.sampling import stream_key
 from ..models.engine.vllm_decoder import VLLMDecoder
 from ..models.outcome import OutcomeModel
-from ..rewards.steps import Line, decode, newline_tokens, step_ends, step_texts
+from ..rewards.steps import OpenLine, decode, newline_tokens, step_ends, step_texts
 from .configs.search import Aggregate, SearchConfig
 from .evaluation.rerankers import score_completions
 from .rollouts.attempts import Attempt, AttemptFile, RecordedAttempts
@@ -81,7 +81,7 @@ class ExactJudge:
 
 
 @dataclass
-class Cost:
+class SearchCost:
     """Cost of searches.
 
     Attributes:
@@ -99,14 +99,14 @@ class _Candidate:
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    line: Line = field(default_factory=Line)
+    line: OpenLine = field(default_factory=OpenLine)
     score: float = 0.0
     weight: float = 1.0
     ended: bool = False
     group: int = 0
 
     def copy(self) -> "_Candidate":
-        line = Line(self.line.start, self.line.carried)
+        line = OpenLine(self.line.start, self.line.carried)
         return _Candidate(
             self.tokens.copy(), self.logprobs.copy(), line, self.score, self.weight, self.ended, self.group
         )
@@ -141,7 +141,7 @@ class Search:
             judge = OutcomeJudge(judge, config.aggregate)
         self.policy = policy.with_sampling(temperature=config.temperature)
         self.env, self.judge, self.config = env, judge, config
-        self.cost = Cost()
+        self.cost = SearchCost()
         self._newline = newline_tokens(policy.tokenizer)
 
     def __call__(self, problem_id: str | int, seed: int) -> tuple[list[Attempt], FloatArray]:

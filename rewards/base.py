@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from ..arrays import FloatArray, IntArray
 from .grading.numbers import Verdict
-from .steps import Line, decode, newline_tokens
+from .steps import OpenLine, decode, newline_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -177,12 +177,12 @@ class Step:
 
 
 @dataclass(slots=True)
-class _Progress:
+class _AttemptProgress:
     """Progress of a slot's attempt: its finished steps, and its unfinished line."""
 
     problem: ProblemLike
     steps: list[str] = field(default_factory=list)
-    line: Line = field(default_factory=Line)
+    line: OpenLine = field(default_factory=OpenLine)
 
 
 class StepReward(Reward):
@@ -195,7 +195,7 @@ class StepReward(Reward):
     def bind(self, view: AttemptView) -> None:
         super().bind(view)
         self._ends_step = newline_tokens(view.tokenizer)
-        self._progress: dict[int, _Progress] = {}
+        self._progress: dict[int, _AttemptProgress] = {}
 
     @abstractmethod
     def step_rewards(self, steps: Sequence[Step]) -> ArrayLike:
@@ -208,7 +208,7 @@ class StepReward(Reward):
 
     def begin(self, slots: IntArray, problems: Sequence[ProblemLike], prefix_lengths: IntArray) -> None:
         for slot, problem, length in zip(slots.tolist(), problems, prefix_lengths.tolist(), strict=True):
-            progress = self._progress[slot] = _Progress(problem)
+            progress = self._progress[slot] = _AttemptProgress(problem)
             prefix = self.view.completion(slot)[:length]
             for position in np.flatnonzero(self._ends_step[prefix]).tolist():
                 text = progress.line.finish(prefix[: position + 1], self.decode)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Line:
+class OpenLine:
     """Start of a completion's unfinished line."""
 
     start: int = 0
@@ -47,7 +47,7 @@ def step_ends(
     for completion, ended in zip(completions, terminated, strict=True):
         boundary = newline[completion]
         boundary[len(completion) - 1 :] |= ended
-        line = Line()
+        line = OpenLine()
         ends = [end for end in np.flatnonzero(boundary).tolist() if line.finish(completion[: end + 1], text_of)]
         found.append(np.array(ends, np.int64))
     return found

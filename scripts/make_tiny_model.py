@@ -102,7 +102,7 @@ STEP = re.compile(r"(?P<before>[^\n]*?)(\d+)([-+*/])(\d+) = <<\d+[-+*/]\d+=(\d+)
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class EquationLine:
     """A line of a solution: the words around an equation, and the equation."""
 
     before: str
@@ -113,15 +113,15 @@ class Step:
     after: str
 
 
-def read_steps(solution: str) -> list[Step]:
+def read_steps(solution: str) -> list[EquationLine]:
     """The steps of a reference solution of `Arithmetic(style="word")`."""
     return [
-        Step(match["before"], int(match[2]), match[3], int(match[4]), int(match[5]), match["after"])
+        EquationLine(match["before"], int(match[2]), match[3], int(match[4]), int(match[5]), match["after"])
         for match in STEP.finditer(solution)
     ]
 
 
-def with_error(steps: list[Step], rng: random.Random) -> list[Step]:
+def with_error(steps: list[EquationLine], rng: random.Random) -> list[EquationLine]:
     """The steps with one mistake, which the steps after it follow; the last result differs from the right one."""
     for _ in range(8):
         kind = pick(ERRORS, rng)
@@ -136,7 +136,7 @@ def with_error(steps: list[Step], rng: random.Random) -> list[Step]:
     return [*steps[:-1], replace(steps[-1], result=steps[-1].result + 1)]
 
 
-def mistake(steps: list[Step], place: int, kind: str, rng: random.Random) -> Step | None:
+def mistake(steps: list[EquationLine], place: int, kind: str, rng: random.Random) -> EquationLine | None:
     """One step made wrong; `None` where this kind of mistake has no place."""
     step = steps[place]
     if kind == "result":
@@ -158,7 +158,7 @@ def mistake(steps: list[Step], place: int, kind: str, rng: random.Random) -> Ste
     return recomputed(changed) if changed != step else None
 
 
-def recomputed(step: Step) -> Step | None:
+def recomputed(step: EquationLine) -> EquationLine | None:
     """The step with the result of its equation; `None` unless that is a natural number."""
     if step.operation == "-" and step.b > step.a:
         return None
@@ -167,7 +167,7 @@ def recomputed(step: Step) -> Step | None:
     return replace(step, result=COMPUTE[step.operation](step.a, step.b))
 
 
-def follow(steps: list[Step], place: int, mistaken: Step) -> list[Step] | None:
+def follow(steps: list[EquationLine], place: int, mistaken: EquationLine) -> list[EquationLine] | None:
     """The steps with the one at `place` replaced and all later ones computed on from it."""
     wrong = [*steps[:place], mistaken]
     changes = {steps[place].result: mistaken.result}
@@ -216,7 +216,7 @@ SHORT = (
     "{q} The answer is {n}.",
 )
 EXACT = "Q: {q}\nA:\n{s}\n#### {n}"
-EQUATIONS: dict[str, Callable[[Step], str]] = {
+EQUATIONS: dict[str, Callable[[EquationLine], str]] = {
     "annotated": lambda s: f"{s.a}{s.operation}{s.b} = <<{s.a}{s.operation}{s.b}={s.result}>>{s.result}",
     "tight": lambda s: f"{s.a}{s.operation}{s.b}={s.result}",
     "half": lambda s: f"{s.a}{s.operation}{s.b} = {s.result}",
@@ -225,7 +225,7 @@ EQUATIONS: dict[str, Callable[[Step], str]] = {
 }
 
 
-def worked(rng: random.Random) -> Callable[[str, list[Step]], str]:
+def worked(rng: random.Random) -> Callable[[str, list[EquationLine]], str]:
     """A format for problems with solutions, drawn at random: a function of question and steps."""
     if rng.random() < 0.12:
         short = rng.choice(SHORT)
@@ -234,11 +234,11 @@ def worked(rng: random.Random) -> Callable[[str, list[Step]], str]:
     write = EQUATIONS[rng.choice(list(EQUATIONS))]
     style = rng.choice(("lines", "lines", "lines", "text", "numbered", "bare", "chain"))
 
-    def written(question: str, steps: list[Step]) -> str:
+    def written(question: str, steps: list[EquationLine]) -> str:
         if style in ("bare", "chain"):
             lines = [write(step) for step in steps]
         elif style == "numbered":
-            lines = [f"Step {number}: {write(step)}" for number, step in enumerate(steps, 1)]
+            lines = [f"EquationLine {number}: {write(step)}" for number, step in enumerate(steps, 1)]
         else:
             lines = [step.before + write(step) + step.after for step in steps]
         text = {"text": " ", "chain": ", "}.get(style, "\n").join(lines)
@@ -247,13 +247,13 @@ def worked(rng: random.Random) -> Callable[[str, list[Step]], str]:
     return written
 
 
-def exact(question: str, steps: list[Step]) -> str:
+def exact(question: str, steps: list[EquationLine]) -> str:
     """A problem as environments prompt for it, with its solution as `Arithmetic` writes it."""
     lines = "\n".join(step.before + EQUATIONS["annotated"](step) + step.after for step in steps)
     return EXACT.format(q=question, s=lines, n=steps[-1].result)
 
 
-def equation_line(rng: random.Random) -> Step:
+def equation_line(rng: random.Random) -> EquationLine:
     """A true equation, of small numbers more often than of large ones."""
     high = rng.choice((10, 20, 100, 100, 100, 1000))
     operation = rng.choice("+-*/")
@@ -264,7 +264,7 @@ def equation_line(rng: random.Random) -> Step:
         a, b = rng.randint(0, high // 2), rng.randint(1, 12)
         if operation == "/":
             a *= b
-    return Step("", a, operation, b, COMPUTE[operation](a, b), "")
+    return EquationLine("", a, operation, b, COMPUTE[operation](a, b), "")
 
 
 WHICH, QUALITIES, NOUNS, VERBS, LINKS = map(
@@ -312,7 +312,7 @@ def noise(rng: random.Random) -> str:
     return "".join(chr(rng.randint(*rng.choice(ranges))) for _ in range(length))
 
 
-def draw_problem(rng: random.Random, stories: Sequence[ProblemSource]) -> tuple[str, list[Step]]:
+def draw_problem(rng: random.Random, stories: Sequence[ProblemSource]) -> tuple[str, list[EquationLine]]:
     """A question of the train split and the steps of its right solution."""
     story = rng.choices(stories, [weight for weight, *_ in PROBLEMS])[0]
     problem = story[rng.getrandbits(62)]
@@ -328,7 +328,7 @@ def documents(seed: int, shard: int) -> Iterator[tuple[str, str]]:
     ]
     chains = Arithmetic("train", seed=PROBLEM_SEED + 100 * seed, style="equation", steps=(1, 4))
 
-    def solved(write: Callable[[str, list[Step]], str]) -> str:
+    def solved(write: Callable[[str, list[EquationLine]], str]) -> str:
         question, steps = draw_problem(rng, stories)
         return write(question, with_error(steps, rng) if rng.random() < ERROR_RATE else steps)
 

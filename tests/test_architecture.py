@@ -107,6 +107,17 @@ def test_no_circle_of_files() -> None:
         pytest.fail(f"files import each other: {' <- '.join(error.args[1])}")
 
 
+def test_a_name_is_of_one_class() -> None:
+    """Names that begin with an underscore are their modules' own."""
+    places: dict[str, set[str]] = {}
+    for path in [*SOURCES.values(), *(ROOT / "scripts").glob("*.py"), *ROOT.glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, set()).add(str(path.relative_to(ROOT)))
+    assert len(places) > 100
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 @pytest.mark.parametrize(
     ("place", "spelling"),
     [

@@ -259,7 +259,7 @@ def _grad_dtype(parameter: nn.Parameter, config: OptimizerConfig) -> torch.dtype
 
 def _learning(work: Work, config: OptimizerConfig, limits: Limits, counter: ByteCounter) -> list[Item]:
     """Activations of the largest micro-batch, and what its logits and backward pass need beside."""
-    learner = work.make_learner(_Alone(), _vocabulary(work.policy))
+    learner = work.make_learner(_SingleProcess(), _vocabulary(work.policy))
     for parameter in learner.parameters:
         parameter.grad = torch.empty_like(parameter, dtype=_grad_dtype(parameter, config))
     batch = _largest_batch(learner, work, config.micro_batch_tokens, limits)
@@ -394,7 +394,7 @@ def free_memory(device: torch.device, processes: int = 1) -> int | None:
     return int(available.split()[1]) * 1024 // processes
 
 
-class _Alone:
+class _SingleProcess:
     """Stands in for a learner's accelerator, for one process."""
 
     num_processes, process_index = 1, 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...arrays import FloatArray
-from ..reports.content import Finding, Outcome
+from ..reports.content import CheckedClaim, Outcome
 from ..statistics import LEVEL, Estimate, crossed_mean, holm, ratio_difference
 from .jobs import SOLUTIONS
 from .results import Results
@@ -89,18 +89,18 @@ class Question:
         return min(1.0, 2 * min(self.p_holds, self.p_fails))
 
 
-def decide(questions: Sequence[Question]) -> list[Finding]:
+def decide(questions: Sequence[Question]) -> list[CheckedClaim]:
     """What the claims make of the findings, all taken together."""
     adjusted = holm([question.p_value for question in questions])
     return [_finding(question, p, len(questions)) for question, p in zip(questions, adjusted, strict=True)]
 
 
-def _finding(question: Question, adjusted: float, count: int) -> Finding:
+def _finding(question: Question, adjusted: float, count: int) -> CheckedClaim:
     verdict: Outcome = "undecided"
     if adjusted <= 1 - LEVEL:
         verdict = "holds" if question.p_holds < question.p_fails else "does not hold"
     evidence = "; ".join(map(str, question.claims)) + "."
-    return Finding(question.text, verdict, evidence, _certainty(verdict, question, adjusted, count))
+    return CheckedClaim(question.text, verdict, evidence, _certainty(verdict, question, adjusted, count))
 
 
 def _certainty(verdict: Outcome, question: Question, adjusted: float, count: int) -> str:
@@ -124,7 +124,7 @@ def difference(text: str, results: Results, system: str, other: str, metric: str
     return Claim(text, estimate, {seed: float(value.mean()) for seed, value in values.items()}, bound)
 
 
-def findings(results: Results) -> list[Finding]:
+def findings(results: Results) -> list[CheckedClaim]:
     """All findings whose systems are in the plan."""
     planned = {name.split("/", 1)[1].rpartition("/")[0] for name in results.jobs}
     return decide(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..jobs import Done
-from ..reports.content import AttemptRecord, Cost, Report, ResultTable, Row, RunRecord, decode
+from ..reports.content import AttemptRecord, Cost, Report, ResultRow, ResultTable, RunRecord, decode
 from .findings import findings
 from .jobs import RECORDS
 from .plots import figures
@@ -59,7 +59,7 @@ def assemble(results: Results, *, command: str, started: str, seconds: float) ->
 def _table(results: Results, name: str) -> ResultTable:
     scale, single = results.scale, len(results.seeds) == 1
     rows = tuple(
-        Row(
+        ResultRow(
             line.title,
             tuple(results.cell(line.system, metric) for metric in METRICS),
             None if line.paper is None else f"{name}/{line.paper}",

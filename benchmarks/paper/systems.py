@@ -73,7 +73,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableRow:
     """A row of a table: its name, the system, and the row of the paper's table that it stands beside."""
 
     title: str
@@ -81,51 +81,51 @@ class Line:
     paper: str | None = None
 
 
-def _rows(start: str, *systems: tuple[str, str]) -> tuple[Line, ...]:
-    return tuple(Line(title, start + name, name) for title, name in systems)
+def _rows(start: str, *systems: tuple[str, str]) -> tuple[TableRow, ...]:
+    return tuple(TableRow(title, start + name, name) for title, name in systems)
 
 
 _PPO = (("Sparse PPO", "sparse_ppo"), ("Sparse ORM PPO", "sparse_orm_ppo"), ("Dense ORM PPO", "dense_orm_ppo"))
 
-TABLES: Mapping[str, tuple[Line, ...]] = {
+TABLES: Mapping[str, tuple[TableRow, ...]] = {
     "table_1": (
         *_rows("", ("SFT", "sft"), ("EI", "ei"), ("ORM EI", "orm_ei")),
-        Line("RCRL, Monte-Carlo labels", "rcrl"),
-        Line("ORM RCRL", "orm_rcrl", "orm_rcrl"),
+        TableRow("RCRL, Monte-Carlo labels", "rcrl"),
+        TableRow("ORM RCRL", "orm_rcrl", "orm_rcrl"),
         *_rows("", _PPO[0], ("Dense PPO", "dense_ppo"), *_PPO[1:], ("RFT", "rft")),
     ),
     "table_2": _rows("pretrained/", ("Prompted", "prompted"), ("EI", "ei"), *_PPO),
     "table_3": _rows("pretrained/", ("Prompted", "prompted"), ("EI", "ei"), ("ORM EI", "orm_ei"), *_PPO),
     "table_4": (
-        Line("SFT, half the epochs", "sft_2", "sft_2"),
-        Line("SFT", "sft", "sft_4"),
-        Line("SFT, twice the epochs", "sft_8"),
-        Line("PPO from half the epochs", "sft_2/sparse_ppo", "ppo_from_sft_2"),
-        Line("PPO from SFT", "sparse_ppo", "ppo_from_sft_4"),
-        Line("EI from half the epochs", "sft_2/ei"),
-        Line("EI from SFT", "ei"),
+        TableRow("SFT, half the epochs", "sft_2", "sft_2"),
+        TableRow("SFT", "sft", "sft_4"),
+        TableRow("SFT, twice the epochs", "sft_8"),
+        TableRow("PPO from half the epochs", "sft_2/sparse_ppo", "ppo_from_sft_2"),
+        TableRow("PPO from SFT", "sparse_ppo", "ppo_from_sft_4"),
+        TableRow("EI from half the epochs", "sft_2/ei"),
+        TableRow("EI from SFT", "ei"),
     ),
     "rounds": (
-        Line("EI from SFT, after round 2", "ei/round_2"),
-        Line("EI from SFT, after the last round", "ei/last_round"),
-        Line("EI from pretrained, after round 2", "pretrained/ei/round_2"),
-        Line("EI from pretrained, after the last round", "pretrained/ei/last_round"),
+        TableRow("EI from SFT, after round 2", "ei/round_2"),
+        TableRow("EI from SFT, after the last round", "ei/last_round"),
+        TableRow("EI from pretrained, after round 2", "pretrained/ei/round_2"),
+        TableRow("EI from pretrained, after the last round", "pretrained/ei/last_round"),
     ),
     "ablations": (
-        Line("Sparse PPO", "sparse_ppo"),
-        Line("no KL penalty", "ablations/no_kl"),
-        Line("critic: a linear head", "ablations/head_critic"),
-        Line("critic: a model of its own", "ablations/model_critic"),
-        Line("the better half of the attempts", "ablations/best_half"),
-        Line("exploration at temperature 1", "ablations/hot"),
-        Line("backtracking", "ablations/backtracking"),
-        Line("prioritized level replay", "ablations/replay"),
-        Line("EI", "ei"),
-        Line("EI, four times the attempts", "ablations/ei_many"),
-        Line("RCRL, half of the attempts correct", "rcrl"),
-        Line("RCRL, nine in ten correct", "ablations/rcrl_positive"),
-        Line("ORM RCRL", "orm_rcrl"),
-        Line("SORM RCRL", "ablations/sorm_rcrl"),
+        TableRow("Sparse PPO", "sparse_ppo"),
+        TableRow("no KL penalty", "ablations/no_kl"),
+        TableRow("critic: a linear head", "ablations/head_critic"),
+        TableRow("critic: a model of its own", "ablations/model_critic"),
+        TableRow("the better half of the attempts", "ablations/best_half"),
+        TableRow("exploration at temperature 1", "ablations/hot"),
+        TableRow("backtracking", "ablations/backtracking"),
+        TableRow("prioritized level replay", "ablations/replay"),
+        TableRow("EI", "ei"),
+        TableRow("EI, four times the attempts", "ablations/ei_many"),
+        TableRow("RCRL, half of the attempts correct", "rcrl"),
+        TableRow("RCRL, nine in ten correct", "ablations/rcrl_positive"),
+        TableRow("ORM RCRL", "orm_rcrl"),
+        TableRow("SORM RCRL", "ablations/sorm_rcrl"),
     ),
 }
 """The tables' rows. Those of table 4 are the paper's SFT_2 and SFT_4 where fine-tuning takes its four epochs."""

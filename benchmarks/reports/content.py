@@ -53,7 +53,7 @@ class MissingCell:
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One system in a table.
 
     Attributes:
@@ -83,7 +83,7 @@ class ResultTable:
 
     title: str
     caption: str
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
     metrics: tuple[str, ...] = ("maj@1", "maj@n", "rerank@n", "pass@n")
     interval: str = "Mean over seeds and problems, with its 95 % interval over both"
     published: Mapping[str, PaperTable] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class ResultTable:
                 )
             self.published_row(row)
 
-    def published_row(self, row: Row) -> tuple[PaperTable, PaperRow] | None:
+    def published_row(self, row: ResultRow) -> tuple[PaperTable, PaperRow] | None:
         """The published table and row that a row stands beside, if it does.
 
         Raises:
@@ -133,11 +133,11 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckedClaim:
     """A claim of the paper, and what became of it here.
 
     Attributes:
-        text: Claim that is checked.
+        text: CheckedClaim that is checked.
         verdict: Verdict of the evidence.
         evidence: Numbers that the verdict rests on.
         certainty: Certainty of the verdict, in words.
@@ -244,7 +244,7 @@ class Report:
     seconds: float
     tables: tuple[ResultTable, ...] = ()
     figures: tuple[Figure, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[CheckedClaim, ...] = ()
     runs: tuple[RunRecord, ...] = ()
     attempts: tuple[AttemptRecord, ...] = ()
 

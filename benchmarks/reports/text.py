@@ -4,7 +4,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from .content import Cell, Cost, Finding, Outcome, ResultTable, Row, RunRecord
+from .content import Cell, CheckedClaim, Cost, Outcome, ResultRow, ResultTable, RunRecord
 from .published import PaperRow, PaperTable
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -48,7 +48,7 @@ def lacking(cell: Cell) -> str:
     return "; ".join([*parts, f"another value for seed {', '.join(instead)}"] if instead else parts)
 
 
-def gaps(row: Row) -> str:
+def gaps(row: ResultRow) -> str:
     """Seeds that the cells of a row lack, with each reason once; empty if they lack none."""
     cells = [cell for cell in row.cells if isinstance(cell, Cell)]
     found = (
@@ -71,7 +71,7 @@ def paper_sizes(table: ResultTable) -> str:
     return "; ".join(dict.fromkeys(" / ".join(paper.sizes) for paper in _beside(table)))
 
 
-def paper_value(table: ResultTable, row: Row, metric: str) -> str:
+def paper_value(table: ResultTable, row: ResultRow, metric: str) -> str:
     """The published figures for one of our cells, by size of the model; a dash where there are none."""
     found = table.published_row(row)
     if found is None:
@@ -119,7 +119,7 @@ def _beside(table: ResultTable) -> list[PaperTable]:
     return list({paper.title: paper for paper in found}.values())
 
 
-def verdicts(findings: Sequence[Finding]) -> str:
+def verdicts(findings: Sequence[CheckedClaim]) -> str:
     """The number of findings of each verdict, in words."""
     counts = Counter(finding.verdict for finding in findings)
     one, many = (

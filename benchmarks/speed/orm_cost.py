@@ -26,8 +26,8 @@ GOAL = 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One rollout.
+class RewardRun:
+    """One rollout under one reward.
 
     Attributes:
         attempts: Number of attempts.
@@ -75,7 +75,7 @@ def run(
     try:
         policy = CausalLMPolicy(*load(TINY, device="cpu"))
         orm = OutcomeModel.from_causal_lm(policy.model, policy.tokenizer, "orm", seed)
-        runs: dict[str, list[Side]] = defaultdict(list)
+        runs: dict[str, list[RewardRun]] = defaultdict(list)
         for repeat in range(repeats):
             for name in np.roll(REWARDS, repeat).tolist():
                 reward = name if name == "sparse" else {"name": name, "orm": orm}
@@ -116,11 +116,11 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _measure(policy: CausalLMPolicy, env: Any, attempts: int, seed: int) -> Side:
+def _measure(policy: CausalLMPolicy, env: Any, attempts: int, seed: int) -> RewardRun:
     count = tokens = scores = 0
     begun = time.process_time()
     for attempt in collect(policy, env, attempts, seed=seed):
         count += 1
         tokens += len(attempt.completion)
         scores += np.count_nonzero(attempt.rewards)
-    return Side(count, tokens, int(scores), time.process_time() - begun)
+    return RewardRun(count, tokens, int(scores), time.process_time() - begun)

@@ -31,7 +31,7 @@ GOALS = {"geometric": 3.0, "fixed": 1.5, "outside": 0.15}
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class EngineRun:
     """Measurements of one engine in one run.
 
     Attributes:
@@ -159,17 +159,17 @@ def _compare(
     }
 
 
-def _named(generate: list[Side], engine: list[Side]) -> list[tuple[str, list[Side]]]:
+def _named(generate: list[EngineRun], engine: list[EngineRun]) -> list[tuple[str, list[EngineRun]]]:
     return [("generate", generate), ("engine", engine)]
 
 
-def _measure(model: PreTrainedModel, sample: Callable[[], Iterator[int]]) -> Side:
+def _measure(model: PreTrainedModel, sample: Callable[[], Iterator[int]]) -> EngineRun:
     """Runs `sample`, which yields the number of tokens of each completion."""
     with _forward_seconds(model) as forward:
         begun = time.process_time()
         lengths = list(sample())
         seconds = time.process_time() - begun
-    return Side(len(lengths), sum(lengths), seconds, 1 - sum(forward) / seconds)
+    return EngineRun(len(lengths), sum(lengths), seconds, 1 - sum(forward) / seconds)
 
 
 @contextmanager

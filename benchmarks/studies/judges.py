@@ -62,7 +62,7 @@ JUDGES = {
 
 
 @dataclass(frozen=True)
-class Experiment:
+class JudgesStudy:
     """Judges, measured.
 
     Attributes:
@@ -80,7 +80,7 @@ class Experiment:
     workers: int = 1
 
 
-def jobs(experiment: Experiment) -> list[Job]:
+def jobs(experiment: JudgesStudy) -> list[Job]:
     """The plan, all judges of a seed before the next seed."""
     plan: list[Job] = []
     for seed in experiment.seeds:
@@ -176,7 +176,7 @@ def _pool(needs: Mapping[str, Done]) -> str | None:
     return next((str(done.folder / "run" / "train") for name, done in needs.items() if name.endswith("/orm")), None)
 
 
-def run(experiment: Experiment) -> dict[str, Any]:
+def run(experiment: JudgesStudy) -> dict[str, Any]:
     """Does what is not done yet, and writes `results.json` into the folder."""
     states = run_plan(jobs(experiment), experiment.folder, workers=experiment.workers)
     results: dict[str, Any] = {"problems": experiment.problems, "test_problems": experiment.test_problems}
@@ -227,4 +227,4 @@ def _shown(estimate: Estimate) -> str:
 
 
 if __name__ == "__main__":
-    Console(width=160).print(table(run(tyro.cli(Experiment))))
+    Console(width=160).print(table(run(tyro.cli(JudgesStudy))))

@@ -51,7 +51,7 @@ _PACKAGE = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class Cell:
+class CheckResult:
     """Result of one check.
 
     Attributes:
@@ -65,7 +65,7 @@ class Cell:
     why: str = ""
 
 
-def check(config: PreTrainedConfig) -> dict[str, Cell]:
+def check(config: PreTrainedConfig) -> dict[str, CheckResult]:
     """Every check of a tiny random model, by the names in `CHECKS`.
 
     Raises:
@@ -78,7 +78,7 @@ def check(config: PreTrainedConfig) -> dict[str, Cell]:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         type(model).from_pretrained(folder)
-        checks: Sequence[Callable[[Path], Cell]] = (
+        checks: Sequence[Callable[[Path], CheckResult]] = (
             _decodes,
             _trains,
             *(partial(_criticizes, kind) for kind in ("branch", "head", "model")),
@@ -88,7 +88,7 @@ def check(config: PreTrainedConfig) -> dict[str, Cell]:
         return {name: _verdict(one, folder) for name, one in zip(CHECKS, checks, strict=True)}
 
 
-def _verdict(one: Callable[[Path], Cell], folder: Path) -> Cell:
+def _verdict(one: Callable[[Path], CheckResult], folder: Path) -> CheckResult:
     try:
         return one(folder)
     except Exception as error:
@@ -97,44 +97,44 @@ def _verdict(one: Callable[[Path], Cell], folder: Path) -> Cell:
         ours = Path(origin.filename).is_relative_to(_PACKAGE) and "site-packages" not in origin.filename
         raised = ours and (origin.line or "").startswith("raise ")  # numpy and torch leave no lines of their own
         if isinstance(error, ValueError) and raised and text and "\n" not in text:
-            return Cell("refused", why=text.replace(str(folder), "MODEL"))
-        return Cell("CRASH", why=" ".join(f"{type(error).__name__}: {text}".split())[:300])
+            return CheckResult("refused", why=text.replace(str(folder), "MODEL"))
+        return CheckResult("CRASH", why=" ".join(f"{type(error).__name__}: {text}".split())[:300])
 
 
-def _measured(errors: Iterator[tuple[str, float]], right: Verdict = "right") -> Cell:
+def _measured(errors: Iterator[tuple[str, float]], right: Verdict = "right") -> CheckResult:
     """The verdict on differences by what differs; one that is not a number is wrong."""
     largest = 0.0
     for what, error in errors:
         tolerance = _GRADIENT_TOLERANCE if what == "gradients" else _TOLERANCE
         if not error <= tolerance:
-            return Cell("WRONG", error, f"{what} off by {error:.2g}")
+            return CheckResult("WRONG", error, f"{what} off by {error:.2g}")
         largest = max(largest, error)
-    return Cell(right, largest)
+    return CheckResult(right, largest)
 
 
-def _decodes(folder: Path) -> Cell:
+def _decodes(folder: Path) -> CheckResult:
     model, _ = load(folder, device="cpu")
     return _measured(_decoding_errors(model, model), "right" if decoding(model) == "slots" else "alone")
 
 
-def _trains(folder: Path) -> Cell:
+def _trains(folder: Path) -> CheckResult:
     model, _ = load(folder, device="cpu")
     return _measured(_training_errors(model, folder / "trained"))
 
 
-def _criticizes(kind: str, folder: Path) -> Cell:
+def _criticizes(kind: str, folder: Path) -> CheckResult:
     model, _ = load(folder, device="cpu")
     return _measured(_critic_errors(model, kind))
 
 
-def _judges(folder: Path) -> Cell:
+def _judges(folder: Path) -> CheckResult:
     model, tokenizer = load(folder, device="cpu")
     judge = OutcomeModel.from_causal_lm(model, tokenizer, "orm")
     whole = isinstance(judge.scorer(3), WholeScorer)
     return _measured(_outcome_errors(model, judge, folder / "judge"), "alone" if whole else "right")
 
 
-def _adapts(folder: Path) -> Cell:
+def _adapts(folder: Path) -> CheckResult:
     adapted, _ = load(folder, device="cpu", lora_rank=4)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from ...files import write_json, write_text
 from ..isolated import Fault, isolated
-from .model_checks import CHECKS, VOCABULARY, Cell, check
+from .model_checks import CHECKS, VOCABULARY, CheckResult, check
 from .tiny_architectures import TYPES, VARIANTS, configurations
 
 NAMES = tuple(sorted((*TYPES, *VARIANTS)))
@@ -55,7 +55,7 @@ class ModelMatrix:
 
 
 @dataclass(frozen=True)
-class Row:
+class TypeResult:
     """Results of one type.
 
     Attributes:
@@ -63,7 +63,7 @@ class Row:
         why: Why none could be made.
     """
 
-    cells: dict[str, Cell]
+    cells: dict[str, CheckResult]
     why: str = ""
 
     @property
@@ -71,7 +71,7 @@ class Row:
         return any(cell.verdict in _BAD for cell in self.cells.values())
 
 
-def run(matrix: ModelMatrix, say: Callable[[str], None] = print) -> dict[str, Row]:
+def run(matrix: ModelMatrix, say: Callable[[str], None] = print) -> dict[str, TypeResult]:
     """The rows of all types asked for, written to the folder after each."""
     file = matrix.folder / "models.json"
     versions = {name: version(name) for name in ("tokengym", "transformers", "torch", "peft")}
@@ -81,7 +81,7 @@ def run(matrix: ModelMatrix, say: Callable[[str], None] = print) -> dict[str, Ro
     todo = [name for name in names if name not in rows]
     for name, row in zip(todo, isolated(_quietly_checked, todo, matrix.time_limit), strict=True):
         if isinstance(row, Fault):
-            row = Row(dict.fromkeys(CHECKS, Cell("CRASH", why=row.why)))
+            row = TypeResult(dict.fromkeys(CHECKS, CheckResult("CRASH", why=row.why)))
         rows[name] = row
         say(f"{name:32}{_line(row)}")
         rows = dict(sorted(rows.items()))
@@ -91,7 +91,7 @@ def run(matrix: ModelMatrix, say: Callable[[str], None] = print) -> dict[str, Ro
     return {name: rows[name] for name in names}
 
 
-def summary(rows: dict[str, Row]) -> str:
+def summary(rows: dict[str, TypeResult]) -> str:
     """Counts of verdicts, a line for each check."""
     made = [row for row in rows.values() if row.cells]
     lines = [f"{len(rows)} types and variants, of which {len(rows) - len(made)} cannot be made small"]
@@ -101,7 +101,7 @@ def summary(rows: dict[str, Row]) -> str:
     return "\n".join(lines)
 
 
-def table(rows: dict[str, Row], versions: dict[str, str]) -> str:
+def table(rows: dict[str, TypeResult], versions: dict[str, str]) -> str:
     """The matrix in Markdown."""
     lines = [
         "# Which models work",
@@ -134,18 +134,18 @@ def table(rows: dict[str, Row], versions: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def checked(name: str) -> Row:
+def checked(name: str) -> TypeResult:
     """The row of one type, in this process."""
     ((_, config),) = configurations(VOCABULARY, [name])
     try:
         if isinstance(config, Exception):
             raise config
-        return Row(check(config))
+        return TypeResult(check(config))
     except Exception as error:
-        return Row({}, " ".join(f"{type(error).__name__}: {error}".split())[:300])
+        return TypeResult({}, " ".join(f"{type(error).__name__}: {error}".split())[:300])
 
 
-def _quietly_checked(name: str) -> Row:
+def _quietly_checked(name: str) -> TypeResult:
     """The row of one type, in a process of its own."""
     warnings.simplefilter("ignore")
     logging.getLogger("tokengym").setLevel(logging.ERROR)
@@ -155,20 +155,20 @@ def _quietly_checked(name: str) -> Row:
     return checked(name)
 
 
-def _finished(file: Path, versions: dict[str, str]) -> dict[str, Row]:
+def _finished(file: Path, versions: dict[str, str]) -> dict[str, TypeResult]:
     if not file.is_file():
         return {}
     record = json.loads(file.read_text())
     if record["versions"] != versions:
         return {}
     rows = {
-        name: Row({check: Cell(**cell) for check, cell in row["cells"].items()}, row["why"])
+        name: TypeResult({check: CheckResult(**cell) for check, cell in row["cells"].items()}, row["why"])
         for name, row in record["rows"].items()
     }
     return {name: row for name, row in rows.items() if row.cells and not row.bad}
 
 
-def _line(row: Row) -> str:
+def _line(row: TypeResult) -> str:
     return "  ".join(f"{row.cells[name].verdict:8}" for name in CHECKS) if row.cells else f"not made: {row.why}"
 
 

@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Experiment:
+class OptimizationStudy:
     """Policy-optimization agents and presets, measured.
 
     Attributes:
@@ -64,7 +64,7 @@ class Experiment:
     workers: int = 2
 
 
-def jobs(experiment: Experiment) -> list[Job]:
+def jobs(experiment: OptimizationStudy) -> list[Job]:
     """The plan, all variants of a seed before the next seed."""
     measured = {"test_problems": experiment.test_problems, "n": experiment.n, "threads": 1}
     plan: list[Job] = []
@@ -100,7 +100,7 @@ def learned(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done]
     }
 
 
-def run(experiment: Experiment) -> dict[str, Any]:
+def run(experiment: OptimizationStudy) -> dict[str, Any]:
     """Does what is not done yet, and writes `results.json` into the folder."""
     states = run_plan(jobs(experiment), experiment.folder, workers=experiment.workers)
     results: dict[str, Any] = {"attempts": ATTEMPTS, "test_problems": experiment.test_problems, "sft": [], "runs": []}
@@ -151,4 +151,4 @@ def _mean(values: Sequence[FloatArray], least: float = 0.0) -> str:
 
 
 if __name__ == "__main__":
-    Console().print(table(run(tyro.cli(Experiment))))
+    Console().print(table(run(tyro.cli(OptimizationStudy))))

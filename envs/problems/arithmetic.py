@@ -377,7 +377,7 @@ class Arithmetic(ProceduralSource):
         if style == "equation":
             if answer_format is not None:
                 raise ValueError(f'answer_format={answer_format!r}: with style="equation" the answer stands alone')
-            self.answer_format = _Alone()
+            self.answer_format = _WholeCompletion()
         elif answer_format is not None:
             self.answer_format = make_format(answer_format)
         self._choices = allowed_situations(operations)
@@ -428,7 +428,7 @@ def _unordered(equation: str) -> str:
     return f"{min(a, b)}{operation}{max(a, b)}={value}"
 
 
-class _Alone(AnswerFormat):
+class _WholeCompletion(AnswerFormat):
     """The whole completion is the answer."""
 
     @property

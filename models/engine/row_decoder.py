@@ -20,7 +20,7 @@ from .sampling import SamplingConfig, check_finite, sample, sample_with_kept
 _CACHES = ("past_key_values", "cache_params", "state")
 
 
-class Row:
+class CachedRow:
     """A row of tokens and the cache that a model makes for it, empty at first."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -51,7 +51,7 @@ class Row:
 class _Attempt:
     """A row, its last token, which the cache does not hold yet, and what its draws depend on."""
 
-    row: Row
+    row: CachedRow
     pending: int
     length: int
     key: int
@@ -92,12 +92,12 @@ class RowDecoder:
         if any(len(sequence) == 0 for sequence in sequences):
             raise ValueError("an attempt needs at least one prompt token to decode from")
         check_length(self.model.config, max(len(sequence) for sequence in sequences))
-        rows: dict[bytes, Row] = {}
+        rows: dict[bytes, CachedRow] = {}
         for slot, sequence, key in zip(slots.tolist(), sequences, keys.tolist(), strict=True):
             prefix = np.asarray(sequence[:-1])
             name = prefix.tobytes()
             if name not in rows:
-                rows[name] = Row(self.model)
+                rows[name] = CachedRow(self.model)
                 if len(prefix):
                     rows[name].advance(prefix)
                 self.prefill_tokens += len(prefix)

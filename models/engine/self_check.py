@@ -21,7 +21,7 @@ from ...arrays import IntArray
 from ..attention import ATTENTION
 from ..layers import evaluating, model_name, without_adapters
 from .cache import SlotModel
-from .row_decoder import Row
+from .row_decoder import CachedRow
 
 Decoding = Literal["slots", "rows"]
 
@@ -190,7 +190,7 @@ def _by_slots(model: PreTrainedModel, rows: list[IntArray], alone: list[Tensor])
 def _by_rows(model: PreTrainedModel, rows: list[IntArray], alone: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """The same for each row on its own, with the cache of transformers."""
     for row, expected in zip(rows, alone, strict=True):
-        cache = Row(model)
+        cache = CachedRow(model)
         start = len(row) - _STEPS
         cache.advance(row[:start])
         for position in range(start, len(row) - 1):

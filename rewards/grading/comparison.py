@@ -25,7 +25,7 @@ from typing import Any
 from .numbers import MAX_LENGTH, Verdict, normalize_number
 from .reader import Node, Unreadable, clean, read
 from .values import (
-    Evaluation,
+    Evaluator,
     equal_expressions,
     is_simple_enough,
     letters,
@@ -546,7 +546,7 @@ def _end(node: Node) -> _End:
     if node.kind not in _ARITHMETIC:
         raise Unreadable("no end of an interval")
     names = letters(node)
-    value = Evaluation(dict.fromkeys(names, Fraction(1, 2)))(node)
+    value = Evaluator(dict.fromkeys(names, Fraction(1, 2)))(node)
     try:
         return _End(node, float(value.real))
     except OverflowError:

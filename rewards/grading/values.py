@@ -41,8 +41,8 @@ def _context() -> Any:
     return context
 
 
-class Evaluation:
-    """One evaluation of a tree.
+class Evaluator:
+    """Evaluates a tree at a point.
 
     Args:
         point: Values of the letters.
@@ -173,7 +173,7 @@ class Evaluation:
                 return base ** (int(exponent) % 2 if abs(base) == 1 else int(exponent))
             if exponent.denominator < 64 and abs(exponent.numerator) < 1000:
                 root = _root(base, Fraction(exponent.denominator))
-                return Evaluation._power(root, Fraction(exponent.numerator))
+                return Evaluator._power(root, Fraction(exponent.numerator))
         if not base:
             if isinstance(exponent, Fraction) and exponent > 0:
                 return Fraction(0)
@@ -314,7 +314,7 @@ def _equal(a: Node, b: Node, names: frozenset[str], decimal_log: bool) -> bool:
     imaginary = any(part.kind == "constant" and part.value == "i" for part in (*a.walk(), *b.walk()))
     compared = 0
     for index in range(MAX_POINTS if names else 1):
-        evaluate = Evaluation(_point(names, index), decimal_log)
+        evaluate = Evaluator(_point(names, index), decimal_log)
         try:
             values = [evaluate(a), evaluate(b)]
         except (ZeroDivisionError, Unreadable):
@@ -341,7 +341,7 @@ def sign_of_ratio(a: Node, b: Node) -> int:
     ratio: Value = None
     compared = 0
     for index in range(MAX_POINTS):
-        evaluate = Evaluation(_point(names, index))
+        evaluate = Evaluator(_point(names, index))
         try:
             top, bottom = evaluate(a), evaluate(b)
         except (ZeroDivisionError, Unreadable):
@@ -380,7 +380,7 @@ def spell_expression(node: Node) -> str:
         return _spell_polynomial(polynomial)
     names = letters(node)
     for index in range(MAX_POINTS):
-        evaluate = Evaluation(_point(names, index))
+        evaluate = Evaluator(_point(names, index))
         try:
             value = evaluate(node)
         except (ZeroDivisionError, Unreadable):
@@ -408,7 +408,7 @@ def spell_multiple(node: Node) -> str:
     values: list[Value] = []
     for index in range(MAX_POINTS):
         try:
-            value = Evaluation(_point(names, index))(node)
+            value = Evaluator(_point(names, index))(node)
         except (ZeroDivisionError, Unreadable):
             continue
         if value and _is_real(value):
@@ -491,7 +491,7 @@ def _expand(node: Node) -> Polynomial:
                 return result
     if letters(node) or any(part.kind == "constant" for part in node.walk()):
         raise Unreadable("no polynomial")
-    value = Evaluation({})(node)
+    value = Evaluator({})(node)
     if not isinstance(value, Fraction):
         raise Unreadable("not rational")
     return {(): value} if value else {}

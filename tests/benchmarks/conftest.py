@@ -10,13 +10,13 @@ from tokengym.benchmarks.paper.published import paper_table
 from tokengym.benchmarks.reports.content import (
     AttemptRecord,
     Cell,
+    CheckedClaim,
     Cost,
     Figure,
-    Finding,
     MissingCell,
     Report,
+    ResultRow,
     ResultTable,
-    Row,
     RunRecord,
     StepRecord,
 )
@@ -54,11 +54,11 @@ def _report(attempts: int = 60) -> Report:
         tables=(_table("from an SFT checkpoint", "table_1"), _table("from the pretrained model", "table_3")),
         figures=tuple(_figure(name) for name in ("sample-complexity", "rounds", "rewards")),
         findings=(
-            Finding(
-                "EI is at least as good as PPO.", "holds", "EI 0.61, PPO 0.55 (made up).", "high: not one overlap."
+            CheckedClaim(
+                "EI is at least as good as PPO.", "holds", "EI 0.61, PPO 0.55 (made up).", "high: no overlap."
             ),
-            Finding("Dense rewards do not help.", "does not hold", "They did, 0.58 to 0.55 (made up).", "medium"),
-            Finding("EI stops after two rounds.", "undecided", "Two of three seeds did (made up).", "low: three seeds"),
+            CheckedClaim("Dense rewards do not help.", "does not hold", "They did, 0.58 to 0.55 (made up).", "medium"),
+            CheckedClaim("EI stops after two rounds.", "undecided", "Two of three did (made up).", "low: three seeds"),
         ),
         runs=tuple(_run(name) for name in SYSTEMS),
         attempts=tuple(_attempt(i) for i in range(attempts)),
@@ -75,8 +75,8 @@ def _table(start: str, paper: str) -> ResultTable:
         if name == "Sparse PPO":
             cells[2] = MissingCell("made up: its ORM ran out of memory")
             cells[3] = _cell({0: 0.7, 2: 0.74}, {1: "made up: no space was left"})
-        rows.append(Row(name, tuple(cells), f"{paper}/{reference}"))
-    rows.append(Row("GRPO", tuple(_cell({0: value}) for value in (0.5, 0.55, 0.6, 0.7))))
+        rows.append(ResultRow(name, tuple(cells), f"{paper}/{reference}"))
+    rows.append(ResultRow("GRPO", tuple(_cell({0: value}) for value in (0.5, 0.55, 0.6, 0.7))))
     metrics = ("maj@1", "maj@8", "rerank@8", "pass@8")
     caption = "200 problems that don't exist, 8 samples each."
     published = {paper: paper_table(paper)}

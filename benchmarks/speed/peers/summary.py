@@ -25,7 +25,7 @@ PACKAGES = ("tokengym", "torch", "transformers", "gymnasium", "math-verify")
 
 
 @dataclass(frozen=True)
-class Line:
+class Measurement:
     """One measurement.
 
     Attributes:
@@ -66,24 +66,24 @@ def run(trl_python: str | None = None, trl_ppo_python: str | None = None) -> dic
     }
 
 
-def lines(trl_python: str | None, trl_ppo_python: str | None) -> Iterator[Line]:
+def lines(trl_python: str | None, trl_ppo_python: str | None) -> Iterator[Measurement]:
     """The lines of the table, each when it is measured."""
     gymnasium = f"Gymnasium's SyncVectorEnv {version('gymnasium')}"
     found: Any = env_throughput.run()
-    yield Line("environment, a token at a time", gymnasium, found["step_ratio"], env_throughput.GOALS["step"])
-    yield Line(
+    yield Measurement("environment, a token at a time", gymnasium, found["step_ratio"], env_throughput.GOALS["step"])
+    yield Measurement(
         "environment, whole completions", gymnasium, found["step_tokens_ratio"], env_throughput.GOALS["step_tokens"]
     )
     found = rollout_throughput.run()
     for name in ("geometric", "fixed"):
-        yield Line(
+        yield Measurement(
             f"rollout, {name} lengths",
             f"generate, transformers {version('transformers')}",
             found[name]["speedup"],
             rollout_throughput.GOALS[name],
         )
     found = grading_throughput.run()
-    yield Line(
+    yield Measurement(
         "grades of LaTeX answers",
         f"math-verify {version('math-verify')} in the process",
         found["latex_ratio"],
@@ -91,18 +91,18 @@ def lines(trl_python: str | None, trl_ppo_python: str | None) -> Iterator[Line]:
     )
     found = orm_cost.run()
     dense = found["ratios"]["dense_orm/sparse"][0]
-    yield Line("rollout under a dense outcome reward", "the same under the sparse reward", 1 / dense)
+    yield Measurement("rollout under a dense outcome reward", "the same under the sparse reward", 1 / dense)
     if trl_python is not None:
         found = trl_grpo.run(trl_python)
         for case in found["cases"]:
             figure = f"GRPO step, {trl_grpo.case_name(case)}"
-            yield Line(figure, f"TRL {trl_grpo.VERSION}", case["speedup"], case["goal"])
+            yield Measurement(figure, f"TRL {trl_grpo.VERSION}", case["speedup"], case["goal"])
     if trl_ppo_python is not None:
         found = trl_ppo.run(trl_ppo_python)
         for name, case in found.items():
             if "speedups" in case:
                 for dtype, ratio in case["speedups"].items():
-                    yield Line(
+                    yield Measurement(
                         f"PPO step, {name}, {dtype}", f"TRL {trl_ppo.VERSION}, float32", ratio, trl_ppo.GOALS[dtype]
                     )
 

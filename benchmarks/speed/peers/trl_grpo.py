@@ -199,7 +199,7 @@ def _trl(folder: str, prompt: int, length: int, steps: int, warmup: int, seed: i
     times: list[float] = []
     lengths: list[float] = []
 
-    class Clock(transformers.TrainerCallback):
+    class StepTimes(transformers.TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             times.append(time.process_time())
 
@@ -236,7 +236,7 @@ def _trl(folder: str, prompt: int, length: int, steps: int, warmup: int, seed: i
             args=config,
             train_dataset=Dataset.from_dict({"prompt": _prompts(PROBLEMS * (warmup + steps), prompt, seed)}),
             processing_class=transformers.AutoTokenizer.from_pretrained(folder),
-            callbacks=[Clock()],
+            callbacks=[StepTimes()],
         )
         trainer.train()
     versions = {"torch": torch.__version__, "trl": trl.__version__, "transformers": transformers.__version__}

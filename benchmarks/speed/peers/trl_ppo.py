@@ -127,7 +127,7 @@ def _mean(runs: Sequence[dict[str, Any]], part: str, kind: str = "parts") -> flo
     return sum(one[kind][part] for one in runs) / len(runs)
 
 
-class Clock:
+class PhaseTimes:
     """CPU seconds of the parts of a step, by name."""
 
     def __init__(self) -> None:
@@ -230,7 +230,7 @@ def _tokengym(folder: str, dtype: str, prompt: int, length: int, steps: int, war
 
     torch.set_num_threads(1)
     agent = _agent(folder, dtype, prompt, length, warmup + steps, seed, critic="model")
-    clock, padding = Clock(), Padding()
+    clock, padding = PhaseTimes(), Padding()
     times: list[float] = []
     lengths: list[float] = []
 
@@ -269,7 +269,7 @@ def _trl(folder: str, dtype: str, prompt: int, length: int, steps: int, warmup: 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
     policy, reference = (transformers.AutoModelForCausalLM.from_pretrained(folder) for _ in range(2))
     value = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
-    clock, padding = Clock(), Padding()
+    clock, padding = PhaseTimes(), Padding()
     times: list[float] = []
     lengths: list[float] = []
 
@@ -361,7 +361,7 @@ def _trl(folder: str, dtype: str, prompt: int, length: int, steps: int, warmup: 
 
 
 def _summary(
-    times: Sequence[float], lengths: Sequence[float], warmup: int, clock: Clock, padding: Padding, **versions: str
+    times: Sequence[float], lengths: Sequence[float], warmup: int, clock: PhaseTimes, padding: Padding, **versions: str
 ) -> dict[str, Any]:
     """Samples per CPU second of the steps after the warm-up, their mean length, and what the time went into."""
     steps, samples = len(times) - warmup, PROBLEMS * SAMPLES

@@ -113,7 +113,7 @@ def test_updates_take_what_the_plan_says(kind: Any, checkpointing: bool, lora_ra
     model = AutoModelForCausalLM.from_config(CONFIG).eval()
     model = model if lora_rank is None else with_lora(model, lora_rank).eval()
     work = kind.work(config, model)
-    learner = work.make_learner(memory._Alone(), CONFIG.vocab_size)
+    learner = work.make_learner(memory._SingleProcess(), CONFIG.vocab_size)
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 300, LIMITS.max_prompt_tokens) for _ in range(32 // work.samples_per_prompt)]
     examples = [
@@ -141,7 +141,7 @@ def test_bfloat16_weights_and_autocast_are_counted() -> None:
     assert size(half, "learning", "gradients") == size(whole, "learning", "gradients")
     config = SFT.config_class(**SMALL, bf16=True)
     learner_model = AutoModelForCausalLM.from_config(CONFIG)
-    learner = SFT.work(config, learner_model).make_learner(memory._Alone(), 300)
+    learner = SFT.work(config, learner_model).make_learner(memory._SingleProcess(), 300)
     rng = np.random.default_rng(0)
     examples = [Example(np.arange(40) + i, np.arange(40 - rng.integers(3))) for i in range(26)]
     learner.logprobs(examples[:1])

@@ -16,8 +16,8 @@ from tokengym.benchmarks.reports.content import (
     Figure,
     MissingCell,
     Report,
+    ResultRow,
     ResultTable,
-    Row,
     StepRecord,
 )
 from tokengym.benchmarks.reports.published import PaperRow, PaperTable
@@ -37,7 +37,7 @@ from tokengym.registry import UnknownNameError
         (lambda: StepRecord("1+1=2", 0.0, 1.5), "a step's score is a probability, got 1.5"),
         (lambda: Figure("../up", "", "", ""), "a figure's name is of small letters, digits, - and _, got '../up'"),
         (
-            lambda: ResultTable("T", "", (Row("EI", (MissingCell("no"),)),)),
+            lambda: ResultTable("T", "", (ResultRow("EI", (MissingCell("no"),)),)),
             "table 'T': row 'EI' has 1 cells for the 4 metrics maj@1, maj@n, rerank@n, pass@n",
         ),
     ],
@@ -50,9 +50,9 @@ def test_figures_that_can_not_be_are_refused(make, message: str) -> None:
 def test_a_row_beside_a_row_that_the_paper_does_not_have() -> None:
     published = {"table_1": paper_table("table_1")}
     with pytest.raises(UnknownNameError, match="unknown row of Table 1 'sfd': did you mean 'sft'"):
-        ResultTable("T", "", (Row("SFT", (MissingCell("no"),) * 4, "table_1/sfd"),), published=published)
+        ResultTable("T", "", (ResultRow("SFT", (MissingCell("no"),) * 4, "table_1/sfd"),), published=published)
     with pytest.raises(UnknownNameError, match="unknown published table of 'T' 'table_2': did you mean 'table_1'"):
-        ResultTable("T", "", (Row("SFT", (MissingCell("no"),) * 4, "table_2/sft"),), published=published)
+        ResultTable("T", "", (ResultRow("SFT", (MissingCell("no"),) * 4, "table_2/sft"),), published=published)
 
 
 def test_any_figures_may_stand_beside_a_table() -> None:
@@ -62,7 +62,7 @@ def test_any_figures_may_stand_beside_a_table() -> None:
         {"theirs": PaperRow("Theirs", {"1B": (0.25,), "3B": (0.5,)}, "read off a plot")},
         certainties={"read off a plot": "two digits are right"},
     )  # fmt: skip
-    row = Row("Ours", (MissingCell("not run"), MissingCell("not run")), "nine/theirs")
+    row = ResultRow("Ours", (MissingCell("not run"), MissingCell("not run")), "nine/theirs")
     table = ResultTable("T", "", (row,), ("maj@1", "length"), published={"nine": paper})
     assert report_text.paper_metrics(table) == {"maj@1": "maj@1"}
     assert report_text.paper_sizes(table) == "1B / 3B"

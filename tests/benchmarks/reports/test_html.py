@@ -18,11 +18,11 @@ from tokengym.benchmarks.paper.published import paper_table
 from tokengym.benchmarks.reports.content import (
     AttemptRecord,
     Cell,
-    Finding,
+    CheckedClaim,
     MissingCell,
     Report,
+    ResultRow,
     ResultTable,
-    Row,
     StepRecord,
 )
 from tokengym.benchmarks.reports.html import html, write_report
@@ -58,7 +58,7 @@ class Page(HTMLParser):
 
 def everywhere(report: Report, text: str) -> Report:
     """The report with a text in every place that takes one."""
-    rows = (Row(text, (MissingCell(text),) * 4), Row(text, report.tables[0].rows[2].cells, "table_1/sft"))
+    rows = (ResultRow(text, (MissingCell(text),) * 4), ResultRow(text, report.tables[0].rows[2].cells, "table_1/sft"))
     paper_row = PaperRow(text, {"7B": (0.5,)}, text, (text,))
     paper = PaperTable(text, text, text, ("7B",), text, ("maj@1",), {"sft": paper_row}, (text,), {text: text})
     table = ResultTable(text, text, rows, (text, "maj@1", "b", "c"), text, {"table_1": paper})
@@ -68,7 +68,7 @@ def everywhere(report: Report, text: str) -> Report:
     return Report(
         text, text, text, {text: text}, text, text, 1.0,
         (table,), (figure,),
-        (Finding(text, "holds", text, text),), (run,), (attempt,),
+        (CheckedClaim(text, "holds", text, text),), (run,), (attempt,),
     )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_our_figures_have_intervals_and_reasons_and_the_papers_are_marked(make_r
 
 def test_a_reason_is_given_once_in_a_row(make_report) -> None:
     lacking = Cell({0: 0.5}, 0.5, missing={1: "it failed"})
-    row = Row("EI", (lacking, lacking, Cell({0: 0.5}, 0.5)))
+    row = ResultRow("EI", (lacking, lacking, Cell({0: 0.5}, 0.5)))
     table = ResultTable("T", "", (row,), ("maj@1", "pass@8", "rerank@8"))
     report = replace(make_report(0), tables=(table,))
     for page in (" ".join(Page(html(report)).text.split()), markdown(report)):
@@ -143,7 +143,7 @@ def test_a_reason_is_given_once_in_a_row(make_report) -> None:
 
 def test_sizes_and_gaps_of_rows_that_are_not_like_the_others(make_report) -> None:
     cells = (MissingCell("not run"),) * 4
-    rows = (Row("GPT-3", cells, "table_1/gpt_3"), Row("Llemma", cells, "table_1/llemma"))
+    rows = (ResultRow("GPT-3", cells, "table_1/gpt_3"), ResultRow("Llemma", cells, "table_1/llemma"))
     table = ResultTable("T", "", rows, published={"table_1": paper_table("table_1")})
     page = markdown(replace(make_report(0), tables=(table,)))
     assert "*0.20 (6B) / 0.31 (175B)*" in page

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from tokengym.benchmarks.statistics import ratio_mean
-from tokengym.benchmarks.studies.judges import JUDGES, SAMPLES, Experiment, jobs, table
+from tokengym.benchmarks.studies.judges import JUDGES, SAMPLES, JudgesStudy, jobs, table
 
 
 def test_the_mean_of_a_share_is_over_those_that_have_one() -> None:
@@ -18,7 +18,7 @@ def test_the_mean_of_a_share_is_over_those_that_have_one() -> None:
 
 
 def test_all_judges_learn_from_the_attempts_of_the_same_job() -> None:
-    plan = {job.name: job for job in jobs(Experiment(seeds=(3,), problems=5))}
+    plan = {job.name: job for job in jobs(JudgesStudy(seeds=(3,), problems=5))}
     assert set(plan["seed-3/scores"].needs) == plan.keys() - {"seed-3/scores"}
     for name in ("preference", "dpo", "dpo_nll"):
         assert "seed-3/orm" in plan[f"seed-3/{name}"].needs

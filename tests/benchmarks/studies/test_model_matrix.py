@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tokengym.benchmarks.studies import model_checks, model_matrix
-from tokengym.benchmarks.studies.model_checks import CHECKS, Cell
-from tokengym.benchmarks.studies.model_matrix import ModelMatrix, Row, checked, run, summary, table
+from tokengym.benchmarks.studies.model_checks import CHECKS, CheckResult
+from tokengym.benchmarks.studies.model_matrix import ModelMatrix, TypeResult, checked, run, summary, table
 
 ALL_RIGHT = dict.fromkeys(CHECKS, "right")
 
 
-def verdicts(row: Row) -> dict[str, str]:
+def verdicts(row: TypeResult) -> dict[str, str]:
     return {name: cell.verdict for name, cell in row.cells.items()}
 
 
@@ -57,12 +57,12 @@ def test_what_is_wrong_and_what_crashes_is_told_apart(monkeypatch: pytest.Monkey
 
 
 def test_finished_rows_are_kept_and_bad_ones_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = dict.fromkeys(CHECKS, Cell("right", 1e-6))
+    cells = dict.fromkeys(CHECKS, CheckResult("right", 1e-6))
     found = {
-        "llama": Row(cells),
-        "gpt2": Row({**cells, "LoRA": Cell("WRONG", 1.0, "off")}),
-        "bart": Row({**cells, "decoding": Cell("refused", why="no | `cache`")}),
-        "blt": Row({}, "too large"),
+        "llama": TypeResult(cells),
+        "gpt2": TypeResult({**cells, "LoRA": CheckResult("WRONG", 1.0, "off")}),
+        "bart": TypeResult({**cells, "decoding": CheckResult("refused", why="no | `cache`")}),
+        "blt": TypeResult({}, "too large"),
     }
     asked: list[str] = []
 
@@ -75,7 +75,7 @@ def test_finished_rows_are_kept_and_bad_ones_tried_again(tmp_path: Path, monkeyp
     assert run(matrix, lambda _: None) == found
     assert run(dataclasses.replace(matrix, types=("llama", "bart")), lambda _: None).keys() == {"llama", "bart"}
     assert asked == list(found)
-    found["gpt2"] = Row(cells)
+    found["gpt2"] = TypeResult(cells)
     assert run(matrix, lambda _: None) == found
     assert asked == [*found, "gpt2", "blt"]
     record = json.loads((tmp_path / "matrix" / "models.json").read_text())
