@@ -55,7 +55,7 @@ def step_ends(
 
 def step_texts(completion: NDArray[np.integer], ends: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """The texts of the steps of a completion that end at the tokens `ends`, which `step_ends` has found."""
-    line = Line()
+    line = OpenLine()
     return [line.finish(completion[: end + 1], functools.partial(decode, tokenizer)) for end in ends]
 
 

@@ -23,7 +23,7 @@ BOUND = 3.0
 
 
 @dataclass(frozen=True)
-class Experiment:
+class DataSizes:
     """Sizes of the data.
 
     Attributes:
@@ -75,7 +75,7 @@ def suboptimality(comparisons: int, seed: int) -> tuple[float, float]:
     return REWARDS.max() - REWARDS[theta.argmax()], REWARDS.max() - REWARDS[bounds.argmax()]
 
 
-def table(experiment: Experiment) -> Table:
+def table(experiment: DataSizes) -> Table:
     """Suboptimality of both choices, means over seeds."""
     grid = Table("comparisons", "best fit", "lower bound", title="suboptimality", box=SIMPLE, show_edge=False)
     for count in experiment.comparisons:
@@ -85,4 +85,4 @@ def table(experiment: Experiment) -> Table:
 
 
 if __name__ == "__main__":
-    Console(width=100).print(table(tyro.cli(Experiment)))
+    Console(width=100).print(table(tyro.cli(DataSizes)))
