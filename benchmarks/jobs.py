@@ -21,7 +21,7 @@ from importlib.metadata import version
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from ..agents.training.run_folder import differences
 from ..files import write_json
@@ -65,6 +65,34 @@ class Missing:
 
     state: Literal["failed", "skipped"]
     reason: str
+
+
+class Stopwatch:
+    """Wall and CPU time that a job takes, with what killed processes have saved of theirs.
+
+    Args:
+        folder: Folder of the job.
+
+    Attributes:
+        spent: `seconds` and `cpu_seconds` until the newest `save`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "spent.json"
+        self._before = json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    def __enter__(self) -> Self:
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.save()
+
+    def save(self) -> None:
+        """Writes down what was spent so far."""
+        now = {"seconds": time.monotonic() - self._wall, "cpu_seconds": time.process_time() - self._cpu}
+        self.spent = {name: round(self._before.get(name, 0.0) + value, 1) for name, value in now.items()}
+        write_json(self._path, self.spent)
 
 
 def run_plan(
@@ -134,8 +162,9 @@ def read_result(job: Job, folder: Path) -> Done | None:
     path = folder / job.name / RESULT
     if not path.exists():
         return None
-    record = json.loads(path.read_text())
-    if changes := differences(record, _identity(job)):
+    record, expected = json.loads(path.read_text()), _identity(job)
+    expected["settings"].pop("threads", None)  # a plan may continue with another number
+    if changes := differences(record, expected):
         raise ValueError(f"{path} is the result of another run ({changes}): choose another folder, or delete it")
     return Done(path.parent, record["result"], record["seconds"])
 

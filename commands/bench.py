@@ -107,7 +107,10 @@ def _after_pretraining(task: str, arguments: Sequence[str]) -> None:
     }
 
     def run(experiment: Any) -> None:
-        say(after_pretraining_plots.table(after_pretraining.run(experiment)))
+        results = after_pretraining.run(experiment, say)
+        say(after_pretraining_plots.table(results))
+        for name, reason in results["missing"].items():
+            say(f"missing: {name}: {reason}")
         say(f"runs, results.json and plots are in {experiment.folder}")
 
     run.__annotations__["experiment"] = Annotated[kinds[task], MAIN]

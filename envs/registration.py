@@ -1,5 +1,6 @@
 """The environments' ids, and how they are made from plain values. Importing this registers them with Gymnasium."""
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,14 @@ def make_vec_env(
     if not isinstance(env, TokenVectorEnv):
         raise TypeError(f"{env} is no environment of tokens: give a TokenEnv, a TokenVectorEnv or an id of one")
     return env
+
+
+def make_spec(env: Mapping[str, Any]) -> EnvSpec:
+    """The spec of an environment, given as its `id` and arguments; the registry's own stays as it is."""
+    arguments = dict(env)
+    spec = copy.deepcopy(gym.spec(arguments.pop("id")))
+    spec.kwargs |= arguments
+    return spec
 
 
 def token_limits(spec: EnvSpec) -> tuple[int, int]:

@@ -1,38 +1,25 @@
 """Next-token prediction on rare long and common short solutions, then reinforcement learning (Tsilivis et al. 2025).
 
 An experiment is a grid: one pretraining for each seed and share of long solutions, and one run of reinforcement
-learning for each of these, each of the chosen checkpoints, algorithms, gradings and temperatures. All runs live in one
+learning for each of these, each of the chosen checkpoints, algorithms, gradings and temperatures. All are jobs in one
 folder. A finished one is not repeated and an unfinished one continues, so a killed command is simply given again, and a
 larger grid takes over what a smaller one has done.
 """
 
-import copy
+import itertools
 import json
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import gymnasium as gym
-import numpy as np
-import torch
-from gymnasium.envs.registration import EnvSpec
-from safetensors.torch import load_file
-
-from ...agents import Agent, make_agent
-from ...agents.rollouts.attempts import Attempt
-from ...agents.rollouts.collect import collect
-from ...agents.rollouts.policy import CausalLMPolicy
-from ...agents.rollouts.slots import make_rollout_env
-from ...agents.training.fine_tuning import NothingToLearnError, restore
-from ...envs.curriculum import Sequential
-from ...envs.registration import make_vec_env
+from ...envs.registration import make_spec, make_vec_env
 from ...extras import need
-from ...files import read_jsonl, write_json
-from ...models.loading import load
+from ...files import write_json
 from ...registry import unknown_name
+from ..jobs import Done, Job, Missing, read_result, run_plan
+from .jobs import pretrain, probe_checkpoint, reinforce
 
 NUM_ENVS = 256
 VALIDATION_PROBLEMS = 200
@@ -72,7 +59,8 @@ class Experiment(ABC):
         learning_rate: Peak learning rate of reinforcement learning; `None` uses the algorithm's
             in `LEARNING_RATES`. [choice]
         test_problems: Test problems that models are measured on before and after reinforcement learning. [choice]
-        threads: Number of CPU threads.
+        threads: Number of CPU threads of each process.
+        workers: Number of processes that run at the same time.
     """
 
     env: ClassVar[str]
@@ -97,6 +85,7 @@ class Experiment(ABC):
     learning_rate: float | None = None
     test_problems: int = 500
     threads: int = 1
+    workers: int = 1
 
     def __post_init__(self) -> None:
         for algorithm in self.algorithms:
@@ -117,11 +106,9 @@ class Experiment(ABC):
     def env_settings(self) -> dict[str, Any]:
         """The environment's arguments that are the same in all runs."""
 
-    def spec(self, p_cot: float, grading: str) -> EnvSpec:
-        """The environment, of which agents make what they need."""
-        spec = copy.deepcopy(gym.spec(self.env))
-        spec.kwargs |= {**self.env_settings, "p_cot": p_cot, "grading": grading}
-        return spec
+    def environment(self, p_cot: float, grading: str) -> dict[str, Any]:
+        """Id and arguments of an environment."""
+        return {"id": self.env, **self.env_settings, "p_cot": p_cot, "grading": grading}
 
     @property
     def description(self) -> dict[str, Any]:
@@ -170,37 +157,66 @@ LEARNING_RATES = {"star": 3e-4, "reinforce": 3e-4, "rloo": 1e-4, "grpo": 1e-4, *
 """Learning rates of the algorithms. Pushing wrong attempts down undoes what is half learned, unless it goes slowly."""
 
 
-def run(experiment: Experiment) -> dict[str, Any]:
+def run(experiment: Experiment, say: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
     """Runs what is not yet there; writes `results.json` and the plots into the folder, after every run anew.
+
+    Args:
+        experiment: Experiment to run.
+        say: Function that shows a line of progress.
 
     Returns:
         JSON values: `settings`; `pretraining`, a list of what each one is, its `curve`, what the model does at each
-        start (`before`), and its cost; `runs`, likewise with what the model does `after`.
+        start (`before`), and its cost; `runs`, likewise with what the model does `after`; `missing`, why by name.
 
     Raises:
         ValueError: The folder holds runs with settings other than these, apart from those of the grid.
+        OSError: The disk is full; what was finished is kept.
     """
+    need("plots", "the plots of this experiment")
+    for p_cot, grading in itertools.product(experiment.p_cot, experiment.gradings):
+        make_vec_env(make_spec(experiment.environment(p_cot, grading)), 1)  # fails before hours are spent
+    _check_folder(experiment)
+    jobs, written = plan(experiment), 0
+
+    def progress(line: str) -> None:
+        nonlocal written
+        say(line)
+        states = {job.name: state for job in jobs if (state := read_result(job, experiment.folder)) is not None}
+        if len(states) > written:
+            _write(experiment, jobs, states)
+            written = len(states)
+
+    return _write(experiment, jobs, run_plan(jobs, experiment.folder, workers=experiment.workers, say=progress))
+
+
+def _write(experiment: Experiment, jobs: Sequence[Job], states: Mapping[str, Done | Missing]) -> dict[str, Any]:
+    """Writes and returns what the jobs found so far."""
     from .plots import plot
 
-    need("plots", "the plots of this experiment")
-    for p_cot in experiment.p_cot:
-        for grading in experiment.gradings:
-            make_vec_env(experiment.spec(p_cot, grading), 1)  # what is wrong here fails before hours are spent
-    _check_folder(experiment)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(experiment.threads)
-    results: dict[str, Any] = {"settings": experiment.description, "pretraining": [], "runs": []}
-    try:
-        for part, result in _results(experiment):
-            results[part].append(result)
-            write_json(experiment.folder / "results.json", results)
-            plot(results, experiment.folder)
-    finally:
-        torch.set_num_threads(threads)
+    pretraining: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    missing = {name: state.reason for name, state in states.items() if isinstance(state, Missing)}
+    for job in jobs:
+        state, settings = states.get(job.name), job.settings
+        if not isinstance(state, Done):
+            continue
+        which = {"p_cot": settings["env"]["p_cot"], "seed": settings["seed"]}
+        if job.work is pretrain:
+            pretraining.append({**which, "before": {}, **state.result})
+        elif job.work is probe_checkpoint:  # of the pretraining just before it, which it needs
+            pretraining[-1]["before"][str(settings["start"])] = dict(state.result)
+        else:
+            which |= {name: settings[name] for name in ("algorithm", "start")}
+            which |= {"grading": settings["env"]["grading"], "temperature": settings["config"]["temperature"]}
+            runs.append({**which, **state.result})
+    results = {"settings": experiment.description, "pretraining": pretraining, "runs": runs, "missing": missing}
+    write_json(experiment.folder / "results.json", results)
+    if pretraining:
+        plot(results, experiment.folder)
     return results
 
 
-_GRID = ("folder", "p_cot", "algorithms", "gradings", "temperatures", "starts", "seeds", "threads")
+_GRID = ("folder", "p_cot", "algorithms", "gradings", "temperatures", "starts", "seeds", "threads", "workers")
 
 
 def _check_folder(experiment: Experiment) -> None:
@@ -219,98 +235,47 @@ def _check_folder(experiment: Experiment) -> None:
         raise ValueError(f"{experiment.folder} holds runs with other settings ({changes}): choose another folder")
 
 
-def _results(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
-    for seed in experiment.seeds:
-        for p_cot in experiment.p_cot:
-            folder = experiment.folder / f"seed-{seed}" / f"p_cot-{p_cot:g}"
-            yield "pretraining", {"seed": seed, "p_cot": p_cot, **_pretrain(experiment, folder, p_cot, seed)}
-            for start in experiment.starts or (experiment.steps,):
-                for algorithm in experiment.algorithms:
-                    for grading in experiment.gradings:
-                        for temperature in experiment.temperatures:
-                            what = {"algorithm": algorithm, "grading": grading, "temperature": temperature}
-                            what |= {"start": start, "p_cot": p_cot, "seed": seed}
-                            yield "runs", {**what, **_reinforce(experiment, folder, **what)}
-
-
-# ------------------------------------------------------------------------------------------------------------- stages
-
-
-def _pretrain(experiment: Experiment, folder: Path, p_cot: float, seed: int) -> dict[str, Any]:
-    stage = folder / "pretraining"
-    run_folder, spec = stage / "run", experiment.spec(p_cot, "cot")
-    result = _finished(stage)
-    if result is None:
-        settings = {
-            "architecture": experiment.architecture,
-            "depth": experiment.depth,
-            "width": experiment.width,
-            "steps": experiment.steps,
-            "batch_size": experiment.batch_size,
-            "learning_rate": experiment.pretraining_rate,
-            "save_steps": experiment.save_steps,
+def plan(experiment: Experiment) -> list[Job]:
+    """The jobs: each pretraining, then for each of its starts the model there, and reinforcement learning from it."""
+    jobs: list[Job] = []
+    for seed, p_cot in itertools.product(experiment.seeds, experiment.p_cot):
+        folder = f"seed-{seed}/p_cot-{p_cot:g}"
+        pretraining = f"{folder}/pretraining"
+        common = {
+            "seed": seed,
+            "threads": experiment.threads,
+            "num_envs": NUM_ENVS,
+            "micro_batch_tokens": MICRO_BATCH_TOKENS,
+            "validation_problems": VALIDATION_PROBLEMS,
+            "env": experiment.environment(p_cot, "cot"),
         }
-        agent = make_agent("pretrain", spec, run=run_folder, **_COMMON, seed=seed, **settings)
-        _learn(agent, stage)
-        result = {"curve": _curve(run_folder, experiment.batch_size), "before": {}, **_cost(stage)}
-    starts = [str(start) for start in experiment.starts or (experiment.steps,)]
-    for start in starts:
-        if start not in result["before"]:
-            policy = CausalLMPolicy(*load(run_folder / "checkpoints" / f"step-{start}", device="cpu"))
-            result["before"][start] = probe(policy, spec, experiment.test_problems)
-            write_json(stage / "result.json", result)
-    return {**result, "before": {start: result["before"][start] for start in starts}}
+        jobs.append(Job(pretraining, pretrain, {**common, "config": _pretraining(experiment)}))
+        for start in experiment.starts or (experiment.steps,):
+            from_here = {**common, "pretraining": pretraining, "start": start}
+            from_here["test_problems"] = experiment.test_problems
+            before = f"{folder}/before-from-{start}"
+            jobs.append(Job(before, probe_checkpoint, from_here, (pretraining,)))
+            for algorithm, grading, temperature in itertools.product(
+                experiment.algorithms, experiment.gradings, experiment.temperatures
+            ):
+                agent, config = _algorithm(experiment, algorithm)
+                rate = experiment.learning_rate or LEARNING_RATES[algorithm]
+                settings = {
+                    **from_here,
+                    "env": experiment.environment(p_cot, grading),
+                    "algorithm": algorithm,
+                    "agent": agent,
+                    "attempts": experiment.attempts,
+                    "config": {"temperature": temperature, "learning_rate": rate, **config},
+                }
+                name = f"{folder}/{algorithm}-{grading}-temperature-{temperature:g}-from-{start}"
+                jobs.append(Job(name, reinforce, settings, (pretraining, before)))
+    return jobs
 
 
-def _reinforce(
-    experiment: Experiment,
-    folder: Path,
-    *,
-    algorithm: str,
-    grading: str,
-    temperature: float,
-    start: int,
-    p_cot: float,
-    seed: int,
-) -> dict[str, Any]:
-    stage = folder / f"{algorithm}-{grading}-temperature-{temperature:g}-from-{start}"
-    if (result := _finished(stage)) is not None:
-        return result
-    spec = experiment.spec(p_cot, grading)
-    name, settings = _algorithm(experiment, algorithm)
-    agent = make_agent(
-        name,
-        spec,
-        folder / "pretraining" / "run" / "checkpoints" / f"step-{start}",
-        run=stage / "run",
-        **_COMMON,
-        seed=seed,
-        temperature=temperature,
-        learning_rate=experiment.learning_rate or LEARNING_RATES[algorithm],
-        **settings,
-    )
-    stopped = None
-    try:
-        _learn(agent, stage)
-    except NothingToLearnError as error:  # no attempt of a round was right: that is a result, too
-        stopped = str(error)
-    # The paper's STaR ends with its last round, the agent with the one that validated best.
-    if algorithm == "star" and stopped is None:
-        last = stage / "run" / f"round-{experiment.iterations}" / "finished" / "weights.safetensors"
-        restore(agent.model, load_file(last))
-    after = probe(agent.policy, spec, experiment.test_problems)
-    result = {"curve": _curve(stage / "run", experiment.attempts), "after": after, "stopped": stopped, **_cost(stage)}
-    write_json(stage / "result.json", result)
-    return result
-
-
-_COMMON: dict[str, Any] = {
-    "device": "cpu",
-    "num_envs": NUM_ENVS,
-    "resume": "auto",
-    "micro_batch_tokens": MICRO_BATCH_TOKENS,
-    "validation_problems": VALIDATION_PROBLEMS,
-}
+def _pretraining(experiment: Experiment) -> dict[str, Any]:
+    names = ("architecture", "depth", "width", "steps", "batch_size", "save_steps")
+    return {"learning_rate": experiment.pretraining_rate, **{name: getattr(experiment, name) for name in names}}
 
 
 def _algorithm(experiment: Experiment, algorithm: str) -> tuple[str, dict[str, Any]]:
@@ -331,86 +296,3 @@ def _algorithm(experiment: Experiment, algorithm: str) -> tuple[str, dict[str, A
         return "grpo", {"preset": algorithm, **groups, **settings}
     # Averages over each attempt's tokens would make a long chain's errors count less than a short answer's.
     return "grpo", {"aggregation": "constant", "length_constant": 1, **groups, **settings}
-
-
-def _learn(agent: Agent, stage: Path) -> None:
-    """Lets an agent learn, and adds what it costs to what earlier, killed processes spent on it."""
-    spent = _cost(stage)
-    cpu, wall = time.process_time(), time.perf_counter()
-
-    def record(agent: Agent, metrics: dict[str, float]) -> None:
-        seconds = {"cpu_seconds": time.process_time() - cpu, "seconds": time.perf_counter() - wall}
-        write_json(stage / "cost.json", {name: spent[name] + value for name, value in seconds.items()})
-
-    agent.learn(callback=record, progress_bar=True)
-
-
-def _cost(stage: Path) -> dict[str, float]:
-    file = stage / "cost.json"
-    return json.loads(file.read_text()) if file.exists() else {"cpu_seconds": 0.0, "seconds": 0.0}
-
-
-def _finished(stage: Path) -> dict[str, Any] | None:
-    file = stage / "result.json"
-    return json.loads(file.read_text()) if file.exists() else None
-
-
-_CURVES = {
-    "loss": "train/loss",
-    "sampled": "rollout/success_rate",
-    "greedy": "eval/maj@1",
-    "sampled_at_1": "eval/pass@1",
-    "median_length": "eval/median_response_length",
-    "mean_length": "rollout/mean_length",
-    "uniform_groups": "rollout/uniform_groups",
-}
-
-
-def _curve(run_folder: Path, per_iteration: int) -> list[dict[str, float]]:
-    """Metrics that a run logged, by optimizer steps of pretraining or iterations of reinforcement learning (`at`)."""
-    file = run_folder / "metrics.jsonl"
-    lines = read_jsonl(file) if file.exists() else []  # a run that found nothing to learn from may have none
-    pretraining = any("train/demonstrations" in line for line in lines)
-    return [
-        {"at": line["step"] / (1 if pretraining else per_iteration)}
-        | {name: round(line[key], 4) for name, key in _CURVES.items() if key in line}
-        for line in lines
-    ]
-
-
-# -------------------------------------------------------------------------------------------------------------- probe
-
-
-def probe(policy: CausalLMPolicy, spec: EnvSpec, problems: int) -> dict[str, float | None]:
-    """Metrics of a policy on the first problems of the test split, greedily and sampled once at temperature 1.
-
-    Whatever a run was rewarded for, both are measured: `accuracy`, the final answer is right, and `correct`, so is the
-    way to it. A response is long if it is longer than the longest short solution.
-    """
-    spec = copy.deepcopy(spec)
-    spec.kwargs |= {"split": "test", "grading": "cot"}
-    env = make_rollout_env(spec, policy, NUM_ENVS, curriculum=Sequential())
-    short = make_rollout_env(spec, policy, 1, p_cot=0.0)
-    limit = max(len(short.encode_solution(short.problems[i])) for i in range(problems))
-    found: dict[str, float | None] = {}
-    for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        attempts = list(collect(policy.with_sampling(temperature=temperature), env, problems, seed=0))
-        found |= {f"{name}_{key}": value for key, value in _shares(attempts, limit).items()}
-    return found
-
-
-def _shares(attempts: list[Attempt], limit: int) -> dict[str, float | None]:
-    # The limit is with the end-of-sequence token, which a truncated attempt lacks.
-    long = np.array([len(attempt.completion) > limit for attempt in attempts])
-    correct = np.array([attempt.is_success for attempt in attempts])
-    right = correct | np.array([attempt.verdict == "wrong_chain" for attempt in attempts])
-    lengths = [len(attempt.completion) - attempt.terminated for attempt in attempts]
-    values = {
-        "accuracy": right.mean(),
-        "correct": correct.mean(),
-        "long": long.mean(),
-        "correct_if_long": correct[long].mean() if long.any() else None,
-        "correct_if_short": correct[~long].mean() if not long.all() else None,
-        "median_length": np.median(lengths),
-    }
-    return {name: None if value is None else round(float(value), 4) for name, value in values.items()}

@@ -1,16 +1,11 @@
 """The jobs of the paper's grid: training of a system, evaluation, reranking. Each returns JSON and can be killed."""
 
-import copy
-import json
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import gymnasium as gym
 import torch
-from gymnasium.envs.registration import EnvSpec
 
 from ...agents import AGENTS, Agent, make_agent
 from ...agents.configs.ppo import PPOConfig
@@ -26,13 +21,13 @@ from ...agents.rollouts.slots import make_rollout_env, make_vllm
 from ...agents.training.fine_tuning import restore
 from ...agents.training.rounds import Round
 from ...envs.curriculum import Sequential
-from ...envs.registration import make_vec_env
+from ...envs.registration import make_spec, make_vec_env
 from ...envs.token_vector_env import TokenVectorEnv
 from ...files import read_jsonl, write_json
 from ...models.outcome import OutcomeModel
 from ...rewards.grading.solutions import equation_sequence
 from ...rewards.steps import step_ends
-from ..jobs import Done, Job
+from ..jobs import Done, Job, Stopwatch
 from ..reports.attempts import attempt_records
 from .systems import MODEL
 
@@ -52,7 +47,7 @@ def train_system(folder: Path, settings: Mapping[str, Any], needed: Mapping[str,
     settings = resolved(settings, needed)
     torch.set_num_threads(settings["threads"])
     run = folder / "run"
-    with Clock(folder) as clock:
+    with Stopwatch(folder) as clock:
         agent = make_agent(
             settings["agent"],
             make_spec(settings["env"]),
@@ -90,7 +85,7 @@ def evaluate_system(folder: Path, settings: Mapping[str, Any], needed: Mapping[s
     problems, n, seed = settings["problems"], settings["n"], settings["seed"]
     solutions: dict[str, list[str | None]] = {}
     (folder / POOL).unlink(missing_ok=True)
-    with Clock(folder) as clock:
+    with Stopwatch(folder) as clock:
         policy = load_policy(settings["model"], device=settings["device"], dtype=settings["dtype"])
         if "round" in settings:  # the policy after that round in place of the best one's
             after = Round.load(Path(settings["round"]["folder"]), settings["round"]["number"])
@@ -135,7 +130,7 @@ def rerank_system(folder: Path, settings: Mapping[str, Any], needed: Mapping[str
     settings = resolved(settings, needed)
     torch.set_num_threads(settings["threads"])
     n, evaluation = settings["n"], Path(settings["evaluation"])
-    with Clock(folder) as clock:
+    with Stopwatch(folder) as clock:
         judge = OutcomeModel.load(settings["orm"], device=settings["device"])
         # The model learned from prompts without worked examples, and reads the attempts behind such.
         arguments = {name: value for name, value in settings["env"].items() if name != "shots"}
@@ -174,14 +169,6 @@ def _groups(
     return [attempts[i : i + n] for i in range(0, len(attempts), n)]
 
 
-def make_spec(env: Mapping[str, Any]) -> EnvSpec:
-    """The spec of an environment, given as its `id` and arguments."""
-    arguments = dict(env)
-    spec = copy.deepcopy(gym.spec(arguments.pop("id")))
-    spec.kwargs |= arguments
-    return spec
-
-
 def resolved(settings: Any, needed: Mapping[str, Done]) -> Any:
     """Settings with the paths that their `paper_systems.output`s stand for."""
     if isinstance(settings, Mapping):
@@ -189,27 +176,6 @@ def resolved(settings: Any, needed: Mapping[str, Done]) -> Any:
             return str(needed[settings["output_of"]].folder / settings["path"])
         return {name: resolved(value, needed) for name, value in settings.items()}
     return settings
-
-
-class Clock:
-    """Time that a job takes, with what killed processes have saved of theirs."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "spent.json"
-        self._before = json.loads(self._path.read_text()) if self._path.exists() else {}
-
-    def __enter__(self) -> Self:
-        self._wall, self._cpu = time.monotonic(), time.process_time()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.save()
-
-    def save(self) -> None:
-        """Writes down what was spent so far."""
-        now = {"seconds": time.monotonic() - self._wall, "cpu_seconds": time.process_time() - self._cpu}
-        self.spent = {name: round(self._before.get(name, 0.0) + value, 1) for name, value in now.items()}
-        write_json(self._path, self.spent)
 
 
 def expected_attempts(job: Job) -> int:

@@ -5,7 +5,6 @@ result, and PPO starts from there with each reward, everything else equal. A fol
 not done again.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from ...agents.ppo import PPO
 from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env
 from ...agents.sft import SFT
+from ...envs.registration import make_spec
 from ...envs.token_vector_env import TokenVectorEnv
 from ...extras import need
 from ...files import read_jsonl, write_json
@@ -155,11 +155,11 @@ def reinforced(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Do
     """PPO from the start."""
     torch.set_num_threads(settings["threads"])
     variant, initial = settings["variant"], start(needs)
-    spec = copy.deepcopy(gym.spec(ENV))
-    spec.kwargs["reward"] = "sparse" if variant == "no_penalty" else variant
+    reward: Any = "sparse" if variant == "no_penalty" else variant
     if variant.endswith("orm"):
         folders = [done.folder for name, done in needs.items() if name.endswith("orm")]
-        spec.kwargs["reward"] = {"name": variant, "orm": str(folders[0] / "run" / "model")}
+        reward = {"name": variant, "orm": str(folders[0] / "run" / "model")}
+    spec = make_spec({"id": ENV, "reward": reward})
     own = {name: settings[name] for name in (*PPO_SETTINGS, *VARIANTS[variant], "iterations")}
     agent = PPO(
         spec, initial, num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume="auto", device="cpu",

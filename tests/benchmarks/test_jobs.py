@@ -124,6 +124,14 @@ def test_results_of_other_settings_or_versions_are_refused_before_anything_runs(
     assert len(order(tmp_path)) == 4
 
 
+def test_a_plan_may_continue_with_another_number_of_threads(tmp_path) -> None:
+    for threads in (1, 2):
+        states = run_plan([Job("a", add, {"number": 1, "threads": threads})], tmp_path)
+        assert isinstance(states["a"], Done)
+    assert json.loads((tmp_path / "a" / "result.json").read_text())["settings"]["threads"] == 1
+    assert order(tmp_path) == ["a"]
+
+
 COUNTING = """
 import signal, sys, time
 from pathlib import Path

@@ -1,6 +1,9 @@
 """The experiments after next-token prediction: the grid, going on, the probe against hand-made policies, the plots."""
 
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +14,12 @@ from transformers import LlamaConfig
 from tokengym.__main__ import main
 from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.benchmarks.after_pretraining import grid as after_pretraining
-from tokengym.benchmarks.after_pretraining.grid import MultiplicationExperiment, ParityExperiment, probe, run
+from tokengym.benchmarks.after_pretraining import jobs
+from tokengym.benchmarks.after_pretraining.grid import MultiplicationExperiment, ParityExperiment, run
 from tokengym.benchmarks.after_pretraining.plots import sweep, table
+from tokengym.benchmarks.jobs import Stopwatch
 from tokengym.envs import Problem
-from tokengym.envs.registration import make_vec_env
+from tokengym.envs.registration import make_spec, make_vec_env
 from tokengym.registry import UnknownNameError
 
 SMALL = {
@@ -24,37 +29,39 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def _small_validation(monkeypatch) -> None:
-    monkeypatch.setitem(after_pretraining._COMMON, "validation_problems", 4)
-    monkeypatch.setitem(after_pretraining._COMMON, "num_envs", 16)
+def _small_jobs_in_forks(monkeypatch) -> None:
+    """Processes forked from this one: they import nothing, and share what a test replaces."""
+    monkeypatch.setattr(after_pretraining, "VALIDATION_PROBLEMS", 4)
+    monkeypatch.setattr(after_pretraining, "NUM_ENVS", 16)
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)
 
 
-def test_the_grid_is_run_once_and_a_larger_one_takes_it_over(tmp_path, monkeypatch) -> None:
-    learnt: list[str] = []
-    real = after_pretraining._learn
+def begun(lines: list[str]) -> list[str]:
+    return [line.removesuffix(": begun").partition("/")[2] for line in lines if line.endswith(": begun")]
 
-    def learn(agent, stage) -> None:
-        learnt.append(str(stage.relative_to(tmp_path)))
-        real(agent, stage)
 
-    monkeypatch.setattr(after_pretraining, "_learn", learn)
-    first = run(ParityExperiment(tmp_path, algorithms=("star", "grpo"), **SMALL))
-    names = ["pretraining", "star-cot-temperature-1-from-4", "grpo-cot-temperature-1-from-4"]
-    assert learnt == [f"seed-0/p_cot-0.25/{name}" for name in names]
+def test_the_grid_is_run_once_and_a_larger_one_takes_it_over(tmp_path) -> None:
+    lines: list[str] = []
+    first = run(ParityExperiment(tmp_path, algorithms=("star", "grpo"), **SMALL), lines.append)
+    names = ["pretraining", "before-from-4", "star-cot-temperature-1-from-4", "grpo-cot-temperature-1-from-4"]
+    assert begun(lines) == [f"p_cot-0.25/{name}" for name in names]
     assert json.loads((tmp_path / "results.json").read_text()) == first
     assert (tmp_path / "curves.png").exists()
+    assert first["missing"] == {}
     assert [[point["at"] for point in run["curve"]] for run in first["runs"]] == [[0, 1, 2], [1, 2]]
     assert [point["at"] for point in first["pretraining"][0]["curve"]] == [2, 4]
     assert all(run["cpu_seconds"] > 0 for run in first["runs"])
-    learnt.clear()
-    grid = {"p_cot": (0.25, 0.5), "gradings": ("cot", "e2e"), "temperatures": (1.0, 1.5), "starts": (2, 4)}
-    second = run(ParityExperiment(tmp_path, algorithms=("grpo",), **grid, **SMALL))
-    assert len(second["runs"]) == 2 * 2 * 2 * 2
-    assert len(learnt) == len(set(learnt)) == 1 + 16 - 1
+    lines.clear()
+    grid = {"gradings": ("cot", "e2e"), "temperatures": (1.0, 1.5), "starts": (2, 4)}
+    second = run(ParityExperiment(tmp_path, algorithms=("grpo",), **grid, **SMALL), lines.append)
+    assert len(second["runs"]) == 2 * 2 * 2
+    learned = [name for name in begun(lines) if "before" not in name]
+    assert len(learned) == len(set(learned)) == 8 - 1
     assert second["pretraining"][0]["before"]["4"] == first["pretraining"][0]["before"]["4"]
-    same = [run for run in second["runs"] if (run["p_cot"], run["start"], run["grading"]) == (0.25, 4, "cot")]
+    same = [run for run in second["runs"] if (run["start"], run["grading"]) == (4, "cot")]
     assert first["runs"][1] in same
-    assert len(table(second).rows) == 2 * 2 + 16
+    assert len(table(second).rows) == 2 + 8
     with pytest.raises(ValueError, match=r"holds runs with other settings \(iterations: 2 -> 3\)"):
         run(ParityExperiment(tmp_path, **(SMALL | {"iterations": 3})))
 
@@ -62,25 +69,20 @@ def test_the_grid_is_run_once_and_a_larger_one_takes_it_over(tmp_path, monkeypat
 def test_a_killed_experiment_goes_on(tmp_path, monkeypatch) -> None:
     settings = {"algorithms": ("reinforce", "rloo"), **SMALL}
     whole = run(ParityExperiment(tmp_path / "whole", **settings))
+    save = Stopwatch.save
+    for name in ("pretraining", "reinforce-cot-temperature-1-from-4"):
 
-    class Killed(BaseException):
-        pass
-
-    for call in (1, 4):  # in pretraining, in REINFORCE
-        calls = []
-        real = after_pretraining.write_json
-
-        def kill(path, value, call=call, calls=calls, real=real) -> None:
-            real(path, value)
-            calls.append(path)
-            if path.name == "cost.json" and sum(path.name == "cost.json" for path in calls) == call:
-                raise Killed
+        def kill(watch: Stopwatch, name=name) -> None:
+            save(watch)
+            if watch._path.parent.name == name:
+                os.kill(os.getpid(), signal.SIGKILL)
 
         with monkeypatch.context() as patch:
-            patch.setattr(after_pretraining, "write_json", kill)
-            with pytest.raises(Killed):
-                run(ParityExperiment(tmp_path / f"cut-{call}", **settings))
-        resumed = run(ParityExperiment(tmp_path / f"cut-{call}", **settings))
+            patch.setattr(Stopwatch, "save", kill)
+            cut = run(ParityExperiment(tmp_path / name, **settings))
+        assert "status -9" in cut["missing"][f"seed-0/p_cot-0.25/{name}"]
+        assert len(cut["pretraining"]) == (name != "pretraining")
+        resumed = run(ParityExperiment(tmp_path / name, **settings))
         for part in ("pretraining", "runs"):
             for expected, found in zip(whole[part], resumed[part], strict=True):
                 timed = {"cpu_seconds", "seconds"}
@@ -121,11 +123,11 @@ def test_the_probe_tells_long_from_short_and_right_from_wrong(monkeypatch, digit
         def with_sampling(self, temperature: float):
             return self
 
-    spec = experiment.spec(0.25, "e2e")
+    spec = make_spec(experiment.environment(0.25, "e2e"))
     model = SimpleNamespace(generation_config=None, name_or_path="", config=LlamaConfig())
-    monkeypatch.setattr(after_pretraining, "collect", collect)
+    monkeypatch.setattr(jobs, "collect", collect)
     policy = Policy(tokenizer=make_vec_env(spec, 1).tokenizer, model=model)
-    found = probe(policy, spec, 5)  # pyright: ignore[reportArgumentType]
+    found = jobs.probe(policy, spec, 5, num_envs=16)  # pyright: ignore[reportArgumentType]
     for kind in ("greedy", "sampled"):
         assert found[f"{kind}_accuracy"] == 0.8
         assert found[f"{kind}_correct"] == 0.6
