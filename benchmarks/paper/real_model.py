@@ -38,7 +38,7 @@ TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True)
-class Experiment:
+class RealModelStudy:
     """A real model on real data, measured.
 
     Attributes:
@@ -95,7 +95,7 @@ class Experiment:
         return self.rounds * self.problems * 4
 
 
-def jobs(experiment: Experiment) -> list[Job]:
+def jobs(experiment: RealModelStudy) -> list[Job]:
     """The plan, all systems of a seed before the next seed."""
     return [
         job
@@ -106,7 +106,7 @@ def jobs(experiment: Experiment) -> list[Job]:
     ]
 
 
-def _jobs(experiment: Experiment, name: str, seed: int) -> list[Job]:
+def _jobs(experiment: RealModelStudy, name: str, seed: int) -> list[Job]:
     """Training of a system, where it has any, and its evaluation."""
     env = {"id": experiment.env, "max_new_tokens": experiment.max_new_tokens, "on_long_prompt": "skip"}
     if experiment.data is not None:
@@ -142,7 +142,7 @@ def _jobs(experiment: Experiment, name: str, seed: int) -> list[Job]:
     return [*plan, Job(title(name, "evaluate"), evaluate_system, evaluation, tuple(job.name for job in plan))]
 
 
-def _config(experiment: Experiment, name: str) -> dict[str, Any]:
+def _config(experiment: RealModelStudy, name: str) -> dict[str, Any]:
     supervised = {"epochs": experiment.epochs, "demonstrations": experiment.problems, "save_steps": 10}
     if name == "sft":
         return FINE_TUNING | supervised
@@ -160,7 +160,7 @@ def _config(experiment: Experiment, name: str) -> dict[str, Any]:
     }
 
 
-def run(experiment: Experiment, say: Any = lambda line: None) -> dict[str, Any]:
+def run(experiment: RealModelStudy, say: Any = lambda line: None) -> dict[str, Any]:
     """Does what is not done yet, and writes `results.json` into the folder.
 
     Returns:
@@ -245,4 +245,4 @@ def _shown(estimate: Estimate) -> str:
 
 if __name__ == "__main__":
     console = Console(width=160)
-    console.print(table(run(tyro.cli(Experiment), console.print)))
+    console.print(table(run(tyro.cli(RealModelStudy), console.print)))

@@ -7,11 +7,11 @@ import pytest
 
 from tokengym.benchmarks.jobs import Missing
 from tokengym.benchmarks.paper import real_model
-from tokengym.benchmarks.paper.real_model import Experiment
+from tokengym.benchmarks.paper.real_model import RealModelStudy
 
 
 def test_grpo_starts_from_sft_and_samples_as_many_attempts_as_expert_iteration():
-    experiment = Experiment("model", problems=600, rounds=2, seeds=(3,))
+    experiment = RealModelStudy("model", problems=600, rounds=2, seeds=(3,))
     jobs = {job.name: job for job in real_model.jobs(experiment)}
     assert len(jobs) == 7  # the start is evaluated only
     grpo, ei = jobs["seed-3/grpo/train"], jobs["seed-3/ei/train"]
@@ -34,13 +34,13 @@ def test_grpo_starts_from_sft_and_samples_as_many_attempts_as_expert_iteration()
 )
 def test_what_cannot_be_run_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        Experiment("model", **settings)
+        RealModelStudy("model", **settings)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
-    experiment = Experiment(
+    experiment = RealModelStudy(
         "tokengym/tiny", env="tokengym/Arithmetic-v0", folder=folder, seeds=(0,), systems=("start", "sft"),
         problems=4, test_problems=3, n=2, workers=1,
     )  # fmt: skip
