@@ -7,7 +7,7 @@ spent token budget truncates. What an attempt is worth is for a reward to say.
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +21,7 @@ from ..rewards import Reward, Verdict, make_reward
 from ..rewards.base import TERMINATED, TRUNCATED
 from .curriculum import Curriculum, make_curriculum
 from .infos import Infos, add_infos, end_infos, objects, start_infos
+from .pending_verdicts import PendingVerdicts
 from .problems.base import Problem, ProblemSource
 from .problems.prompts import Chat
 from .prompt_encoder import PromptEncoder
@@ -35,15 +36,6 @@ _RESET_OPTIONS = ("problem_id", "prefix", "reset_mask")
 _TRUNCATED = Verdict(False, "truncated", None)
 # A curriculum that meets this many prompts over the limit in a row has nothing shorter to offer.
 _MAX_SKIPS = 10_000
-
-
-class _Held(NamedTuple):
-    """An attempt whose last token waits for its verdict."""
-
-    token: int
-    due: int
-    """Number of the step in which the verdict is waited for at last."""
-    verdict: Future[Verdict]
 
 
 class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
@@ -187,8 +179,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._attempts = np.zeros(num_envs, dtype=np.int64)
         self._begun: dict[str, int] = {}  # attempts begun, by problem id
         self._checked = 0  # how many of the first prompts are known to keep to the limit
-        self._held: dict[int, _Held] = {}
-        self._steps = 0
+        self._pending = PendingVerdicts(num_envs)
         self._reset_needed = True
         self._slots = np.arange(num_envs)
         self._ones = np.ones(num_envs, dtype=np.int64)
@@ -285,9 +276,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     @property
     def awaits_verdict(self) -> BoolArray:
         """`[N]` bool, true for the slots that `step_on` left waiting; `step` waits for their verdicts."""
-        waiting = np.zeros(self.num_envs, dtype=np.bool_)
-        waiting[list(self._held)] = True
-        return waiting
+        return self._pending.mask
 
     def step_tokens(self, tokens: ArrayLike, lengths: ArrayLike) -> StepResult:
         """Appends several tokens to each slot at once, for engines that return whole completions.
@@ -539,10 +528,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._returns[slots] = 0
         self._terminations[slots] = False
         self._truncations[slots] = False
-        if self._held:
-            for slot in slots.tolist():
-                if (held := self._held.pop(slot, None)) is not None:
-                    held.verdict.cancel()
+        if self._pending:
+            self._pending.drop(slots.tolist())
         if self._reward_log is not None:
             self._reward_log[slots] = 0
         problems = [problem for problem, _ in starts]
@@ -563,11 +550,11 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """Appends `tokens[i, :lengths[i]]` to each slot i that lives; `tokens` is `[N, K]`."""
         if self._reset_needed:
             raise ResetNeeded("no attempt has begun: call reset() before step()")
-        self._steps += 1
+        self._pending.begin_step()
         finished = self._terminations | self._truncations
         beginning = None
-        if self._held:
-            tokens, lengths = self._with_due(tokens, np.where(finished, 0, lengths), patience)
+        if self._pending:
+            tokens, lengths = self._pending.with_due(tokens, np.where(finished, 0, lengths), finished, patience)
         elif finished.any():
             if self.autoreset_mode is AutoresetMode.NEXT_STEP:
                 beginning = np.flatnonzero(finished & (lengths > 0))
@@ -594,7 +581,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._lengths += lengths
         truncated = (self._lengths == self._limits) & (lengths > 0) & ~terminated
         verdicts = self._verdicts(terminated, truncated, patience)
-        if patience and self._held:
+        if patience and self._pending:
             lengths = self._hold_back(terminated, lengths)
         ending = np.flatnonzero(terminated | truncated)
         rewards = self._score(tokens.shape[1], lengths, terminated * TERMINATED + truncated * TRUNCATED, verdicts)
@@ -658,15 +645,15 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         return stopped
 
     def _verdicts(self, terminated: BoolArray, truncated: BoolArray, patience: int) -> list[Verdict | None]:
-        """The verdicts of slots that have ended; with patience, those that are not there yet go to `_held`."""
+        """The verdicts of slots that have ended; with patience, those that are not there yet are pending."""
         verdicts: list[Verdict | None] = [None] * self.num_envs
         begun: dict[int, Future[Verdict]] = {}
         for slot in np.flatnonzero(terminated | truncated).tolist():
             if truncated[slot]:
                 verdicts[slot] = _TRUNCATED
                 continue
-            if slot in self._held:
-                verdicts[slot] = self._as_verdict(self._held.pop(slot).verdict.result())
+            if slot in self._pending:
+                verdicts[slot] = self._as_verdict(self._pending.take(slot))
                 continue
             # The one time that an attempt's text is decoded; special tokens stay visible, or "4<pad>2" would read as 42
             attempt = self.decode(self.completion(slot)), self.problem(slot)
@@ -680,7 +667,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             for slot, verdict in begun.items():
                 if running.any():
                     token = int(self._tokens[slot, self._lengths[slot] - 1])
-                    self._held[slot] = _Held(token, self._steps + patience, verdict)
+                    self._pending.add(slot, token, patience, verdict)
                 else:
                     verdicts[slot] = self._as_verdict(verdict.result())
         return verdicts
@@ -694,7 +681,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         return verdict
 
     def _hold_back(self, terminated: BoolArray, lengths: IntArray) -> IntArray:
-        """Takes the last tokens of slots in `_held` back; returns the numbers of tokens that were appended."""
+        """Takes the last tokens of slots that wait for verdicts back; returns the numbers of tokens appended."""
         slots = np.flatnonzero(terminated & self.awaits_verdict)
         if not len(slots):
             return lengths
@@ -705,18 +692,6 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._tokens[slots, self._lengths[slots]] = self.encoder.pad_token_id
         self._mask[slots, self._lengths[slots]] = 0
         return lengths
-
-    def _with_due(self, tokens: NDArray[Any], lengths: IntArray, patience: int) -> tuple[NDArray[Any], IntArray]:
-        """Gives slots in `_held` no other token than the one that was taken back, and that one when it is due."""
-        waiting = self.awaits_verdict
-        running = (~(self._terminations | self._truncations | waiting)).any()
-        lengths[waiting] = 0
-        tokens = tokens.copy()
-        for slot, held in self._held.items():
-            if not patience or not running or self._steps >= held.due:
-                tokens[slot, 0] = held.token
-                lengths[slot] = 1
-        return tokens, lengths
 
     def _score(self, width: int, lengths: IntArray, ended: IntArray, verdicts: list[Verdict | None]) -> FloatArray:
         rewards = self.reward.score(lengths, ended, verdicts)

@@ -12,12 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge
 
 from ...envs.registration import make_spec, make_vec_env
 from ...extras import need
 from ...files import write_json
 from ...registry import unknown_name
+from ...settings import Count, Positive, check_settings
 from ..jobs import Done, Job, Missing, read_result, run_plan
 from .jobs import pretrain, probe_checkpoint, reinforce
 
@@ -73,21 +76,22 @@ class Experiment(ABC):
     starts: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0,)
     architecture: Literal["gpt2", "llama"] = "llama"
-    depth: int = 2
-    width: int = 128
-    steps: int = 300
-    batch_size: int = 256
-    pretraining_rate: float = 1e-3
-    save_steps: int = 25
-    iterations: int = 20
-    attempts: int = 512
-    group: int = 16
-    learning_rate: float | None = None
-    test_problems: int = 500
-    threads: int = 1
-    workers: int = 1
+    depth: Count = 2
+    width: Count = 128
+    steps: Count = 300
+    batch_size: Count = 256
+    pretraining_rate: Positive = 1e-3
+    save_steps: Count = 25
+    iterations: Count = 20
+    attempts: Count = 512
+    group: Annotated[int, Ge(2)] = 16
+    learning_rate: Positive | None = None
+    test_problems: Count = 500
+    threads: Count = 1
+    workers: Count = 1
 
     def __post_init__(self) -> None:
+        check_settings(self)
         for algorithm in self.algorithms:
             if algorithm not in LEARNING_RATES:
                 raise unknown_name("algorithm", algorithm, LEARNING_RATES)
@@ -96,8 +100,8 @@ class Experiment(ABC):
                 raise ValueError(
                     f"no checkpoint after {start} of {self.steps} steps: set starts, or save_steps to divide it"
                 )
-        if self.group < 2 or self.attempts % self.group:
-            raise ValueError(f"group must be at least 2 and divide attempts={self.attempts}, got {self.group}")
+        if self.attempts % self.group:
+            raise ValueError(f"group must divide attempts={self.attempts}, got {self.group}")
         if not (self.p_cot and self.seeds and self.gradings and self.temperatures):
             raise ValueError("p_cot, seeds, gradings and temperatures need at least one value each")
 
@@ -127,8 +131,8 @@ class ParityExperiment(Experiment):
 
     env: ClassVar[str] = "tokengym/Parity-v0"
 
-    d: int = 25
-    leap: int = 1
+    d: Count = 25
+    leap: Count = 1
 
     @property
     def env_settings(self) -> dict[str, Any]:
@@ -145,7 +149,7 @@ class MultiplicationExperiment(Experiment):
 
     env: ClassVar[str] = "tokengym/Multiplication-v0"
 
-    digits: int = 3
+    digits: Count = 3
 
     @property
     def env_settings(self) -> dict[str, Any]:

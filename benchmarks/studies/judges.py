@@ -38,6 +38,7 @@ from ...envs.curriculum import Sequential
 from ...files import write_json
 from ...models.loading import load
 from ...models.outcome import OutcomeModel
+from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import Estimate, crossed_mean, ratio_difference, ratio_mean
 from .demo import ENV
@@ -75,9 +76,12 @@ class JudgesStudy:
 
     folder: Path = Path("runs/judges")
     seeds: tuple[int, ...] = (0, 1, 2)
-    problems: int = 400
-    test_problems: int = 200
-    workers: int = 1
+    problems: Count = 400
+    test_problems: Count = 200
+    workers: Count = 1
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def jobs(experiment: JudgesStudy) -> list[Job]:

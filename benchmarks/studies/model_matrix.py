@@ -17,6 +17,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from ...files import write_json, write_text
+from ...settings import Positive, check_settings
 from ..isolated import Fault, isolated
 from .model_checks import CHECKS, VOCABULARY, CheckResult, check
 from .tiny_architectures import TYPES, VARIANTS, configurations
@@ -45,13 +46,12 @@ class ModelMatrix:
 
     types: tuple[str, ...] = ()
     folder: Path = Path("runs/models")
-    time_limit: float = 180.0
+    time_limit: Positive = 180.0
 
     def __post_init__(self) -> None:
         if unknown := sorted({*self.types} - {*NAMES}):
             raise ValueError(f"there are no types {', '.join(unknown)}; there are {', '.join(NAMES)}")
-        if not self.time_limit > 0:
-            raise ValueError(f"time_limit must be above 0 seconds, got {self.time_limit}")
+        check_settings(self)
 
 
 @dataclass(frozen=True)

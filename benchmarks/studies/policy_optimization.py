@@ -22,6 +22,7 @@ from ...agents import AGENTS
 from ...agents.on_policy import PolicyGradientAgent
 from ...arrays import FloatArray
 from ...files import read_jsonl, write_json
+from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import crossed_mean
 from .demo import ENV
@@ -59,9 +60,12 @@ class OptimizationStudy:
     folder: Path = Path("runs/policy-optimization")
     variants: tuple[str, ...] = tuple(VARIANTS)
     seeds: tuple[int, ...] = (0, 1, 2)
-    test_problems: int = 400
-    n: int = 8
-    workers: int = 2
+    test_problems: Count = 400
+    n: Count = 8
+    workers: Count = 2
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def jobs(experiment: OptimizationStudy) -> list[Job]:

@@ -27,6 +27,7 @@ from ...envs.token_vector_env import TokenVectorEnv
 from ...extras import need
 from ...files import read_jsonl, write_json
 from ...models.loading import load
+from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from .demo import ENV
 from .demo import SETTINGS as DEMO
@@ -82,11 +83,14 @@ class PPOExperiment:
     folder: Path = Path("runs/ppo")
     variants: tuple[Variant, ...] = ("sparse", "no_penalty", "dense", "sparse_orm", "dense_orm")
     seeds: tuple[int, ...] = (0, 1, 2)
-    iterations: int = 40
-    test_problems: int = 400
-    n: int = 8
-    threads: int = 1
-    workers: int = 2
+    iterations: Count = 40
+    test_problems: Count = 400
+    n: Count = 8
+    threads: Count = 1
+    workers: Count = 2
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def run(experiment: PPOExperiment, say: Callable[[str], object] = lambda line: None) -> dict[str, Any]:

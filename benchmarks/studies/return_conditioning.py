@@ -38,6 +38,7 @@ from ...models.loading import load
 from ...models.vocabulary import num_token_ids
 from ...rewards.grading.solutions import equation_sequence
 from ...rewards.steps import step_ends
+from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from .demo import ENV, SETTINGS
 
@@ -66,17 +67,20 @@ class ReturnConditioning:
     """
 
     folder: Path = Path("runs/rcrl")
-    problems: int = 1600
-    samples_per_problem: int = 2
-    rollouts_per_step: int = 4
+    problems: Count = 1600
+    samples_per_problem: Count = 2
+    rollouts_per_step: Count = 4
     ratios: tuple[float, ...] = (0.5, 0.7, 0.9)
     thresholds: tuple[float, ...] = (0.5, 0.25, 1.0)
-    training_attempts: int = 600
-    test_problems: int = 200
-    n: int = 16
-    cost_attempts: int = 100
+    training_attempts: Count = 600
+    test_problems: Count = 200
+    n: Count = 16
+    cost_attempts: Count = 100
     seed: int = 0
-    threads: int = 1
+    threads: Count = 1
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def run(experiment: ReturnConditioning, say: Any = lambda line: None) -> dict[str, Any]:
