@@ -93,7 +93,7 @@ SAMPLED_IN: dict[str, type[GRPO]] = {"float32": GRPO, "bfloat16": HalfGRPO, "8 b
 
 
 @dataclass(frozen=True)
-class Experiment:
+class MismatchStudy:
     """GRPO that samples in other precisions, measured.
 
     Attributes:
@@ -117,7 +117,7 @@ class Experiment:
     workers: int = 2
 
 
-def jobs(experiment: Experiment) -> list[Job]:
+def jobs(experiment: MismatchStudy) -> list[Job]:
     """The plan, all variants of a seed before the next seed."""
     common = {name: getattr(experiment, name) for name in ("d", "test_problems", "iterations")}
     return [
@@ -163,7 +163,7 @@ def _measured(policy: CausalLMPolicy, settings: Mapping[str, Any]) -> dict[str, 
     return evaluate(policy, env, problems=settings["test_problems"], n=0, seed=0).to_dict()["metrics"]
 
 
-def run(experiment: Experiment) -> dict[str, Any]:
+def run(experiment: MismatchStudy) -> dict[str, Any]:
     """Does what is not done yet, and writes `results.json` and `mismatch.png` into the folder."""
     need("plots", "the figure of this study")
     states = run_plan(jobs(experiment), experiment.folder, workers=experiment.workers)
@@ -227,4 +227,4 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    Console().print(table(run(tyro.cli(Experiment))))
+    Console().print(table(run(tyro.cli(MismatchStudy))))

@@ -35,7 +35,7 @@ def test_mismatch_is_logged_for_every_precision(tmp_path, monkeypatch) -> None:
         batch_size=64, learning_rate=3e-3, validation_problems=0, run=tmp_path / "start",
     )  # fmt: skip
     start.learn()
-    experiment = mismatch.Experiment(
+    experiment = mismatch.MismatchStudy(
         tmp_path / "start" / "model", tmp_path / "study", ("float32", "bfloat16, weights", "8 bits"), d=6, iterations=1,
         test_problems=8,
     )  # fmt: skip
