@@ -1,6 +1,6 @@
 """Installs a wheel of this tree with the core alone, then with each extra alone, and uses what each is for.
 
-    python scripts/try_extras.py                     # all extras but vLLM, which brings a PyTorch of its own
+    python scripts/try_extras.py                     # all of FEATURES; vLLM brings a PyTorch of its own
     python scripts/try_extras.py plots gguf --gguf model.gguf
 
 Every environment is new and lies outside of the checkout. Without its extra a feature must end in one line with the
