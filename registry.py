@@ -31,6 +31,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     return UnknownNameError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")
 
 
+def entry_point_names(group: str) -> list[str]:
+    """Names that installed distributions declare in a group of entry points, sorted; imports nothing of theirs."""
+    return sorted({point.name for point in entry_points(group=group)})
+
+
 def summary(thing: object) -> str:
     """The first line of a docstring of its own; empty if there is none."""
     return (thing.__doc__ or "").strip().split("\n", 1)[0]
@@ -66,7 +71,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names, sorted; imports nothing."""
-        return sorted({*self._homes, *self._registered, *(point.name for point in entry_points(group=self.group))})
+        return sorted({*self._homes, *self._registered, *entry_point_names(self.group)})
 
     def get(self, name: str) -> T:
         """The entry registered under `name`.

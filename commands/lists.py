@@ -20,7 +20,7 @@ def list_names(arguments: Sequence[str]) -> None:
         from ..rewards.grading.formats import ANSWER_FORMATS
 
         problems = PROBLEMS.summaries()
-        rows = [("environment", env_id, problems[source]) for env_id, source in IDS.items()]
+        rows = [("environment", env_id, problems[source]) for env_id, source in sorted(IDS.items())]
         rows += [(PROBLEMS.kind, name, text) for name, text in problems.items() if name not in IDS.values()]
         for registry in (AGENTS, REWARDS, CURRICULA, ANSWER_FORMATS):
             rows += [(registry.kind, name, text) for name, text in registry.summaries().items()]

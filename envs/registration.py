@@ -2,13 +2,14 @@
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from ..registry import unknown_name
+from ..registry import entry_point_names, unknown_name
 
 if TYPE_CHECKING:
     from .problems.base import ProblemSource
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from .token_vector_env import TokenVectorEnv
 
 NAMESPACE = "tokengym"
-IDS: Mapping[str, str] = {
+_BUILT_IN = {
     f"{NAMESPACE}/Arithmetic-v0": "arithmetic",
     f"{NAMESPACE}/Dataset-v0": "dataset",
     f"{NAMESPACE}/GSM8K-v0": "gsm8k",
@@ -25,7 +26,19 @@ IDS: Mapping[str, str] = {
     f"{NAMESPACE}/Parity-v0": "parity",
     f"{NAMESPACE}/SVAMP-v0": "svamp",
 }
-"""Registered ids, each with the name of its problem source."""
+
+
+def _installed() -> dict[str, str]:
+    """Ids of the problem sources that other packages declare, which are not imported for it."""
+    names = [name for name in entry_point_names(f"{NAMESPACE}.problems") if re.fullmatch(r"[\w.-]+", name)]
+    return {f"{NAMESPACE}/{name}" + ("" if re.search(r"-v\d+$", name) else "-v0"): name for name in names}
+
+
+IDS: Mapping[str, str] = {**_installed(), **_BUILT_IN}
+"""Registered ids, each with the name of its problem source.
+
+A source that a package declares as `pens`, in the entry-point group `tokengym.problems`, is `tokengym/pens-v0`.
+"""
 
 
 def register_envs() -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,7 @@ def test_the_command_line_lists_and_trains_it(installed, tmp_path: Path) -> None
     assert "best-of-n" in listed
     assert "lagr-seq" in listed
     assert "judged" in listed
+    assert re.search(r"environment +│ tokengym/pens-v0 +│ Prices of pens, one", listed)
     small = ["--n", "2", "--problems-per-update", "2", "--env-args", "steps=1", "max_new_tokens=16"]
     trained = run(
         installed, "-m", "tokengym", "train", "best-of-n", "--total-episodes", "8", *small, "--run", "run", cwd=tmp_path
@@ -134,3 +136,20 @@ print(paid, 1 + 0.25 * sum("=" in line for line in lines))
     paid, expected = map(float, run(installed, "-c", code, cwd=tmp_path).split())
     assert paid == pytest.approx(expected)
     assert expected > 1
+
+
+@pytest.mark.slow
+def test_problems_have_an_id_for_gymnasium_agents_and_commands(installed, tmp_path: Path) -> None:
+    code = """
+import gymnasium, tokengym
+env = gymnasium.make("tokengym/pens-v0", most=5, reward="dense")
+_, info = env.reset(seed=0, options={"problem_id": "pens-train-0-3"})
+print(info["problem_id"])
+"""
+    assert run(installed, "-c", code, cwd=tmp_path) == "pens-train-0-3\n"
+    pens = ["tokengym/pens-v0", "--env-args", "most=9"]
+    assert " 0 errors" in run(installed, "-m", "tokengym", "doctor", *pens, cwd=tmp_path)
+    train = ["--env", *pens, "--demonstrations", "8", "--epochs", "1", "--validation-problems", "4", "--run", "run"]
+    run(installed, "-m", "tokengym", "train", "sft", *train, cwd=tmp_path)
+    table = run(installed, "-m", "tokengym", "eval", "--env", *pens, "--problems", "4", "--n", "0", cwd=tmp_path)
+    assert "pens-v0" in table

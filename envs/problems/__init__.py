@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .gsm8k import GSM8K
     from .multiplication import Multiplication
     from .parity import Parity
-    from .procedural import ProceduralSource
+    from .procedural import Draws, ProceduralSource
     from .prompts import render_prompt
     from .svamp import SVAMP
 
@@ -33,6 +33,7 @@ __all__ = [
     "SVAMP",
     "Arithmetic",
     "Dataset",
+    "Draws",
     "FiniteSource",
     "Multiplication",
     "Parity",
@@ -64,7 +65,7 @@ __getattr__, __dir__ = lazy_names(
         "gsm8k": ("GSM8K",),
         "multiplication": ("Multiplication",),
         "parity": ("Parity",),
-        "procedural": ("ProceduralSource",),
+        "procedural": ("Draws", "ProceduralSource"),
         "prompts": ("render_prompt",),
         "svamp": ("SVAMP",),
     },

@@ -16,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env, data_equivalence
 
 import tokengym
-from tokengym.envs import IDS, Problem, ProblemList, TokenEnv, TokenVectorEnv, make_vec_env
+from tokengym.envs import IDS, Problem, ProblemList, TokenEnv, TokenVectorEnv, make_vec_env, registration
 from tokengym.envs.registration import make_token_env, make_token_vector_env
 from tokengym.registry import UnknownNameError
 
@@ -286,3 +286,11 @@ def test_a_source_that_is_made_already_has_other_splits_and_shots():
     assert "#### 1\n\nQ: validation?" in slots.tokenizer.decode(slots.encode_prompt(slots.problems[0]))
     with pytest.raises(ValueError, match="has no test split"):
         gym.make("tokengym/Arithmetic-v0", problems=ProblemList(splits), split="test")
+
+
+def test_problem_sources_of_other_packages_have_ids_and_built_in_ones_keep_theirs(monkeypatch):
+    declared = ["pens", "Chess-v3", "no id", "GSM8K"]
+    monkeypatch.setattr(registration, "entry_point_names", lambda group: {"tokengym.problems": declared}[group])
+    found = registration._installed()
+    assert found == {"tokengym/pens-v0": "pens", "tokengym/Chess-v3": "Chess-v3", "tokengym/GSM8K-v0": "GSM8K"}
+    assert {**found, **registration._BUILT_IN}["tokengym/GSM8K-v0"] == "gsm8k"
