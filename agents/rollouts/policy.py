@@ -10,12 +10,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...arrays import IntArray
 from ...envs.token_vector_env import TokenVectorEnv
+from ...models.engine.compiled_decoder import CompiledDecoder
 from ...models.engine.decoder import SlotDecoder
 from ...models.engine.half_copy import HalfCopy
 from ...models.engine.row_decoder import RowDecoder
 from ...models.engine.sampling import GREEDY, SamplingConfig, stream_key
 from ...models.engine.self_check import decoding
 from ...models.engine.vllm_decoder import VLLM, VLLMDecoder
+from ...models.layers import model_name
 from ...models.vocabulary import num_token_ids
 
 
@@ -42,6 +44,7 @@ class CausalLMPolicy:
         self.seed = seed
         self._vllm: VLLM | None = None
         self._half: HalfCopy | None = None
+        self._compiled = False
 
     def with_sampling(self, **changes: Any) -> Self:
         """The same model with other sampling settings."""
@@ -53,9 +56,11 @@ class CausalLMPolicy:
         """A fresh key-value cache for `num_slots` slots; the model is put in evaluation mode (no dropout).
 
         Raises:
-            ValueError: The model cannot be decoded token by token; see `self_check.decoding`.
+            ValueError: The model cannot be decoded token by token, see `self_check.decoding`.
         """
-        kind = SlotDecoder if decoding(self.model) == "slots" else RowDecoder
+        kind = RowDecoder
+        if decoding(self.model) == "slots":
+            kind = CompiledDecoder if self._compiled else SlotDecoder
         return kind(self.decoded_model(), num_slots, num_token_ids(self.tokenizer))
 
     def decoded_model(self) -> PreTrainedModel:
@@ -65,13 +70,25 @@ class CausalLMPolicy:
 
     def check(self) -> None:
         """Raises `ValueError` unless the model can be sampled: by vLLM if the policy has it, else token by token."""
-        if self._vllm is None:
-            decoding(self.model)
+        if self._vllm is not None:
+            if self._compiled:
+                raise ValueError("vllm_memory and compile_decoder are two ways to sample: leave one of them out")
+        elif decoding(self.model) == "rows" and self._compiled:
+            raise ValueError(
+                f"{model_name(self.model)} is decoded one row at a time, which is not compiled: leave out "
+                "compile_decoder"
+            )
 
     def with_vllm(self, vllm: VLLM | None) -> Self:
         """The same model with vLLM to sample its rollouts, or without."""
         policy = copy.copy(self)
         policy._vllm = vllm
+        return policy
+
+    def with_compiled(self, compiled: bool) -> Self:
+        """The same model with its decoder compiled, or as it is."""
+        policy = copy.copy(self)
+        policy._compiled = compiled
         return policy
 
     def with_half(self, half: HalfCopy | None) -> Self:

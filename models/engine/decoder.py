@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...arrays import IntArray
 from ..kept_tokens import KeptTokens
 from ..layers import without_adapters
 from .cache import SlotModel
-from .sampling import SamplingConfig, check_finite, sample, sample_with_kept
+from .sampling import SamplingConfig, check_finite, draw
 
 # Below this share of live rows the batch is compacted: moving rows costs less than carrying them along.
 COMPACT_BELOW = 0.9
@@ -101,19 +102,21 @@ class SlotDecoder(SlotModel):
         """
         count = len(self.slots)
         self._check_length(int(self._lengths[:count].max()) + 1)
-        output = self.forward(slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
-        logits = output.logits[:, -1, : self.vocab_size]
-        streams = self._tensor(self._keys[:count]), self._tensor(self._drawn[:count])
+        tokens, logprobs, logits = self._draw(count, config)
         if self.records_kept:
-            tokens, logprobs, self.kept = sample_with_kept(logits, *streams, config)
-        else:
-            tokens, logprobs = sample(logits, *streams, config)
+            self.kept = KeptTokens.of(logits > -torch.inf)
         drawn, chances = tokens.cpu().numpy(), logprobs.cpu().numpy()
         check_finite(chances, self.model)
         self._lengths[:count] += self._growing[:count]
         self._drawn[:count] += 1
         self._pending[:count] = drawn
         return drawn, chances
+
+    def _draw(self, count: int, config: SamplingConfig) -> tuple[Tensor, Tensor, Tensor]:
+        """What `sampling.draw` returns for the first `count` rows."""
+        output = self.forward(slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
+        streams = self._tensor(self._keys[:count]), self._tensor(self._drawn[:count])
+        return draw(output.logits[:, -1, : self.vocab_size], *streams, config)
 
     def replace_pending(self, tokens: IntArray) -> None:
         """Makes `tokens` `[R]`, in the order of `slots`, the next inputs: what was done in place of what was drawn."""

@@ -99,19 +99,19 @@ def sample(logits: Tensor, keys: Tensor, positions: Tensor, config: SamplingConf
         Tokens `[R]` int64 and their log-probabilities `[R]` float32 under the distribution that they were drawn from:
         at the sampling temperature and after truncation. Greedy decoding reports log-probabilities at temperature 1.
     """
-    return _draw(logits, keys, positions, config)[:2]
+    return draw(logits, keys, positions, config)[:2]
 
 
 def sample_with_kept(
     logits: Tensor, keys: Tensor, positions: Tensor, config: SamplingConfig
 ) -> tuple[Tensor, Tensor, KeptTokens]:
     """Draws as `sample`, and returns the tokens that each row was drawn from, too."""
-    tokens, logprobs, logits = _draw(logits, keys, positions, config)
+    tokens, logprobs, logits = draw(logits, keys, positions, config)
     return tokens, logprobs, KeptTokens.of(logits > -torch.inf)
 
 
-def _draw(logits: Tensor, keys: Tensor, positions: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, their log-probabilities, and the logits `[R, V]` that they were drawn from: -inf where none is kept."""
+def draw(logits: Tensor, keys: Tensor, positions: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws as `sample`, and returns the logits `[R, V]` that tokens were drawn from, too: -inf where none is kept."""
     logits = logits.float()
     if config.temperature == 0:
         tokens, normalizer = logits.argmax(-1), logits.logsumexp(-1)

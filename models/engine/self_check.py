@@ -103,16 +103,16 @@ def _training_fault(model: PreTrainedModel) -> str:
                 ids[i, : len(row)], mask[i, : len(row)] = row, 1
             batch = model(input_ids=_tensor(model, ids), attention_mask=_tensor(model, mask), use_cache=False).logits
         except Exception as error:
-            return f"its forward pass fails with {_cause(error)}"
+            return f"its forward pass fails with {cause(error)}"
         if any(bool(logits.isneginf().any()) and not bool(logits.isnan().any()) for logits in alone):
             return (
                 "it masks tokens by logits of -inf, which leave entropies undefined; a large negative number does not"
             )
         if not all(bool(logits.isfinite().all()) for logits in alone):
             return "its outputs are not finite, so the weights are broken, or too large for their precision"
-        if _differ([(early, alone[0][:_WINDOW])], model):
+        if differ([(early, alone[0][:_WINDOW])], model):
             return "its tokens see later ones, as an encoder's do"
-        if _differ([(batch[i, : len(row)], alone[i]) for i, row in enumerate(rows)], model):
+        if differ([(batch[i, : len(row)], alone[i]) for i, row in enumerate(rows)], model):
             return "padding on the right, which no token should see, changes its outputs"
     return ""
 
@@ -146,12 +146,12 @@ def _find_decoding(model: PreTrainedModel) -> "Decoding | str":
 def _fault(compute: _Compute, what: str, model: PreTrainedModel, rows: list[IntArray], alone: list[Tensor]) -> str:
     """Fault of a way to decode; empty if there is none."""
     try:
-        if not _differ(compute(model, rows, alone), model):
+        if not differ(compute(model, rows, alone), model):
             return ""
         why = "" if "position_ids" in inspect.signature(model.forward).parameters else ", for it takes no position_ids"
         return f"{what} changes its outputs{why}"
     except Exception as error:
-        return f"{what} fails with {_cause(error)}"
+        return f"{what} fails with {cause(error)}"
 
 
 def _not_by_slots(model: PreTrainedModel) -> str:
@@ -202,7 +202,7 @@ def _alone(model: PreTrainedModel, row: IntArray) -> Tensor:
     return model(input_ids=_tensor(model, row[None]), use_cache=False).logits[0]
 
 
-def _differ(pairs: Iterable[tuple[Tensor, Tensor]], model: PreTrainedModel) -> bool:
+def differ(pairs: Iterable[tuple[Tensor, Tensor]], model: PreTrainedModel) -> bool:
     """True if outputs `[T, ...]` differ from the expected ones by more than rounding leaves."""
     errors: list[float] = []
     for found, expected in pairs:
@@ -211,7 +211,7 @@ def _differ(pairs: Iterable[tuple[Tensor, Tensor]], model: PreTrainedModel) -> b
         found, expected = found.maximum(floor), expected.maximum(floor)
         scale = expected[expected > floor].square().mean().sqrt().clamp(min=1e-6)
         errors += ((found - expected).square().mean(1).sqrt() / scale).tolist()
-    single = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    single = all(weight.dtype in (torch.float32, torch.float64) for weight in model.parameters())
     exact = single and torch.get_float32_matmul_precision() == "highest"
     return not (max(errors) <= _TOLERANCE if exact else float(np.median(errors)) <= _HALF_TOLERANCE)
 
@@ -246,5 +246,5 @@ def _tensor(model: PreTrainedModel, array: IntArray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(model.device)
 
 
-def _cause(error: Exception) -> str:
+def cause(error: Exception) -> str:
     return f"{type(error).__name__}: {textwrap.shorten(str(error), 200).rstrip('.')}"
