@@ -110,6 +110,8 @@ class Agent(ABC, Generic[ConfigT]):
         lora_rank_stabilized: Divide the scale by the square root of the rank instead of the rank (rsLoRA).
         load_in_4bit: Keep the weights under the adapters in 4 bits (QLoRA, Dettmers et al. 2023); products run in
             `dtype`. Needs the extra "quantization".
+        compile_decoder: Sample by a step that `torch.compile` has compiled, except for policies that act under labels;
+            it takes some minutes at first, and pays in long runs.
         vllm_memory: Share of the GPU's memory for vLLM, between 0 and 1, which then samples instead of the built-in
             decoder, except for policies that act under labels. Needs the extra "vllm".
         preset: Name of a published recipe whose settings become the defaults, see `presets`; fields in `config` win.
@@ -161,6 +163,7 @@ class Agent(ABC, Generic[ConfigT]):
         lora_targets: str | Sequence[str] = ALL_LINEAR,
         lora_rank_stabilized: bool = False,
         load_in_4bit: bool = False,
+        compile_decoder: bool = False,
         vllm_memory: float | None = None,
         preset: str | None = None,
         log_with: Sequence[str] = (),
@@ -191,7 +194,9 @@ class Agent(ABC, Generic[ConfigT]):
             need(EXTRA, "an optimizer with moments in 8 bits")  # before anything is sampled
             if self.sharding is not None:
                 raise ValueError('moments in 8 bits are not sharded: leave out optimizer="adamw_8bit"')
-        self._attn, self._in_4bit = attn, load_in_4bit
+        if self.sharding is not None and compile_decoder:
+            raise ValueError("models in shards are not sampled by compiled steps: leave out compile_decoder")
+        self._attn, self._in_4bit, self._compiled = attn, load_in_4bit, compile_decoder
         model = self.default_model if model is None else model
         if not isinstance(model, str | Path):
             raise TypeError(
@@ -285,7 +290,7 @@ class Agent(ABC, Generic[ConfigT]):
         Of a sharded model it is a whole copy, good until learning continues; all processes must ask for it together.
         """
         policy = CausalLMPolicy(whole(self.model), self.tokenizer, seed=self.seed)
-        return policy.with_vllm(self._vllm).with_half(self._half_copy())
+        return policy.with_vllm(self._vllm).with_half(self._half_copy()).with_compiled(self._compiled)
 
     def _half_copy(self) -> HalfCopy | None:
         """The copy that the policy decodes with, if training is in bfloat16 and the weights are not."""

@@ -115,6 +115,7 @@ def evaluate(arguments: Sequence[str]) -> None:
             learned_from = make_rollout_env(options.spec(split="train"), policy, 1)
             reranker = LowerBound(judge, read_pool(options.pool, learned_from, None, None), options.radius)
         env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, compute.num_envs)
+        policy = policy.with_compiled(compute.compile_decoder)
         if compute.vllm_memory is not None:
             policy = policy.with_vllm(make_vllm(policy, env, compute.vllm_memory))
         problems = min(options.problems, env.size or options.problems)

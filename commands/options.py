@@ -80,6 +80,7 @@ class ComputeOptions:
             extra "quantization".
         attn: Attention implementation, such as "sdpa", "eager" or "flash_attention_2"; by default the choice of
             transformers.
+        compile_decoder: Sample by a step that `torch.compile` has compiled, which takes some minutes at first.
         vllm_memory: Share of the GPU's memory for vLLM, between 0 and 1, which then samples; needs the extra "vllm".
         threads: Number of CPU threads; by default the choice of PyTorch.
     """
@@ -89,6 +90,7 @@ class ComputeOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"
     load_in_4bit: bool = False
     attn: str | None = None
+    compile_decoder: bool = False
     vllm_memory: float | None = None
     threads: Annotated[int, Ge(1), Le(MAX_THREADS)] | None = None
 

@@ -77,6 +77,14 @@ class ConditionedPolicy(CausalLMPolicy):
             raise ValueError("a policy that acts under labels is sampled by the built-in decoder: leave vLLM out")
         return self
 
+    def with_compiled(self, compiled: bool) -> Self:
+        """Raises `ValueError` for a compiled decoder, which cannot put a label in the middle of an attempt."""
+        if compiled:
+            raise ValueError(
+                "a policy that acts under labels is not sampled by compiled steps: leave out compile_decoder"
+            )
+        return self
+
     def check(self) -> None:
         """Raises `ValueError` unless labels can be put between the model's tokens."""
         check_takes_labels(self.model)
