@@ -41,10 +41,10 @@ class Dispute:
 
     Attributes:
         question: Question of the problem.
-        gold: Its gold answer.
-        end: The last characters of the attempt.
-        verdict: The environment's verdict.
-        second: What the second reader found.
+        gold: Gold answer of the problem.
+        end: Last characters of the attempt.
+        verdict: Verdict of the environment.
+        second: Answer that the second reader found; `None` if it found none.
     """
 
     question: str
@@ -59,13 +59,13 @@ class Graded:
     """Greedy attempts of one model at one data set.
 
     Attributes:
-        maj: maj@1, with the bounds of its interval.
+        maj: Accuracy of greedy attempts, maj@1, with the bounds of its interval.
         verdicts: Number of attempts by verdict.
         marked: Number of attempts in which the second reader found an answer.
         right: Number of attempts that the second reader finds right.
         ended_by_stop: Number of attempts that a stop string ended.
         agree: Number of attempts that both call right, or both not.
-        disputes: The other attempts.
+        disputes: Those other attempts.
         tokens: Number of tokens of all attempts.
         cpu_seconds: CPU time of the evaluation.
     """

@@ -223,6 +223,8 @@ def test_threshold_and_duplicates(folder, sums, trainings, monkeypatch, settings
 class Scores:
     """Stands in for an outcome model: p(correct) as scripted, and the attempts that it was shown."""
 
+    aggregate = "last"
+
     def __init__(self, given: list[float]) -> None:
         self.given, self.shown = given, []
 

@@ -66,6 +66,7 @@ def test_the_grid_is_run_once_and_a_larger_one_takes_it_over(tmp_path) -> None:
         run(ParityExperiment(tmp_path, **(SMALL | {"iterations": 3})))
 
 
+@pytest.mark.slow
 def test_a_killed_experiment_goes_on(tmp_path, monkeypatch) -> None:
     settings = {"algorithms": ("reinforce", "rloo"), **SMALL}
     whole = run(ParityExperiment(tmp_path / "whole", **settings))
@@ -137,6 +138,7 @@ def test_the_probe_tells_long_from_short_and_right_from_wrong(monkeypatch, digit
         assert found[f"{kind}_median_length"] == short
 
 
+@pytest.mark.slow
 def test_the_sweep_is_drawn_and_the_command_prints_a_table(tmp_path, capsys) -> None:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     shares = ["--p-cot", "0.2", "0.4", "0.6", "--algorithms", "grpo"]
