@@ -65,7 +65,7 @@ class Graded:
         right: Number of attempts that the second reader finds right.
         ended_by_stop: Number of attempts that a stop string ended.
         agree: Number of attempts that both call right, or both not.
-        disputes: Those other attempts.
+        disputes: Attempts that one of them alone calls right.
         tokens: Number of tokens of all attempts.
         cpu_seconds: CPU time of the evaluation.
     """
