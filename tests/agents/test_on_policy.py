@@ -705,6 +705,7 @@ TWO_RANKS = """
 """
 
 
+@pytest.mark.slow
 def test_an_update_on_two_ranks_is_that_of_one(letters_folders, tmp_path) -> None:
     """No agent is given a device: where there is no GPU, the processes find each other all the same."""
     script = tmp_path / "train.py"

@@ -591,6 +591,7 @@ TWO_RANKS = """
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_label_learn_and_filter_as_one_does(policy_folder, tmp_path) -> None:
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(TWO_RANKS))

@@ -367,6 +367,7 @@ TWO_RANKS = """
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_label_and_learn_what_one_does(folders, tmp_path) -> None:
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(TWO_RANKS))

@@ -92,6 +92,7 @@ def test_a_killed_experiment_goes_on(tmp_path, monkeypatch) -> None:
                 }
 
 
+@pytest.mark.slow
 def test_a_round_without_a_right_attempt_is_a_result_and_the_grid_goes_on(tmp_path) -> None:
     small = {name: value for name, value in SMALL.items() if name != "d"}
     experiment = MultiplicationExperiment(tmp_path, p_cot=(0.0,), algorithms=("star", "reinforce"), digits=4, **small)

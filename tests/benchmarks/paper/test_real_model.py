@@ -47,6 +47,7 @@ def finished(tmp_path_factory):
     return experiment, real_model.run(experiment)
 
 
+@pytest.mark.slow
 def test_results_are_those_of_the_evaluations(finished):
     experiment, results = finished
     assert results["missing"] == {}
@@ -59,6 +60,7 @@ def test_results_are_those_of_the_evaluations(finished):
     assert results["systems"]["sft"]["cost"][0]["cpu_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_system_without_results_has_no_row(finished):
     _, results = finished
     lost = results | {"systems": results["systems"] | {"ei": {"seeds": [], "by_problem": {}, "cost": []}}}
