@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tokengym.agents import DPO, MPO, PPO
-from tokengym.agents.mpo import reward_gaps
+from tokengym.agents.mpo import EasyPairs, reward_gaps
 from tokengym.agents.training.learner import Example
 from tokengym.agents.training.pairs import Pair
 from tokengym.agents.training.rounds import Round
@@ -142,3 +142,31 @@ def test_bad_settings(make, folders) -> None:
             make(**settings)
     with pytest.raises(ValueError, match="pairs take 60 attempts, and total_episodes=60 leaves none"):
         make().learn(60)
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_a_run_killed_in_either_stage_ends_as_one_that_was_not(make, tmp_path, monkeypatch, when) -> None:
+    whole = make(run=tmp_path / "whole").learn()
+    agent = make(run=tmp_path / "killed")
+
+    def kill(agent: Any, metrics: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    if when == 1:  # after the pairs were sampled, while the preferences are learned
+        train = DPO.train_round
+
+        def killed(self: Any, number: int, *others: Any) -> None:
+            train(self, number, *others)
+            if number:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(EasyPairs, "train_round", killed)
+        with pytest.raises(KeyboardInterrupt):
+            agent.learn()
+        monkeypatch.undo()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            agent.learn(callback=kill)
+    again = make(run=tmp_path / "killed", resume=True).learn()
+    assert same(weights(again), weights(whole))
+    assert again.num_attempts == whole.num_attempts
