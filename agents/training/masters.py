@@ -11,6 +11,7 @@ weights that are rounded to nearest after every step would stay where they are. 
 - Stochastic rounding: up or down at random, such that the mean is right (arXiv 2010.06192). It keeps nothing.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -170,21 +171,15 @@ class MasterAdamW(torch.optim.Optimizer):
         self, weights: Sequence[Tensor], gradients: Sequence[Any], owners: Sequence[Tensor], group: Mapping[str, Any]
     ) -> tuple[list[Any], list[Any], list[Any]]:
         """Moves the weights whose moments are in 8 bits; returns the others, with their gradients and owners."""
-        from bitsandbytes.functional import (  # pyright: ignore[reportMissingImports]  # an extra
-            create_dynamic_map,
-            optimizer_update_8bit_blockwise,
-        )
+        from bitsandbytes.functional import optimizer_update_8bit_blockwise  # pyright: ignore[reportMissingImports]
 
         others: list[tuple[Any, Any, Any]] = []
-        maps: dict[torch.device, list[Tensor]] = {}
         for weight, gradient, owner in zip(weights, gradients, owners, strict=True):
             state = self.state[owner]
             if state["exp_avg"].dtype != torch.uint8:
                 others.append((weight, gradient, owner))
                 continue
-            if weight.device not in maps:
-                maps[weight.device] = [create_dynamic_map(signed).to(weight.device) for signed in (True, False)]
-            signed, unsigned = maps[weight.device]
+            signed, unsigned = _dynamic_maps(weight.device)
             beta1, beta2 = group["betas"]
             state["step"] += 1
             optimizer_update_8bit_blockwise(
@@ -207,6 +202,14 @@ class MasterAdamW(torch.optim.Optimizer):
                 weight_decay=group["weight_decay"],
             )
         return ([], [], []) if not others else tuple(map(list, zip(*others, strict=True)))  # pyright: ignore
+
+
+@functools.cache
+def _dynamic_maps(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The 256 numbers that 8 bits stand for, in moments with a sign and without."""
+    from bitsandbytes.functional import create_dynamic_map  # pyright: ignore[reportMissingImports]  # an extra
+
+    return create_dynamic_map(True).to(device), create_dynamic_map(False).to(device)
 
 
 def split(master: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
