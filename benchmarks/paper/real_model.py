@@ -55,7 +55,7 @@ class RealModelStudy:
         n: Samples of each test problem, for maj@n and pass@n.
         max_new_tokens: Length limit of attempts in tokens.
         num_envs: Attempts that are sampled at the same time.
-        bf16: Train under autocast and sample in bfloat16.
+        bf16: Train under autocast, and sample in bfloat16, in evaluations too.
         device: Device of all jobs.
         threads: CPU threads of each job.
         workers: Number of jobs that run at the same time.
@@ -137,7 +137,7 @@ def _jobs(experiment: RealModelStudy, name: str, seed: int) -> list[Job]:
         "browsed": 0,
         "num_envs": experiment.num_envs,
         "device": experiment.device,
-        "dtype": "float32",
+        "dtype": "bfloat16" if experiment.bf16 else "float32",
     }
     return [*plan, Job(title(name, "evaluate"), evaluate_system, evaluation, tuple(job.name for job in plan))]
 
