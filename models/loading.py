@@ -144,7 +144,7 @@ def load(
         raise not_loaded("model", name, location, error) from error
     except (ValueError, ImportError) as error:
         cause = textwrap.shorten(str(error), 300)
-        if attn is None or "attention" not in str(error):
+        if attn is None or "attention" not in str(error).lower():
             raise ValueError(f"transformers cannot load {name!r} as a causal language model: {cause}") from error
         raise ValueError(f"the model {name!r} cannot run with attn={attn!r}; leave attn out. {cause}") from error
     check_vocabulary(model, tokenizer)
