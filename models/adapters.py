@@ -159,7 +159,8 @@ def fingerprint(model: PreTrainedModel, linear: bool = True) -> str:
     for name, parameter in sorted(base.named_parameters()):
         if ".lora_" not in name and name.rpartition(".")[0] not in skipped:
             flat = parameter.detach().flatten()
-            some = flat[torch.linspace(0, len(flat) - 1, min(64, len(flat)), device=flat.device).long()]
+            count = min(64, len(flat))
+            some = flat[torch.arange(count, device=flat.device) * (len(flat) - 1) // max(1, count - 1)]
             plain = ".".join(part for part in name.split(".") if part != "base_layer")  # experts are wrapped twice
             digest.update(f"{plain} {tuple(parameter.shape)}".encode())
             digest.update(some.bfloat16().view(torch.int16).cpu().numpy().tobytes())

@@ -97,6 +97,15 @@ def test_adapters_fit_their_base_in_any_precision(tmp_path: Path) -> None:
     assert load(folder / "adapter", device="cpu")[0].dtype == torch.float32
 
 
+def test_a_weight_of_more_numbers_than_float32_can_count_has_a_fingerprint() -> None:
+    shape = {"hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=2**22 + 1, tie_word_embeddings=True, **shape)).bfloat16()
+    before = fingerprint(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[-1, -1] += 1
+    assert fingerprint(model) != before
+
+
 def test_adapters_of_another_base_are_refused(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", "llama")
     folder = save(load(base, device="cpu", lora_rank=2)[0], tmp_path / "model") / "adapter"
