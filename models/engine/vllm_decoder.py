@@ -10,6 +10,7 @@ import copy
 import os
 import shutil
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 class VLLM:
     """vLLM in this process, with the weights that a model has whenever a rollout begins.
 
+    vLLM serves one model of a process at a time: what is made later ends what was made before.
+
     Attempts draw from random streams of their own, seeded by their keys. But vLLM's kernels do not compute a row in
     the same way in every batch, so an attempt can depend, in rare draws, on what shares the batch with it.
 
@@ -47,8 +50,11 @@ class VLLM:
 
     Raises:
         ImportError: vLLM is not installed.
-        ValueError: `memory` is out of range.
+        ValueError: `memory` is out of range, or one of several processes has such an engine already.
     """
+
+    closed = False
+    """True after `close`."""
 
     def __init__(self, model: PreTrainedModel, num_slots: int, length: int, *, memory: float, **arguments: Any) -> None:
         if not 0 < memory < 1:
@@ -58,6 +64,14 @@ class VLLM:
 
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over inside one process
         ranks = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+        # When an engine ends, by whatever way, vLLM ends the process groups of all of them, and PyTorch's own.
+        for other in tuple(_OPEN):
+            if ranks:
+                raise ValueError(
+                    "vLLM serves one model of a process, and this process of several has one already: make one agent "
+                    "that samples with vLLM, or launch another run"
+                )
+            other.close()
         with tempfile.TemporaryDirectory() as folder:
             # Architecture alone: the weights are handed over, wherever the model came from. Tied embeddings become two,
             # for vLLM may have packed the second at first, and would not pack it again when the first is handed over.
@@ -84,6 +98,7 @@ class VLLM:
                 rank = cast(Any, model).peft_config["default"].r
                 chosen |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": min(r for r in _RANKS if r >= rank)}
             self._engine: LLMEngine = LLMEngine.from_engine_args(EngineArgs(model=folder, **chosen))
+        _OPEN.add(self)
         self.num_slots, self.length = num_slots, length
         self._folder = tempfile.TemporaryDirectory()  # of adapters
         self._weights: tuple[int, ...] = ()  # hashes of what the engine has
@@ -112,8 +127,13 @@ class VLLM:
             max_new_tokens: Largest number of tokens of an attempt, without its prompt.
 
         Raises:
-            ValueError: More slots than this was made for.
+            ValueError: More slots than this was made for, or it has ended.
         """
+        if self.closed:
+            raise ValueError(
+                "vLLM has ended here, for it serves one model of a process at a time: another was made later. Make "
+                "this agent or policy again"
+            )
         if num_slots > self.num_slots:
             raise ValueError(
                 f"vLLM was made for {self.num_slots} attempts at the same time, and the environment has {num_slots} "
@@ -132,6 +152,12 @@ class VLLM:
         }
         self._decoder = VLLMDecoder(self._engine, self.length, limits, self._decoders, self._adapter)
         return self._decoder
+
+    def close(self) -> None:
+        """Ends vLLM and frees its memory; no decoder can be made any more."""
+        self.closed = True
+        _OPEN.discard(self)
+        self._engine.engine_core.shutdown()
 
     def _hand_over(self, model: PreTrainedModel) -> None:
         """Gives vLLM what has changed since the last time, weights or adapters; most rollouts change nothing."""
@@ -272,5 +298,7 @@ class VLLMDecoder:
             queue.append((token, logprobs[token].logprob))
 
 
+# Those that have not ended.
+_OPEN: weakref.WeakSet[VLLM] = weakref.WeakSet()
 # What vLLM takes for `max_lora_rank`.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

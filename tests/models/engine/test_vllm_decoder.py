@@ -320,6 +320,31 @@ def test_more_slots_than_it_was_made_for(policy: CausalLMPolicy, env: Any) -> No
         collect(policy.with_vllm(vllm), env, 1, seed=0)
 
 
+def test_a_second_engine_ends_the_first(policy: CausalLMPolicy, env: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for vLLM, whose engines share what the end of one takes away."""
+    ended: list[Any] = []
+
+    def from_engine_args(arguments: Any) -> Any:
+        core = SimpleNamespace(shutdown=lambda: ended.append(core))
+        return SimpleNamespace(engine_core=core)
+
+    package: Any = ModuleType("vllm")
+    package.EngineArgs, package.LLMEngine = SimpleNamespace, SimpleNamespace(from_engine_args=from_engine_args)
+    monkeypatch.setitem(sys.modules, "vllm", package)
+    monkeypatch.setattr("tokengym.models.engine.vllm_decoder.need", lambda *_: None)
+    monkeypatch.setattr("tokengym.models.engine.vllm_decoder._OPEN", set())
+    first, second = (VLLM(policy.model, SLOTS, 400, memory=0.1) for _ in range(2))
+    assert (first.closed, second.closed) == (True, False)
+    assert len(ended) == 1
+    with pytest.raises(ValueError, match="another was made later"):
+        collect(policy.with_vllm(first), env, 1, seed=0)
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="this process of several has one already"):
+        VLLM(policy.model, SLOTS, 400, memory=0.1)
+
+
 def test_labels_and_vllm_do_not_go_together() -> None:
     conditioned = object.__new__(ConditionedPolicy)
     with pytest.raises(ValueError, match="acts under labels"):
