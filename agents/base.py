@@ -272,7 +272,11 @@ class Agent(ABC, Generic[ConfigT]):
         return Work(policy, policy, lambda accelerator, vocab_size: Learner(policy, config, 1, accelerator, vocab_size))
 
     def _check_memory(self, vllm_memory: float | None) -> None:
-        """Raises `NotEnoughMemoryError` if learning from one sequence does not fit on the device."""
+        """Chooses the size of micro-batches if that is left open.
+
+        Raises:
+            NotEnoughMemoryError: Learning from one sequence does not fit on the device.
+        """
         if not isinstance(self.config, OptimizerConfig):
             return
         device, processes = self.accelerator.device if self.sharding else self.model.device, self.ranks.count
@@ -281,7 +285,8 @@ class Agent(ABC, Generic[ConfigT]):
         if vllm_memory is not None:
             limits = limits._replace(vllm=0)  # it has taken its share already
         work = lambda policy: self.work(self.config, policy)  # noqa: E731
-        check_memory(work, self.model, self.config, limits, free_memory(device, processes))
+        fitting = check_memory(work, self.model, self.config, limits, free_memory(device, processes))
+        self.config = dataclasses.replace(self.config, micro_batch_tokens=min(self.ranks.gather(fitting)))
 
     @property
     def policy(self) -> CausalLMPolicy:

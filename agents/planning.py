@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
 
 from ..models.dry_run import dry_run, model_on_meta, without_weights
+from ..models.forward import default_micro_batch_tokens
 from ..models.positions import check_length
 from .configs.optimizer import OptimizerConfig
 from .training.memory import GIB, Limits, MemoryPlan, plan_memory
@@ -50,6 +53,16 @@ class Planned:
     lora_targets: str | Sequence[str] = "all-linear"
     load_in_4bit: bool = False
 
+    def __post_init__(self) -> None:
+        if self.config.micro_batch_tokens is None:
+            tokens = default_micro_batch_tokens(torch.device("meta"))
+            object.__setattr__(self, "config", replace(self.config, micro_batch_tokens=tokens))
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens in one forward pass of an update."""
+        return cast(int, self.config.micro_batch_tokens)
+
     def plan(self) -> MemoryPlan:
         """Counts the memory of one process.
 
@@ -82,7 +95,7 @@ class Planned:
     def flags(self, before: "Planned") -> str:
         """The settings that differ from another plan's, as flags of the command line."""
         new = {
-            "--micro-batch-tokens": (self.config.micro_batch_tokens, before.config.micro_batch_tokens),
+            "--micro-batch-tokens": (self.micro_batch_tokens, before.micro_batch_tokens),
             "--num-envs": (self.limits.num_envs, before.limits.num_envs),
             "--dtype": (self.dtype, before.dtype),
             "--lora-rank": (self.lora_rank, before.lora_rank),
@@ -105,14 +118,14 @@ def propose(wanted: Planned) -> Planned | None:
         wanted: Training that does not fit as it is.
     """
     for choice in _choices(wanted):
-        smallest = choice.sized(min(choice.limits.longest, choice.config.micro_batch_tokens), 1)
+        smallest = choice.sized(min(choice.limits.longest, choice.micro_batch_tokens), 1)
         least = smallest.plan()
         if least.peak > wanted.usable:
             continue
         # Memory grows in a line with tokens and with slots, but for steps: the guess is lowered until it fits.
         whole, size = choice.plan(), []
         for phase, small, large in (
-            ("learning", smallest.config.micro_batch_tokens, choice.config.micro_batch_tokens),
+            ("learning", smallest.micro_batch_tokens, choice.micro_batch_tokens),
             ("sampling", 1, choice.limits.num_envs),
         ):
             room, growth = 1.0, 0
@@ -122,8 +135,7 @@ def propose(wanted: Planned) -> Planned | None:
             size.append(_rounded(small, large, room))
         while (fitting := choice.sized(*size)).plan().peak > wanted.usable:
             size = [
-                _rounded(small, large, 0.8)
-                for small, large in zip((smallest.config.micro_batch_tokens, 1), size, strict=True)
+                _rounded(small, large, 0.8) for small, large in zip((smallest.micro_batch_tokens, 1), size, strict=True)
             ]
         return fitting
     return None

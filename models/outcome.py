@@ -30,7 +30,7 @@ from ..files import naming
 from ..registry import unknown_name
 from .engine.scorer import SlotScorer
 from .engine.self_check import check_training, fits_slots
-from .forward import Index, micro_batches, selected_logits, sigmoid
+from .forward import Index, default_micro_batch_tokens, micro_batches, selected_logits, sigmoid
 from .layers import deep_copy, trunk
 from .loading import check_vocabulary, find_device, no_progress_bars
 from .positions import check_length, position_limit
@@ -200,14 +200,14 @@ class OutcomeModel:
 
     @torch.inference_mode()
     def score(
-        self, sequences: Sequence[IntArray], positions: Sequence[IntArray], micro_batch_tokens: int = 16_384
+        self, sequences: Sequence[IntArray], positions: Sequence[IntArray], micro_batch_tokens: int | None = None
     ) -> list[FloatArray]:
         """p(correct) at chosen tokens of whole sequences, each in one forward pass.
 
         Args:
             sequences: S of them, prompt and completion `[T]` each.
             positions: Indices `[P]` of the tokens of each sequence after which to read the score; P may be 0.
-            micro_batch_tokens: Tokens in one forward pass, padding included.
+            micro_batch_tokens: Tokens in one forward pass, padding included; by default what suits the device.
 
         Returns:
             Scores `[P]` of each sequence.
@@ -225,12 +225,12 @@ class OutcomeModel:
         return scores
 
     @torch.inference_mode()
-    def features(self, sequences: Sequence[IntArray], micro_batch_tokens: int = 16_384) -> FloatArray:
+    def features(self, sequences: Sequence[IntArray], micro_batch_tokens: int | None = None) -> FloatArray:
         """Hidden states `[S, H]` that the head reads at the last token of whole sequences.
 
         Args:
             sequences: S of them, prompt and completion `[T]` each.
-            micro_batch_tokens: Tokens in one forward pass, padding included.
+            micro_batch_tokens: Tokens in one forward pass, padding included; by default what suits the device.
 
         Raises:
             ValueError: A sequence is empty, or longer than the model's positions.
@@ -247,7 +247,7 @@ class OutcomeModel:
         return found
 
     def _passes(
-        self, sequences: Sequence[IntArray], positions: Sequence[IntArray], micro_batch_tokens: int
+        self, sequences: Sequence[IntArray], positions: Sequence[IntArray], micro_batch_tokens: int | None
     ) -> Iterator[tuple[IntArray, NDArray[np.bool_], FloatArray]]:
         """Forward passes over sequences: their numbers `[B]`, the positions `[B, T]` that are read, and logits there.
 
@@ -263,7 +263,8 @@ class OutcomeModel:
         if len(sequences):
             check_length(self.model.config, int(lengths.max()))
         read = np.flatnonzero(lengths)
-        for group in micro_batches(lengths[read].tolist(), micro_batch_tokens):
+        at_once = micro_batch_tokens or default_micro_batch_tokens(self.model.device)
+        for group in micro_batches(lengths[read].tolist(), at_once):
             rows = read[group]
             width = int(lengths[rows].max())
             ids, mask = np.zeros((2, len(rows), width), np.int64)

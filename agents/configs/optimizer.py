@@ -22,7 +22,8 @@ class OptimizerConfig:
         weight_decay: Weight decay of AdamW. [Yuan et al. 2023, public script]
         max_grad_norm: Norm that longer gradients are scaled down to before each optimizer step. [choice]
         micro_batch_tokens: Tokens in one forward pass, padding included; bounds memory and does not change the
-            result. [choice]
+            result. `None` chooses what suits the device: 2,048 on a CPU, else 16,384 or the most that fit into free
+            memory. [choice]
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them, which takes less
             memory and about a third more compute.
         bf16: Run the forward pass of training in bfloat16 by autocast, and sample and validate with a copy of the
@@ -43,7 +44,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     max_grad_norm: Positive = 1.0
-    micro_batch_tokens: Count = 16_384
+    micro_batch_tokens: Count | None = None
     gradient_checkpointing: bool = False
     bf16: bool = False
     rounding: Literal["exact", "stochastic"] = "exact"

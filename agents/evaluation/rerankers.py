@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...arrays import FloatArray
+from ...models.forward import default_micro_batch_tokens
 from ...models.outcome import OutcomeModel
 from ...models.packing import attention_window, plan_rows, takes_shared_prompts
 from ...models.pessimism import comparison_covariance, lower_bounds
@@ -34,11 +35,11 @@ class MeanLogprob:
     Args:
         model: Policy's model, in evaluation mode.
         tokenizer: Tokenizer of the model and of the attempts.
-        micro_batch_tokens: Tokens in one forward pass, padding included.
+        micro_batch_tokens: Tokens in one forward pass, padding included; by default what suits the device.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, micro_batch_tokens: int = 16_384
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, micro_batch_tokens: int | None = None
     ) -> None:
         self.model, self.tokenizer, self.micro_batch_tokens = model, tokenizer, micro_batch_tokens
 
@@ -56,7 +57,7 @@ class ImplicitReward:
         model: Model that DPO trained, in evaluation mode.
         reference: Model that was DPO's reference, the one that training began with.
         tokenizer: Tokenizer of both models and of the attempts.
-        micro_batch_tokens: Tokens in one forward pass, padding included.
+        micro_batch_tokens: Tokens in one forward pass, padding included; by default what suits the device.
 
     Raises:
         ValueError: Both models have the same weights, so that all scores would be 0.
@@ -67,7 +68,7 @@ class ImplicitReward:
         model: PreTrainedModel,
         reference: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        micro_batch_tokens: int = 16_384,
+        micro_batch_tokens: int | None = None,
     ) -> None:
         weights, others = model.state_dict(), reference.state_dict()
         if weights.keys() == others.keys() and all(
@@ -167,7 +168,7 @@ def score_completions(
 
 @torch.inference_mode()
 def attempt_logprobs(
-    model: PreTrainedModel, attempts: Sequence[Attempt], vocab_size: int, micro_batch_tokens: int = 16_384
+    model: PreTrainedModel, attempts: Sequence[Attempt], vocab_size: int, micro_batch_tokens: int | None = None
 ) -> list[NDArray[np.float32]]:
     """Log-probabilities `[T]` of the tokens of each attempt's completion, at temperature 1.
 
@@ -175,7 +176,7 @@ def attempt_logprobs(
         model: Language model.
         attempts: Attempts, those at one problem in any order; they share a pass over its prompt.
         vocab_size: Vocabulary size of the tokenizer; logits beyond it are dropped before the softmax.
-        micro_batch_tokens: Tokens in one forward pass, padding included.
+        micro_batch_tokens: Tokens in one forward pass, padding included; by default what suits the device.
 
     Raises:
         ValueError: An attempt is longer than the model's positions.
@@ -188,7 +189,7 @@ def attempt_logprobs(
     groups = plan_rows(
         [example.prompt for example in examples],
         [len(example.completion) for example in examples],
-        micro_batch_tokens,
+        micro_batch_tokens or default_micro_batch_tokens(model.device),
         config.hidden_size,
         share=takes_shared_prompts(model) and longest <= attention_window(model),
     )

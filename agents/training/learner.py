@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ...files import read_tensors
 from ...models.critics import ActorCritic
-from ...models.forward import Entropy, action_logprobs, action_states, compute_dtype
+from ...models.forward import Entropy, action_logprobs, action_states, compute_dtype, default_micro_batch_tokens
 from ...models.kept_tokens import KeptTokens
 from ...models.layers import decoder_layers, recomputed
 from ...models.packing import TokenRows, attention_window, pack, plan_rows, takes_shared_prompts
@@ -397,7 +397,7 @@ class Learner:
         return plan_rows(
             [example.prompt for example in examples],
             [len(example.completion) for example in examples],
-            self.config.micro_batch_tokens,
+            self.config.micro_batch_tokens or default_micro_batch_tokens(self.base.device),
             config.hidden_size,
             share=longest <= self._shared_length,
         )

@@ -23,7 +23,7 @@ from ...models.dry_run import ByteCounter, dry_run, without_weights
 from ...models.engine.decoder import SlotDecoder
 from ...models.engine.half_copy import half_copy
 from ...models.engine.sampling import SamplingConfig, sample
-from ...models.forward import compute_dtype, output_head, selected_logits
+from ...models.forward import compute_dtype, default_micro_batch_tokens, output_head, selected_logits
 from ...models.packing import plan_rows
 from ...models.quantized import CountedLinear
 from ...models.token_scorer import TokenScorer
@@ -262,7 +262,8 @@ def _learning(work: Work, config: OptimizerConfig, limits: Limits, counter: Byte
     learner = work.make_learner(_SingleProcess(), _vocabulary(work.policy))
     for parameter in learner.parameters:
         parameter.grad = torch.empty_like(parameter, dtype=_grad_dtype(parameter, config))
-    batch = _largest_batch(learner, work, config.micro_batch_tokens, limits)
+    tokens = config.micro_batch_tokens or default_micro_batch_tokens(work.policy.device)
+    batch = _largest_batch(learner, work, tokens, limits)
     training = work.trained.training
     work.trained.train()  # dropout keeps masks
     held, at_head = counter.restart(), list[int]()
@@ -323,7 +324,7 @@ def check_memory(
     config: OptimizerConfig,
     limits: Limits,
     free: int | None,
-) -> None:
+) -> int:
     """Makes sure that learning from one sequence fits, and warns where whole micro-batches or all slots may not.
 
     Nothing is counted where a generous bound is far below what is free, which is usual for small models.
@@ -335,14 +336,18 @@ def check_memory(
         limits: Slots, tokens and processes.
         free: Bytes that are free on the model's device; `None` if that is not known.
 
+    Returns:
+        Tokens of a micro-batch: those of `config`, or if it leaves the choice open, what suits the device and fits.
+
     Raises:
         NotEnoughMemoryError: The training does not fit; the message has the numbers and what to lower.
     """
     parameters, text = sum(p.numel() for p in model.parameters()), model.config.get_text_config()
     per_token = 100 * text.num_hidden_layers * text.hidden_size + 8 * text.vocab_size
     bound = 64 * parameters + 4 * limits.longest * per_token
+    tokens = config.micro_batch_tokens or default_micro_batch_tokens(model.device)
     if free is None or 2 * bound < free:
-        return
+        return tokens
     loaded = 0 if limits.sharded else sum(p.numel() * p.element_size() for p in model.parameters())
     here = loaded + (limits.vllm or 0)
     with dry_run() as counter:
@@ -355,13 +360,18 @@ def check_memory(
                 f"{_remedies(work, config)}; `tokengym plan` shows what fits"
             )
         if parameters >= _LARGE:
-            whole = plan_memory(work, config, limits, counter)
+            sized = lambda tokens: plan_memory(work, replace(config, micro_batch_tokens=tokens), limits, counter)  # noqa: E731
+            whole = sized(tokens)
+            while config.micro_batch_tokens is None and whole.peak - here > free and tokens > limits.longest:
+                tokens //= 2
+                whole = sized(tokens)
             if whole.peak - here > free:
                 _logger.warning(
                     "the longest attempts would take %s beside the weights that are loaded, and %s are free on %s "
                     "(%s): lower micro_batch_tokens or num_envs; `tokengym plan` shows what fits",
                     _gib(whole.peak - here), _gib(free), model.device, whole.largest(),
                 )  # fmt: skip
+    return tokens
 
 
 # Parameters from which on it is worth a few seconds to count whole micro-batches before a run.

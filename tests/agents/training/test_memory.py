@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tokengym.__main__ import main
 from tokengym.agents import AGENTS, GRPO, PPO, SFT, make_agent
+from tokengym.agents.configs.optimizer import OptimizerConfig
 from tokengym.agents.planning import Planned, describe, propose
 from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.training import memory
@@ -24,6 +25,7 @@ from tokengym.agents.training.learner import Example
 from tokengym.agents.training.memory import GIB, Limits, MemoryPlan, NotEnoughMemoryError, plan_memory
 from tokengym.models.dry_run import dry_run, without_weights
 from tokengym.models.engine.cache import SlotCache
+from tokengym.models.forward import default_micro_batch_tokens
 from tokengym.models.loading import load, with_lora
 from tokengym.models.tokenizers import load_tokenizer
 
@@ -232,6 +234,28 @@ def test_the_guard_stops_what_cannot_fit_and_nothing_else(folder: Path, make_sum
     ):
         memory.check_memory(make_work, agent.model, agent.config, limits, 2**17)
     memory.check_memory(make_work, agent.model, agent.config, limits, needed.peak)
+
+
+def test_micro_batches_are_the_largest_that_fit_unless_their_size_is_given(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(memory, "_LARGE", 0)
+    model = LlamaForCausalLM(CONFIG)
+    chosen = OptimizerConfig()
+    make_work = lambda config: lambda policy: SFT.work(config, policy)  # noqa: E731
+    check = lambda config, free: memory.check_memory(make_work(config), model, config, LIMITS, free)  # noqa: E731
+    assert check(chosen, None) == default_micro_batch_tokens(torch.device("cpu"))
+
+    with dry_run() as counter:
+        work = SFT.work(chosen, without_weights(model))
+        peak = lambda tokens: plan_memory(work, replace(chosen, micro_batch_tokens=tokens), LIMITS, counter).peak  # noqa: E731
+        needed = {tokens: peak(tokens) for tokens in (512, 1024, 2048)}
+    loaded = sum(p.numel() * p.element_size() for p in model.parameters())
+    for tokens, bytes_needed in needed.items():
+        assert check(chosen, bytes_needed - loaded) == tokens
+    assert not caplog.records
+    assert check(OptimizerConfig(micro_batch_tokens=2048), needed[512] - loaded) == 2048
+    assert "lower micro_batch_tokens" in caplog.text
 
 
 def test_agents_are_guarded_by_the_memory_of_their_device(
