@@ -186,23 +186,13 @@ class Agent(ABC, Generic[ConfigT]):
         self.ranks = Ranks(self.accelerator)
         self.sharding = Sharding.of(self.accelerator)
         """Sharding that the run was launched with, if any."""
-        if self.sharding is not None and not self.shardable:
-            raise ValueError(f"the agent {self.name!r} cannot be sharded: launch it without --use_fsdp")
-        if self.sharding is not None and getattr(self.config, "bf16", False):
-            raise ValueError('models in shards train in bfloat16 by dtype="bfloat16": leave out bf16')
+        self._attn, self._in_4bit, self._compiled = attn, load_in_4bit, compile_decoder
+        if self.sharding is not None:
+            self._check_sharding()
         if getattr(self.config, "optimizer", "") == "adamw_8bit":
             need(EXTRA, "an optimizer with moments in 8 bits")  # before anything is sampled
-            if self.sharding is not None:
-                raise ValueError('moments in 8 bits are not sharded: leave out optimizer="adamw_8bit"')
-        if self.sharding is not None and compile_decoder:
-            raise ValueError("models in shards are not sampled by compiled steps: leave out compile_decoder")
-        self._attn, self._in_4bit, self._compiled = attn, load_in_4bit, compile_decoder
         model = self.default_model if model is None else model
-        if not isinstance(model, str | Path):
-            raise TypeError(
-                f"model is a name, a folder or a *.gguf file, not a {type(model).__name__}: save it and its "
-                "tokenizer by save_pretrained(folder), and give the folder"
-            )
+        _check_model(model)
         if isinstance(self._source, EnvSpec) and self._source.kwargs.get("split") == "test":
             _logger.warning("this agent learns on the test split: its evaluation there says nothing about new problems")
         self.model_name = str(model)
@@ -233,13 +223,14 @@ class Agent(ABC, Generic[ConfigT]):
             description = self._description() | {"data": fingerprint(self.env.problems)}
             self.run = RunFolder(run, description | loading, resume)
         self._samples: Sequence[Attempt] = ()
-        self._tracking: Tracking | None = None
-        if trackers:
-            settings = hyperparameters(self._description() | loading)
-            run_name = self.name if self.run_path is None else self.run_path.resolve().name
-            key = secrets.token_hex(4) if self.run is None else self.run.key()
-            self._tracking = Tracking(self.accelerator, log_project, run_name, key, self.run_path, settings)
+        self._tracking = self._track(log_project, self._description() | loading) if trackers else None
         self.ranks.wait()  # no other rank writes to the folder before it is a run's
+
+    def _track(self, project: str, description: Mapping[str, Any]) -> Tracking:
+        """The trackers' run, which is that of the run's folder, if there is one."""
+        name = self.name if self.run_path is None else self.run_path.resolve().name
+        key = secrets.token_hex(4) if self.run is None else self.run.key()
+        return Tracking(self.accelerator, project, name, key, self.run_path, hyperparameters(description))
 
     def _load_model(
         self, model: str | Path, device: str, dtype: str, lora: "LoRA"
@@ -249,6 +240,17 @@ class Agent(ABC, Generic[ConfigT]):
             model, device=device, dtype=dtype, attn=self._attn, lora_seed=self.seed, load_in_4bit=self._in_4bit,
             **lora.to_dict(),
         )  # fmt: skip
+
+    def _check_sharding(self) -> None:
+        """Raises `ValueError` unless the agent's models can be sharded with its settings."""
+        if not self.shardable:
+            raise ValueError(f"the agent {self.name!r} cannot be sharded: launch it without --use_fsdp")
+        if getattr(self.config, "bf16", False):
+            raise ValueError('models in shards train in bfloat16 by dtype="bfloat16": leave out bf16')
+        if getattr(self.config, "optimizer", "") == "adamw_8bit":
+            raise ValueError('moments in 8 bits are not sharded: leave out optimizer="adamw_8bit"')
+        if self._compiled:
+            raise ValueError("models in shards are not sampled by compiled steps: leave out compile_decoder")
 
     def _check_4bit(self, lora: LoRA) -> None:
         """Raises `ValueError` unless the agent can train on weights in 4 bits with its settings."""
@@ -584,6 +586,15 @@ def _spec(env: Environment) -> EnvSpec | TokenVectorEnv:
     if isinstance(env, TokenVectorEnv):
         return env
     raise TypeError(f"{env} has no spec to make slots from: give its id, or a TokenVectorEnv")
+
+
+def _check_model(model: object) -> None:
+    """Raises `TypeError` if a model was passed in instead of its name or folder."""
+    if not isinstance(model, str | Path):
+        raise TypeError(
+            f"model is a name, a folder or a *.gguf file, not a {type(model).__name__}: save it and its "
+            "tokenizer by save_pretrained(folder), and give the folder"
+        )
 
 
 def _signature(agent: type[Agent[Any]]) -> inspect.Signature:

@@ -7,7 +7,7 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -53,6 +53,38 @@ class Solution:
     key: str
     text: str
     example: Example
+
+
+@dataclass(slots=True)
+class _Found:
+    """What sampling a round has found, on one process or on all.
+
+    Attributes:
+        statistics: Statistics of all attempts.
+        kept: Number of attempts that were good enough.
+        wrong: Number of good ones that were rejected for a wrong equation.
+        cost: Tokens of the search, if there is one.
+        solutions: Good attempts, in the order in which one process would have sampled them.
+    """
+
+    statistics: RolloutStatistics = field(default_factory=RolloutStatistics)
+    kept: int = 0
+    wrong: int = 0
+    cost: SearchCost = field(default_factory=SearchCost)
+    solutions: list[Solution] = field(default_factory=list)
+
+    @classmethod
+    def merged(cls, parts: "Iterable[_Found]") -> "_Found":
+        """What all processes have found together."""
+        whole = cls()
+        for part in parts:
+            whole.statistics.merge(part.statistics)
+            whole.kept += part.kept
+            whole.wrong += part.wrong
+            whole.cost.policy_tokens += part.cost.policy_tokens
+            whole.cost.judged_tokens += part.cost.judged_tokens
+            whole.solutions += part.solutions
+        return whole
 
 
 def most_distant(solutions: Iterable[Solution], known: Mapping[str, Sequence[str]]) -> Dataset:
@@ -159,54 +191,55 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         if env.size is not None:  # with examples before them more prompts may be too long, and are passed over
             episodes = min(episodes, env.size * self.config.samples_per_problem)
         search = self._search(env)
-        samples = 1 if search is None else self.config.samples_per_problem  # a search is of a whole problem
-        share = self.ranks.share(episodes // samples)
-        numbers = range(share.start * samples, share.stop * samples)
-        found: list[Solution] = []
-        seen: set[tuple[str, str]] = set()
-        statistics, count, wrong = RolloutStatistics(), 0, 0
-        with self.progress(len(numbers), f"round {number}: sampling", progress_bar) as bar:
-            for attempt, good in self._judged(self._attempts(number, env, numbers, bar.update, search)):
-                statistics.add(attempt)
-                if good:
-                    text = env.decode(attempt.completion)
-                    if self.config.reject_wrong_equations and not all(map(is_right, equations(text))):
-                        wrong += 1
-                        continue
-                    count += 1
-                    # The prompt of later rounds has no examples in it, whatever this one had; without them nobody
-                    # would go on to the next question, where attempts stopped.
-                    completion = env.encoder.end_by_token(attempt.completion) if shots else attempt.completion
-                    solution = Solution(
-                        attempt.problem.id,
-                        self._key(text),
-                        text,
-                        Example(self.env.encode_prompt(attempt.problem), completion),
-                    )
-                    if self.config.keep == "distant" or (solution.problem_id, solution.key) not in seen:
-                        seen.add((solution.problem_id, solution.key))
-                        found.append(solution)
-        cost = SearchCost() if search is None else search.cost
-        parts = self.ranks.gather((statistics, count, wrong, cost, found))
-        statistics, count, wrong, cost = RolloutStatistics(), 0, 0, SearchCost()
-        for their_statistics, their_count, their_wrong, their_cost, _ in parts:
-            statistics.merge(their_statistics)
-            count, wrong = count + their_count, wrong + their_wrong
-            cost.policy_tokens += their_cost.policy_tokens
-            cost.judged_tokens += their_cost.judged_tokens
-        # In the order in which one process would have sampled them.
-        kept = self._distinct(list(itertools.chain.from_iterable(part[-1] for part in parts)))
-        metrics |= self.count(statistics, time.perf_counter() - started)
+        found = self._explore(number, env, episodes, search, progress_bar)
+        kept = self._distinct(found.solutions)
+        metrics |= self.count(found.statistics, time.perf_counter() - started)
         if search is not None:  # tokens of abandoned candidates count too, and those that the outcome model read
-            self.num_tokens += cost.policy_tokens + cost.judged_tokens - statistics.tokens
-            metrics |= {"search/policy_tokens": cost.policy_tokens, "search/judged_tokens": cost.judged_tokens}
+            self.num_tokens += found.cost.policy_tokens + found.cost.judged_tokens - found.statistics.tokens
+            metrics["search/policy_tokens"] = found.cost.policy_tokens
+            metrics["search/judged_tokens"] = found.cost.judged_tokens
         metrics["rollout/skipped_prompts"] = env.num_skipped
-        metrics["rollout/kept"] = count
+        metrics["rollout/kept"] = found.kept
         if self.config.reject_wrong_equations:
-            metrics["rollout/wrong_equations"] = wrong
+            metrics["rollout/wrong_equations"] = found.wrong
         metrics["rollout/distinct"] = len(kept)
         metrics["rollout/problems_solved"] = len({problem_id for problem_id, _ in kept})
         self._dataset = {**kept, **self._dataset} if self.config.accumulate else kept
+
+    def _explore(
+        self, number: int, env: TokenVectorEnv, episodes: int, search: Search | None, progress_bar: bool
+    ) -> "_Found":
+        """Samples a round's attempts, of which every process takes a share; what all of them have found."""
+        samples = 1 if search is None else self.config.samples_per_problem  # a search is of a whole problem
+        share = self.ranks.share(episodes // samples)
+        numbers = range(share.start * samples, share.stop * samples)
+        found = _Found()
+        seen: set[tuple[str, str]] = set()
+        with self.progress(len(numbers), f"round {number}: sampling", progress_bar) as bar:
+            for attempt, good in self._judged(self._attempts(number, env, numbers, bar.update, search)):
+                found.statistics.add(attempt)
+                if not good:
+                    continue
+                text = env.decode(attempt.completion)
+                if self.config.reject_wrong_equations and not all(map(is_right, equations(text))):
+                    found.wrong += 1
+                    continue
+                found.kept += 1
+                solution = self._solution(attempt, text, env)
+                if self.config.keep == "distant" or (solution.problem_id, solution.key) not in seen:
+                    seen.add((solution.problem_id, solution.key))
+                    found.solutions.append(solution)
+        if search is not None:
+            found.cost = search.cost
+        return _Found.merged(self.ranks.gather(found))
+
+    def _solution(self, attempt: Attempt, text: str, env: TokenVectorEnv) -> Solution:
+        """A good attempt, with some text, as it is trained on."""
+        # The prompt of later rounds has no examples in it, whatever this one had; without them nobody would go on to
+        # the next question, where attempts stopped.
+        completion = attempt.completion if env is self.env else env.encoder.end_by_token(attempt.completion)
+        example = Example(self.env.encode_prompt(attempt.problem), completion)
+        return Solution(attempt.problem.id, self._key(text), text, example)
 
     def _distinct(self, solutions: Sequence[Solution]) -> Dataset:
         """One solution of each key."""

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..envs.curriculum import Batch, Subset
+from ..envs.curriculum import Batch, Curriculum, Subset
+from ..envs.token_vector_env import TokenVectorEnv
 from ..models.engine.sampling import NonFiniteLogitsError, SamplingConfig
 from ..models.kept_tokens import KeptTokens
 from ..models.vocabulary import num_token_ids
@@ -145,30 +146,11 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         iterations = self._iterations(total_episodes)
         self.env.check_prompts()
         self.shard()
-        checkpoints = None if self.run_path is None else self.run_path / "training"
         self._check_pass_rates(total_episodes, begins=reset or self._progress is None)
-        if reset and checkpoints is not None and checkpoints.exists():
-            raise ValueError(
-                f"{self.run_path} holds what was learned: to begin anew, make an agent with another folder"
-            )
-        if reset or self._progress is None:
-            self._progress = self._begin(iterations)
-        else:
-            self._progress.extend(iterations, self.updates_per_iteration, self.num_attempts)
-            if checkpoints is not None:
-                self._save_progress(checkpoints)  # resumed, the run goes on to the end of this call
-        progress, learner, best = self._progress, self._progress.learner, self._progress.best
+        self._progress = progress = self._begin_or_extend(iterations, reset)
         if config.filters and progress.problems is None:
             progress.problems = self._filter(progress_bar)
-        validation = self.make_validation_env() if config.validation_problems else None
-        if validation is not None:
-            validation.check_prompts(config.validation_problems)
-        if validation is not None and config.keep_best and progress.iteration == 0:
-            metrics = validate(
-                self.policy, validation, config.validation_problems, self.ranks
-            )  # learning may end where it began
-            best.compare(metrics["eval/maj@1"], snapshot(self.model))
-            self.log(metrics, None)
+        validation = self._validation_at_start(progress)
         episodes = config.problems_per_iteration * config.samples_per_problem
         budget = math.inf if total_episodes is None else progress.first_attempts + total_episodes
         curriculum, end = self.env.curriculum, progress.first + iterations
@@ -177,48 +159,98 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
             with self.progress((end - progress.iteration) * episodes, self.name, progress_bar) as bar:
                 for iteration in range(progress.iteration, end):
                     left = budget - self.num_attempts  # dynamic sampling spends it faster than iterations end
-                    if best.age == config.patience or left < episodes:
+                    if progress.best.age == config.patience or left < episodes:
                         break
                     began = time.perf_counter()
-                    metrics: dict[str, float] = {}
                     self.env.curriculum = Batch(chosen, config.samples_per_problem)
-                    attempts: list[Attempt] = []
-                    with self._kept_if_not_finite(attempts, iteration, learner):
-                        groups = self._sample(iteration, left, attempts, metrics, bar.update)
-                        attempts = groups.batch
-                        stage = curriculum.stage
-                        for attempt in groups.sampled:
-                            curriculum.ended(attempt.problem, attempt.is_success, stage)
-                        metrics |= {f"curriculum/{name}": value for name, value in curriculum.metrics().items()}
-                        started = time.perf_counter()
-                        self.model.eval()  # dropout would make the updated policy another than the one that acted
-                        found = self.improve(learner, attempts, iteration)
-                    metrics |= {f"train/{name}": value for name, value in found.items()}
-                    metrics["time/train_seconds"] = time.perf_counter() - started
+                    attempts, metrics = self._iterate(iteration, left, curriculum, bar.update)
                     last = iteration + 1 == end or budget - self.num_attempts < episodes
                     if validation is not None and (last or (iteration + 1) % config.validation_iterations == 0):
-                        started = time.perf_counter()
-                        with self._kept_if_not_finite(attempts, iteration, learner):
-                            metrics |= validate(self.policy, validation, config.validation_problems, self.ranks)
-                        best.compare(metrics["eval/maj@1"], snapshot(self.model) if config.keep_best else {})
-                        metrics["time/eval_seconds"] = time.perf_counter() - started
+                        with self._kept_if_not_finite(attempts, iteration):
+                            metrics |= self._validate(validation)
                     for part in ("rollout", "train"):
                         seconds = metrics[f"time/{part}_seconds"]
                         metrics[f"time/{part}_share"] = seconds / (time.perf_counter() - began)
                     metrics |= progress.alarms.watch(metrics, iteration)
                     progress.iteration = iteration + 1
                     going_on = self.log(metrics, callback)
-                    last = last or not going_on or best.age == config.patience
-                    due = last or (iteration + 1) % config.save_iterations == 0
-                    if checkpoints is not None and due:
-                        self._save_progress(checkpoints)
+                    last = last or not going_on or progress.best.age == config.patience
+                    if self._checkpoints is not None and (last or (iteration + 1) % config.save_iterations == 0):
+                        self._save_progress(self._checkpoints)
                     if not going_on:
                         break
         finally:
             self.env.curriculum = curriculum
-            restore(self.model, best.weights)
+            restore(self.model, progress.best.weights)
         self.keep_model()
         return self
+
+    @property
+    def _checkpoints(self) -> Path | None:
+        """Folder of the run's checkpoint, if there is a run."""
+        return None if self.run_path is None else self.run_path / "training"
+
+    def _begin_or_extend(self, iterations: int, reset: bool) -> "Progress":
+        """State of learning at the start of a call of `learn`: a new one, or that of the call before.
+
+        Raises:
+            ValueError: `reset` would begin a run anew in a folder that holds one.
+        """
+        folder = self._checkpoints
+        if reset and folder is not None and folder.exists():
+            raise ValueError(
+                f"{self.run_path} holds what was learned: to begin anew, make an agent with another folder"
+            )
+        if reset or self._progress is None:
+            return self._begin(iterations)
+        self._progress.extend(iterations, self.updates_per_iteration, self.num_attempts)
+        if folder is not None:
+            self._save_progress(folder)  # resumed, the run goes on to the end of this call
+        return self._progress
+
+    def _validation_at_start(self, progress: "Progress") -> TokenVectorEnv | None:
+        """The environment to validate on, if any; a policy that may stay the best is validated before it learns."""
+        config = self.config
+        if not config.validation_problems:
+            return None
+        validation = self.make_validation_env()
+        validation.check_prompts(config.validation_problems)
+        if config.keep_best and progress.iteration == 0:  # learning may end where it began
+            metrics = validate(self.policy, validation, config.validation_problems, self.ranks)
+            progress.best.compare(metrics["eval/maj@1"], snapshot(self.model))
+            self.log(metrics, None)
+        return validation
+
+    def _iterate(
+        self, iteration: int, limit: float, curriculum: Curriculum, on_step: Callable[[int], object]
+    ) -> tuple[list[Attempt], dict[str, float]]:
+        """One iteration: at most `limit` attempts, of which the curriculum learns, and the updates on them.
+
+        Returns:
+            The attempts that updates were made on, and the metrics of it all.
+        """
+        metrics: dict[str, float] = {}
+        own: list[Attempt] = []
+        with self._kept_if_not_finite(own, iteration):
+            groups = self._sample(iteration, limit, own, metrics, on_step)
+            stage = curriculum.stage
+            for attempt in groups.sampled:
+                curriculum.ended(attempt.problem, attempt.is_success, stage)
+            metrics |= {f"curriculum/{name}": value for name, value in curriculum.metrics().items()}
+            started = time.perf_counter()
+            self.model.eval()  # dropout would make the updated policy another than the one that acted
+            found = self.improve(cast(Progress, self._progress).learner, groups.batch, iteration)
+        metrics |= {f"train/{name}": value for name, value in found.items()}
+        metrics["time/train_seconds"] = time.perf_counter() - started
+        return groups.batch, metrics
+
+    def _validate(self, validation: TokenVectorEnv) -> dict[str, float]:
+        """Validates the policy and keeps it if it is the best so far; the metrics of it."""
+        config, started = self.config, time.perf_counter()
+        metrics = validate(self.policy, validation, config.validation_problems, self.ranks)
+        best = cast(Progress, self._progress).best
+        best.compare(metrics["eval/maj@1"], snapshot(self.model) if config.keep_best else {})
+        return metrics | {"time/eval_seconds": time.perf_counter() - started}
 
     def _begin(self, iterations: int) -> "Progress":
         """Start of learning: the newest checkpoint of the run, or of the folder that was loaded."""
@@ -397,12 +429,13 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         return values * weights, metrics | {"importance": masked_aggregate(weights, mask, actions)}
 
     @contextmanager
-    def _kept_if_not_finite(self, attempts: Sequence[Attempt], iteration: int, learner: Learner) -> Iterator[None]:
+    def _kept_if_not_finite(self, attempts: Sequence[Attempt], iteration: int) -> Iterator[None]:
         """Writes the iteration's attempts to the run's folder when a reward, a loss or a gradient is not finite."""
         try:
             yield
         except (NonFiniteError, NonFiniteLogitsError, RewardError) as error:
-            message = f"iteration {iteration}, before update {learner.steps + 1}: {error}"
+            update = cast(Progress, self._progress).learner.steps + 1
+            message = f"iteration {iteration}, before update {update}: {error}"
             if self.run is not None:
                 path = self.run.path / f"not-finite-{iteration}.jsonl"
                 path.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self, TypeVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..envs.token_vector_env import TokenVectorEnv
 from ..files import remove_folder
 from ..models.engine.sampling import NonFiniteLogitsError
 from .base import Agent, Callback
@@ -133,22 +134,16 @@ class RoundsAgent(Agent[RoundsConfigT]):
                 if number:
                     with _naming_the_round(number):
                         self.sample_round(number, episodes, metrics, progress_bar)
-                current = Round.load(self.round_folder(number), number)
+                going_on, current = True, Round.load(self.round_folder(number), number)
                 if current is None:
                     step = self.num_attempts if episodes else number
                     if self.run is not None:
                         self.run.rewind(step - 1)  # what a killed process logged of this round
-                    self.train_round(number, base, metrics, progress_bar)
-                    started = time.perf_counter()
-                    with _naming_the_round(number):
-                        metrics |= validate(self.policy, validation, config.validation_problems, self.ranks)
-                    metrics |= {"time/eval_seconds": time.perf_counter() - started, "round": number}
-                    current = Round(number, metrics["eval/maj@1"], snapshot(self.model))
+                    current = self._train_and_validate(number, base, validation, metrics, progress_bar)
                     going_on = self.log(metrics, callback, step)
                     self._keep(current)
                 else:
                     restore(self.model, current.weights)
-                    going_on = True
                 newest = number
                 if best is None or current.accuracy > best.accuracy:
                     best = current
@@ -165,6 +160,22 @@ class RoundsAgent(Agent[RoundsConfigT]):
         self._done = _Done(newest, base, best)
         self.keep_model()
         return self
+
+    def _train_and_validate(
+        self,
+        number: int,
+        base: Mapping[str, Tensor],
+        validation: TokenVectorEnv,
+        metrics: dict[str, float],
+        progress_bar: bool,
+    ) -> Round:
+        """The round that training makes of what was sampled for it; fills `metrics` with what is to be logged."""
+        self.train_round(number, base, metrics, progress_bar)
+        started = time.perf_counter()
+        with _naming_the_round(number):
+            metrics |= validate(self.policy, validation, self.config.validation_problems, self.ranks)
+        metrics |= {"time/eval_seconds": time.perf_counter() - started, "round": number}
+        return Round(number, metrics["eval/maj@1"], snapshot(self.model))
 
     def round_folder(self, number: int) -> Path | None:
         """The folder of a round, if the run has one."""

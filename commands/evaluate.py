@@ -5,7 +5,7 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ..settings import Count, CountOrZero, NonNegative, check_settings
 from .options import MAIN, ComputeOptions, EnvChoice
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from ..agents import CausalLMPolicy
     from ..agents.evaluation.rerankers import Reranker
+    from ..agents.search import Search
+    from ..envs.token_vector_env import TokenVectorEnv
+    from ..models.outcome import OutcomeModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,92 +84,117 @@ class EvalOptions(EnvChoice):
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Evaluate a model: maj@1, maj@n, pass@k and diversity, with intervals."""
+    run_command(_run, "tokengym eval", arguments, evaluate.__doc__)
 
-    def run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None:
-        from ..agents import evaluate as measure
-        from ..agents import load_policy
-        from ..agents.evaluation.rerankers import LowerBound, score_attempts
-        from ..agents.evaluation.tables import evaluation_table
-        from ..agents.rollouts.pools import read_pool
-        from ..agents.rollouts.slots import make_rollout_env, make_vllm
-        from ..agents.training.progress import progress
-        from ..benchmarks.paper.tables import paper_figures
-        from ..models.outcome import OutcomeModel
 
-        check_output(options.output)
-        _check_reranker(options)
-        set_threads(compute.threads)
-        policy = load_policy(
-            options.model,
-            options.condition,
-            device=compute.device,
-            dtype=compute.dtype,
-            load_in_4bit=compute.load_in_4bit,
-            attn=compute.attn,
+def _run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None:
+    from ..agents import evaluate as measure
+    from ..agents.evaluation.tables import evaluation_table
+    from ..agents.rollouts.slots import make_rollout_env, make_vllm
+    from ..agents.training.progress import progress
+    from ..benchmarks.paper.tables import paper_figures
+
+    check_output(options.output)
+    _check_reranker(options)
+    set_threads(compute.threads)
+    policy = _load_policy(options, compute)
+    judge, reranker = _make_reranker(options, compute, policy)
+    env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, compute.num_envs)
+    policy = policy.with_compiled(compute.compile_decoder)
+    if compute.vllm_memory is not None:
+        policy = policy.with_vllm(make_vllm(policy, env, compute.vllm_memory))
+    search = _make_search(options, policy, env, judge)
+    problems = min(options.problems, env.size or options.problems)
+    with progress(problems * (options.n + 1), "sampling") as bar:
+        result = measure(
+            policy,
+            env,
+            problems=problems,
+            n=options.n,
+            temperature=options.temperature,
+            seed=options.seed,
+            reranker=reranker,
+            search=search,
+            on_step=bar.update,
         )
-        policy = policy.with_sampling(top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
-        reranker = judge = None
-        if options.orm is not None:
-            judge = OutcomeModel.load(options.orm, policy.tokenizer, str(policy.model.device))
-            reranker = functools.partial(score_attempts, judge, aggregate=options.aggregate)
-        elif options.reranker is not None:
-            reranker = _policy_reranker(options, compute, policy)
-        if judge is not None and options.pool is not None:
-            learned_from = make_rollout_env(options.spec(split="train"), policy, 1)
-            reranker = LowerBound(judge, read_pool(options.pool, learned_from, None, None), options.radius)
-        env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, compute.num_envs)
-        policy = policy.with_compiled(compute.compile_decoder)
-        if compute.vllm_memory is not None:
-            policy = policy.with_vllm(make_vllm(policy, env, compute.vllm_memory))
-        problems = min(options.problems, env.size or options.problems)
-        search = None
-        if options.search is not None:
-            from ..agents.search import Search, SearchConfig
+    say(evaluation_table({options.model: result}, f"{options.env}, {options.split} split"))
+    figures = paper_figures(result, options.env, options.split)
+    if figures is not None:
+        say(figures)
+    if search is not None:
+        cost = search.cost
+        say(f"the search drew {cost.policy_tokens:,} tokens, and the outcome model read {cost.judged_tokens:,}")
+    if options.output is not None:
+        results = {**_protocol(options, judge), **result.to_dict()}
+        options.output.write_text(json.dumps(results, indent=2) + "\n")
 
-            if judge is None:
-                raise ValueError("--search is guided by an outcome model: give one by --orm")
-            chosen = SearchConfig(
-                options.search, options.n, options.search_keep, options.temperature, aggregate=options.aggregate
-            )
-            search = Search(policy, env, judge, chosen)
-        with progress(problems * (options.n + 1), "sampling") as bar:
-            result = measure(
-                policy,
-                env,
-                problems=problems,
-                n=options.n,
-                temperature=options.temperature,
-                seed=options.seed,
-                reranker=reranker,
-                search=search,
-                on_step=bar.update,
-            )
-        say(evaluation_table({options.model: result}, f"{options.env}, {options.split} split"))
-        figures = paper_figures(result, options.env, options.split)
-        if figures is not None:
-            say(figures)
-        if search is not None:
-            cost = search.cost
-            say(f"the search drew {cost.policy_tokens:,} tokens, and the outcome model read {cost.judged_tokens:,}")
-        if options.output is not None:
-            protocol = {
-                "model": options.model,
-                "condition": options.condition,
-                "env": options.env,
-                "env_args": options.env_args,
-                "split": options.split,
-                "orm": None if options.orm is None else str(options.orm),
-                "aggregate": None if judge is None else options.aggregate or judge.aggregate,
-                "reranker": options.reranker,
-                "pool": options.pool,
-                "radius": options.radius if options.reranker == "lower_bound" else None,
-                "scorer": options.scorer,
-                "reference": options.reference,
-                "search": options.search,
-            }
-            options.output.write_text(json.dumps({**protocol, **result.to_dict()}, indent=2) + "\n")
 
-    run_command(run, "tokengym eval", arguments, evaluate.__doc__)
+def _load_policy(options: EvalOptions, compute: ComputeOptions) -> "CausalLMPolicy":
+    """The policy to evaluate, with what truncates its samples' distributions."""
+    from ..agents import load_policy
+
+    policy = load_policy(
+        options.model,
+        options.condition,
+        device=compute.device,
+        dtype=compute.dtype,
+        load_in_4bit=compute.load_in_4bit,
+        attn=compute.attn,
+    )
+    return policy.with_sampling(top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
+
+
+def _make_reranker(
+    options: EvalOptions, compute: ComputeOptions, policy: "CausalLMPolicy"
+) -> "tuple[OutcomeModel | None, Reranker | None]":
+    """The outcome model and the reranker that the options name."""
+    from ..agents.evaluation.rerankers import LowerBound, score_attempts
+    from ..agents.rollouts.pools import read_pool
+    from ..agents.rollouts.slots import make_rollout_env
+    from ..models.outcome import OutcomeModel
+
+    if options.orm is None:
+        return None, None if options.reranker is None else _policy_reranker(options, compute, policy)
+    judge = OutcomeModel.load(options.orm, policy.tokenizer, str(policy.model.device))
+    if options.pool is None:
+        return judge, functools.partial(score_attempts, judge, aggregate=options.aggregate)
+    learned_from = make_rollout_env(options.spec(split="train"), policy, 1)
+    return judge, LowerBound(judge, read_pool(options.pool, learned_from, None, None), options.radius)
+
+
+def _make_search(
+    options: EvalOptions, policy: "CausalLMPolicy", env: "TokenVectorEnv", judge: "OutcomeModel | None"
+) -> "Search | None":
+    """The search that the options name, if any."""
+    if options.search is None:
+        return None
+    from ..agents.search import Search, SearchConfig
+
+    if judge is None:
+        raise ValueError("--search is guided by an outcome model: give one by --orm")
+    config = SearchConfig(
+        options.search, options.n, options.search_keep, options.temperature, aggregate=options.aggregate
+    )
+    return Search(policy, env, judge, config)
+
+
+def _protocol(options: EvalOptions, judge: "OutcomeModel | None") -> dict[str, Any]:
+    """How results came about, for the file that holds them."""
+    return {
+        "model": options.model,
+        "condition": options.condition,
+        "env": options.env,
+        "env_args": options.env_args,
+        "split": options.split,
+        "orm": None if options.orm is None else str(options.orm),
+        "aggregate": None if judge is None else options.aggregate or judge.aggregate,
+        "reranker": options.reranker,
+        "pool": options.pool,
+        "radius": options.radius if options.reranker == "lower_bound" else None,
+        "scorer": options.scorer,
+        "reference": options.reference,
+        "search": options.search,
+    }
 
 
 def _check_reranker(options: EvalOptions) -> None:

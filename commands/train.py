@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -15,6 +15,9 @@ from ..registry import summary
 from ..settings import CountOrZero, check_settings
 from .options import MAIN, AdapterOptions, ComputeOptions, EnvChoice
 from .terminal import flag, run_command, say, set_threads
+
+if TYPE_CHECKING:
+    from ..agents import Agent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +67,6 @@ def train(arguments: Sequence[str]) -> None:
     def run(
         options: Annotated[TrainOptions, MAIN], config: Any, adapter: AdapterOptions, compute: ComputeOptions
     ) -> None:
-        from ..agents.evaluation.tables import outcome_table
-        from ..agents.outcome_models import OutcomeModelAgent
-        from ..agents.training.progress import key_numbers
-
         set_threads(compute.threads)
         folder = options.run or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
         if options.run is None and options.resume == "yes":
@@ -86,39 +85,46 @@ def train(arguments: Sequence[str]) -> None:
             **loading,
             **dataclasses.asdict(config),
         )
-        report = say if agent.ranks.is_main else lambda thing: None  # of several processes one speaks
-        if agent.ranks.count > 1:
-            report(f"{agent.ranks.count} processes")
-        elif "ACCELERATE_DYNAMO_BACKEND" in os.environ:  # which `accelerate launch` sets
-            report(
-                "1 process: without a GPU `accelerate launch` starts no more, and "
-                "`torchrun --nproc-per-node 2 -m -- tokengym train ...` does"
-            )
-
-        def on_log(agent: Any, metrics: dict[str, float]) -> None:
-            report(f"{agent.num_attempts} attempts  {key_numbers(metrics)}")
-
-        # An agent's own default stands where no budget is given.
-        budget = {} if options.total_episodes is None else {"total_episodes": options.total_episodes}
-        try:
-            with stoppable(options.max_hours):
-                agent.learn(**budget, callback=on_log, progress_bar=True)
-        except KeyboardInterrupt as stop:
-            cause = str(stop) or "interrupted"
-            report(
-                f"{cause}: what was finished is in {folder}; the same command with --run {folder} --resume continues"
-            )
-            if isinstance(stop, TimeIsUp):
-                return
-            raise
-        if isinstance(agent, OutcomeModelAgent):
-            report(outcome_table(agent.reports))
-        what = "run, logs and model are" if (folder / "model").exists() else "run and logs are"
-        report(f"{what} in {folder} (tensorboard --logdir {folder})")
+        _learn(agent, options, folder)
 
     run.__annotations__["config"] = agent_settings(config_type, name, flag(arguments, "--preset"))
     renamed = getattr(config_type, "renamed", {})
     run_command(run, f"tokengym train {name}", _resume_said(others), AGENTS.summary(name), renamed)
+
+
+def _learn(agent: "Agent[Any]", options: TrainOptions, folder: Path) -> None:
+    """Trains an agent, and says what there is in its folder afterwards, also where it was interrupted."""
+    from ..agents.evaluation.tables import outcome_table
+    from ..agents.outcome_models import OutcomeModelAgent
+    from ..agents.training.progress import key_numbers
+
+    report = say if agent.ranks.is_main else lambda thing: None  # of several processes one speaks
+    if agent.ranks.count > 1:
+        report(f"{agent.ranks.count} processes")
+    elif "ACCELERATE_DYNAMO_BACKEND" in os.environ:  # which `accelerate launch` sets
+        report(
+            "1 process: without a GPU `accelerate launch` starts no more, and "
+            "`torchrun --nproc-per-node 2 -m -- tokengym train ...` does"
+        )
+
+    def on_log(agent: "Agent[Any]", metrics: dict[str, float]) -> None:
+        report(f"{agent.num_attempts} attempts  {key_numbers(metrics)}")
+
+    # An agent's own default stands where no budget is given.
+    budget = {} if options.total_episodes is None else {"total_episodes": options.total_episodes}
+    try:
+        with stoppable(options.max_hours):
+            agent.learn(**budget, callback=on_log, progress_bar=True)
+    except KeyboardInterrupt as stop:
+        cause = str(stop) or "interrupted"
+        report(f"{cause}: what was finished is in {folder}; the same command with --run {folder} --resume continues")
+        if isinstance(stop, TimeIsUp):
+            return
+        raise
+    if isinstance(agent, OutcomeModelAgent):
+        report(outcome_table(agent.reports))
+    what = "run, logs and model are" if (folder / "model").exists() else "run and logs are"
+    report(f"{what} in {folder} (tensorboard --logdir {folder})")
 
 
 def _resume_said(arguments: Sequence[str]) -> list[str]:

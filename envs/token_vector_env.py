@@ -592,15 +592,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if len(ending):
             self._terminations |= terminated
             self._truncations |= truncated
-            for slot in ending.tolist():
-                is_success = cast(Verdict, verdicts[slot]).correct
-                self.curriculum.ended(self.problem(slot), is_success, int(self._stages[slot]))
-            final_infos = self._end_infos(ending, [cast(Verdict, verdicts[slot]) for slot in ending])
-            if self.autoreset_mode is AutoresetMode.SAME_STEP:
-                final = {"final_obs": self._final_observations(ending), "final_info": final_infos}
-                infos = add_infos(infos, self.num_envs, ending, final)
-            else:
-                infos = final_infos
+            infos = self._end(ending, [cast(Verdict, verdicts[slot]) for slot in ending])
         if beginning is not None and len(beginning):
             infos = self._begin_next(infos, beginning)
         terminations, truncations = self._terminations.copy(), self._truncations.copy()
@@ -609,6 +601,16 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             ending = ending[np.argsort(lengths[ending], kind="stable")]
             infos = self._begin_next(infos, ending)
         return self._observation(), rewards, terminations, truncations, infos
+
+    def _end(self, ending: IntArray, verdicts: Sequence[Verdict]) -> Infos:
+        """Tells the curriculum how attempts have ended; the infos of their ends."""
+        for slot, verdict in zip(ending.tolist(), verdicts, strict=True):
+            self.curriculum.ended(self.problem(slot), verdict.correct, int(self._stages[slot]))
+        infos = self._end_infos(ending, verdicts)
+        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
+            return infos
+        final = {"final_obs": self._final_observations(ending), "final_info": infos}
+        return add_infos({}, self.num_envs, ending, final)
 
     def _check_ends(self, slots: IntArray, columns: Any, is_eos: BoolArray, lengths: IntArray) -> None:
         early = is_eos & (columns < lengths[slots] - 1)

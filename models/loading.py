@@ -114,6 +114,20 @@ def load(
         _adapter_config(model).base_model_name_or_path = base_name(adapter)
         return model.eval(), tokenizer
     tokenizer = load_tokenizer(name)
+    model: Any = _pretrained(name, device, dtype, load_in_4bit, attn)
+    check_vocabulary(model, tokenizer)
+    model.eval()
+    check_training(model)
+    if lora_rank is not None:
+        model = with_lora(model, lora_rank, lora_alpha, lora_targets, lora_seed, rank_stabilized=lora_rank_stabilized)
+        model = model.eval()
+        local = Path(name).expanduser()
+        _adapter_config(model).base_model_name_or_path = str(local.resolve()) if local.exists() else name
+    return model, tokenizer
+
+
+def _pretrained(name: str, device: str, dtype: str, load_in_4bit: bool, attn: str | None) -> PreTrainedModel:
+    """The model of that name as transformers loads it, on its device; see `load`."""
     location = locate(name)
     folder = Path(location["pretrained_model_name_or_path"])
     if "gguf_file" not in location and folder.is_dir() and not (folder / "config.json").is_file():
@@ -134,11 +148,10 @@ def load(
             )
         arguments |= loading_in_4bit(DTYPES[dtype], device)
     if "gguf_file" in location:
-        arguments["quantization_config"] = GgufConfig(
-            dequantize=True
-        )  # packed weights can be neither trained nor saved
+        # Packed weights can be neither trained nor saved.
+        arguments["quantization_config"] = GgufConfig(dequantize=True)
     try:
-        with no_progress_bars(), naming(Path(arguments["pretrained_model_name_or_path"])):
+        with no_progress_bars(), naming(folder):
             model: Any = AutoModelForCausalLM.from_pretrained(**arguments)
     except OSError as error:
         raise not_loaded("model", name, location, error) from error
@@ -147,19 +160,10 @@ def load(
         if attn is None or "attention" not in str(error).lower():
             raise ValueError(f"transformers cannot load {name!r} as a causal language model: {cause}") from error
         raise ValueError(f"the model {name!r} cannot run with attn={attn!r}; leave attn out. {cause}") from error
-    check_vocabulary(model, tokenizer)
     if load_in_4bit:
         check_loaded(model)
-    else:
-        model = model.to(device)
-    model.eval()
-    check_training(model)
-    if lora_rank is not None:
-        model = with_lora(model, lora_rank, lora_alpha, lora_targets, lora_seed, rank_stabilized=lora_rank_stabilized)
-        model = model.eval()
-        local = Path(name).expanduser()
-        _adapter_config(model).base_model_name_or_path = str(local.resolve()) if local.exists() else name
-    return model, tokenizer
+        return model
+    return model.to(device)
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -181,11 +181,7 @@ def evaluate(
     if problems < 1 or n < 0:
         raise ValueError(f"need problems >= 1 and n >= 0, got {problems} and {n}")
     policy = policy if isinstance(policy, CausalLMPolicy) else policy.policy
-    if not isinstance(env, TokenVectorEnv):
-        spec = gym.spec(env) if isinstance(env, str) else env if isinstance(env, EnvSpec) else env.spec
-        if spec is None:
-            raise TypeError(f"{env} has no spec to make slots of: give its id, or a TokenVectorEnv")
-        env = make_rollout_env(spec, policy, _SLOTS, **({} if "split" in spec.kwargs else {"split": "test"}))
+    env = env if isinstance(env, TokenVectorEnv) else _test_slots(env, policy)
     problems = min(problems, env.size) if env.size is not None else problems
     env.check_prompts(problems)
     started = time.perf_counter()
@@ -201,21 +197,9 @@ def evaluate(
     elif n:
         pool = _pool(policy.with_sampling(temperature=temperature), env, problems, n, seed, on_step)
     if n:
-        successes = [sum(attempt.is_success for attempt in group) for group in pool]
-        if n > 1:
-            values[f"maj@{n}"] = [float(majority_is_correct(group)) for group in pool]
         if reranker is not None and scores is None:
-            score = functools.partial(score_attempts, reranker) if isinstance(reranker, OutcomeModel) else reranker
-            scores = [np.asarray(score(group), np.float64) for group in pool]
-            if any(one.shape != (n,) or not np.isfinite(one).all() for one in scores):
-                raise ValueError(f"the reranker must give one finite score for each of {n} attempts at a problem")
-        if scores is not None:
-            values[f"rerank@{n}"] = [
-                float(best_is_correct(group, own)) for group, own in zip(pool, scores, strict=True)
-            ]
-        for k in _powers(n) if search is None else [n]:
-            values[f"pass@{k}"] = [pass_at_k(c, n, k) for c in successes]
-        values["diversity"] = [float(len(distinct_solutions(group, env))) for group in pool]
+            scores = _scores(reranker, pool, n)
+        values |= _pool_values(pool, n, scores, _powers(n) if search is None else [n], env)
     if on_problem is not None:
         for group in pool:
             on_problem(group)
@@ -275,6 +259,47 @@ def validate(policy: CausalLMPolicy, env: TokenVectorEnv, problems: int, ranks: 
 def distinct_solutions(attempts: Iterable[Attempt], env: TokenVectorEnv) -> set[str]:
     """The equation sequences of the correct attempts."""
     return {equation_sequence(env.decode(attempt.completion)) for attempt in attempts if attempt.is_success}
+
+
+def _test_slots(env: "str | EnvSpec | gym.Env[Any, Any]", policy: CausalLMPolicy) -> TokenVectorEnv:
+    """Slots of an environment, on the test split if it names none."""
+    spec = gym.spec(env) if isinstance(env, str) else env if isinstance(env, EnvSpec) else env.spec
+    if spec is None:
+        raise TypeError(f"{env} has no spec to make slots of: give its id, or a TokenVectorEnv")
+    return make_rollout_env(spec, policy, _SLOTS, **({} if "split" in spec.kwargs else {"split": "test"}))
+
+
+def _scores(reranker: OutcomeModel | Reranker, pool: Sequence[list[Attempt]], n: int) -> list[FloatArray]:
+    """The reranker's score of each of `n` attempts at each problem."""
+    score = functools.partial(score_attempts, reranker) if isinstance(reranker, OutcomeModel) else reranker
+    scores = [np.asarray(score(group), np.float64) for group in pool]
+    if any(one.shape != (n,) or not np.isfinite(one).all() for one in scores):
+        raise ValueError(f"the reranker must give one finite score for each of {n} attempts at a problem")
+    return scores
+
+
+def _pool_values(
+    pool: Sequence[list[Attempt]], n: int, scores: Sequence[FloatArray] | None, ks: Sequence[int], env: TokenVectorEnv
+) -> dict[str, list[float]]:
+    """The metrics of the pool, at each problem.
+
+    Args:
+        pool: `n` attempts at each problem.
+        n: Number of attempts at each.
+        scores: `[n]` scores at each problem, if there are any.
+        ks: Numbers of attempts that pass@k is reported for.
+        env: Environment that the attempts were made in.
+    """
+    values: dict[str, list[float]] = {}
+    if n > 1:
+        values[f"maj@{n}"] = [float(majority_is_correct(group)) for group in pool]
+    if scores is not None:
+        values[f"rerank@{n}"] = [float(best_is_correct(group, own)) for group, own in zip(pool, scores, strict=True)]
+    successes = [sum(attempt.is_success for attempt in group) for group in pool]
+    for k in ks:
+        values[f"pass@{k}"] = [pass_at_k(c, n, k) for c in successes]
+    values["diversity"] = [float(len(distinct_solutions(group, env))) for group in pool]
+    return values
 
 
 def _powers(n: int) -> list[int]:

@@ -6,10 +6,10 @@ that ends is handed the next problem or leaves the batch.
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
@@ -20,9 +20,9 @@ from ...envs.token_vector_env import TokenVectorEnv
 from ...models.engine.decoder import COMPACT_BELOW
 from ...models.engine.sampling import SamplingConfig, stream_key
 from ...models.engine.vllm_decoder import VLLMDecoder
-from ...models.kept_tokens import KeptTokens
 from .attempts import Attempt, AttemptFile, RecordedAttempts
 from .policy import CausalLMPolicy
+from .running import RunningAttempts
 
 PATIENCE = 64
 """Steps that an attempt waits for its verdict while others go on. [choice]"""
@@ -218,19 +218,10 @@ class Rollout:
         begin: Callable[[NDArray[np.bool_], range], IntArray],
         on_step: Callable[[int], object] | None,
     ) -> Iterator[Attempt]:
-        decoder = self._decoder
-        drawn_tokens = np.zeros((env.num_envs, env.max_new_tokens), np.int32)
-        drawn_logprobs = np.zeros((env.num_envs, env.max_new_tokens), np.float32)
-        rewards = np.zeros((env.num_envs, env.max_new_tokens), np.float32)
-        kept: list[list[NDArray[np.int32]]] = [[] for _ in range(env.num_envs)]
-        drawn = np.zeros(env.num_envs, np.int64)
-        number = np.full(env.num_envs, -1)  # of the attempt in each slot; -1 where none is running
-        index = np.zeros(env.num_envs, np.int64)
-        prompts: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * env.num_envs
+        decoder, running = self._decoder, RunningAttempts(env)
         actions = np.zeros(env.num_envs, np.int64)
         finished: dict[int, Attempt] = {}
         begun = due = numbers.start
-        every = np.arange(env.num_envs)
         waiting = np.zeros(env.num_envs, bool)  # ended, but for a verdict
         idle = np.arange(env.num_envs)
 
@@ -241,60 +232,33 @@ class Rollout:
                 slots, retired = np.split(np.sort(idle), [min(len(idle), numbers.stop - begun)])
                 decoder.retire(retired[np.isin(retired, decoder.slots)])
                 if len(slots):
+                    following = range(begun, begun + len(slots))
                     mask = np.zeros(env.num_envs, bool)
                     mask[slots] = True
-                    following = range(begun, begun + len(slots))
-                    index[slots] = begin(mask, following)
-                    number[slots] = following
+                    running.begin(slots, following, begin(mask, following), decoder.slots)
+                    keys = [stream_key(seed, env.problem(slot).id, int(running.index[slot])) for slot in slots]
+                    decoder.begin(slots, [running.prompts[slot] for slot in slots], np.array(keys))
                     begun = following.stop
-                    drawn[slots] = 0
-                    for slot in slots:
-                        kept[slot].clear()
-                    keys = np.array([stream_key(seed, env.problem(slot).id, int(index[slot])) for slot in slots])
-                    shared = {prompts[slot].tobytes(): prompts[slot] for slot in decoder.slots}
-                    for slot in slots:
-                        prompt = np.concatenate([env.prompt(slot), env.completion(slot)])
-                        prompts[slot] = shared.setdefault(prompt.tobytes(), prompt)
-                    decoder.begin(slots, [prompts[slot] for slot in slots], keys)
                 idle = np.empty(0, np.int64)
             slots = decoder.slots
             if len(slots):
                 tokens, logprobs = decoder.step(sampling)
-                if decoder.kept is not None:
-                    for slot, choices in zip(slots.tolist(), decoder.kept.rows(), strict=True):
-                        if not waiting[slot]:
-                            kept[slot].append(choices)
+                choices = None if decoder.kept is None else decoder.kept.rows()
                 if waiting.any():
                     runs = ~waiting[slots]
                     slots, tokens, logprobs = slots[runs], tokens[runs], logprobs[runs]
+                    choices = None if choices is None else [*itertools.compress(choices, runs)]
                 actions[slots] = tokens
-                at = np.minimum(drawn[slots], env.max_new_tokens - 1)
-                drawn_tokens[slots, at] = tokens
-                drawn_logprobs[slots, at] = logprobs
-                drawn[slots] += 1
-            _, step_rewards, terminations, truncations, infos = env.step_on(actions, PATIENCE)
-            # An attempt that waited for its verdict is paid for the token that it had last.
-            rewards[every, np.clip(drawn - 1, 0, env.max_new_tokens - 1)] = step_rewards
-            ended = np.flatnonzero((terminations | truncations) & (number >= 0))
+                running.append(slots, tokens, logprobs)
+                if choices is not None:
+                    running.record_kept(slots, choices)
+            _, rewards, terminations, truncations, infos = env.step_on(actions, PATIENCE)
+            running.pay(rewards)
+            ended = running.ended(terminations | truncations)
             for slot in ended.tolist():
-                count = drawn[slot]
-                finished[int(number[slot])] = Attempt(
-                    problem=env.problem(slot),
-                    index=int(index[slot]),
-                    prompt=prompts[slot],
-                    completion=drawn_tokens[slot, :count].copy(),
-                    logprobs=drawn_logprobs[slot, :count].copy(),
-                    rewards=rewards[slot, :count].copy(),
-                    is_success=bool(infos["is_success"][slot]),
-                    verdict=infos["verdict"][slot],
-                    answer=infos["answer"][slot],
-                    terminated=bool(terminations[slot]),
-                    reward_components=_components(infos, slot),
-                    number=int(number[slot]),
-                    kept=_kept(kept[slot][:count]),
-                )
+                attempt = running.finish(slot, bool(terminations[slot]), infos)
+                finished[attempt.number] = attempt
             if len(ended):
-                number[ended] = -1
                 decoder.finish(ended[~waiting[ended]])
                 idle = np.concatenate([idle, ended])
                 if on_step is not None:
@@ -305,14 +269,3 @@ class Rollout:
             while due in finished:
                 yield finished.pop(due)
                 due += 1
-
-
-def _kept(choices: Sequence[NDArray[np.int32]]) -> KeptTokens | None:
-    """The tokens that each of an attempt's was drawn from, if they were recorded."""
-    return KeptTokens(np.array([len(row) for row in choices]), np.concatenate(choices)) if choices else None
-
-
-def _components(infos: Mapping[str, Any], slot: int) -> dict[str, float]:
-    """Sum that each component of the reward has paid an attempt that ended, if the reward has components."""
-    parts = infos.get("reward_components", {})
-    return {name: float(paid[slot]) for name, paid in parts.items() if not name.startswith("_")}

@@ -259,6 +259,34 @@ class Learner:
             ValueError: A sequence is longer than the model's positions.
             NonFiniteError: The loss or the gradient is infinite or NaN; the weights are left as they were.
         """
+        totals, padding = self._backward(examples, loss, seed, temperature)
+        norm = full(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        made, ratio = self.steps - self.first_step, self.config.min_learning_rate_ratio
+        rate = self.learning_rate * cosine(made, self.total_steps, self.config.warmup_ratio, ratio)
+        metrics = {name: value.item() for name, value in totals.items()}
+        metrics |= {"grad_norm": norm.item(), "learning_rate": rate, "padding": padding}
+        broken = [f"{name} {metrics[name]}" for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
+        if not broken and (accept is None or accept(metrics)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["ratio"]
+            self.optimizer.step()
+            self.steps += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        if broken:
+            raise NonFiniteError(
+                f"update {self.steps + 1} has {' and '.join(broken)} and was not made: look for a bad reward, or too "
+                f"high a learning rate ({rate:g})"
+            )
+        return metrics
+
+    def _backward(
+        self, examples: Sequence[Example], loss: Loss, seed: int, temperature: float
+    ) -> tuple[dict[str, Tensor], float]:
+        """Adds the gradient of a batch's loss to the parameters, by one micro-batch after the other.
+
+        Returns:
+            `loss` and its further scalars over the whole batch, and the share of positions that held no token.
+        """
         ranks, rank = self.ranks.count, self.ranks.index
         groups = self._micro_batches(examples)
         # Ranks synchronise in their last backward pass, so all must run the same number: idle ones repeat at weight 0.
@@ -285,34 +313,18 @@ class Learner:
                         )
                 tokens += int(batch.inputs.is_token.sum())
                 padding += batch.inputs.segments.numel()
-        if ranks > 1 and not self._wrapped and not self._sharded:
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    parameter.grad = cast(Tensor, self.accelerator.reduce(parameter.grad, "mean"))
-        norm = full(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
-        made, ratio = self.steps - self.first_step, self.config.min_learning_rate_ratio
-        share = cosine(made, self.total_steps, self.config.warmup_ratio, ratio)
-        rate = self.learning_rate * share
         if ranks > 1:
+            self._reduce_gradients()
             totals = _combined_totals(self.ranks.gather({name: value.cpu() for name, value in totals.items()}))
-        metrics = {name: value.item() for name, value in totals.items()} | {
-            "grad_norm": norm.item(),
-            "learning_rate": rate,
-            "padding": 1 - tokens / padding,
-        }
-        broken = [f"{name} {metrics[name]}" for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
-        if not broken and (accept is None or accept(metrics)):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["ratio"]
-            self.optimizer.step()
-            self.steps += 1
-        self.optimizer.zero_grad(set_to_none=True)
-        if broken:
-            raise NonFiniteError(
-                f"update {self.steps + 1} has {' and '.join(broken)} and was not made: look for a bad reward, or too "
-                f"high a learning rate ({rate:g})"
-            )
-        return metrics
+        return totals, 1 - tokens / padding
+
+    def _reduce_gradients(self) -> None:
+        """Averages the gradients of all processes, where neither the wrapper nor the shards have done so."""
+        if self._wrapped or self._sharded:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad = cast(Tensor, self.accelerator.reduce(parameter.grad, "mean"))
 
     def begin_schedule(self, total_steps: int) -> None:
         """Begins a learning-rate schedule of `total_steps` further updates; the optimizer's state stays."""
