@@ -39,7 +39,7 @@ from .rollouts.slots import make_rollout_env, make_vllm
 from .training.learner import Example, Learner
 from .training.memory import Limits, Work, check_memory, free_memory
 from .training.progress import progress
-from .training.ranks import Ranks
+from .training.ranks import Ranks, find_main_process
 from .training.run_folder import Resume, RunFolder, hyperparameters
 from .training.sharding import Sharding, is_sharded, whole
 from .training.tracking import Shown, Tracking, check_trackers, with_aliases
@@ -182,6 +182,7 @@ class Agent(ABC, Generic[ConfigT]):
         check_trackers(trackers)
         # Without `cpu` accelerate sees one process, whatever torchrun has started, where there is no accelerator.
         cpu = device == "cpu" or not torch.accelerator.is_available()
+        find_main_process()
         self.accelerator = Accelerator(cpu=cpu, log_with=trackers or None, project_dir=run)
         self.ranks = Ranks(self.accelerator)
         self.sharding = Sharding.of(self.accelerator)

@@ -1,11 +1,52 @@
 """The processes that learn together: what each of them does, and what they say to each other."""
 
+import logging
+import os
+import socket
+import time
 from typing import TypeVar, cast
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
+
+
+def find_main_process(patience: float = 300.0) -> None:
+    """Makes sure that this process, if it is one of several, can reach the first one, before PyTorch waits in silence.
+
+    Launchers give its address in the environment variables MASTER_ADDR and MASTER_PORT.
+
+    Args:
+        patience: Seconds to wait for it.
+
+    Raises:
+        TimeoutError: It cannot be reached.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or torch.distributed.is_initialized() or "MASTER_ADDR" not in os.environ:
+        return
+    address = os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", "29500"))
+    started, warned = time.monotonic(), False
+    while True:
+        try:
+            socket.create_connection(address, timeout=5).close()
+        except OSError as error:
+            waited = time.monotonic() - started
+            if waited >= patience:
+                raise TimeoutError(
+                    f"process {rank} cannot reach the first process at {address[0]}:{address[1]} ({error}): start it, "
+                    "and let MASTER_ADDR and MASTER_PORT be its address, with a port that is open to this node"
+                ) from error
+            if waited >= 10 and not warned:
+                _logger.warning("process %s waits for the first process at %s:%d (%s)", rank, *address, error)
+                warned = True
+            time.sleep(min(1.0, patience))
+        else:
+            return
 
 
 class Ranks:

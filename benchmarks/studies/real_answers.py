@@ -3,10 +3,11 @@ r"""Real models on GSM8K and SVAMP: what the environment says of each attempt, b
     python -m tokengym.benchmarks.studies.real_answers --instruct CHAT.gguf --base BASE.gguf \
         --gsm8k GSM8K --svamp SVAMP --problems 100 --output real_answers.json
 
-The instruct model is asked by its chat template and answers in a box. The base model sees four worked examples and goes
-on into a next question of its own, where its attempt is ended. The second reader is a few lines: the number in the last
-box, or behind the last marker, with all that is no digit, sign or point around it left out. It reads most answers of
-such models, and where it reads otherwise than the environment, the attempt is kept for you to judge.
+The instruct model is asked by its chat template, with four worked examples as turns before, and answers in a box. The
+base model sees the same examples as text and goes on into a next question of its own, where its attempt is ended. The
+second reader is a few lines: the number in the last box, or behind the last marker, with all that is no digit, sign or
+point around it left out. It reads most answers of such models, and where it reads otherwise than the environment, the
+attempt is kept for you to judge.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from ...agents.rollouts.slots import make_rollout_env
 from ...envs.token_vector_env import TokenVectorEnv
 from ...models.loading import load
 
-INSTRUCT = {"prompt": "chat", "answer_format": "boxed", "max_new_tokens": 256}
+INSTRUCT = {"prompt": "chat", "shots": 4, "answer_format": "boxed", "max_new_tokens": 160}
 BASE = {"shots": 4, "max_new_tokens": 160}
 _ANSWERS = {"boxed": re.compile(r"\\boxed\{([^{}]*)\}"), "marker": re.compile(r"####([^\n]*)")}
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
