@@ -8,6 +8,8 @@ The rules:
 
 - "best_of_n" lets every candidate continue;
 - "beam" keeps the best and copies them (Snell et al. 2024, arXiv 2408.03314);
+- "tot" keeps the best that differ, for a repetition is worth nothing (tree of thoughts, Yao et al. 2023, arXiv
+  2305.10601, breadth first);
 - "dvts" does so in independent groups (diverse verifier tree search, Beeching et al. 2024);
 - "rebase" gives each a share of the slots by the softmax of its score (Wu et al. 2024, arXiv 2408.00724);
 - "resample" draws candidates with weights whose limit, with many slots and a calibrated judge, is the policy that is
@@ -243,9 +245,12 @@ class Search:
     def _selected(self, live: Sequence[_Candidate], slots: int, rng: np.random.Generator) -> list[_Candidate]:
         """The candidates of the next step, `slots` of them, by the rule."""
         config, scores = self.config, np.array([one.score for one in live])
+        if config.rule == "tot":
+            first = {tuple(one.tokens): i for i, one in reversed(list(enumerate(live)))}
+            scores[[i for i, one in enumerate(live) if first[tuple(one.tokens)] != i]] = -np.inf
         if config.rule == "best_of_n":
             parents = list(range(len(live)))
-        elif config.rule == "beam":
+        elif config.rule in ("beam", "tot"):
             best = np.argsort(-scores, kind="stable")[: config.keep]
             parents = [int(best[i % len(best)]) for i in range(slots)]
         elif config.rule == "dvts":

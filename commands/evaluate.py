@@ -43,8 +43,8 @@ class EvalOptions(EnvChoice):
         scorer: Model whose probabilities the reranker takes; by default the model that is evaluated.
         reference: Reference of "implicit_reward", the model that DPO began with.
         search: Search over steps, guided by the outcome model, instead of sampling n
-            attempts: "beam", "dvts", "rebase", "resample" or "best_of_n".
-        search_keep: Candidates of "beam" that survive a step, or groups of "dvts"; it must divide n.
+            attempts: "beam", "tot", "dvts", "rebase", "resample" or "best_of_n".
+        search_keep: Candidates of "beam" and "tot" that survive a step, or groups of "dvts"; it must divide n.
         condition: Label that a model trained with labels acts under; by default the best one, and "own" lets the model
             write its labels itself.
         temperature: Sampling temperature of the n samples.

@@ -30,9 +30,9 @@ class ExpertIterationConfig(FineTuneConfig):
             the return. [choice]
         orm_threshold: Least p(correct) of an attempt that the outcome model keeps. [choice]
         search: Search rule that finds a problem's attempts, `samples_per_problem` of them, instead of
-            sampling: "beam", "dvts", "rebase", "resample" or "best_of_n".
+            sampling: "beam", "tot", "dvts", "rebase", "resample" or "best_of_n".
         search_orm: Outcome model that guides the search: the `model` folder of a `tokengym train orm` run.
-        search_keep: Candidates of "beam" that survive a step, or groups of "dvts"; it must divide
+        search_keep: Candidates of "beam" and "tot" that survive a step, or groups of "dvts"; it must divide
             `samples_per_problem`. [choice]
         deduplicate: Key by which two solutions of a problem are the same: their sequence of equations, or their exact
             text. [Havrilla et al. 2024]

@@ -9,7 +9,7 @@ from ...settings import Positive, check_settings
 Aggregate = Literal["last", "min", "product"]
 """Score of a solution so far: that of its last step, or the least or the product of those of all steps."""
 
-RULES = ("best_of_n", "beam", "dvts", "rebase", "resample")
+RULES = ("best_of_n", "beam", "tot", "dvts", "rebase", "resample")
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,10 @@ class SearchConfig:
     """Settings of a search.
 
     Attributes:
-        rule: Search rule: "best_of_n", "beam", "dvts", "rebase" or "resample". [choice]
+        rule: Search rule: "best_of_n", "beam", "tot", "dvts", "rebase" or "resample". [choice]
         width: Candidates for each problem, and attempts that a search ends with. [choice]
-        keep: Candidates that survive each step of "beam", or groups of "dvts"; it must divide `width`. [choice]
+        keep: Candidates that survive each step of "beam" and "tot", or groups of "dvts"; it must divide `width`.
+            [choice]
         temperature: Sampling temperature of the steps. [choice]
         judge_temperature: Number that "rebase" divides scores by before the softmax, and weight lambda of the KL
             penalty in "resample", where small values pull strongly towards success. [choice]
@@ -40,7 +41,7 @@ class SearchConfig:
             raise unknown_name("search rule", self.rule, RULES)
         if self.width < 2:
             raise ValueError(f"a search needs a width of at least 2, got {self.width}")
-        if self.rule in ("beam", "dvts") and (not 1 <= self.keep <= self.width or self.width % self.keep):
+        if self.rule in ("beam", "tot", "dvts") and (not 1 <= self.keep <= self.width or self.width % self.keep):
             raise ValueError(f"keep must divide the width of {self.width}, got {self.keep}")
         check_settings(self)
         if self.rule == "resample" and self.aggregate not in (None, "last"):

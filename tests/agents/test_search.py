@@ -142,6 +142,22 @@ def test_the_other_rules_do_better_than_sampling(rule: str) -> None:
     assert found > math.prod(chances) + 0.15
 
 
+@pytest.mark.parametrize("rule", ["beam", "tot"])
+def test_a_tree_of_thoughts_keeps_thoughts_that_differ(rule: str) -> None:
+    """Where both letters are drawn in the first step, both go on, however often one of them was drawn."""
+    kept: list[int] = []
+
+    def first_letters(problem, completions, prompt):
+        if len(completions[0]) == 4:  # two letters, a newline behind each
+            kept.append(len({int(tokens[0]) for tokens in completions}))
+        return np.full(len(completions), 0.5)
+
+    search = Search(policy([0.5] * DEPTH), slots(16), first_letters, SearchConfig(rule, width=16, keep=2))
+    for seed in range(30):
+        search(0, seed)
+    assert min(kept) == (2 if rule == "tot" else 1)
+
+
 def test_a_candidate_ends_where_the_environment_has_it_end() -> None:
     chances = [0.5, 0.5, 0.5]
     search = Search(policy(chances), slots(4, stop=["b\n"]), perfect(chances), SearchConfig("beam", width=4, keep=2))
