@@ -1,5 +1,6 @@
-"""Small random language models and the sums that they are tried on."""
+"""Small random language models, the sums and the letters that they are tried on, and what runs leave behind."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.utils import logging
 
 import tokengym  # noqa: F401 - registers the environments
-from tokengym.envs import TokenVectorEnv
+from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load_tokenizer
+from tokengym.rewards import Verdict
 
 logging.disable_progress_bar()
 
@@ -83,3 +85,56 @@ def make_sums(tokenizer: Any) -> Callable[..., TokenVectorEnv]:
 def sums(folder: Path) -> gym.Env[Any, Any]:
     """The same sums as an agent takes them."""
     return gym.make(ARITHMETIC, tokenizer=str(folder), disable_env_checker=True, **SUMS)
+
+
+class Letters(ProblemList):
+    """Correct is whatever begins with the question's last letter, or with a question."""
+
+    def __init__(self, split: str = "train") -> None:
+        super().__init__([Problem(f"{split}-{q}", q + "?", q[-1]) for q in ("a", "b", "ab", "ba", "aab")], split)
+
+    def grade(self, completion: str, problem: Problem) -> Verdict:
+        correct = completion.startswith((problem.answer, "?"))
+        return Verdict(correct, "correct" if correct else "wrong", completion[:1] or None)
+
+
+@pytest.fixture(scope="session")
+def letters() -> type[ProblemList]:
+    """Correct is whatever begins with the question's last letter, or with a question."""
+    return Letters
+
+
+@pytest.fixture(scope="session")
+def letters_folders(make_model: Callable[..., PreTrainedModel], tmp_path_factory: Any) -> dict[str, Path]:
+    """Models of letters by architecture; GPT-2 has dropout 0.1, and the pad token is an end of sequence too."""
+    tokenizer = load_tokenizer("chars:ab?")
+    folders = {}
+    for architecture in ("gpt2", "llama"):
+        folders[architecture] = path = tmp_path_factory.mktemp(f"letters-{architecture}")
+        ids = {"eos_token_id": [tokenizer.eos_token_id, tokenizer.pad_token_id], "pad_token_id": tokenizer.pad_token_id}
+        make_model(architecture, vocab_size=len(tokenizer), **ids).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    return folders
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[..., bool]:
+    """Compares tensors by name, bit for bit; the second mapping may hold more."""
+
+    def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+        return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+    return same
+
+
+@pytest.fixture(scope="session")
+def metrics_of() -> Callable[..., list[dict[str, float]]]:
+    """Reads the metrics that a run logged, without times unless they are wanted."""
+
+    def metrics_of(run: Path, times: bool = False) -> list[dict[str, float]]:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [
+            {name: value for name, value in line.items() if times or not name.startswith("time/")} for line in lines
+        ]
+
+    return metrics_of

@@ -1,0 +1,146 @@
+"""A bandit and a language of letters, and the policy-gradient agents that are tried on them."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tokengym.agents import GRPO, Reinforce
+from tokengym.agents.on_policy import PolicyGradientAgent
+from tokengym.agents.rollouts.attempts import Attempt
+from tokengym.agents.rollouts.collect import collect
+from tokengym.envs import Problem, ProblemList, TokenVectorEnv
+from tokengym.envs.curriculum import Uniform
+from tokengym.models import load_tokenizer
+from tokengym.rewards import Verdict
+
+LETTERS = load_tokenizer("chars:ab?")
+
+
+class Bandit(ProblemList):
+    """One question, one right completion among all: "ba"."""
+
+    def __init__(self, split: str = "train") -> None:
+        super().__init__([Problem("bandit", "?", "ba", "ba")], split)
+
+    def grade(self, completion: str, problem: Problem) -> Verdict:
+        return Verdict(completion == "ba", "correct" if completion == "ba" else "wrong", completion)
+
+
+@pytest.fixture(scope="session")
+def bandit() -> type[Bandit]:
+    """One question, one right completion among all: "ba"."""
+    return Bandit
+
+
+@pytest.fixture(scope="session")
+def slots():
+    """Makes a token environment of problems."""
+
+    def slots(problems: ProblemList, num_envs: int = 16) -> TokenVectorEnv:
+        return TokenVectorEnv(
+            problems, num_envs, tokenizer=LETTERS, prompt="{question}", max_prompt_tokens=8, max_new_tokens=4,
+            autoreset_mode="Disabled", copy=False, eos_token_ids=[LETTERS.pad_token_id],
+        )  # fmt: skip
+
+    return slots
+
+
+FAST = {
+    "iterations": 4,
+    "problems_per_iteration": 6,
+    "learning_rate": 3e-3,
+    "validation_problems": 0,
+    "save_iterations": 2,
+}
+
+AGENTS: dict[str, tuple[type[PolicyGradientAgent], dict[str, Any]]] = {
+    "reinforce": (Reinforce, {"samples_per_problem": 2}),
+    "mean": (Reinforce, {"samples_per_problem": 2, "baseline": "mean"}),
+    "rloo": (Reinforce, {"samples_per_problem": 4, "baseline": "rloo"}),
+    "grpo": (GRPO, {"samples_per_problem": 4}),
+    "grpo-all": (GRPO, {"samples_per_problem": 4, "epochs": 2, "minibatches": 3, "kl_coef": 0.1, "temperature": 0.75}),
+}
+
+
+@pytest.fixture(params=AGENTS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each agent in turn."""
+    return request.param
+
+
+@pytest.fixture
+def make(letters, slots, letters_folders):
+    def make(kind: str = "grpo-all", problems: type[ProblemList] = letters, architecture: str = "gpt2", **settings):
+        cls, own = AGENTS[kind]
+        return cls(
+            slots(problems()),
+            letters_folders[architecture],
+            validation_env=slots(problems("validation")),
+            device="cpu",
+            **(FAST | own | settings),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def weights():
+    """Copies the trainable weights of an agent."""
+
+    def weights(agent: PolicyGradientAgent) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in agent.model.named_parameters()}
+
+    return weights
+
+
+@pytest.fixture(scope="session")
+def attempts_of():
+    """Samples the attempts of one iteration."""
+
+    def attempts_of(agent: PolicyGradientAgent, seed: int = 0) -> list[Attempt]:
+        config = agent.config
+        agent.env.curriculum = Uniform(repeats=config.samples_per_problem)
+        policy = agent.policy.with_sampling(**asdict(agent.sampling))
+        count, kept = config.problems_per_iteration * config.samples_per_problem, agent.sampling.truncates
+        return list(collect(policy, agent.env, count, seed=seed, record_kept=kept))
+
+    return attempts_of
+
+
+@pytest.fixture(scope="session")
+def plain_gradient():
+    """Of the mean over attempts of -signal log pi, every attempt alone, no padding, nothing shared."""
+
+    def plain_gradient(
+        agent: PolicyGradientAgent, attempts: list[Attempt], signals: np.ndarray, top_p: float = 1.0
+    ) -> torch.Tensor:
+        total = torch.zeros(())
+        for attempt, signal in zip(attempts, signals.ravel().tolist(), strict=True):
+            ids = torch.from_numpy(np.concatenate([attempt.prompt, attempt.completion]))
+            logits = agent.model(ids[None]).logits[0, :, : len(LETTERS)] / agent.config.temperature
+            if top_p < 1:
+                chances, tokens = logits.softmax(-1).sort(descending=True)
+                outside = torch.empty_like(logits, dtype=torch.bool)
+                logits = logits.masked_fill(
+                    outside.scatter(-1, tokens, chances.cumsum(-1) - chances >= top_p), -torch.inf
+                )
+            at = torch.arange(len(attempt.prompt) - 1, len(ids) - 1)
+            total = total - signal * logits.log_softmax(-1)[at, ids[at + 1]].sum()
+        agent.model.zero_grad()
+        (total / len(attempts)).backward()
+        return torch.cat([parameter.grad.flatten() for parameter in agent.model.parameters()])  # pyright: ignore
+
+    return plain_gradient
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="session")
+def killed() -> type[Killed]:
+    """As abrupt as a killed process."""
+    return Killed

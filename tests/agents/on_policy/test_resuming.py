@@ -1,0 +1,181 @@
+"""Killed and resumed runs, second calls of learn, damaged checkpoints and values that are not finite."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tokengym.agents.on_policy import PolicyGradientAgent
+from tokengym.agents.training.learner import NonFiniteError
+from tokengym.envs.curriculum import make_curriculum
+from tokengym.files import DamagedFileError
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 3])
+def test_killed_and_resumed_equals_never_stopped_bit_for_bit(
+    killed, metrics_of, same, weights, make, tmp_path, kind: str, killed_at: int
+) -> None:
+    settings = {"validation_problems": 5, "validation_iterations": 2}
+    whole = make(kind, run=tmp_path / "whole", **settings).learn()
+    told = []
+
+    def kill(agent, metrics):
+        told.append(metrics)
+        if len(told) == killed_at:
+            raise killed
+
+    with pytest.raises(killed):
+        make(kind, run=tmp_path / "cut", **settings).learn(callback=kill)
+    resumed = make(kind, run=tmp_path / "cut", resume=True, **settings).learn()
+    assert same(weights(whole), weights(resumed))
+    assert (whole.num_attempts, whole.num_tokens) == (resumed.num_attempts, resumed.num_tokens)
+    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "cut")
+    saved = load_file(tmp_path / "cut" / "model" / "model.safetensors")
+    assert torch.equal(saved["transformer.wte.weight"], weights(whole)["transformer.wte.weight"])
+    again = make(kind, run=tmp_path / "cut", resume=True, **settings).learn()  # nothing is left to do
+    assert same(weights(whole), weights(again))
+
+
+@pytest.mark.parametrize("kind", ["rloo", "grpo-all"])
+def test_a_second_call_of_learn_continues_where_the_first_ended(
+    agents, killed, letters, metrics_of, same, slots, weights, make, tmp_path, kind: str
+) -> None:
+    """Two calls are one of twice the length, also in a folder, killed in the second, or saved and loaded in between."""
+    whole = make(kind).learn()
+    halves = make(kind, iterations=2).learn()
+    first = weights(halves)
+    halves.save(tmp_path / "saved", optimizer=True)
+    halves.learn()
+    assert same(weights(whole), weights(halves))
+    assert not same(first, weights(halves))
+    assert (whole.num_attempts, whole.num_tokens) == (halves.num_attempts, halves.num_tokens)
+    loaded = agents[kind][0].load(
+        tmp_path / "saved", slots(letters()), validation_env=slots(letters("validation")), device="cpu"
+    )
+    assert same(first, weights(loaded))
+    loaded.learn()
+    assert same(weights(whole), weights(loaded))
+    assert loaded.num_attempts == whole.num_attempts
+
+    def kill(agent, metrics):
+        if agent.num_attempts == whole.num_attempts * 3 // 4:
+            raise killed
+
+    with pytest.raises(killed):
+        make(kind, iterations=2, run=tmp_path / "cut", save_iterations=1).learn().learn(callback=kill)
+    resumed = make(kind, iterations=2, run=tmp_path / "cut", save_iterations=1, resume=True).learn()
+    assert same(weights(whole), weights(resumed))
+    steps = [line["step"] for line in metrics_of(tmp_path / "cut")]
+    assert steps == sorted(set(steps))
+    budgeted = make(kind, iterations=2)
+    episodes = budgeted.config.problems_per_iteration * budgeted.config.samples_per_problem
+    for _ in range(4):
+        budgeted.learn(total_episodes=episodes)
+    assert budgeted.num_attempts == 4 * episodes
+    assert same(weights(whole), weights(budgeted))
+
+
+@pytest.mark.parametrize("validation_problems", [0, 5])
+def test_logits_that_are_not_finite_end_learning_with_the_update_named(
+    make, tmp_path, validation_problems: int
+) -> None:
+    agent = make("rloo", run=tmp_path / "run", validation_problems=validation_problems, validation_iterations=1)
+    improve = agent.improve
+
+    def broken(learner, attempts, iteration):
+        found = improve(learner, attempts, iteration)
+        if iteration == 1:
+            next(agent.model.parameters()).data.fill_(torch.nan)
+        return found
+
+    agent.improve = broken
+    with pytest.raises(NonFiniteError) as error:
+        agent.learn()
+    where = "iteration 1, before update 3" if validation_problems else "iteration 2, before update 3"
+    assert str(error.value).startswith(f"{where}: the logits of GPT2LMHeadModel")
+    assert "are not finite in" in str(error.value)
+    assert "the attempts are in" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["learner.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut short", "missing"])
+def test_a_damaged_checkpoint_is_named_and_without_it_the_run_begins_again(
+    same, weights, make, tmp_path, name, damage
+) -> None:
+    settings = {"iterations": 1, "run": tmp_path / "run"}
+    whole = make("rloo", **settings).learn()
+    (checkpoint,) = (tmp_path / "run" / "training").glob("step-*")
+    (checkpoint.parent / "step-notes").mkdir()  # is no checkpoint
+    file = checkpoint / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    if damage == "missing":
+        file.unlink()
+    with pytest.raises(DamagedFileError, match=rf"checkpoint {checkpoint} cannot be read .*{name}.*Delete that folder"):
+        make("rloo", resume=True, **settings).learn()
+    shutil.rmtree(checkpoint)
+    assert same(weights(whole), weights(make("rloo", resume=True, **settings).learn()))
+
+
+def test_learn_begins_anew_if_asked_to(same, weights, make, tmp_path) -> None:
+    agent = make(iterations=1)
+    schedule: list[float] = []
+    agent.learn().learn(reset=True, callback=lambda _, metrics: schedule.append(metrics["train/learning_rate"]))
+    assert agent.num_attempts == 24
+    first = make(iterations=1).learn()
+    assert not same(weights(first), weights(agent))
+    cooled = make(iterations=2, min_learning_rate_ratio=0.1)
+    rates: list[float] = []
+    for _ in range(2):
+        cooled.learn(callback=lambda _, metrics: rates.append(metrics["train/learning_rate"]))
+    assert rates[:2] == rates[2:]
+    assert rates[1] < rates[0]
+    kept = make(iterations=1, run=tmp_path / "run").learn()
+    with pytest.raises(ValueError, match="holds what was learned: to begin anew, make an agent with another folder"):
+        kept.learn(reset=True)
+    with pytest.raises(ValueError, match="no state before learn"):
+        make().save(tmp_path / "early", optimizer=True)
+    with pytest.raises(ValueError, match="adapters are merged"):
+        make(iterations=1, lora_rank=2).learn().save(tmp_path / "adapters", optimizer=True)
+
+
+@pytest.mark.parametrize("name", ["backtracking", "prioritized_replay"])
+@pytest.mark.parametrize("killed_at", [1, 3])
+def test_a_curriculum_learns_between_iterations_whatever_the_slots_and_goes_on(
+    killed, letters, same, slots, weights, make, tmp_path, name, killed_at
+) -> None:
+    options = {"window": 24, "threshold": 0.1} if name == "backtracking" else {"capacity": 3}
+    iterations: dict[str, list[list[tuple[str, bytes]]]] = {}
+
+    def learn(run: str, num_envs: int, callback=None, **settings) -> PolicyGradientAgent:
+        agent = make("grpo", run=tmp_path / run, **settings)
+        agent.env = slots(letters(), num_envs)
+        agent.env.curriculum = make_curriculum({"name": name, **options})
+        improve, seen = agent.improve, iterations.setdefault(run, [])
+
+        def spy(learner, attempts, iteration):
+            seen.append([(attempt.problem.id, attempt.tokens.tobytes()) for attempt in attempts])
+            return improve(learner, attempts, iteration)
+
+        agent.improve = spy
+        return agent.learn(callback=callback)
+
+    whole = learn("whole", 16)
+    other = learn("other", 5)
+    assert iterations["whole"] == iterations["other"]
+    assert same(weights(whole), weights(other))
+    assert whole.env.curriculum.state_dict() == other.env.curriculum.state_dict() != make_curriculum(name).state_dict()
+
+    told = []
+
+    def kill(_, metrics):
+        told.append(metrics)
+        if len(told) == killed_at:
+            raise killed
+
+    with pytest.raises(killed):
+        learn("cut", 16, kill)
+    resumed = learn("cut", 16, resume=True)
+    assert same(weights(whole), weights(resumed))
+    assert whole.env.curriculum.state_dict() == resumed.env.curriculum.state_dict()
+    assert "curriculum/tau" in told[0] or "curriculum/remembered" in told[0]

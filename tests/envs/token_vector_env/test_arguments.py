@@ -1,0 +1,90 @@
+"""Rendering, and arguments that do not fit."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from tokengym.models import load_tokenizer
+from tokengym.registry import UnknownNameError
+from tokengym.rewards import Reward
+
+TOKENIZER = load_tokenizer("chars:0123456789+=#\n")
+EOS = TOKENIZER.eos_token_id
+VOCABULARY = len(TOKENIZER)
+
+
+def test_rendering_shows_problem_tokens_and_the_reward_of_each_line(make, play, tokens_of):
+    env = make(2, render_mode="ansi", max_new_tokens=6)
+    env.reset(options={"problem_id": ["sum-34", "sum-11"]})
+    play(env, [tokens_of("72"), tokens_of("\n=")])
+    first, second = env.render()
+    assert first.splitlines() == ["problem sum-34", "3+4=", "  +0.000 | 7"]
+    assert second.splitlines() == ["problem sum-11", "1+1=", "  +0.000 | 2="]
+    play(env, [[tokens_of("7")[0], EOS]])
+    assert env.render()[0].splitlines() == ["problem sum-34", "3+4=", "  +0.000 | 7", "  +0.000 | 7"]
+
+
+def test_rendering_shows_the_reward_where_it_was_paid(make, play, tokens_of):
+    env = make(render_mode="ansi")
+    env.reset(options={"problem_id": "sum-34"})
+    play(env, [tokens_of("7"), [EOS]])
+    assert env.render() == (f"problem sum-34\n3+4=\n  +1.000 | 7{TOKENIZER.eos_token}",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"num_envs": 0}, ValueError, "num_envs must be at least 1"),
+        ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1"),
+        ({"num_problems": 0}, ValueError, "num_problems must be at least 1"),
+        ({"on_long_prompt": "cut"}, ValueError, "'error' or 'skip'"),
+        ({"render_mode": "human"}, TypeError, "render_mode"),
+        ({"reward": "spars"}, UnknownNameError, "did you mean 'sparse'"),
+        ({"curriculum": "sequentail"}, UnknownNameError, "did you mean 'sequential'"),
+        ({"curriculum": {"repeats": 3}}, ValueError, 'needs a "name"'),
+        ({"curriculum": {"name": "sequential", "repeats": 0}}, ValueError, "repeats must be at least 1"),
+        ({"prompt": "qaa"}, UnknownNameError, "did you mean 'qa'"),
+        ({"prompt": "Question: "}, ValueError, "{question}"),
+        ({"eos_token_ids": [VOCABULARY]}, ValueError, "outside the vocabulary"),
+        ({"autoreset_mode": "Never"}, ValueError, "Never"),
+    ],
+)
+def test_bad_arguments_name_themselves(make, settings, error, message):
+    with pytest.raises(error, match=message):
+        make(**settings)
+
+
+def test_a_tokenizer_needs_an_end_of_sequence_token(make):
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no end-of-sequence token"):
+        make(tokenizer=tokenizer)
+
+
+def test_a_tokenizer_without_pad_token_pads_with_end_of_sequence(make):
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.pad_token = None
+    env = make(tokenizer=tokenizer)
+    observation, _ = env.reset()
+    assert set(observation["input_ids"][0, 4:].tolist()) == {EOS}
+    _, _, terminations, _, _ = env.step([1])
+    assert not terminations[0]
+
+
+def test_a_reward_of_the_wrong_shape_is_named(make):
+    class Short(Reward):
+        def score(self, lengths, ended, verdicts):
+            return np.zeros(1)
+
+    env = make(2, reward=Short())
+    env.reset()
+    with pytest.raises(ValueError, match=r"Short.score must return shape \(2, 1\), got \(1,\)"):
+        env.step([1, 1])
+
+
+def test_a_reward_instance_belongs_to_one_environment(every_token, make):
+    reward = every_token()
+    make(reward=reward)
+    with pytest.raises(ValueError, match="belongs to an environment"):
+        make(reward=reward)
