@@ -121,7 +121,8 @@ class Agent(ABC, Generic[ConfigT]):
         config: Fields of `config_class`.
 
     Raises:
-        TypeError: A configuration field is unknown; the nearest is suggested.
+        TypeError: A configuration field is unknown, and the nearest is suggested; `env` is no environment; or the class
+            has no `name` or `config_class`.
         ValueError: The tokenizers of environment and model differ, an attempt may be longer than the model's positions,
             the model's architecture would be sampled or trained wrong, or the run was launched with sharding that the
             agent cannot do.
@@ -170,6 +171,7 @@ class Agent(ABC, Generic[ConfigT]):
         log_project: str = "tokengym",
         **config: Any,
     ) -> None:
+        _check_class(type(self))
         self.config = _configure(self.config_class, apply_preset(preset, self.name, config) if preset else config)
         self.seed, self.num_envs = seed, num_envs
         self._source = _spec(env)
@@ -577,6 +579,11 @@ def _spec(env: Environment) -> EnvSpec | TokenVectorEnv:
             raise unknown_name("environment", env, known) from error
     if isinstance(env, EnvSpec):
         return env
+    if not isinstance(env, gym.Env | gym.vector.VectorEnv):
+        raise TypeError(
+            f"{env!r} is no environment: give the id of one, its spec or a gym.make product, or make slots of problems "
+            'by TokenVectorEnv(problems, num_envs, autoreset_mode="Disabled")'
+        )
     if isinstance(env, gym.vector.VectorWrapper) or (env.spec is not None and env.spec.additional_wrappers):
         raise TypeError(
             f"{env} is wrapped, and an agent makes slots of its own, without the wrapper: give the environment itself, "
@@ -587,6 +594,17 @@ def _spec(env: Environment) -> EnvSpec | TokenVectorEnv:
     if isinstance(env, TokenVectorEnv):
         return env
     raise TypeError(f"{env} has no spec to make slots from: give its id, or a TokenVectorEnv")
+
+
+def _check_class(agent: type[Agent[Any]]) -> None:
+    """Raises `TypeError` unless a class of agents says what all of them must."""
+    needed = {
+        "name": "the name that it is saved under",
+        "config_class": "the dataclass of its settings, OptimizerConfig or a subclass",
+    }
+    for attribute, meaning in needed.items():
+        if not hasattr(agent, attribute):
+            raise TypeError(f"the agent class {agent.__name__} has no {attribute}: set it to {meaning}")
 
 
 def _check_model(model: object) -> None:

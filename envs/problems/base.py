@@ -239,6 +239,7 @@ class ProblemList(FiniteSource):
     Raises:
         UnknownNameError: There is no such split or format.
         ValueError: There are no problems for `split`.
+        TypeError: One of the problems is no `Problem`.
     """
 
     def __init__(
@@ -251,6 +252,12 @@ class ProblemList(FiniteSource):
         self.answer_format = make_format(answer_format)
         splits = problems if isinstance(problems, Mapping) else {split: problems}
         self._splits = {check_split(name): tuple(given) for name, given in splits.items()}
+        for name, given in self._splits.items():
+            for row, problem in enumerate(given):
+                if not isinstance(problem, Problem):
+                    raise TypeError(
+                        f"{name} problem {row} is {problem!r}: give Problem(id, question, answer, solution)"
+                    )
         if split not in self._splits:
             raise ValueError(f"a ProblemList of {', '.join(self._splits)} has no {split} split")
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from tokengym.agents import ORM, PPO, SFT, collect, evaluate
+from tokengym.agents import ORM, PPO, SFT, Agent, collect, evaluate
 from tokengym.agents.rollouts.conditioned_policy import load_policy
 from tokengym.agents.training import Example
+from tokengym.envs import Problem, ProblemList
 from tokengym.models import load, num_token_ids
 
 
@@ -19,6 +20,25 @@ def test_a_wrapped_environment_is_refused_and_not_unwrapped(sums, folder, make_s
     for env in (wrapped, slots):
         with pytest.raises(TypeError, match="is wrapped, and an agent makes slots of its own"):
             SFT(env, folder, demonstrations=4)
+
+
+def test_problems_in_place_of_an_environment_are_refused(folder):
+    with pytest.raises(TypeError, match=r"ProblemList.* is no environment: .*TokenVectorEnv\(problems, num_envs"):
+        SFT(ProblemList([Problem("1", "1+1=", "2")]), folder)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_class_without_a_name_or_settings_is_refused(sums):
+    class Nameless(Agent):
+        def learn(self, total_episodes=None, callback=None, progress_bar=False):
+            return self
+
+    class Named(Nameless):
+        name = "named"
+
+    with pytest.raises(TypeError, match="Nameless has no name"):
+        Nameless(sums)
+    with pytest.raises(TypeError, match=r"Named has no config_class: .*OptimizerConfig"):
+        Named(sums)
 
 
 def test_a_model_object_is_refused(sums, make_model):

@@ -68,6 +68,12 @@ FAST = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def fast() -> dict[str, Any]:
+    """Settings of expert iteration that learn in seconds."""
+    return FAST
+
+
 @pytest.fixture
 def make_agent(slots, letters_folder) -> Callable[..., ExpertIteration]:
     def make(cls: type[ExpertIteration] = ExpertIteration, source: ProblemList | None = None, **settings: Any):

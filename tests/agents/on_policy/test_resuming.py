@@ -39,7 +39,7 @@ def test_killed_and_resumed_equals_never_stopped_bit_for_bit(
 
 @pytest.mark.parametrize("kind", ["rloo", "grpo-all"])
 def test_a_second_call_of_learn_continues_where_the_first_ended(
-    agents, killed, letters, metrics_of, same, slots, weights, make, tmp_path, kind: str
+    killed, letters, metrics_of, same, slots, weights, make, tmp_path, kind: str
 ) -> None:
     """Two calls are one of twice the length, also in a folder, killed in the second, or saved and loaded in between."""
     whole = make(kind).learn()
@@ -50,7 +50,7 @@ def test_a_second_call_of_learn_continues_where_the_first_ended(
     assert same(weights(whole), weights(halves))
     assert not same(first, weights(halves))
     assert (whole.num_attempts, whole.num_tokens) == (halves.num_attempts, halves.num_tokens)
-    loaded = agents[kind][0].load(
+    loaded = type(halves).load(
         tmp_path / "saved", slots(letters()), validation_env=slots(letters("validation")), device="cpu"
     )
     assert same(first, weights(loaded))

@@ -61,6 +61,12 @@ def policy_folder(make_model, tmp_path_factory) -> Path:
 FAST = {"samples_per_problem": 12, "validation_problems": 2, "epochs": 2, "batch_size": 8, "learning_rate": 3e-3}
 
 
+@pytest.fixture(scope="session")
+def fast() -> dict[str, Any]:
+    """Settings of outcome models that learn in seconds."""
+    return FAST
+
+
 @pytest.fixture
 def make_agent(slots, policy_folder):
     def make(cls: type[ORM] = ORM, env: TokenVectorEnv | None = None, **settings: Any) -> ORM:

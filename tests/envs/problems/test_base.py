@@ -35,6 +35,8 @@ def test_bad_lists():
         len(ProblemList([]))
     with pytest.raises(ValueError, match="'a-0' names two"):
         ProblemList([ONE, ONE]).find("a-0")
+    with pytest.raises(TypeError, match=r"train problem 1 is \('2\+2=', '4'\): give Problem\(id, question"):
+        ProblemList([ONE, ("2+2=", "4")])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"'b-0'.*look like 'a-0'"):
         ProblemList([ONE]).find("b-0")
     with pytest.raises(UnknownNameError, match="'test'"):
