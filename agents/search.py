@@ -252,6 +252,7 @@ class Search:
             parents = list(range(len(live)))
         elif config.rule in ("beam", "tot"):
             best = np.argsort(-scores, kind="stable")[: config.keep]
+            best = best[scores[best] > -np.inf]
             parents = [int(best[i % len(best)]) for i in range(slots)]
         elif config.rule == "dvts":
             groups = sorted({one.group for one in live})

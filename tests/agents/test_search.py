@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tokengym.agents import ExpertIteration, evaluate
 from tokengym.agents.rollouts.attempts import AttemptFile
 from tokengym.agents.rollouts.policy import CausalLMPolicy
-from tokengym.agents.search import Search, SearchConfig, shares, systematic, tilted_weights
+from tokengym.agents.search import Search, SearchConfig, _Candidate, shares, systematic, tilted_weights
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv, make_vec_env
 from tokengym.models import OutcomeModel, load, load_tokenizer
 from tokengym.registry import UnknownNameError
@@ -156,6 +157,13 @@ def test_a_tree_of_thoughts_keeps_thoughts_that_differ(rule: str) -> None:
     for seed in range(30):
         search(0, seed)
     assert min(kept) == (2 if rule == "tot" else 1)
+
+
+def test_equal_thoughts_have_one_share_where_too_few_differ() -> None:
+    search = Search(policy([0.5] * DEPTH), slots(16), perfect([0.5] * DEPTH), SearchConfig("tot", width=16, keep=4))
+    live = [_Candidate([letter]) for letter in (1, 2, 1, 3)]
+    following = search._selected(live, 12, np.random.default_rng(0))
+    assert Counter(one.tokens[0] for one in following) == {1: 4, 2: 4, 3: 4}
 
 
 def test_a_candidate_ends_where_the_environment_has_it_end() -> None:
