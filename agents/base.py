@@ -290,7 +290,7 @@ class Agent(ABC, Generic[ConfigT]):
         if vllm_memory is not None:
             limits = limits._replace(vllm=0)  # it has taken its share already
         work = lambda policy: self.work(self.config, policy)  # noqa: E731
-        fitting = check_memory(work, self.model, self.config, limits, free_memory(device, processes))
+        fitting = check_memory(work, self.model, self.config, limits, device, free_memory(device, processes))
         self.config = dataclasses.replace(self.config, micro_batch_tokens=min(self.ranks.gather(fitting)))
 
     @property

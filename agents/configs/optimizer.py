@@ -22,8 +22,8 @@ class OptimizerConfig:
         weight_decay: Weight decay of AdamW. [Yuan et al. 2023, public script]
         max_grad_norm: Norm that longer gradients are scaled down to before each optimizer step. [choice]
         micro_batch_tokens: Tokens in one forward pass, padding included; bounds memory and does not change the
-            result. `None` chooses what suits the device: 2,048 on a CPU, else 16,384 or the most that fit into free
-            memory. [choice]
+            result. `None` chooses what suits the device: 2,048 on a CPU, else 16,384, or fewer where a large model
+            leaves too little memory free. [choice]
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them, which takes less
             memory and about a third more compute.
         bf16: Run the forward pass of training in bfloat16 by autocast, and sample and validate with a copy of the

@@ -323,6 +323,7 @@ def check_memory(
     model: PreTrainedModel,
     config: OptimizerConfig,
     limits: Limits,
+    device: torch.device,
     free: int | None,
 ) -> int:
     """Makes sure that learning from one sequence fits, and warns where whole micro-batches or all slots may not.
@@ -334,7 +335,8 @@ def check_memory(
         model: Policy, loaded already.
         config: Settings of the agent's optimizer and batches.
         limits: Slots, tokens and processes.
-        free: Bytes that are free on the model's device; `None` if that is not known.
+        device: Device to train on; a model that is sharded is loaded elsewhere.
+        free: Bytes that are free there; `None` if that is not known.
 
     Returns:
         Tokens of a micro-batch: those of `config`, or if it leaves the choice open, what suits the device and fits.
@@ -345,7 +347,7 @@ def check_memory(
     parameters, text = sum(p.numel() for p in model.parameters()), model.config.get_text_config()
     per_token = 100 * text.num_hidden_layers * text.hidden_size + 8 * text.vocab_size
     bound = 64 * parameters + 4 * limits.longest * per_token
-    tokens = config.micro_batch_tokens or default_micro_batch_tokens(model.device)
+    tokens = config.micro_batch_tokens or default_micro_batch_tokens(device)
     if free is None or 2 * bound < free:
         return tokens
     loaded = 0 if limits.sharded else sum(p.numel() * p.element_size() for p in model.parameters())
@@ -356,20 +358,22 @@ def check_memory(
         if least.peak - here > free:
             raise NotEnoughMemoryError(
                 f"learning from one sequence of {limits.longest} tokens takes {_gib(least.peak - here)} beside the "
-                f"weights that are loaded, and {_gib(free)} are free on {model.device} ({least.largest()}): "
+                f"weights that are loaded, and {_gib(free)} are free on {device} ({least.largest()}): "
                 f"{_remedies(work, config)}; `tokengym plan` shows what fits"
             )
         if parameters >= _LARGE:
             sized = lambda tokens: plan_memory(work, replace(config, micro_batch_tokens=tokens), limits, counter)  # noqa: E731
             whole = sized(tokens)
-            while config.micro_batch_tokens is None and whole.peak - here > free and tokens > limits.longest:
+            smallest = limits.longest if config.micro_batch_tokens is None else tokens
+            # Smaller micro-batches make no room for slots, so sampling does not count.
+            while tokens > smallest and whole.total("learning") - here > free:
                 tokens //= 2
                 whole = sized(tokens)
             if whole.peak - here > free:
                 _logger.warning(
                     "the longest attempts would take %s beside the weights that are loaded, and %s are free on %s "
                     "(%s): lower micro_batch_tokens or num_envs; `tokengym plan` shows what fits",
-                    _gib(whole.peak - here), _gib(free), model.device, whole.largest(),
+                    _gib(whole.peak - here), _gib(free), device, whole.largest(),
                 )  # fmt: skip
     return tokens
 

@@ -44,7 +44,7 @@ def find_main_process(patience: float = 300.0) -> None:
             if waited >= 10 and not warned:
                 _logger.warning("process %s waits for the first process at %s:%d (%s)", rank, *address, error)
                 warned = True
-            time.sleep(min(1.0, patience))
+            time.sleep(1.0)
         else:
             return
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.utils import logging
 
 import tokengym  # noqa: F401 - registers the environments
+from tokengym.agents.on_policy import PolicyGradientAgent
+from tokengym.agents.rollouts.attempts import Attempt
+from tokengym.agents.rollouts.collect import collect
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
+from tokengym.envs.curriculum import Uniform
 from tokengym.models import load_tokenizer
 from tokengym.rewards import Verdict
 
@@ -115,6 +120,52 @@ def letters_folders(make_model: Callable[..., PreTrainedModel], tmp_path_factory
         make_model(architecture, vocab_size=len(tokenizer), **ids).save_pretrained(path)
         tokenizer.save_pretrained(path)
     return folders
+
+
+@pytest.fixture(scope="session")
+def make_bandit() -> Callable[[str], type[ProblemList]]:
+    """Makes a class of problems: one question, one right completion among all."""
+
+    def make(right: str) -> type[ProblemList]:
+        class Bandit(ProblemList):
+            def __init__(self, split: str = "train") -> None:
+                super().__init__([Problem("bandit", "?", right, right)], split)
+
+            def grade(self, completion: str, problem: Problem) -> Verdict:
+                return Verdict(completion == right, "correct" if completion == right else "wrong", completion)
+
+        return Bandit
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def slots() -> Callable[..., TokenVectorEnv]:
+    """Makes a token environment of problems in letters."""
+    letters = load_tokenizer("chars:ab?")
+
+    def slots(problems: ProblemList, num_envs: int = 16, **settings: Any) -> TokenVectorEnv:
+        settings = {"autoreset_mode": "Disabled", "max_new_tokens": 4} | settings
+        return TokenVectorEnv(
+            problems, num_envs, tokenizer=letters, prompt="{question}", max_prompt_tokens=8,
+            copy=False, eos_token_ids=[letters.pad_token_id], **settings,
+        )  # fmt: skip
+
+    return slots
+
+
+@pytest.fixture(scope="session")
+def attempts_of():
+    """Samples the attempts of one iteration."""
+
+    def attempts_of(agent: PolicyGradientAgent[Any], seed: int = 0) -> list[Attempt]:
+        config = agent.config
+        agent.env.curriculum = Uniform(repeats=config.samples_per_problem)
+        policy = agent.policy.with_sampling(**asdict(agent.sampling))
+        count, kept = config.problems_per_iteration * config.samples_per_problem, agent.sampling.truncates
+        return list(collect(policy, agent.env, count, seed=seed, record_kept=kept))
+
+    return attempts_of
 
 
 @pytest.fixture(scope="session")

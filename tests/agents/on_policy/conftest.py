@@ -1,6 +1,5 @@
 """A bandit and a language of letters, and the policy-gradient agents that are tried on them."""
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,42 +9,15 @@ import torch
 from tokengym.agents import GRPO, Reinforce
 from tokengym.agents.on_policy import PolicyGradientAgent
 from tokengym.agents.rollouts.attempts import Attempt
-from tokengym.agents.rollouts.collect import collect
-from tokengym.envs import Problem, ProblemList, TokenVectorEnv
-from tokengym.envs.curriculum import Uniform
+from tokengym.envs import ProblemList
 from tokengym.models import load_tokenizer
-from tokengym.rewards import Verdict
 
 LETTERS = load_tokenizer("chars:ab?")
 
 
-class Bandit(ProblemList):
-    """One question, one right completion among all: "ba"."""
-
-    def __init__(self, split: str = "train") -> None:
-        super().__init__([Problem("bandit", "?", "ba", "ba")], split)
-
-    def grade(self, completion: str, problem: Problem) -> Verdict:
-        return Verdict(completion == "ba", "correct" if completion == "ba" else "wrong", completion)
-
-
 @pytest.fixture(scope="session")
-def bandit() -> type[Bandit]:
-    """One question, one right completion among all: "ba"."""
-    return Bandit
-
-
-@pytest.fixture(scope="session")
-def slots():
-    """Makes a token environment of problems."""
-
-    def slots(problems: ProblemList, num_envs: int = 16) -> TokenVectorEnv:
-        return TokenVectorEnv(
-            problems, num_envs, tokenizer=LETTERS, prompt="{question}", max_prompt_tokens=8, max_new_tokens=4,
-            autoreset_mode="Disabled", copy=False, eos_token_ids=[LETTERS.pad_token_id],
-        )  # fmt: skip
-
-    return slots
+def bandit(make_bandit) -> type[ProblemList]:
+    return make_bandit("ba")
 
 
 FAST = {
@@ -94,20 +66,6 @@ def weights():
         return {name: parameter.detach().clone() for name, parameter in agent.model.named_parameters()}
 
     return weights
-
-
-@pytest.fixture(scope="session")
-def attempts_of():
-    """Samples the attempts of one iteration."""
-
-    def attempts_of(agent: PolicyGradientAgent, seed: int = 0) -> list[Attempt]:
-        config = agent.config
-        agent.env.curriculum = Uniform(repeats=config.samples_per_problem)
-        policy = agent.policy.with_sampling(**asdict(agent.sampling))
-        count, kept = config.problems_per_iteration * config.samples_per_problem, agent.sampling.truncates
-        return list(collect(policy, agent.env, count, seed=seed, record_kept=kept))
-
-    return attempts_of
 
 
 @pytest.fixture(scope="session")

@@ -6,45 +6,16 @@ import pytest
 import torch
 
 from tokengym.agents.ppo import PPO
-from tokengym.agents.rollouts.attempts import Attempt
-from tokengym.agents.rollouts.collect import collect
-from tokengym.envs import Problem, ProblemList, TokenVectorEnv
-from tokengym.envs.curriculum import Uniform
+from tokengym.envs import ProblemList
 from tokengym.models import load_tokenizer
 from tokengym.models.critics import ActorCritic
-from tokengym.rewards import Verdict
 
 LETTERS = load_tokenizer("chars:ab?")
 
 
-class Bandit(ProblemList):
-    """One question, one right completion among all: "b"."""
-
-    def __init__(self, split: str = "train") -> None:
-        super().__init__([Problem("bandit", "?", "b", "b")], split)
-
-    def grade(self, completion: str, problem: Problem) -> Verdict:
-        return Verdict(completion == "b", "correct" if completion == "b" else "wrong", completion)
-
-
 @pytest.fixture(scope="session")
-def bandit() -> type[Bandit]:
-    """One question, one right completion among all: "b"."""
-    return Bandit
-
-
-@pytest.fixture(scope="session")
-def slots():
-    """Makes a token environment of problems."""
-
-    def slots(problems: ProblemList, num_envs: int = 16, **settings: Any) -> TokenVectorEnv:
-        settings = {"autoreset_mode": "Disabled", "max_new_tokens": 4} | settings
-        return TokenVectorEnv(
-            problems, num_envs, tokenizer=LETTERS, prompt="{question}", max_prompt_tokens=8,
-            copy=False, eos_token_ids=[LETTERS.pad_token_id], **settings,
-        )  # fmt: skip
-
-    return slots
+def bandit(make_bandit) -> type[ProblemList]:
+    return make_bandit("b")
 
 
 FAST = {
@@ -76,19 +47,6 @@ def weights():
         return {name: parameter.detach().clone() for name, parameter in pair.named_parameters()}
 
     return weights
-
-
-@pytest.fixture(scope="session")
-def attempts_of():
-    """Samples the attempts of one iteration."""
-
-    def attempts_of(agent: PPO, seed: int = 0) -> list[Attempt]:
-        config = agent.config
-        agent.env.curriculum = Uniform(repeats=config.samples_per_problem)
-        policy = agent.policy.with_sampling(temperature=config.temperature)
-        return list(collect(policy, agent.env, config.problems_per_iteration * config.samples_per_problem, seed=seed))
-
-    return attempts_of
 
 
 @pytest.fixture(scope="session")

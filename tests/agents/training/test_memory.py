@@ -35,6 +35,7 @@ CONFIG = LlamaConfig(
 )  # fmt: skip
 LIMITS = Limits(num_envs=16, max_prompt_tokens=40, max_new_tokens=40)
 SMALL = {"micro_batch_tokens": 1000}
+CPU = torch.device("cpu")
 
 
 def measured_peak(function: Callable[[], object]) -> int:
@@ -226,14 +227,14 @@ def test_the_guard_stops_what_cannot_fit_and_nothing_else(folder: Path, make_sum
     limits = Limits(4, 16, 4)
     make_work = lambda policy: PPO.work(agent.config, policy)  # noqa: E731
     for free in (None, 2**40):
-        memory.check_memory(make_work, agent.model, agent.config, limits, free)
+        memory.check_memory(make_work, agent.model, agent.config, limits, CPU, free)
     needed = Planned(PPO, replace(agent.config, micro_batch_tokens=1), agent.model.config, limits, GIB).plan()
     with pytest.raises(
         NotEnoughMemoryError,
         match=r"one sequence of 20 tokens takes .*, and 0\.1 MiB are free on cpu .*lora_rank=16.*bfloat16.*kl_coef=0",
     ):
-        memory.check_memory(make_work, agent.model, agent.config, limits, 2**17)
-    memory.check_memory(make_work, agent.model, agent.config, limits, needed.peak)
+        memory.check_memory(make_work, agent.model, agent.config, limits, CPU, 2**17)
+    memory.check_memory(make_work, agent.model, agent.config, limits, CPU, needed.peak)
 
 
 def test_micro_batches_are_the_largest_that_fit_unless_their_size_is_given(
@@ -243,8 +244,10 @@ def test_micro_batches_are_the_largest_that_fit_unless_their_size_is_given(
     model = LlamaForCausalLM(CONFIG)
     chosen = OptimizerConfig()
     make_work = lambda config: lambda policy: SFT.work(config, policy)  # noqa: E731
-    check = lambda config, free: memory.check_memory(make_work(config), model, config, LIMITS, free)  # noqa: E731
-    assert check(chosen, None) == default_micro_batch_tokens(torch.device("cpu"))
+    check = lambda config, free: memory.check_memory(make_work(config), model, config, LIMITS, CPU, free)  # noqa: E731
+    assert check(chosen, None) == default_micro_batch_tokens(CPU)
+    gpu = memory.check_memory(make_work(chosen), model, chosen, LIMITS, torch.device("cuda"), None)
+    assert gpu > default_micro_batch_tokens(CPU), "a model that is sharded is on the CPU until it is learned from"
 
     with dry_run() as counter:
         work = SFT.work(chosen, without_weights(model))
@@ -254,6 +257,10 @@ def test_micro_batches_are_the_largest_that_fit_unless_their_size_is_given(
     for tokens, bytes_needed in needed.items():
         assert check(chosen, bytes_needed - loaded) == tokens
     assert not caplog.records
+    many = LIMITS._replace(num_envs=4096)  # slots that do not fit, for which micro-batches are not to blame
+    assert memory.check_memory(make_work(chosen), model, chosen, many, CPU, needed[1024] - loaded) == 1024
+    assert "lower micro_batch_tokens or num_envs" in caplog.text
+    caplog.clear()
     assert check(OptimizerConfig(micro_batch_tokens=2048), needed[512] - loaded) == 2048
     assert "lower micro_batch_tokens" in caplog.text
 
