@@ -25,11 +25,15 @@ def find_main_process(patience: float = 300.0) -> None:
 
     Raises:
         TimeoutError: It cannot be reached.
+        ValueError: MASTER_PORT is no number.
     """
     rank = os.environ.get("RANK", "0")
     if rank == "0" or torch.distributed.is_initialized() or "MASTER_ADDR" not in os.environ:
         return
-    address = os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", "29500"))
+    port = os.environ.get("MASTER_PORT", "29500")
+    if not port.isdecimal():
+        raise ValueError(f"MASTER_PORT is {port!r}: give the number of the port that the first process listens at")
+    address = os.environ["MASTER_ADDR"], int(port)
     started, warned = time.monotonic(), False
     while True:
         try:

@@ -29,6 +29,12 @@ def test_without_the_first_process_the_error_has_its_address(listening: socket.s
         find_main_process(0.0)
 
 
+def test_a_port_that_is_none_is_named(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "http")
+    with pytest.raises(ValueError, match="MASTER_PORT is 'http': give the number"):
+        find_main_process(0.0)
+
+
 @pytest.mark.parametrize("alone", ["first", "no launcher", "joined already"])
 def test_nobody_is_looked_for(listening: socket.socket, alone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     listening.close()
