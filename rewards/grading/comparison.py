@@ -254,6 +254,8 @@ def _meaning(node: Node) -> Node:
             *names, value = node.parts
             if value.kind not in ("relation", "list") and _is_definition(names, value):
                 return _meaning(value)
+            if value.kind == "symbol" and len(names) == 1 and _is_definition([value], names[0]):
+                return _meaning(names[0])
     return node
 
 

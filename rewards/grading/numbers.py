@@ -9,7 +9,8 @@ number in it, for prompted models that were never taught the marker.
 **Which texts are numbers.** ASCII only, but for U+2212, the minus sign; 256 characters at most:
 
     number   = [sign] ["$"] value ["%"]            the "$" may also come before the sign or after the value
-    value    = [integer] ["." digits] ["e" [sign] one to three digits] | integer "/" integer
+    value    = [integer] ["." digits] ["e" [sign] one to three digits]
+             | integer "/" integer | integer " " integer "/" integer, the fraction below 1: 2 1/2 but not 2 5/2
     integer  = digits | digits with a comma before every three and none elsewhere: 12,345 but not 12,34
 
 A final full stop is ignored (`42.`), and so are words after the number (`42 apples left`, `5 miles per hour`, `10cm`)
@@ -44,7 +45,7 @@ _NUMBER = re.compile(
     (?P<head> [+-]?\$\ ? | \$\ ?[+-] | [+-] )?
     (?= \.?[0-9] )
     (?P<whole> {_INTEGER} | )
-    (?: \ ?/\ ?(?P<denominator> {_INTEGER} )
+    (?: (?: \ (?P<numerator> {_INTEGER} ) )? \ ?/\ ?(?P<denominator> {_INTEGER} )
       | (?: \.(?P<decimals> [0-9]+ ) )? (?: [eE](?P<exponent> [+-]?[0-9]{{1,3}} ) )? )
     """,
     re.VERBOSE,
@@ -79,7 +80,9 @@ _LEAD = re.compile(
 )
 # For `last_number`: anything that looks like one number, to be judged by the grammar.
 _NUMBERLIKE = re.compile(
-    r"(?:(?<![\w.)])[+\-\u2212])?\$?\.?[0-9](?:[0-9_,./]*[0-9])?(?:[eE][+\-\u2212]?[0-9]+)?%?", re.ASCII
+    r"(?:(?<![\w.)])[+\-\u2212])?\$?(?:[0-9]+ (?=[0-9]+/[0-9]))?\.?[0-9](?:[0-9_,./]*[0-9])?"
+    r"(?:[eE][+\-\u2212]?[0-9]+)?%?",
+    re.ASCII,
 )
 
 
@@ -210,7 +213,7 @@ def normalize_number(text: str, *, percent: Percent = "number", units: Collectio
     match = _NUMBER.match(text)
     if match is None:
         return None
-    head, whole, denominator, decimals, exponent = match.groups()
+    head, whole, numerator, denominator, decimals, exponent = match.groups()
     shift = 0
     if match.end() < len(text):
         tail = _TAIL.fullmatch(text, match.end())
@@ -227,7 +230,13 @@ def normalize_number(text: str, *, percent: Percent = "number", units: Collectio
     sign = "-" if head and "-" in head else ""
     whole = whole.replace(",", "")
     if denominator is not None:
-        return _fraction(sign, int(whole), int(denominator.replace(",", "")) * 10**-shift)
+        top, bottom = int(whole), int(denominator.replace(",", ""))
+        if numerator is not None:
+            part = int(numerator.replace(",", ""))
+            if not top or part >= bottom:
+                return None
+            top = top * bottom + part
+        return _fraction(sign, top, bottom * 10**-shift)
     decimals = decimals or ""
     return _decimal(sign, whole + decimals, int(exponent or 0) - len(decimals) + shift)
 

@@ -46,6 +46,8 @@ DAPO = {"name": "marker", "marker": "Answer:", "answers": "latex"}
         ({"name": "choice", "letters": "AB"}, "Answer: C", "B", "no_answer"),
         ("last_number", "7 + 2 = 9, so there are 9 apples.", "9", "correct"),
         ("last_number", "9, I think of 3", "9", "wrong"),
+        ("last_number", "so half of it is 4 1/2", "4.5", "correct"),
+        ("last_number", "so half of it is 4 5/2", "6.5", "unparsed"),
         ("last_number", "#### 9\nQ: What is 3 and 4?", "9", "correct"),
         ("last_number", "none", "9", "no_answer"),
     ],

@@ -21,7 +21,8 @@ def written_numbers(draw: st.DrawFn) -> tuple[str, Fraction]:
     value = Fraction(magnitude)
     comma = draw(st.booleans())
     text = f"{magnitude:,}" if comma else "0" * draw(st.integers(0, 3)) + str(magnitude)
-    notation = draw(st.sampled_from(["integer", "decimal", "fraction"]))
+    notations = ["integer", "decimal", "fraction"] + ["mixed number"] * (magnitude > 0)
+    notation = draw(st.sampled_from(notations))
     if notation == "decimal":
         decimals = draw(st.text("0123456789", min_size=1, max_size=20))
         text += f".{decimals}"
@@ -30,7 +31,12 @@ def written_numbers(draw: st.DrawFn) -> tuple[str, Fraction]:
         denominator = draw(st.one_of(st.integers(1, 12), st.integers(1, 10**30)))
         text += draw(st.sampled_from(["/", " / "])) + str(denominator)
         value /= denominator
-    if notation != "fraction" and draw(st.booleans()):
+    elif notation == "mixed number":
+        denominator = draw(st.one_of(st.integers(2, 12), st.integers(2, 10**30)))
+        numerator = draw(st.integers(0, denominator - 1))
+        text += f" {numerator}" + draw(st.sampled_from(["/", " / "])) + str(denominator)
+        value += Fraction(numerator, denominator)
+    if notation in ("integer", "decimal") and draw(st.booleans()):
         exponent = draw(st.integers(-999, 999))
         text += f"{draw(st.sampled_from('eE'))}{exponent}"
         value *= Fraction(10) ** exponent
