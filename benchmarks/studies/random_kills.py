@@ -2,13 +2,16 @@
 
     OMP_NUM_THREADS=1 python -m tokengym.benchmarks.studies.random_kills --minutes 10 --output random_kills.json
 
-A killed run is resumed, and perhaps killed again, until it ends. Weights, metrics and attempts are then compared with
-those of a run that was left alone, in one process and in two.
+A killed run is resumed, and perhaps killed again, until it ends. It is then compared with a run that was left alone.
+In one process and in two, weights and metrics must be equal bit for bit. Where a run that began in one process goes on
+in two, or the other way round, sums are rounded otherwise; there the attempts and metrics on record must be as many,
+and every figure the same up to `TOLERANCE`.
 """
 
 import argparse
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -47,6 +50,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {**_POLICY, "epochs": 2, "minibatch_size": 8, "critic_layers": 2},
 }
 """Small settings of each agent, with checkpoints as often as they can be."""
+
+WORLDS: dict[str, tuple[int, int]] = {
+    "1 process": (1, 1),
+    "2 processes": (2, 2),
+    "1, then 2 processes": (1, 2),
+    "2, then 1 process": (2, 1),
+}
+"""Numbers of processes that a run begins and goes on with."""
+
+TOLERANCE = 1e-4
+"""Largest difference, absolute or relative, of a figure where the number of processes changes."""
 
 _ENV = {"steps": 1, "max_new_tokens": 48, "max_prompt_tokens": 96}
 
@@ -108,35 +122,41 @@ def _wait(children: list[int], seconds: float) -> bool | None:
     return None if left and good else good
 
 
-def _difference(one: Path, other: Path) -> str:
-    """What differs between two finished runs; empty if nothing does."""
+def _difference(one: Path, other: Path, tolerance: float) -> str:
+    """What differs between two finished runs by more than a tolerance; empty if nothing does."""
     for file in sorted(one.glob("model/*.safetensors")):
         ours, theirs = read_tensors(file), read_tensors(other / "model" / file.name)
         for name, tensor in ours.items():
-            if not torch.equal(tensor, theirs[name]):
+            if not torch.allclose(tensor, theirs[name], rtol=tolerance, atol=tolerance):
                 return f"{file.name}: {name} differs by {(tensor - theirs[name]).abs().max():.1e}"
-    lines = [
-        [
-            {name: value for name, value in line.items() if "time/" not in name}
-            for line in read_jsonl(run / "metrics.jsonl")
-        ]
-        for run in (one, other)
-    ]
-    if lines[0] != lines[1]:
-        return f"metrics.jsonl: {len(lines[0])} and {len(lines[1])} lines differ"
+    ours, theirs = (list(read_jsonl(run / "metrics.jsonl")) for run in (one, other))
+    if len(ours) != len(theirs):
+        return f"metrics.jsonl: {len(ours)} and {len(theirs)} lines"
+    for number, (own, their) in enumerate(zip(ours, theirs, strict=True), 1):
+        if own.keys() != their.keys():
+            return f"metrics.jsonl, line {number}: other names: {sorted(own.keys() ^ their.keys())}"
+        for name, value in own.items():
+            if "time/" not in name and not _is_equal(value, their[name], tolerance):
+                return f"metrics.jsonl, line {number}: {name} is {value} and {their[name]}"
     return ""
+
+
+def _is_equal(one: Any, other: Any, tolerance: float) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance)
+    return bool(one == other)
 
 
 def run(minutes: float, agents: tuple[str, ...] = tuple(SETTINGS), seed: int = 0) -> dict[str, Any]:
     """Kills runs for some minutes.
 
     Args:
-        minutes: Time after which no trial begins; every agent has one in one process and one in two.
+        minutes: Time after which no trial begins; every agent has one in each of `WORLDS`.
         agents: Names of the agents.
         seed: Seed of the moments.
 
     Returns:
-        By agent and number of processes, the trials, the kills in them, and what differed at the end.
+        By agent and processes, the trials, the kills in them, and what differed at the end.
     """
     torch.set_num_threads(1)
     load("tokengym/tiny", device="cpu")  # and all else that children would import again and again
@@ -145,47 +165,69 @@ def run(minutes: float, agents: tuple[str, ...] = tuple(SETTINGS), seed: int = 0
     import_module("torch.utils.tensorboard")
     rng, end = np.random.default_rng(seed), time.monotonic() + 60 * minutes
     found: dict[str, Any] = defaultdict(lambda: {"trials": 0, "kills": 0, "equal": 0, "differences": []})
-    lengths: dict[tuple[str, int], float] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
+        trials = _Trials(Path(temporary), rng)
         for turn in itertools.count():
-            if turn and time.monotonic() > end:
+            for (world, processes), name in itertools.product(WORLDS.items(), agents):
+                if turn and time.monotonic() > end:
+                    return dict(found)
+                kills, difference = trials.run(name, *processes)
+                record = found[f"{name}, {world}"]
+                record["trials"] += 1
+                record["kills"] += kills
+                record["equal"] += not difference
+                if difference:
+                    record["differences"].append(difference)
+    raise AssertionError  # the turns have no end of their own
+
+
+class _Trials:
+    """Runs that are killed, in a folder beside those that are left alone.
+
+    Args:
+        root: Folder of all runs.
+        rng: Draws the moments of the kills.
+    """
+
+    def __init__(self, root: Path, rng: np.random.Generator) -> None:
+        self._root, self._rng = root, rng
+        self._seconds: dict[tuple[str, int], float] = {}  # that a run takes which is left alone
+
+    def run(self, name: str, before: int, after: int) -> tuple[int, str]:
+        """Kills a run and resumes it until it ends.
+
+        Args:
+            name: Name of the agent.
+            before: Number of processes until the first kill.
+            after: Number of processes from then on.
+
+        Returns:
+            Number of kills, and what differs from a run left alone in `after` processes.
+        """
+        for processes in {before, after}:
+            if (name, processes) not in self._seconds and (failure := self._leave_alone(name, processes)):
+                return 0, failure
+        cut, kills, ended = self._root / "cut", 0, None
+        moments = self._rng.uniform(0.02, 1, 2) * self._seconds[name, before]
+        for limit in (*moments, 600.0):
+            ended = _wait(_start(name, cut, after if kills else before, resume=True), limit)
+            kills += ended is None
+            if ended is not None:
                 break
-            for processes in (1, 2):
-                for name in agents:
-                    if turn and time.monotonic() > end:
-                        break
-                    key, whole = (
-                        f"{name}, {processes} process{'es' if processes > 1 else ''}",
-                        root / f"{name}-{processes}",
-                    )
-                    record = found[key]
-                    if (name, processes) not in lengths:
-                        started = time.monotonic()
-                        if not _wait(_start(name, whole, processes, resume=False), 600):
-                            record["differences"].append("the run left alone failed: " + _last_line(whole))
-                            lengths[name, processes] = 0.0
-                            continue
-                        lengths[name, processes] = time.monotonic() - started
-                    if not lengths[name, processes]:
-                        continue
-                    cut, moments = root / "cut", rng.uniform(0.02, 1, 2) * lengths[name, processes]
-                    kills, ended = 0, None
-                    for number in range(8):
-                        limit = moments[number] if number < len(moments) else 600.0
-                        ended = _wait(_start(name, cut, processes, resume=True), limit)
-                        kills += ended is None
-                        if ended is not None:
-                            break
-                    record["trials"] += 1
-                    record["kills"] += kills
-                    difference = _difference(whole, cut) if ended else "failed: " + _last_line(cut)
-                    record["equal"] += not difference
-                    if difference:
-                        record["differences"].append(difference)
-                    shutil.rmtree(cut, ignore_errors=True)
-                    (root / "cut.log").unlink(missing_ok=True)
-    return dict(found)
+        whole = self._root / f"{name}-{after}"
+        tolerance = 0.0 if before == after else TOLERANCE
+        difference = _difference(whole, cut, tolerance) if ended else "failed: " + _last_line(cut)
+        shutil.rmtree(cut, ignore_errors=True)
+        (self._root / "cut.log").unlink(missing_ok=True)
+        return kills, difference
+
+    def _leave_alone(self, name: str, processes: int) -> str:
+        """A run that nothing happens to; why it failed, or an empty text."""
+        folder, started = self._root / f"{name}-{processes}", time.monotonic()
+        if not _wait(_start(name, folder, processes, resume=False), 600):
+            return "the run left alone failed: " + _last_line(folder)
+        self._seconds[name, processes] = time.monotonic() - started
+        return ""
 
 
 def _last_line(folder: Path) -> str:

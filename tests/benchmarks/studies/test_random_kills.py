@@ -8,7 +8,7 @@ from tokengym.benchmarks.studies import random_kills
 @pytest.mark.slow
 def test_killed_runs_end_as_runs_that_were_left_alone() -> None:
     found = random_kills.run(0, ("sft", "reinforce"), seed=1)
-    assert set(found) == {f"{name}, {world}" for name in ("sft", "reinforce") for world in ("1 process", "2 processes")}
+    assert set(found) == {f"{name}, {world}" for name in ("sft", "reinforce") for world in random_kills.WORLDS}
     for record in found.values():
         assert record["differences"] == []
         assert record["equal"] == record["trials"] == 1
