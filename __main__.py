@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise unknown_name("command", command, COMMANDS)
         COMMANDS[command](rest)
     except (UnknownNameError, ValueError, TypeError, OSError, ImportError) as error:
-        sys.stderr.write(f"tokengym: {error}\n")
+        places = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        sys.stderr.write(f"tokengym: {error}{places}\n")
         return 1
     except KeyboardInterrupt as stop:
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)

@@ -6,6 +6,7 @@ environment grades each finished attempt once and hands the verdict over: reward
 """
 
 import inspect
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -156,7 +157,12 @@ class AttemptReward(Reward):
             return rewards
         for slot in np.flatnonzero((ended != RUNNING) & (lengths > 0)).tolist():
             attempt = FinishedAttempt(slot, self._problems[slot], self.view.completion(slot), _verdict(verdicts, slot))
-            rewards[slot, lengths[slot] - 1] = _finite(self.attempt_reward(attempt), (), self)
+            try:
+                reward = self.attempt_reward(attempt)
+            except Exception as error:
+                error.add_note(_place(error, self, "attempt_reward"))
+                raise
+            rewards[slot, lengths[slot] - 1] = _finite(reward, (), self)
         return rewards
 
 
@@ -246,7 +252,12 @@ class StepReward(Reward):
             if text:
                 progress.steps.append(text)
         if steps:
-            rewards[[step.slot for step in steps], columns] = _finite(self.step_rewards(steps), (len(steps),), self)
+            try:
+                paid = self.step_rewards(steps)
+            except Exception as error:
+                error.add_note(_place(error, self, "step_rewards"))
+                raise
+            rewards[[step.slot for step in steps], columns] = _finite(paid, (len(steps),), self)
         return rewards
 
 
@@ -261,6 +272,12 @@ def _verdict(verdicts: Sequence[Verdict | None], slot: int) -> Verdict:
     if verdict is None:
         raise ValueError(f"slot {slot} ended without a verdict: the environment grades every attempt that ends")
     return verdict
+
+
+def _place(error: Exception, source: Reward, method: str) -> str:
+    """Where a method of a reward raised an error."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"raised by {type(source).__name__}.{method} ({frame.filename}, line {frame.lineno})"
 
 
 def _finite(rewards: ArrayLike, shape: tuple[int, ...], source: Reward) -> FloatArray:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tokengym
-from tokengym.__main__ import main
+from tokengym.__main__ import COMMANDS, main
 from tokengym.commands.bench import MEASUREMENTS
 
 
@@ -36,6 +36,17 @@ def test_benchmarks_of_the_machine_and_experiments_are_two_groups(arguments: lis
 def test_a_name_that_is_none_suggests_the_nearest(arguments: list[str], message: str, capsys) -> None:
     assert main(arguments) == 1
     assert capsys.readouterr().err.startswith(f"tokengym: {message}")
+
+
+def test_an_error_shows_its_notes(monkeypatch, capsys) -> None:
+    def fail(_: object) -> None:
+        error = ValueError("no number")
+        error.add_note("raised by Mine.attempt_reward (mine.py, line 3)")
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "list", fail)
+    assert main(["list"]) == 1
+    assert capsys.readouterr().err == "tokengym: no number; raised by Mine.attempt_reward (mine.py, line 3)\n"
 
 
 @pytest.mark.parametrize("name", [*MEASUREMENTS, "linear"])

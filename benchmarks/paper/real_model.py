@@ -9,6 +9,7 @@ same test problems. A folder holds all of it: what is done is not done again, an
 its last checkpoint, so the same command may be run in pieces.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,4 +246,7 @@ def _shown(estimate: Estimate) -> str:
 
 if __name__ == "__main__":
     console = Console(width=160)
-    console.print(table(run(tyro.cli(RealModelStudy), console.print)))
+    found = run(tyro.cli(RealModelStudy), console.print)
+    console.print(table(found))
+    if not any(system["seeds"] for system in found["systems"].values()):
+        sys.exit("no job was finished; results.json in the folder says why, by job, under missing")

@@ -142,15 +142,15 @@ class FiniteSource(ProblemSource):
         problems = tuple(self.load())
         if not problems:
             raise ValueError(f"{self} has no problems")
+        first: dict[str, int] = {}
+        for position, problem in enumerate(problems):
+            if (other := first.setdefault(problem.id, position)) != position:
+                raise ValueError(f"{self}: the id {problem.id!r} names two problems, numbers {other} and {position}")
         return problems
 
     @cached_property
     def _positions(self) -> dict[str, int]:
-        positions: dict[str, int] = {}
-        for position, problem in enumerate(self.problems):
-            if positions.setdefault(problem.id, position) != position:
-                raise ValueError(f"{self}: the id {problem.id!r} names two problems")
-        return positions
+        return {problem.id: position for position, problem in enumerate(self.problems)}
 
     @property
     def size(self) -> int:

@@ -1,6 +1,7 @@
 """The reward base classes, seen through a small stand-in for the environment."""
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -140,6 +141,24 @@ def test_an_attempt_reward_sees_the_whole_attempt() -> None:
     slots.begin({2: third})
     slots.step({2: [EOS]}, {2: WRONG})
     assert seen[2] == (2, third, "", WRONG)
+
+
+def test_an_error_inside_a_reward_says_where() -> None:
+    class Careless(AttemptReward):
+        def attempt_reward(self, attempt: FinishedAttempt) -> float:
+            return float(attempt.verdict.reason)
+
+    class CarelessSteps(StepReward):
+        def step_rewards(self, steps: Sequence[Step]) -> ArrayLike:
+            return [float(step.text) for step in steps]
+
+    for reward, method in ((Careless(), "attempt_reward"), (CarelessSteps(), "step_rewards")):
+        slots = Slots(reward, 1)
+        slots.begin({0: Sum()})
+        with pytest.raises(ValueError, match="could not convert string to float") as raised:
+            slots.step({0: [A, EOS]}, {0: WRONG})
+        (note,) = raised.value.__notes__
+        assert re.fullmatch(rf"raised by {type(reward).__name__}\.{method} \(.*test_base\.py, line \d+\)", note)
 
 
 def test_a_step_reward_is_paid_at_the_last_token_of_each_step() -> None:

@@ -33,8 +33,8 @@ def test_index_out_of_range(index):
 def test_bad_lists():
     with pytest.raises(ValueError, match="no problems"):
         len(ProblemList([]))
-    with pytest.raises(ValueError, match="'a-0' names two"):
-        ProblemList([ONE, ONE]).find("a-0")
+    with pytest.raises(ValueError, match="'a-0' names two problems, numbers 0 and 2"):
+        len(ProblemList([ONE, TWO, ONE]))
     with pytest.raises(TypeError, match=r"train problem 1 is \('2\+2=', '4'\): give Problem\(id, question"):
         ProblemList([ONE, ("2+2=", "4")])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"'b-0'.*look like 'a-0'"):
