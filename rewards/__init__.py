@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .dense import DenseReward
     from .grading.latex import grade_free_form
     from .grading.numbers import Verdict, grade, normalize_number
+    from .judged import JudgedReward
     from .outcome import OutcomeReward
     from .product import ProductReward
     from .registry import REWARDS, make_reward
@@ -36,6 +37,7 @@ __all__ = [
     "AttemptView",
     "DenseReward",
     "FinishedAttempt",
+    "JudgedReward",
     "OutcomeReward",
     "ProblemLike",
     "ProductReward",
@@ -71,6 +73,7 @@ __getattr__, __dir__ = lazy_names(
         "dense": ("DenseReward",),
         "grading.latex": ("grade_free_form",),
         "grading.numbers": ("Verdict", "grade", "normalize_number"),
+        "judged": ("JudgedReward",),
         "outcome": ("OutcomeReward",),
         "product": ("ProductReward",),
         "registry": ("REWARDS", "make_reward"),

@@ -61,8 +61,7 @@ class DenseReward(StepReward):
     def __init__(
         self, match: Match = "result", weight: float = 0.5, shaping: Literal["potential"] | None = None
     ) -> None:
-        if match not in _READERS:
-            raise unknown_name("match", str(match), _READERS)
+        _check_match(match)
         if shaping not in (None, "potential"):
             raise unknown_name("shaping", str(shaping), ["potential"])
         if not 0 <= weight < math.inf:
@@ -73,42 +72,86 @@ class DenseReward(StepReward):
 
     def bind(self, view: AttemptView) -> None:
         super().bind(view)
-        self._alignments: dict[int, _Alignment] = {}
+        self._matcher = ReferenceMatcher(view, self.match)
 
     def begin(self, slots: IntArray, problems: Sequence[ProblemLike], prefix_lengths: IntArray) -> None:
         super().begin(slots, problems, prefix_lengths)
         for slot, problem in zip(slots.tolist(), problems, strict=True):
-            alignment = self._alignments[slot] = _Alignment(self.reference(problem))
-            for step in self._progress[slot].steps:
-                alignment.add(self._read(step))
-            alignment.paid = 0
+            self._matcher.begin(slot, problem, self._progress[slot].steps)
 
-    def reference(self, problem: ProblemLike) -> list[str]:
+    def step_rewards(self, steps: Sequence[Step]) -> ArrayLike:
+        rewards: list[float] = []
+        for step in steps:
+            reward = self._matcher.add(step.slot, step.text) * self.weight / self._matcher.size(step.slot)
+            if step.verdict is not None:
+                reward += step.verdict.correct
+                if self.shaping == "potential":
+                    reward -= self._matcher.matched(step.slot) * self.weight / self._matcher.size(step.slot)
+            rewards.append(reward)
+        return rewards
+
+
+class ReferenceMatcher:
+    """Matches steps of the attempts in an environment's slots with the reference solution's.
+
+    By the rules at the top of this module.
+
+    Args:
+        view: Environment of the attempts.
+        match: Property that a step and a reference step must share, see `DenseReward`.
+
+    Raises:
+        UnknownNameError: There is no such `match`.
+    """
+
+    def __init__(self, view: AttemptView, match: Match = "result") -> None:
+        _check_match(match)
+        self._view = view
+        self._reader = _READERS[match]
+        self._alignments: dict[int, _Alignment] = {}
+
+    def begin(self, slot: int, problem: ProblemLike, given: Sequence[str]) -> None:
+        """An attempt begins in a slot, whose steps `given` by a reset prefix count as stated.
+
+        Raises:
+            ValueError: The problem has no solution.
+        """
+        alignment = self._alignments[slot] = _Alignment(self._reference(problem))
+        for step in given:
+            alignment.add(self._read(step))
+        alignment.paid = 0
+
+    def add(self, slot: int, step: str) -> int:
+        """The attempt takes a step: returns 1 if that makes the match with the reference longer, and else 0."""
+        return self._alignments[slot].add(self._read(step))
+
+    def size(self, slot: int) -> int:
+        """Number of different statements of the reference; at least 1."""
+        return self._alignments[slot].size
+
+    def matched(self, slot: int) -> int:
+        """Growth of the match since the attempt began."""
+        return self._alignments[slot].paid
+
+    def _reference(self, problem: ProblemLike) -> list[str]:
         """Statements of the steps of the problem's solution, each once, in order."""
         if problem.solution is None:
             raise ValueError(
-                f"the dense reward needs a solution, and the problem {problem.question[:60]!r} has none: take another "
-                "reward, or data with solutions"
+                f"matching steps needs a solution, and the problem {problem.question[:60]!r} has none: choose another "
+                "reward or judge, or data with solutions"
             )
         # Where a data set marks no answer, a line of nothing but the answer is the answer's line.
         steps = [step for step in solutions.steps(problem.solution) if step != problem.answer]
         return list(dict.fromkeys(key for step in steps if (key := self._read(step)) is not None))
 
-    def step_rewards(self, steps: Sequence[Step]) -> ArrayLike:
-        rewards: list[float] = []
-        for step in steps:
-            alignment = self._alignments[step.slot]
-            reward = alignment.add(self._read(step.text)) * self.weight / alignment.size
-            if step.verdict is not None:
-                reward += step.verdict.correct
-                if self.shaping == "potential":
-                    reward -= alignment.paid * self.weight / alignment.size
-            rewards.append(reward)
-        return rewards
-
     def _read(self, step: str) -> str | None:
         """Statement of a step; None for the answer's line and for no text at all."""
-        return None if not step or self.view.is_answer(step) else _READERS[self.match](step)
+        return None if not step or self._view.is_answer(step) else self._reader(step)
+
+
+def _check_match(match: str) -> None:
+    if match not in _READERS:
+        raise unknown_name("match", str(match), _READERS)
 
 
 class _Alignment:

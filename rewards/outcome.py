@@ -53,21 +53,17 @@ class OutcomeReward(StepReward):
         orm_mix: Literal["replace", "add"] = "replace",
         device: str | None = None,
     ) -> None:
-        from ..models import OutcomeModel  # here and not above: `import tokengym` must not import torch
-
         if orm_mix not in _MIXES:
             raise unknown_name("orm_mix", str(orm_mix), _MIXES)
         if shaping not in (None, "potential"):
             raise unknown_name("shaping", str(shaping), ["potential"])
         if shaping is not None and not dense:
             raise ValueError("shaping is of the steps' rewards: leave it out, or set dense")
-        if not isinstance(orm, str | Path | OutcomeModel):
-            raise ValueError(f"orm must be an OutcomeModel or the folder of one, not {orm!r}")
+        self._scores = OutcomeScores(orm, device)
         self.orm = orm
         self.dense = dense
         self.shaping = shaping
         self.orm_mix = orm_mix
-        self.device = device
 
     def bind(self, view: AttemptView) -> None:
         """Reads the model, if `orm` is a folder.
@@ -77,28 +73,18 @@ class OutcomeReward(StepReward):
             ValueError: The folder holds no outcome model, or the model was trained with another tokenizer than the
                 environment's.
         """
-        from ..models import OutcomeModel
-
         super().bind(view)
-        if isinstance(self.orm, str | Path):
-            model = OutcomeModel.load(self.orm, view.tokenizer, self.device)
-        else:
-            model = self.orm
-            model.check_tokenizer(view.tokenizer)
-        self._scorer = model.scorer(view.num_envs)
+        self._scores.bind(view)
         self._potentials = np.zeros(view.num_envs)
 
     def begin(self, slots: IntArray, problems: Sequence[ProblemLike], prefix_lengths: IntArray) -> None:
         if self.dense:
             super().begin(slots, problems, prefix_lengths)
-        view = self.view
-        self._scorer.begin(
-            slots, [np.concatenate([view.prompt(slot), view.completion(slot)]) for slot in slots.tolist()]
-        )
+        self._scores.begin(slots)
         if self.shaping == "potential":
             self._potentials[slots] = 0
             given = prefix_lengths > 0
-            self._potentials[slots[given]] = self._probabilities(slots[given].tolist(), prefix_lengths[given].tolist())
+            self._potentials[slots[given]] = self._scores.after(slots[given].tolist(), prefix_lengths[given].tolist())
 
     def score(self, lengths: IntArray, ended: IntArray, verdicts: Sequence[Verdict | None]) -> FloatArray:
         if self.dense:
@@ -109,7 +95,7 @@ class OutcomeReward(StepReward):
         if slots.size:
             ends = [len(self.view.completion(slot)) for slot in slots.tolist()]
             bonus = [self._bonus(verdicts[slot]) for slot in slots.tolist()]
-            rewards[slots, lengths[slots] - 1] = self._probabilities(slots.tolist(), ends) + bonus
+            rewards[slots, lengths[slots] - 1] = self._scores.after(slots.tolist(), ends) + bonus
         return rewards
 
     def step_rewards(self, steps: Sequence[Step]) -> ArrayLike:
@@ -123,7 +109,7 @@ class OutcomeReward(StepReward):
             if step.text or (potential and step.verdict is not None and not truncated[i])
         ]
         scores = np.zeros(len(steps))
-        scores[read] = self._probabilities([steps[i].slot for i in read], [len(steps[i].tokens) for i in read])
+        scores[read] = self._scores.after([steps[i].slot for i in read], [len(steps[i].tokens) for i in read])
         if not potential:
             return rewards + scores
         for i, step in enumerate(steps):
@@ -136,19 +122,66 @@ class OutcomeReward(StepReward):
         """Bonus of `orm_mix="add"` at the end of an attempt."""
         return float(self.orm_mix == "add" and verdict is not None and verdict.correct)
 
-    def _probabilities(self, slots: Sequence[int], ends: Sequence[int]) -> FloatArray:
-        """p(correct) after the first `ends[i]` tokens of the completion in `slots[i]`; slots may come repeatedly."""
+
+class OutcomeScores:
+    """Scores of the attempts in an environment's slots by an outcome model, which reads each token once.
+
+    Args:
+        orm: Outcome model, or the folder that one was saved in.
+        device: Device of a model that is read from a folder; by default a GPU if there is one.
+
+    Raises:
+        ValueError: `orm` is neither an outcome model nor a folder.
+    """
+
+    def __init__(self, orm: "str | Path | OutcomeModel", device: str | None = None) -> None:
+        from ..models import OutcomeModel  # here and not above: `import tokengym` must not import torch
+
+        if not isinstance(orm, str | Path | OutcomeModel):
+            raise ValueError(f"orm must be an OutcomeModel or the folder of one, not {orm!r}")
+        self._orm, self._device = orm, device
+
+    def bind(self, view: AttemptView) -> "OutcomeModel":
+        """Reads the model, if it is a folder, for the slots of `view`.
+
+        Returns:
+            The model.
+
+        Raises:
+            FileNotFoundError: There is no such folder.
+            ValueError: The folder holds no outcome model, or the model was trained with another tokenizer than the
+                environment's.
+        """
+        from ..models import OutcomeModel
+
+        if isinstance(self._orm, str | Path):
+            model = OutcomeModel.load(self._orm, view.tokenizer, self._device)
+        else:
+            model = self._orm
+            model.check_tokenizer(view.tokenizer)
+        self._view, self._scorer = view, model.scorer(view.num_envs)
+        return model
+
+    def begin(self, slots: IntArray) -> None:
+        """Attempts begin in `slots` [M]."""
+        self._scorer.begin(slots, [self._sequence(slot) for slot in slots.tolist()])
+
+    def after(self, slots: Sequence[int], ends: Sequence[int]) -> FloatArray:
+        """Scores after the first `ends[i]` tokens of the completion in `slots[i]`; slots may come repeatedly."""
         reads: dict[int, list[int]] = {}
         for i, slot in enumerate(slots):
             reads.setdefault(slot, []).append(i)
         sequences, positions = [], []
         for slot, indices in reads.items():
-            prompt = self.view.prompt(slot)
-            sequences.append(np.concatenate([prompt, self.view.completion(slot)]))
-            positions.append(np.array([len(prompt) + ends[i] - 1 for i in indices]))
+            sequences.append(self._sequence(slot))
+            positions.append(np.array([len(self._view.prompt(slot)) + ends[i] - 1 for i in indices]))
         probabilities = np.zeros(len(slots))
         if reads:
             scores = self._scorer.score(np.array(list(reads)), sequences, positions)
             for indices, found in zip(reads.values(), scores, strict=True):
                 probabilities[indices] = found
         return probabilities
+
+    def _sequence(self, slot: int) -> IntArray:
+        """Prompt and completion so far."""
+        return np.concatenate([self._view.prompt(slot), self._view.completion(slot)])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..registry import Registry
 from .base import Reward, how_to_register
 from .dense import DenseReward
+from .judged import JudgedReward
 from .outcome import OutcomeReward
 from .product import ProductReward
 from .sparse import SparseReward
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 REWARDS: Registry[Callable[..., Reward]] = Registry("reward")
 REWARDS.register("sparse")(SparseReward)
 REWARDS.register("dense")(DenseReward)
+REWARDS.register("judged")(JudgedReward)
 
 
 @REWARDS.register("sparse_orm")

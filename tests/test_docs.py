@@ -53,6 +53,8 @@ SMALLER = {
     "--n 16 --orm": "--problems 2 --n 4 --orm",
     "--pair-problems 200 --iterations 10": "--pair-problems 4 --iterations 1 --problems-per-iteration 2 "
     "--minibatch-size 4 --samples-per-problem 2 --validation-problems 2 --env-args steps=1",
+    "--iterations 20 --env-args 'reward=": "--iterations 1 --problems-per-iteration 2 --samples-per-problem 2 "
+    "--minibatch-size 4 --validation-problems 1 --env-args steps=1 max_new_tokens=16 'reward=",
     "--labels exact --problems 800": "--labels exact --problems 4 --samples-per-problem 4 --validation-problems 2",
     "--problems 800 --samples-per-problem 16": "--problems 4 --samples-per-problem 8 --validation-problems 2 "
     "--temperature 1 --env-args steps=1",

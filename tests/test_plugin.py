@@ -111,7 +111,7 @@ def test_the_command_line_lists_and_trains_it(installed, tmp_path: Path) -> None
     listed = run(installed, "-m", "tokengym", "list", cwd=tmp_path)
     assert "best-of-n" in listed
     assert "lagr-seq" in listed
-    assert "judged" in listed
+    assert "lmgt" in listed
     assert re.search(r"environment +│ tokengym/pens-v0 +│ Prices of pens, one", listed)
     small = ["--n", "2", "--problems-per-update", "2", "--env-args", "steps=1", "max_new_tokens=16"]
     trained = run(
@@ -125,7 +125,7 @@ def test_the_command_line_lists_and_trains_it(installed, tmp_path: Path) -> None
 def test_the_reward_is_made_by_name_and_adds_up(installed, tmp_path: Path) -> None:
     code = """
 import numpy as np, tokengym
-spec = {"name": "sum", "terms": [[1.0, "sparse"], [1.0, {"name": "judged", "shift": 0.25}]]}
+spec = {"name": "sum", "terms": [[1.0, "sparse"], [1.0, {"name": "lmgt", "shift": 0.25}]]}
 env = tokengym.make_vec_env("tokengym/Arithmetic-v0", 1, reward=spec, autoreset_mode="Disabled")
 env.reset(seed=0)
 solution = env.encode_solution(env.problem(0))

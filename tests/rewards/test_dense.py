@@ -295,6 +295,10 @@ def test_potential_shaping_pays_early_and_sums_to_the_sparse_return(steps, answe
         "dense",
         {"name": "dense", "match": "equation", "shaping": "potential"},
         {"name": "sum", "terms": [[0.3, "sparse"], [0.7, "dense"], [0.1, {"name": "dense", "match": "exact_text"}]]},
+        {
+            "name": "sum",
+            "terms": [[0.3, {"name": "judged", "form": "centered"}], [0.7, {"name": "judged", "shaping": "potential"}]],
+        },
     ],
 )
 def test_many_tokens_at_once_equal_one_after_the_other(mode, reward):

@@ -20,6 +20,7 @@ REWARDS: list[Any] = [
     {"name": "dense", "match": "equation", "shaping": "potential"},
     {"name": "dense", "match": "exact_text"},
     {"name": "sum", "terms": [[0.5, "sparse"], [0.5, "dense"]]},
+    {"name": "sum", "terms": [[1, "sparse"], [1, {"name": "judged", "shaping": "potential"}]]},
 ]
 BUDGET = 200
 
