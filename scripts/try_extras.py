@@ -1,10 +1,10 @@
 """Installs a wheel of this tree with the core alone, then with each extra alone, and uses what each is for.
 
-    python scripts/try_extras.py                     # all of FEATURES; vLLM brings a PyTorch of its own
+    python scripts/try_extras.py                     # all of FEATURES
     python scripts/try_extras.py plots gguf --gguf model.gguf
 
 Every environment is new and lies outside of the checkout. Without its extra a feature must end in one line with the
-command that installs it; with the extra it must work.
+command that installs it; with the extra it must work. Of vLLM, which brings a PyTorch of its own, only the line is tried.
 """
 
 import argparse
@@ -70,6 +70,19 @@ if __name__ == "__main__":
     run(ParityExperiment(Path("runs"), algorithms=("grpo",), test_problems=10, **sizes))
     print("drew", *(path.name for path in Path("runs").glob("*.png")))
 """,
+    "quantization": """
+from pathlib import Path
+import gymnasium as gym
+import tokengym
+from tokengym.agents import make_agent
+
+agent = make_agent(
+    "sft", gym.spec("tokengym/Arithmetic-v0"), "tokengym/tiny", run=Path("runs/sft"), device="cpu",
+    optimizer="adamw_8bit", demonstrations=8, batch_size=8, epochs=1, validation_problems=4,
+)
+agent.learn()
+print("trained with AdamW's moments in 8 bits")
+""",
     "sb3": """
 from tokengym.envs import SB3VecEnv
 from stable_baselines3 import PPO
@@ -78,6 +91,13 @@ import gymnasium as gym
 slots = gym.make_vec("tokengym/Arithmetic-v0", 4, "vector_entry_point", autoreset_mode="SameStep")
 agent = PPO("MultiInputPolicy", SB3VecEnv(slots), n_steps=4, batch_size=16, n_epochs=1, device="cpu").learn(16)
 print(f"Stable-Baselines3's PPO made {agent.num_timesteps} steps")
+""",
+    "vllm": """
+import gymnasium as gym
+import tokengym
+from tokengym.agents import make_agent
+
+make_agent("grpo", gym.spec("tokengym/Arithmetic-v0"), "tokengym/tiny", vllm_memory=0.1)
 """,
 }
 """What each extra is for, as a script that works with it alone."""
@@ -103,7 +123,7 @@ def main() -> None:
         fine = [_works("core", core, CORE, "")]
         for extra in options.extras:
             fine.append(_is_missing(extra, core))
-            if extra == "gguf" and not options.gguf:
+            if extra == "vllm" or (extra == "gguf" and not options.gguf):
                 continue
             own = folder / extra
             shutil.copytree(core, own, symlinks=True, copy_function=lambda a, b: Path(b).hardlink_to(a))
