@@ -4,7 +4,7 @@
     python scripts/try_extras.py plots gguf --gguf model.gguf
 
 Every environment is new and lies outside of the checkout. Without its extra a feature must end in one line with the
-command that installs it; with the extra it must work. Of vLLM, which brings a PyTorch of its own, only the line is tried.
+command that installs it; with the extra it must work. Of vLLM, which brings its own PyTorch, only the line is tried.
 """
 
 import argparse
