@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from accelerate import Accelerator
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
+from ..arrays import IntArray
 from ..envs.curriculum import Sequential
 from ..envs.problems.base import ProblemSource
 from ..envs.token_vector_env import TokenVectorEnv
@@ -34,6 +36,7 @@ from .configs.optimizer import OptimizerConfig
 from .presets import apply_preset
 from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.collect import collect_into
+from .rollouts.continuations import label_prefixes
 from .rollouts.policy import CausalLMPolicy, PolicyState
 from .rollouts.slots import make_rollout_env, make_vllm
 from .training.learner import Example, Learner
@@ -474,6 +477,59 @@ class Agent(ABC, Generic[ConfigT]):
                 return list(collect_into(folder, policy, env, numbers, seed=seed, rank=rank, on_step=bar.update))
         finally:
             env.curriculum = curriculum
+
+    def count_successes(
+        self,
+        policy: CausalLMPolicy,
+        env: TokenVectorEnv,
+        attempts: Sequence[Attempt],
+        samples: int,
+        *,
+        seed: int,
+        stem: Path | None,
+        ends: Sequence[IntArray] | None = None,
+        consistent: bool = False,
+        description: str = "continuing prefixes",
+        progress_bar: bool = False,
+    ) -> tuple[list[IntArray], Counter[str]]:
+        """Counts the successful ones among continuations of this rank's attempts, see `label_prefixes`.
+
+        Args:
+            policy: Policy that draws the continuations.
+            env: Token environment of the attempts' problems, with `autoreset_mode` DISABLED.
+            attempts: Attempts that have ended, all at a problem on one rank.
+            samples: K, continuations of each prefix.
+            seed: Seed of the continuations' random streams, which must differ from the seed of the attempts.
+            stem: Path of the files `<stem>-<rank>.jsonl` with the counts; those written there are not sampled again.
+            ends: Positions `[S]` of the last tokens of the steps of each attempt that are counted; `None` takes all.
+            consistent: Count a continuation only if it builds on the results of the prefix.
+            description: Text of the progress bar.
+            progress_bar: Show a progress bar.
+
+        Returns:
+            Counts `[S]` for S steps of each attempt, and the "attempts" and "tokens" that continuations took on all
+            ranks.
+        """
+        sampled = Counter(attempts=0, tokens=0)
+        with self.progress(0, description, progress_bar) as bar:
+
+            def on_step(count: int, tokens: int) -> None:
+                sampled.update(attempts=samples * count, tokens=tokens)
+                bar.update(count)
+
+            counts = label_prefixes(
+                policy,
+                env,
+                attempts,
+                samples,
+                seed=seed,
+                ends=ends,
+                consistent=consistent,
+                stem=stem,
+                rank=self.ranks.index,
+                on_step=on_step,
+            )
+        return counts, sum(self.ranks.gather(sampled), Counter[str]())
 
     def demonstrations(self, count: int | None) -> dict[str, Example]:
         """Reference solutions of the environment's first problems, by problem id.

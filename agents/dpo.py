@@ -3,8 +3,11 @@
 With the chosen completion's likelihood in the loss it is Iterative RPO (Pang et al. 2024, arXiv 2404.19733), whose
 authors call that term crucial for reasoning: without it the likelihood of right attempts falls, too, only more slowly
 than that of wrong ones.
+
+Pairs may also be of single steps that follow the same beginning, as in Step-DPO, see `training.step_pairs`.
 """
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..arrays import IntArray
 from ..models.vocabulary import num_token_ids
 from ..rewards.grading.solutions import equation_sequence
 from .base import Callback
@@ -28,7 +32,9 @@ from .training.fine_tuning import NothingToLearnError, run_epochs, updates
 from .training.learner import Example, Learner, Loss, MicroBatch, with_rate
 from .training.losses import masked_aggregate, preference_loss
 from .training.memory import Work
+from .training.outcome_labels import check_exact
 from .training.pairs import Pair, make_pairs
+from .training.step_pairs import label_next_steps, make_step_pairs, step_groups
 
 
 class DPO(RoundsAgent[DPOConfig]):
@@ -56,10 +62,13 @@ class DPO(RoundsAgent[DPOConfig]):
         sampling or its training too. A second call runs as many rounds again, see `RoundsAgent`.
 
         Raises:
-            ValueError: The problems never end and `problems` is not set, the budget does not cover one round, or the
-                pool has other problems or another tokenizer.
-            NothingToLearnError: No problem has both a right and a wrong attempt.
+            ValueError: The problems never end and `problems` is not set, the budget does not cover one round, the
+                pool has other problems or another tokenizer, or exact labels of steps are asked of problems that have
+                none.
+            NothingToLearnError: No problem has both a right and a wrong attempt, or no two steps make a pair.
         """
+        if self.config.step_labels == "exact":
+            check_exact(self.env, "step_labels", '"mean"')
         problems = self.count_problems(self.config.problems) if self.config.pool is None else 0
         return self.learn_in_rounds(problems, total_episodes, callback, progress_bar)
 
@@ -68,8 +77,9 @@ class DPO(RoundsAgent[DPOConfig]):
         config, started = self.config, time.perf_counter()
         statistics = RolloutStatistics()
         if config.pool is not None:
-            groups = read_pool(config.pool, self.env, config.problems, config.samples_per_problem)
-            attempts = [attempt for group in groups.values() for attempt in group]
+            groups = list(read_pool(config.pool, self.env, config.problems, config.samples_per_problem).values())
+            share = self.ranks.share(len(groups))
+            own = list(itertools.chain.from_iterable(groups[share.start : share.stop]))
         else:
             own = self.collect_attempts(
                 self.policy.with_sampling(temperature=config.temperature),
@@ -81,18 +91,55 @@ class DPO(RoundsAgent[DPOConfig]):
                 description=f"round {number}: sampling",
                 progress_bar=progress_bar,
             )
-            attempts = [attempt for part in self.ranks.gather(own) for attempt in part]
+        attempts = [attempt for part in self.ranks.gather(own) for attempt in part]
+        if config.pool is None:
             for attempt in attempts:
                 statistics.add(attempt)
             metrics |= self.count(statistics, time.perf_counter() - started)
-        pairs = make_pairs(attempts, self._key, config.pairs_per_problem, self.round_seed(number))
-        if not pairs:
-            raise NothingToLearnError(
-                f"none of {len(attempts)} attempts make a pair: no problem has both a right and a wrong one that ended "
-                "within its token budget. Raise samples_per_problem or temperature, or choose other problems"
+        if config.pairs == "steps":
+            pairs = self._step_pairs(number, own, metrics, progress_bar)
+            lack = (
+                "no two different steps that follow the same beginning have labels that differ by "
+                f"step_margin={config.step_margin}. Lower it, raise samples_per_problem or temperature"
             )
+        else:
+            pairs = make_pairs(attempts, self._key, config.pairs_per_problem, self.round_seed(number))
+            lack = (
+                "no problem has both a right and a wrong one that ended within its token budget. "
+                "Raise samples_per_problem or temperature"
+            )
+        if not pairs:
+            raise NothingToLearnError(f"none of {len(attempts)} attempts make a pair: {lack}, or choose other problems")
         self._pairs = self.choose_pairs(pairs)
         metrics["rollout/pairs"] = float(len(self._pairs))
+
+    def _step_pairs(
+        self, number: int, own: Sequence[Attempt], metrics: dict[str, float], progress_bar: bool
+    ) -> list[Pair]:
+        """Pairs of steps of the attempts of all ranks, of which `own` are this one's."""
+        config, folder = self.config, self.round_folder(number)
+
+        def count(attempts: Sequence[Attempt], ends: Sequence[IntArray]) -> list[IntArray]:
+            counts, cost = self.count_successes(
+                self.policy.with_sampling(temperature=config.temperature),
+                self.env,
+                attempts,
+                config.rollouts_per_step,
+                seed=self.round_seed(number) + _CONTINUATION_SEED,
+                ends=ends,
+                stem=None if folder is None else folder / "prefixes",
+                description=f"round {number}: continuing steps",
+                progress_bar=progress_bar,
+            )
+            self.num_attempts += cost["attempts"]
+            self.num_tokens += cost["tokens"]
+            metrics["labels/attempts"], metrics["labels/tokens"] = float(cost["attempts"]), float(cost["tokens"])
+            return counts
+
+        labelled = label_next_steps(own, self.env, config.step_labels, config.rollouts_per_step, count)
+        everywhere = list(itertools.chain.from_iterable(self.ranks.gather(labelled)))
+        groups = step_groups(everywhere, self.tokenizer, config.step_margin)
+        return make_step_pairs(groups, config.pairs_per_problem, self.round_seed(number))
 
     def choose_pairs(self, pairs: list[Pair]) -> list[Pair]:
         """The pairs to train on; all, unless a subclass chooses."""
@@ -199,3 +246,7 @@ def _weighted(weights: Tensor) -> Loss:
 def _sums(learner: Learner, examples: Sequence[Example]) -> NDArray[np.float64]:
     """Log-probabilities `[A]` of whole completions."""
     return np.array([values.sum(dtype=np.float64) for values in learner.logprobs(examples)])
+
+
+# Seeds of continuations lie between those of this round and of the next.
+_CONTINUATION_SEED = 500_009

@@ -11,7 +11,6 @@ import itertools
 import json
 import time
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +34,6 @@ from .configs.optimizer import OptimizerConfig
 from .configs.outcome_models import ORMConfig, OutcomeModelConfig, SORMConfig
 from .evaluation.outcome_report import OutcomeReport
 from .rollouts.attempts import Attempt, RolloutStatistics
-from .rollouts.continuations import label_prefixes
 from .rollouts.pools import pool_files, read_pool
 from .training.fine_tuning import run_epochs, updates
 from .training.learner import Example, Learner, Loss, MicroBatch
@@ -321,36 +319,28 @@ class SORM(ORM[SORMConfigT]):
     ) -> list[IntArray]:
         """Successful ones among the `rollouts_per_step` continuations of each step of each attempt."""
         folder = None if self.run_path is None else self.run_path / name
-        sampled = Counter[str]()
-        with self.progress(0, f"{name}: continuing prefixes", progress_bar) as bar:
-
-            def on_step(count: int, tokens: int) -> None:
-                sampled.update(attempts=self.config.rollouts_per_step * count, tokens=tokens)
-                bar.update(count)
-
-            counts = label_prefixes(
-                self.policy.with_sampling(temperature=self.config.temperature),
-                env,
-                attempts,
-                self.config.rollouts_per_step,
-                seed=self.seed + _CONTINUATION_SEED,
-                consistent=self.config.consistent,
-                stem=None if folder is None else folder / "prefixes",
-                rank=self.ranks.index,
-                on_step=on_step,
-            )
+        counts, cost = self.count_successes(
+            self.policy.with_sampling(temperature=self.config.temperature),
+            env,
+            attempts,
+            self.config.rollouts_per_step,
+            seed=self.seed + CONTINUATION_SEED,
+            consistent=self.config.consistent,
+            stem=None if folder is None else folder / "prefixes",
+            description=f"{name}: continuing prefixes",
+            progress_bar=progress_bar,
+        )
         if name == "train":  # what held-out reports take is no cost of learning
-            for part in self.ranks.gather(sampled):
-                self.num_attempts += part["attempts"]
-                self.num_tokens += part["tokens"]
+            self.num_attempts += cost["attempts"]
+            self.num_tokens += cost["tokens"]
         return counts
 
     def _balanced(self, labelled: Sequence[Labelled]) -> list[Labelled]:
         return balanced_lengths(labelled, self.seed)
 
 
-# Continuations draw from other streams than the attempts that they continue.
-_CONTINUATION_SEED = 1_000_003
+CONTINUATION_SEED = 1_000_003
+"""Distance of the seed of continuations from that of attempts, so that they draw from other streams."""
 
 
 # ----------------------------------------------------------------------------------------------------------- learning

@@ -24,7 +24,7 @@ from .base import LoRA
 from .configs.prm import PRMConfig
 from .outcome_models import SORM
 from .rollouts.attempts import Attempt
-from .training.outcome_labels import Labelled, exact_labels, outcome_labels
+from .training.outcome_labels import Labelled, check_exact, exact_labels, outcome_labels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,10 +50,7 @@ class PRM(SORM[PRMConfig]):
     def _labels(self, progress_bar: bool, metrics: dict[str, float]) -> tuple[list[Labelled], list[Labelled]]:
         """Those of the file, its last questions held out, or those of attempts."""
         if self.config.labels == "exact":  # before anything is sampled
-            try:
-                self.env.problems.check_steps([], self.env.problems[0])
-            except NotImplementedError as error:
-                raise ValueError(f'labels="exact": {error}, or choose labels="mean" or "any"') from error
+            check_exact(self.env, "labels", '"mean" or "any"')
         if self.config.labels != "file":
             return super()._labels(progress_bar, metrics)
         labelled = read_labelled(self._rows, self.env)

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Lt
 
 from ...settings import Count, NonNegative, Positive
-from .optimizer import FineTuneConfig
+from .step_pairs import StepPairsConfig
 
 
 @dataclass(frozen=True)
-class DPOConfig(FineTuneConfig):
+class DPOConfig(StepPairsConfig):
     """Settings of `DPO`.
 
     Attributes:

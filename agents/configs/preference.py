@@ -7,10 +7,11 @@ from annotated_types import Ge
 
 from ...settings import Count, NonNegative
 from .outcome_models import OutcomeModelConfig
+from .step_pairs import StepPairsConfig
 
 
 @dataclass(frozen=True)
-class PreferenceModelConfig(OutcomeModelConfig):
+class PreferenceModelConfig(OutcomeModelConfig, StepPairsConfig):
     """Settings of `PreferenceModel`.
 
     Attributes:
@@ -18,7 +19,8 @@ class PreferenceModelConfig(OutcomeModelConfig):
         center_coef: Weight of the mean squared sum of the rewards of a pair, which keeps rewards around 0 and changes
             no order. [Eisenstein et al. 2023]
         batch_size: Problems per optimizer step, each with all pairs of its attempts (Ouyang et al. 2022); 8 of 16
-            attempts are as many sequences as an ORM's batch has. [choice]
+            attempts are as many sequences as an ORM's batch has. With pairs of steps, shared beginnings instead of
+            problems. [choice]
     """
 
     samples_per_problem: Annotated[int, Ge(2)] = 16

@@ -32,6 +32,7 @@ def label_prefixes(
     samples: int,
     *,
     seed: int,
+    ends: Sequence[IntArray] | None = None,
     consistent: bool = False,
     stem: Path | None = None,
     rank: int = 0,
@@ -48,6 +49,7 @@ def label_prefixes(
         attempts: Attempts that have ended.
         samples: K, continuations of each prefix.
         seed: Seed of the continuations' random streams, which must differ from the seed of the attempts.
+        ends: Positions `[S]` of the last tokens of the steps of each attempt that are counted; `None` takes all steps.
         consistent: Count a continuation only if it builds on the results of the prefix (`uses_results`), as in GLoRe.
         stem: Path of the files `<stem>-<rank>.jsonl` to which each process writes its counts as they come; counts that
             any of them has written are not sampled again. `None` writes nothing.
@@ -56,14 +58,15 @@ def label_prefixes(
             tokens sampled for them; those that were written before count, too.
 
     Returns:
-        Counts `[S]` between 0 and `samples` for the S steps of each attempt.
+        Counts `[S]` between 0 and `samples` for S steps of each attempt.
 
     Raises:
         ValueError: `samples` is below 1, or a file holds counts of other prefixes or of another number of samples.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    ends = step_ends([a.completion for a in attempts], [a.terminated for a in attempts], env.tokenizer)
+    if ends is None:
+        ends = step_ends([a.completion for a in attempts], [a.terminated for a in attempts], env.tokenizer)
     prefixes: dict[_Prefix, int] = {}
     for attempt, steps in zip(attempts, ends, strict=True):
         for end in steps[steps < len(attempt.completion) - 1]:

@@ -197,20 +197,17 @@ def preference_loss(margins: Tensor, beta: float, kind: str = "sigmoid", label_s
 
 
 def pairwise_loss(right: Tensor, wrong: Tensor, center_coef: float) -> Tensor:
-    """Mean of -log sigmoid(r_i - r_j) + center_coef (r_i + r_j)^2 over all pairs of a right and a wrong attempt.
+    """Mean of -log sigmoid(r_i - r_j) + center_coef (r_i + r_j)^2 over pairs of completions of one prompt.
 
     The first term is the negative log-likelihood of the preferences under Bradley and Terry's model, all pairs at a
     prompt together as in Ouyang et al. 2022; the second keeps rewards around 0 (Eisenstein et al. 2023).
 
     Args:
-        right: `[R]` rewards r_i of right attempts at a problem.
-        wrong: `[W]` rewards r_j of wrong attempts at the same problem.
+        right: `[P]` rewards r_i of the better one of each pair.
+        wrong: `[P]` rewards r_j of the worse one.
         center_coef: Weight of the second term.
     """
-    return (
-        -torch.nn.functional.logsigmoid(right[:, None] - wrong).mean()
-        + center_coef * ((right[:, None] + wrong) ** 2).mean()
-    )
+    return -torch.nn.functional.logsigmoid(right - wrong).mean() + center_coef * ((right + wrong) ** 2).mean()
 
 
 def value_error(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None) -> Tensor:

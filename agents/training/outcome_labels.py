@@ -73,6 +73,23 @@ def exact_labels(attempts: Sequence[Attempt], env: TokenVectorEnv, after_errors:
     return labelled
 
 
+def check_exact(env: TokenVectorEnv, setting: str, others: str) -> None:
+    """Raises an error unless the problems of an environment tell right steps from wrong ones.
+
+    Args:
+        env: Token environment of the problems.
+        setting: Name of the setting that asks for exact labels.
+        others: Values of it that could be chosen instead, as the message names them.
+
+    Raises:
+        ValueError: They do not.
+    """
+    try:
+        env.problems.check_steps([], env.problems[0])
+    except NotImplementedError as error:
+        raise ValueError(f'{setting}="exact": {error}, or choose {setting}={others}') from error
+
+
 def balanced_problems(labelled: Iterable[Labelled], seed: int) -> list[Labelled]:
     """Selects as many correct as incorrect attempts at each problem, at random; the order stays."""
     groups: defaultdict[str, tuple[list[Labelled], list[Labelled]]] = defaultdict(lambda: ([], []))

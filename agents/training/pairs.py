@@ -1,4 +1,4 @@
-"""Pairs of attempts at one problem, a right one and a wrong one: what preferences are learned from."""
+"""Pairs of completions of one prompt, a better one and a worse one: what preferences are learned from."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...arrays import FloatArray, IntArray
 from ..rollouts.attempts import Attempt
 from .learner import Example
 
@@ -15,14 +16,36 @@ class Pair:
     """Two completions of the same prompt.
 
     Attributes:
-        chosen: Attempt that is right.
-        rejected: Attempt that is wrong.
+        chosen: Attempt that is right, or the better step.
+        rejected: Attempt that is wrong, or the worse step.
         problem_id: Id of their problem.
     """
 
     chosen: Example
     rejected: Example
     problem_id: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Completions of one prompt, each with a label.
+
+    Attributes:
+        examples: N completions: attempts at a problem, or steps that follow the same beginning of attempts.
+        labels: `[N]` labels between 0, bad, and 1, good.
+        problem_id: Id of their problem.
+        margin: Least difference between the labels of two completions that make a pair.
+    """
+
+    examples: list[Example]
+    labels: FloatArray
+    problem_id: str
+    margin: float = 1.0
+
+    @property
+    def pairs(self) -> IntArray:
+        """Indices `[P, 2]` of the better and the worse completion of each pair."""
+        return np.argwhere(self.labels[:, None] - self.labels >= self.margin)
 
 
 def make_pairs(attempts: Iterable[Attempt], key: Callable[[Attempt], str], per_problem: int, seed: int) -> list[Pair]:

@@ -120,7 +120,7 @@ def test_a_right_line_after_an_error_is_right_by_itself_and_hopeless_for_a_stepw
 
 def test_labels_of_continuations_are_the_raw_ones_of_a_stepwise_outcome_model(make_agent, monkeypatch) -> None:
     counts = [np.array([0, 3, 8]), np.array([2, 0])]
-    monkeypatch.setattr("tokengym.agents.outcome_models.label_prefixes", lambda *_, **__: counts)
+    monkeypatch.setattr("tokengym.agents.base.label_prefixes", lambda *_, **__: counts)
     attempts = [attempt("y\ny\ny"), attempt("y\nz\n")]
 
     def labels(agent) -> list[list[float]]:

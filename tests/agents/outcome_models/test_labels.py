@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokengym.agents import SORM, outcome_models
+from tokengym.agents import SORM
 from tokengym.agents.training.outcome_labels import (
     Labelled,
     balanced_lengths,
@@ -107,7 +107,7 @@ def test_a_stepwise_model_learns_what_continuations_reach_and_the_outcome_itself
         told.update(options, samples=samples, temperature=policy.sampling.temperature)
         return [np.array(count) for count in counts]
 
-    monkeypatch.setattr(outcome_models, "label_prefixes", fake)
+    monkeypatch.setattr("tokengym.agents.base.label_prefixes", fake)
     agent = make_agent(SORM, rollouts_per_step=5, consistent=True, temperature=0.9)
     labels = [item.labels.tolist() for item in agent._label("train", agent.env, attempts, False)]
     assert labels == [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 0]]
