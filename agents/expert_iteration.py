@@ -21,13 +21,14 @@ from ..models.vocabulary import num_token_ids
 from ..rewards.grading.solutions import equation_sequence, equations, exact_text, is_right
 from .base import Callback, LoRA
 from .configs.expert_iteration import ExpertIterationConfig, RFTConfig, STaRConfig
-from .configs.search import SearchConfig
+from .configs.search import EvolutionConfig, SearchConfig
 from .evaluation.rerankers import score_attempts
+from .evolution import Evolution
 from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.collect import collect_into
 from .rollouts.policy import CausalLMPolicy
 from .rounds import RoundsAgent
-from .search import Search, SearchCost, search_into
+from .search import ProblemSearch, Search, SearchCost, search_into
 from .training.fine_tuning import fine_tune, restore
 from .training.learner import Example
 
@@ -207,7 +208,7 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         self._dataset = {**kept, **self._dataset} if self.config.accumulate else kept
 
     def _explore(
-        self, number: int, env: TokenVectorEnv, episodes: int, search: Search | None, progress_bar: bool
+        self, number: int, env: TokenVectorEnv, episodes: int, search: ProblemSearch | None, progress_bar: bool
     ) -> "_Found":
         """Samples a round's attempts, of which every process takes a share; what all of them have found."""
         samples = 1 if search is None else self.config.samples_per_problem  # a search is of a whole problem
@@ -257,17 +258,22 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         """Curriculum of a round: the split's first problems, K attempts at each."""
         return Sequential(repeats=self.config.samples_per_problem)
 
-    def _search(self, env: TokenVectorEnv) -> Search | None:
+    def _search(self, env: TokenVectorEnv) -> ProblemSearch | None:
         """The search that is the round's expert, if one is configured.
 
         Raises:
             ValueError: The environment has too few slots for it, or problems without end.
         """
         config = self.config
-        if config.search is None or self._search_orm is None:
+        if config.search is None:
             return None
         if env.size is None and not isinstance(self._curriculum(), Sequential):
             raise ValueError("a search takes the split's first problems, and these never end: leave out search")
+        if self._search_orm is None:
+            generations = config.search_generations
+            return Evolution(
+                self._explorer(), env, EvolutionConfig(config.samples_per_problem, generations, config.temperature)
+            )
         settings = SearchConfig(config.search, config.samples_per_problem, config.search_keep, config.temperature)
         return Search(self._explorer(), env, self._search_orm, settings)
 
@@ -277,14 +283,19 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         return self.policy.with_sampling(temperature=self.config.temperature, **truncation)
 
     def _attempts(
-        self, number: int, env: TokenVectorEnv, numbers: range, on_step: Callable[[int], object], search: Search | None
+        self,
+        number: int,
+        env: TokenVectorEnv,
+        numbers: range,
+        on_step: Callable[[int], object],
+        search: ProblemSearch | None,
     ) -> Iterator[Attempt]:
         """The round's attempts, written to the run folder as they come; those already there are not sampled again."""
         seed, folder, rank = self.round_seed(number), self.round_folder(number), self.ranks.index
         env.curriculum = self._curriculum()
         if search is None:
             return collect_into(folder, self._explorer(), env, numbers, seed=seed, rank=rank, on_step=on_step)
-        width = search.config.width
+        width = search.width
         problems = range(numbers.start // width, numbers.stop // width)
         return search_into(folder, search, problems, seed=seed, rank=rank, on_step=on_step)
 

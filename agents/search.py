@@ -23,6 +23,7 @@ from typing import Protocol
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
 
 from ..arrays import FloatArray, IntArray
 from ..envs.problems.base import Problem
@@ -146,6 +147,11 @@ class Search:
         self.cost = SearchCost()
         self._newline = newline_tokens(policy.tokenizer)
 
+    @property
+    def width(self) -> int:
+        """Attempts that a search ends with at each problem."""
+        return self.config.width
+
     def __call__(self, problem_id: str | int, seed: int) -> tuple[list[Attempt], FloatArray]:
         """Searches for solutions of one problem.
 
@@ -183,7 +189,9 @@ class Search:
                 break
             candidates = self._selected(live, config.width - len(done), rng)
         done = done[: config.width]
-        return self._graded(done, problem, prompt), np.array([one.score for one in done])
+        completions = [np.array(one.tokens, np.int64) for one in done]
+        attempts = graded(env, problem, prompt, completions, [np.array(one.logprobs) for one in done])
+        return attempts, np.array([one.score for one in done])
 
     def _extend(
         self,
@@ -271,39 +279,73 @@ class Search:
             one.weight = float(weight)
         return [candidates[i].copy() for i in systematic(ratios, rng)]
 
-    def _graded(self, candidates: Sequence[_Candidate], problem: Problem, prompt: IntArray) -> list[Attempt]:
-        """The candidates as attempts: stepped through the environment, which pays and grades them."""
-        env, count = self.env, len(candidates)
+
+def graded(
+    env: TokenVectorEnv,
+    problem: Problem,
+    prompt: IntArray,
+    completions: Sequence[NDArray[np.integer]],
+    logprobs: Sequence[NDArray[np.floating]],
+) -> list[Attempt]:
+    """Completions as attempts, numbered from 0: stepped through the environment, which pays and grades them.
+
+    Args:
+        env: Token environment with `autoreset_mode` DISABLED.
+        problem: Problem of the environment.
+        prompt: `[P]` tokens of its prompt.
+        completions: Tokens `[T]` of each completion.
+        logprobs: Log-probabilities `[T]` of them.
+    """
+    attempts: list[Attempt] = []
+    for first in range(0, len(completions), env.num_envs):
+        part = completions[first : first + env.num_envs]
         lengths = np.zeros(env.num_envs, np.int64)
-        lengths[:count] = [len(one.tokens) for one in candidates]
+        lengths[: len(part)] = list(map(len, part))
         tokens = np.zeros((env.num_envs, int(lengths.max())), np.int64)
-        for slot, one in enumerate(candidates):
-            tokens[slot, : len(one.tokens)] = one.tokens
-        env.reset(options={"reset_mask": np.arange(env.num_envs) < count, "problem_id": problem.id})
+        for slot, completion in enumerate(part):
+            tokens[slot, : len(completion)] = completion
+        env.reset(options={"reset_mask": np.arange(env.num_envs) < len(part), "problem_id": problem.id})
         _, rewards, terminations, _, infos = env.step_tokens(tokens, lengths)
-        parts = infos.get("reward_components", {})
-        return [
+        components = infos.get("reward_components", {})
+        attempts += [
             Attempt(
                 problem=problem,
-                index=slot,
+                index=first + slot,
                 prompt=prompt,
-                completion=np.array(one.tokens, np.int32),
-                logprobs=np.array(one.logprobs, np.float32),
-                rewards=rewards[slot, : len(one.tokens)].astype(np.float32),
+                completion=completion.astype(np.int32),
+                logprobs=logprobs[first + slot].astype(np.float32),
+                rewards=rewards[slot, : len(completion)].astype(np.float32),
                 is_success=bool(infos["is_success"][slot]),
                 verdict=infos["verdict"][slot],
                 answer=infos["answer"][slot],
                 terminated=bool(terminations[slot]),
-                reward_components={name: float(p[slot]) for name, p in parts.items() if not name.startswith("_")},
-                number=slot,
+                reward_components={name: float(p[slot]) for name, p in components.items() if not name.startswith("_")},
+                number=first + slot,
             )
-            for slot, one in enumerate(candidates)
+            for slot, completion in enumerate(part)
         ]
+    return attempts
+
+
+class ProblemSearch(Protocol):
+    """Finds attempts at a problem, one problem at a time."""
+
+    env: TokenVectorEnv
+    cost: SearchCost
+
+    @property
+    def width(self) -> int:
+        """Attempts that it ends with at each problem."""
+        ...
+
+    def __call__(self, problem_id: str | int, seed: int) -> tuple[list[Attempt], FloatArray | None]:
+        """The attempts, and their scores `[width]` if there is a judge."""
+        ...
 
 
 def search_into(
     folder: Path | None,
-    search: Search,
+    search: ProblemSearch,
     problems: range,
     *,
     seed: int,
@@ -324,7 +366,7 @@ def search_into(
         rank: Rank of this process.
         on_step: Function that is called with the number of attempts that have just been found or read.
     """
-    width = search.config.width
+    width = search.width
     numbers = range(problems.start * width, problems.stop * width)
     recorded = None if folder is None else RecordedAttempts(folder, numbers, search.env)
     costs: dict[int, dict[str, int]] = {}

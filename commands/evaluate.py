@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from ..registry import unknown_name
 from ..settings import Count, CountOrZero, NonNegative, check_settings
 from .options import MAIN, ComputeOptions, EnvChoice
 from .terminal import check_output, run_command, say, set_threads
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..agents import CausalLMPolicy
     from ..agents.evaluation.rerankers import Reranker
-    from ..agents.search import Search
+    from ..agents.search import ProblemSearch
     from ..envs.token_vector_env import TokenVectorEnv
     from ..models.outcome import OutcomeModel
 
@@ -42,9 +43,11 @@ class EvalOptions(EnvChoice):
         radius: Radius of the weights that "lower_bound" takes for possible; 0 is the outcome model's own reward.
         scorer: Model whose probabilities the reranker takes; by default the model that is evaluated.
         reference: Reference of "implicit_reward", the model that DPO began with.
-        search: Search over steps, guided by the outcome model, instead of sampling n
-            attempts: "beam", "tot", "dvts", "rebase", "resample" or "best_of_n".
+        search: Search over steps instead of sampling n attempts: guided by the outcome
+            model "beam", "tot", "dvts", "rebase", "resample" or "best_of_n"; guided by nothing "evolution".
         search_keep: Candidates of "beam" and "tot" that survive a step, or groups of "dvts"; it must divide n.
+        search_generations: Generations of "evolution", each of which continues solutions of those before; it must
+            divide n.
         condition: Label that a model trained with labels acts under; by default the best one, and "own" lets the model
             write its labels itself.
         temperature: Sampling temperature of the n samples.
@@ -69,6 +72,7 @@ class EvalOptions(EnvChoice):
     reference: str | None = None
     search: str | None = None
     search_keep: Count = 4
+    search_generations: Count = 4
     condition: str | None = None
     temperature: NonNegative = 0.7
     top_k: int | None = None
@@ -123,7 +127,8 @@ def _run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None
         say(figures)
     if search is not None:
         cost = search.cost
-        say(f"the search drew {cost.policy_tokens:,} tokens, and the outcome model read {cost.judged_tokens:,}")
+        read = f", and the outcome model read {cost.judged_tokens:,}" if cost.judged_tokens else ""
+        say(f"the search drew {cost.policy_tokens:,} tokens{read}")
     if options.output is not None:
         results = {**_protocol(options, judge), **result.to_dict()}
         options.output.write_text(json.dumps(results, indent=2) + "\n")
@@ -164,12 +169,18 @@ def _make_reranker(
 
 def _make_search(
     options: EvalOptions, policy: "CausalLMPolicy", env: "TokenVectorEnv", judge: "OutcomeModel | None"
-) -> "Search | None":
+) -> "ProblemSearch | None":
     """The search that the options name, if any."""
     if options.search is None:
         return None
-    from ..agents.search import Search, SearchConfig
+    from ..agents.configs.search import SEARCHES, EvolutionConfig, SearchConfig
+    from ..agents.evolution import Evolution
+    from ..agents.search import Search
 
+    if options.search not in SEARCHES:
+        raise unknown_name("search rule", options.search, SEARCHES)
+    if options.search == "evolution":
+        return Evolution(policy, env, EvolutionConfig(options.n, options.search_generations, options.temperature))
     if judge is None:
         raise ValueError("--search is guided by an outcome model: give one by --orm")
     config = SearchConfig(

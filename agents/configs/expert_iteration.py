@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
+from ...registry import unknown_name
 from ...settings import Count, CountOrZero, Share
 from .optimizer import FineTuneConfig
-from .search import SearchConfig
+from .search import SEARCHES, EvolutionConfig, SearchConfig
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class ExpertIterationConfig(FineTuneConfig):
         orm_filter: Say of the outcome model: "replace" keeps attempts by its score alone, "and" by both its score and
             the return. [choice]
         orm_threshold: Least p(correct) of an attempt that the outcome model keeps. [choice]
-        search: Search rule that finds a problem's attempts, `samples_per_problem` of them, instead of
-            sampling: "beam", "tot", "dvts", "rebase", "resample" or "best_of_n".
+        search: Search that finds a problem's attempts, `samples_per_problem` of them, instead of sampling: by an
+            outcome model "beam", "tot", "dvts", "rebase", "resample" or "best_of_n"; without one "evolution".
         search_orm: Outcome model that guides the search: the `model` folder of a `tokengym train orm` run.
         search_keep: Candidates of "beam" and "tot" that survive a step, or groups of "dvts"; it must divide
             `samples_per_problem`. [choice]
+        search_generations: Generations of "evolution", each of which continues solutions of those before; it must
+            divide `samples_per_problem`. [choice]
         deduplicate: Key by which two solutions of a problem are the same: their sequence of equations, or their exact
             text. [Havrilla et al. 2024]
         keep: Choice among solutions that are the same: the "first" one, or the most "distant" one, by the sum of its
@@ -69,6 +72,7 @@ class ExpertIterationConfig(FineTuneConfig):
     search: str | None = None
     search_orm: str | None = None
     search_keep: Count = 4
+    search_generations: Count = 4
     deduplicate: Literal["equation_sequence", "exact_text"] = "equation_sequence"
     keep: Literal["first", "distant"] = "first"
     reject_wrong_equations: bool = False
@@ -84,6 +88,13 @@ class ExpertIterationConfig(FineTuneConfig):
         super().__post_init__()
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0 to explore, and finite, got {self.temperature}")
+        if self.search == "evolution":
+            if self.search_orm is not None:
+                raise ValueError("no outcome model guides an evolution: leave out search_orm, or choose another search")
+            EvolutionConfig(self.samples_per_problem, self.search_generations, self.temperature)
+            return
+        if self.search is not None and self.search not in SEARCHES:
+            raise unknown_name("search rule", self.search, SEARCHES)
         if (self.search is None) != (self.search_orm is None):
             raise ValueError("a search is guided by an outcome model: set search and search_orm together, or neither")
         if self.search is not None:

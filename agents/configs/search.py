@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...registry import unknown_name
-from ...settings import Positive, check_settings
+from ...settings import Count, Positive, check_settings
 
 Aggregate = Literal["last", "min", "product"]
 """Score of a solution so far: that of its last step, or the least or the product of those of all steps."""
 
 RULES = ("best_of_n", "beam", "tot", "dvts", "rebase", "resample")
+
+SEARCHES = (*RULES, "evolution")
+"""Names of searches: the rules of a search that is guided by a judge, and evolution, which is not."""
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,23 @@ class SearchConfig:
                 f'the search rule "resample" needs p(correct), which {self.aggregate!r} of step scores is not: set '
                 'aggregate to "last"'
             )
+
+
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """Settings of an evolutionary search.
+
+    Attributes:
+        width: Attempts at each problem. [choice]
+        generations: Generations that they are spread over; it must divide `width`, and 1 is plain sampling. [choice]
+        temperature: Sampling temperature. [choice]
+    """
+
+    width: Count = 16
+    generations: Count = 4
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.width % self.generations:
+            raise ValueError(f"generations must divide the width of {self.width}, got {self.generations}")

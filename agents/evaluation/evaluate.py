@@ -149,7 +149,7 @@ def evaluate(
     temperature: float = 0.7,
     seed: int = 0,
     reranker: OutcomeModel | Reranker | None = None,
-    search: Callable[[int, int], tuple[list[Attempt], FloatArray]] | None = None,
+    search: Callable[[int, int], tuple[list[Attempt], FloatArray | None]] | None = None,
     on_step: Callable[[int], object] | None = None,
     on_problem: Callable[[list[Attempt]], object] | None = None,
 ) -> Evaluation:
@@ -167,8 +167,8 @@ def evaluate(
         reranker: Outcome model, or a function such as `rerankers.ImplicitReward`, that scores the pool for `rerank@n`:
             the answer to each problem is that of the attempt with the highest score (Havrilla et al. 2024).
         search: Search that finds the pool of each problem, given its index and a seed, instead of sampling: n attempts
-            and their scores, which then choose for `rerank@n`; see `agents.search.Search`. The attempts are not
-            independent samples, so pass@k is reported for k = n only.
+            and their scores, which then choose for `rerank@n` if there are any; see `agents.search.Search`. The
+            attempts are not independent samples, so pass@k is reported for k = n only.
         on_step: Function that is called with the number of attempts that have just ended.
         on_problem: Function that is called at the end with the attempts of the pool at each problem, in order.
 
@@ -191,7 +191,8 @@ def evaluate(
     scores: list[FloatArray] | None = None
     if n and search is not None:
         found = [search(index, seed) for index in range(problems)]
-        pool, scores = [attempts for attempts, _ in found], [scores for _, scores in found]
+        pool, judged = [attempts for attempts, _ in found], [own for _, own in found if own is not None]
+        scores = judged or None
         if any(len(group) != n for group in pool):
             raise ValueError(f"the search must find n={n} attempts at each problem: set n to its width")
     elif n:
