@@ -9,7 +9,7 @@ The rules:
 - "best_of_n" lets every candidate continue;
 - "beam" keeps the best and copies them (Snell et al. 2024, arXiv 2408.03314);
 - "tot" keeps the best that differ, for a repetition is worth nothing (tree of thoughts, Yao et al. 2023, arXiv
-  2305.10601, breadth first);
+  2305.10601, breadth first; its judge is `votes.VoteJudge`);
 - "dvts" does so in independent groups (diverse verifier tree search, Beeching et al. 2024);
 - "rebase" gives each a share of the slots by the softmax of its score (Wu et al. 2024, arXiv 2408.00724);
 - "resample" draws candidates with weights whose limit, with many slots and a calibrated judge, is the policy that is
@@ -39,6 +39,7 @@ from .configs.search import Aggregate, SearchConfig
 from .evaluation.rerankers import score_completions
 from .rollouts.attempts import Attempt, AttemptFile, RecordedAttempts
 from .rollouts.policy import CausalLMPolicy
+from .votes import VoteJudge
 
 
 class Judge(Protocol):
@@ -89,7 +90,8 @@ class SearchCost:
 
     Attributes:
         policy_tokens: Tokens that the policy drew, those of abandoned candidates included.
-        judged_tokens: Tokens of the completions that the judge was given, each time anew.
+        judged_tokens: Tokens of the completions that the judge was given, each time anew; those of questions and
+            answers if the judge votes.
     """
 
     policy_tokens: int = 0
@@ -126,7 +128,8 @@ class Search:
 
     Raises:
         ValueError: The environment resets finished slots by itself or has too few of them, or the judge is an outcome
-            model of another tokenizer, or a preference model, which "resample" cannot use.
+            model of another tokenizer, or "resample" is asked of a preference model or of votes, which are no
+            probabilities.
     """
 
     def __init__(
@@ -142,6 +145,8 @@ class Search:
             if config.rule == "resample":
                 judge.check_probability('the search rule "resample"')
             judge = OutcomeJudge(judge, config.aggregate)
+        elif isinstance(judge, VoteJudge) and config.rule == "resample":
+            raise ValueError('the search rule "resample" needs p(correct), which votes are not: choose another rule')
         self.policy = policy.with_sampling(temperature=config.temperature)
         self.env, self.judge, self.config = env, judge, config
         self.cost = SearchCost()
@@ -244,8 +249,10 @@ class Search:
 
     def _judged(self, problem: Problem, candidates: Sequence[_Candidate], prompt: IntArray) -> FloatArray:
         completions = [np.array(one.tokens, np.int64) for one in candidates]
-        self.cost.judged_tokens += sum(map(len, completions))
+        voter = self.judge if isinstance(self.judge, VoteJudge) else None
+        before = 0 if voter is None else voter.num_tokens
         scores = np.asarray(self.judge(problem, completions, prompt), np.float64)
+        self.cost.judged_tokens += sum(map(len, completions)) if voter is None else voter.num_tokens - before
         if scores.shape != (len(candidates),) or not np.isfinite(scores).all():
             raise ValueError(f"the judge must give {len(candidates)} finite scores, got {scores!r}")
         return scores

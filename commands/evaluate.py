@@ -45,6 +45,8 @@ class EvalOptions(EnvChoice):
         reference: Reference of "implicit_reward", the model that DPO began with.
         search: Search over steps instead of sampling n attempts: guided by the outcome
             model "beam", "tot", "dvts", "rebase", "resample" or "best_of_n"; guided by nothing "evolution".
+        judge: Judge that guides the search instead of an outcome model: "votes" asks the evaluated model itself, sure,
+            likely or impossible, three times of each candidate (tree of thoughts, Yao et al. 2023).
         search_keep: Candidates of "beam" and "tot" that survive a step, or groups of "dvts"; it must divide n.
         search_generations: Generations of "evolution", each of which continues solutions of those before; it must
             divide n.
@@ -71,6 +73,7 @@ class EvalOptions(EnvChoice):
     scorer: str | None = None
     reference: str | None = None
     search: str | None = None
+    judge: Literal["votes"] | None = None
     search_keep: Count = 4
     search_generations: Count = 4
     condition: str | None = None
@@ -127,7 +130,7 @@ def _run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None
         say(figures)
     if search is not None:
         cost = search.cost
-        read = f", and the outcome model read {cost.judged_tokens:,}" if cost.judged_tokens else ""
+        read = f", and its judge read {cost.judged_tokens:,}" if cost.judged_tokens else ""
         say(f"the search drew {cost.policy_tokens:,} tokens{read}")
     if options.output is not None:
         results = {**_protocol(options, judge), **result.to_dict()}
@@ -176,17 +179,21 @@ def _make_search(
     from ..agents.configs.search import SEARCHES, EvolutionConfig, SearchConfig
     from ..agents.evolution import Evolution
     from ..agents.search import Search
+    from ..agents.votes import VoteJudge
 
     if options.search not in SEARCHES:
         raise unknown_name("search rule", options.search, SEARCHES)
     if options.search == "evolution":
+        if options.judge is not None:
+            raise ValueError("no judge guides an evolution: leave out --judge, or choose another search")
         return Evolution(policy, env, EvolutionConfig(options.n, options.search_generations, options.temperature))
-    if judge is None:
-        raise ValueError("--search is guided by an outcome model: give one by --orm")
+    guide = VoteJudge(policy, env, seed=options.seed) if options.judge == "votes" else judge
+    if guide is None:
+        raise ValueError("--search is guided by an outcome model: give one by --orm, or ask for votes by --judge votes")
     config = SearchConfig(
         options.search, options.n, options.search_keep, options.temperature, aggregate=options.aggregate
     )
-    return Search(policy, env, judge, config)
+    return Search(policy, env, guide, config)
 
 
 def _protocol(options: EvalOptions, judge: "OutcomeModel | None") -> dict[str, Any]:
@@ -205,11 +212,18 @@ def _protocol(options: EvalOptions, judge: "OutcomeModel | None") -> dict[str, A
         "scorer": options.scorer,
         "reference": options.reference,
         "search": options.search,
+        "judge": options.judge,
     }
 
 
 def _check_reranker(options: EvalOptions) -> None:
     """Raises `ValueError` unless the options of reranking go together."""
+    if options.judge is not None and (options.search is None or options.orm is not None):
+        raise ValueError(
+            "--judge guides a search: choose one by --search"
+            if options.search is None
+            else "--judge and --orm would both guide the search: leave out one"
+        )
     if options.aggregate is not None and options.orm is None:
         raise ValueError("--aggregate combines the step scores of an outcome model: give one by --orm")
     if (options.reranker == "lower_bound") != (options.pool is not None):

@@ -46,12 +46,11 @@ def _make_slots(
         own = {name: value for name, value in env.kwargs.items() if name not in _SLOTS}
         tokenizer = own.pop("tokenizer", policy.tokenizer)
         _check_tokenizer(load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer, policy)
-        ends = policy.model.generation_config.eos_token_id if policy.model.generation_config is not None else None
         implied = {
             "autoreset_mode": "Disabled",
             "copy": False,
             "tokenizer": policy.tokenizer,
-            "eos_token_ids": [] if ends is None else [ends] if isinstance(ends, int) else ends,
+            "eos_token_ids": end_ids(policy),
         }
         spec = copy.deepcopy(env)
         spec.kwargs = {}
@@ -59,6 +58,13 @@ def _make_slots(
     slots = make_vec_env(env, num_envs, **settings)
     _check_tokenizer(slots.tokenizer, policy)
     return slots
+
+
+def end_ids(policy: CausalLMPolicy) -> list[int]:
+    """Ids that end an attempt by the settings of a policy's model, beside its tokenizer's own."""
+    config = policy.model.generation_config
+    ends = None if config is None else config.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def make_vllm(policy: CausalLMPolicy, env: TokenVectorEnv, memory: float, **arguments: Any) -> VLLM:
