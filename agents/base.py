@@ -28,7 +28,7 @@ from ..extras import need
 from ..files import new_folder, write_json
 from ..models.adapters import is_adapter, save_model
 from ..models.engine.half_copy import HalfCopy, half_copy
-from ..models.engine.vllm_decoder import VLLM
+from ..models.engine.vllm_decoder import BaseVLLM
 from ..models.loading import find_device, load, no_progress_bars
 from ..models.quantized import EXTRA
 from ..registry import unknown_name
@@ -38,7 +38,7 @@ from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.collect import collect_into
 from .rollouts.continuations import label_prefixes
 from .rollouts.policy import CausalLMPolicy, PolicyState
-from .rollouts.slots import make_rollout_env, make_vllm
+from .rollouts.slots import make_rollout_env, make_vllm, make_vllm_servers
 from .training.learner import Example, Learner
 from .training.memory import Limits, Work, check_memory, free_memory
 from .training.progress import progress
@@ -117,6 +117,9 @@ class Agent(ABC, Generic[ConfigT]):
             it takes some minutes at first, and pays in long runs.
         vllm_memory: Share of the GPU's memory for vLLM, between 0 and 1, which then samples instead of the built-in
             decoder, except for policies that act under labels. Needs the extra "vllm".
+        vllm_servers: Addresses of running vLLM servers, such as "http://10.0.0.2:8000", which then sample instead.
+        vllm_folder: Folder in which weights are handed to vLLM servers, which see it by the same path; by default a
+            temporary one, for servers on this machine.
         preset: Name of a published recipe whose settings become the defaults, see `presets`; fields in `config` win.
         log_with: Names of accelerate's experiment trackers, such as "wandb" and "trackio", that receive metrics and
             sample attempts; a run that is resumed continues in the same run of the tracker, if it allows that.
@@ -129,6 +132,7 @@ class Agent(ABC, Generic[ConfigT]):
         ValueError: The tokenizers of environment and model differ, an attempt may be longer than the model's positions,
             the model's architecture would be sampled or trained wrong, or the run was launched with sharding that the
             agent cannot do.
+        ConnectionError: A vLLM server cannot be reached.
         FileExistsError: The folder holds a run already and `resume` is false.
         FileNotFoundError: `resume` is true and the folder holds none.
         BlockingIOError: Another process writes to the folder.
@@ -169,6 +173,8 @@ class Agent(ABC, Generic[ConfigT]):
         load_in_4bit: bool = False,
         compile_decoder: bool = False,
         vllm_memory: float | None = None,
+        vllm_servers: Sequence[str] = (),
+        vllm_folder: str | Path | None = None,
         preset: str | None = None,
         log_with: Sequence[str] = (),
         log_project: str = "tokengym",
@@ -208,14 +214,18 @@ class Agent(ABC, Generic[ConfigT]):
         self.device = device or str(self.accelerator.device)
         # A model that is sharded comes to its devices in parts, when learning begins.
         self.model, self.tokenizer = self._load_model(model, "cpu" if self.sharding else self.device, dtype, lora)
-        self._vllm: VLLM | None = None
+        self._vllm: BaseVLLM | None = None
         self._half: tuple[PreTrainedModel, HalfCopy | None] | None = None
         self.env = self.make_env()
+        if vllm_memory is not None and vllm_servers:
+            raise ValueError("vllm_memory and vllm_servers are two ways to sample: leave one of them out")
+        half: dict[str, Any] = {"dtype": "bfloat16"} if getattr(self.config, "bf16", False) else {}
         if vllm_memory is not None:
-            half = {"dtype": "bfloat16"} if getattr(self.config, "bf16", False) else {}
             self._vllm = make_vllm(self.policy, self.env, vllm_memory, **half)
+        elif vllm_servers:
+            self._vllm = make_vllm_servers(self.policy, self.env, vllm_servers, vllm_folder, **half)
         self.policy.check()
-        self._check_memory(vllm_memory)
+        self._check_memory()
         self._learned = False  # of agents that learn once
         self.num_attempts = 0
         """Attempts sampled for learning so far: the cost that all algorithms count."""
@@ -279,7 +289,7 @@ class Agent(ABC, Generic[ConfigT]):
         """
         return Work(policy, policy, lambda accelerator, vocab_size: Learner(policy, config, 1, accelerator, vocab_size))
 
-    def _check_memory(self, vllm_memory: float | None) -> None:
+    def _check_memory(self) -> None:
         """Chooses the size of micro-batches if that is left open.
 
         Raises:
@@ -290,8 +300,8 @@ class Agent(ABC, Generic[ConfigT]):
         device, processes = self.accelerator.device if self.sharding else self.model.device, self.ranks.count
         limits = Limits(self.num_envs, self.env.max_prompt_tokens, self.env.max_new_tokens, processes)
         limits = limits._replace(sharded=self.sharding is not None)
-        if vllm_memory is not None:
-            limits = limits._replace(vllm=0)  # it has taken its share already
+        if self._vllm is not None:
+            limits = limits._replace(vllm=0)  # it has taken its share already, or is elsewhere
         work = lambda policy: self.work(self.config, policy)  # noqa: E731
         fitting = check_memory(work, self.model, self.config, limits, device, free_memory(device, processes))
         self.config = dataclasses.replace(self.config, micro_batch_tokens=min(self.ranks.gather(fitting)))

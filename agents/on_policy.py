@@ -56,7 +56,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         if self.sampling.truncates and self._vllm is not None:
             raise ValueError(
                 "top_k, top_p and min_p need the tokens that each action was drawn from, which vLLM does not say: "
-                "leave them out, or vllm_memory"
+                "leave them out, or sample without vLLM"
             )
         self._progress: Progress | None = None
         self._loaded: Path | None = None  # checkpoint that a loaded agent continues from

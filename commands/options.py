@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -82,6 +83,9 @@ class ComputeOptions:
             transformers.
         compile_decoder: Sample by a step that `torch.compile` has compiled, which takes some minutes at first.
         vllm_memory: Share of the GPU's memory for vLLM, between 0 and 1, which then samples; needs the extra "vllm".
+        vllm_servers: Addresses of running vLLM servers, such as http://10.0.0.2:8000, which then sample.
+        vllm_folder: Folder in which weights are handed to vLLM servers, which see it by the same path; by default a
+            temporary one, for servers on this machine.
         threads: Number of CPU threads; by default the choice of PyTorch.
     """
 
@@ -92,6 +96,8 @@ class ComputeOptions:
     attn: str | None = None
     compile_decoder: bool = False
     vllm_memory: float | None = None
+    vllm_servers: tuple[str, ...] = ()
+    vllm_folder: Path | None = None
     threads: Annotated[int, Ge(1), Le(MAX_THREADS)] | None = None
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .conditioned_policy import ConditionedPolicy, load_policy
     from .continuations import label_prefixes
     from .policy import CausalLMPolicy, PolicyState
-    from .slots import make_rollout_env, make_vllm
+    from .slots import make_rollout_env, make_vllm, make_vllm_servers
 
 __all__ = [
     "Attempt",
@@ -27,6 +27,7 @@ __all__ = [
     "load_policy",
     "make_rollout_env",
     "make_vllm",
+    "make_vllm_servers",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -37,6 +38,6 @@ __getattr__, __dir__ = lazy_names(
         "conditioned_policy": ("ConditionedPolicy", "load_policy"),
         "continuations": ("label_prefixes",),
         "policy": ("CausalLMPolicy", "PolicyState"),
-        "slots": ("make_rollout_env", "make_vllm"),
+        "slots": ("make_rollout_env", "make_vllm", "make_vllm_servers"),
     },
 )

@@ -13,7 +13,7 @@ from ...models.engine.conditioned_decoder import ConditionedDecoder
 from ...models.engine.decoder import SlotDecoder
 from ...models.engine.sampling import SamplingConfig
 from ...models.engine.self_check import decoding
-from ...models.engine.vllm_decoder import VLLM
+from ...models.engine.vllm_decoder import BaseVLLM
 from ...models.layers import model_name
 from ...models.loading import load
 from ...models.vocabulary import num_token_ids
@@ -71,7 +71,7 @@ class ConditionedPolicy(CausalLMPolicy):
         policy = ConditionedPolicy(self.model, self.tokenizer, self.labels, condition, self.sampling, self.seed)
         return policy.with_half(self._half)
 
-    def with_vllm(self, vllm: VLLM | None) -> Self:
+    def with_vllm(self, vllm: BaseVLLM | None) -> Self:
         """Raises `ValueError` for a vLLM, which cannot be told a label in the middle of an attempt."""
         if vllm is not None:
             raise ValueError("a policy that acts under labels is sampled by the built-in decoder: leave vLLM out")

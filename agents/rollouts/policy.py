@@ -16,7 +16,7 @@ from ...models.engine.half_copy import HalfCopy
 from ...models.engine.row_decoder import RowDecoder
 from ...models.engine.sampling import GREEDY, SamplingConfig, stream_key
 from ...models.engine.self_check import decoding
-from ...models.engine.vllm_decoder import VLLM, VLLMDecoder
+from ...models.engine.vllm_decoder import BaseVLLM, VLLMDecoder
 from ...models.layers import model_name
 from ...models.vocabulary import num_token_ids
 
@@ -42,7 +42,7 @@ class CausalLMPolicy:
         self.tokenizer = tokenizer
         self.sampling = sampling
         self.seed = seed
-        self._vllm: VLLM | None = None
+        self._vllm: BaseVLLM | None = None
         self._half: HalfCopy | None = None
         self._compiled = False
 
@@ -72,14 +72,14 @@ class CausalLMPolicy:
         """Raises `ValueError` unless the model can be sampled: by vLLM if the policy has it, else token by token."""
         if self._vllm is not None:
             if self._compiled:
-                raise ValueError("vllm_memory and compile_decoder are two ways to sample: leave one of them out")
+                raise ValueError("vLLM and compile_decoder are two ways to sample: leave one of them out")
         elif decoding(self.model) == "rows" and self._compiled:
             raise ValueError(
                 f"{model_name(self.model)} is decoded one row at a time, which is not compiled: leave out "
                 "compile_decoder"
             )
 
-    def with_vllm(self, vllm: VLLM | None) -> Self:
+    def with_vllm(self, vllm: BaseVLLM | None) -> Self:
         """The same model with vLLM to sample its rollouts, or without."""
         policy = copy.copy(self)
         policy._vllm = vllm

@@ -1,7 +1,8 @@
-"""Environment slots and vLLM engines for a policy's rollouts."""
+"""Environment slots, and vLLM engines and servers, for a policy's rollouts."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import EnvSpec
@@ -15,6 +16,8 @@ from .policy import CausalLMPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from ...models.engine.vllm_servers import VLLMServers
 
 
 def make_rollout_env(
@@ -70,6 +73,23 @@ def end_ids(policy: CausalLMPolicy) -> list[int]:
 def make_vllm(policy: CausalLMPolicy, env: TokenVectorEnv, memory: float, **arguments: Any) -> VLLM:
     """A vLLM for rollouts of a policy in an environment; `policy.with_vllm` takes it. See `VLLM` for the rest."""
     return VLLM(policy.model, env.num_envs, env.max_prompt_tokens + env.max_new_tokens, memory=memory, **arguments)
+
+
+def make_vllm_servers(
+    policy: CausalLMPolicy,
+    env: TokenVectorEnv,
+    urls: Sequence[str],
+    folder: str | Path | None = None,
+    dtype: str | None = None,
+) -> "VLLMServers":
+    """The vLLM servers at `urls` for rollouts of a policy in an environment; `policy.with_vllm` takes them.
+
+    See `VLLMServers` for the rest.
+    """
+    from ...models.engine.vllm_servers import VLLMServers  # with an HTTP client, which few rollouts need
+
+    length = env.max_prompt_tokens + env.max_new_tokens
+    return VLLMServers(policy.model, urls, env.num_envs, length, folder=folder, dtype=dtype)
 
 
 # Settings of a vector of slots that say nothing about what is in them.

@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from .decoder import SlotDecoder
     from .sampling import GREEDY, SamplingConfig, sample, stream_key, uniforms
     from .scorer import SlotScorer
-    from .vllm_decoder import VLLM, VLLMDecoder
+    from .vllm_decoder import VLLM, BaseVLLM, VLLMDecoder
+    from .vllm_servers import VLLMServers
 
 __all__ = [
     "GREEDY",
     "VLLM",
+    "BaseVLLM",
     "ConditionedDecoder",
     "SamplingConfig",
     "SlotCache",
@@ -22,6 +24,7 @@ __all__ = [
     "SlotModel",
     "SlotScorer",
     "VLLMDecoder",
+    "VLLMServers",
     "sample",
     "stream_key",
     "uniforms",
@@ -35,6 +38,7 @@ __getattr__, __dir__ = lazy_names(
         "decoder": ("SlotDecoder",),
         "sampling": ("GREEDY", "SamplingConfig", "sample", "stream_key", "uniforms"),
         "scorer": ("SlotScorer",),
-        "vllm_decoder": ("VLLM", "VLLMDecoder"),
+        "vllm_decoder": ("VLLM", "BaseVLLM", "VLLMDecoder"),
+        "vllm_servers": ("VLLMServers",),
     },
 )

@@ -1,9 +1,9 @@
 """Decoding by vLLM, which samples large models on GPUs many times faster than a loop over transformers.
 
-vLLM's engine runs in this process, on the same device as the model that is being trained, and every attempt is a
-request of it. A step of the decoder hands the environment the next token of every attempt, so rollouts, per-step
-rewards and evaluation are those of the built-in decoder. Where vLLM has no memory for all attempts at once, it goes
-ahead with some of them, and what it has drawn waits for the environment.
+vLLM's engine runs in this process, on the same device as the model that is being trained, or behind servers (see
+`vllm_servers`), and every attempt is a request of it. A step of the decoder hands the environment the next token of
+every attempt, so rollouts, per-step rewards and evaluation are those of the built-in decoder. Where vLLM has no memory
+for all attempts at once, it goes ahead with some of them, and what it has drawn waits for the environment.
 """
 
 import copy
@@ -11,10 +11,11 @@ import os
 import shutil
 import tempfile
 import weakref
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -30,13 +31,152 @@ if TYPE_CHECKING:
     from vllm import LLMEngine  # pyright: ignore[reportMissingImports]  # an extra
 
 
-class VLLM:
-    """vLLM in this process, with the weights that a model has whenever a rollout begins.
+class Drawn(NamedTuple):
+    """What vLLM has drawn for a request since the last time.
 
-    vLLM serves one model of a process at a time: what is made later ends what was made before.
+    Attributes:
+        request: Name of the request.
+        tokens: Tokens `[T]`.
+        logprobs: Their log-probabilities `[T]`, of the distributions that they were drawn from.
+        prefill_tokens: Prompt tokens that were computed for it; 0 but for the first tokens of a request.
+    """
+
+    request: str
+    tokens: Sequence[int]
+    logprobs: Sequence[float]
+    prefill_tokens: int
+
+
+class Requests(Protocol):
+    """Requests to vLLM that are under way."""
+
+    def add(self, name: str, sequence: IntArray, settings: Mapping[str, Any]) -> None:
+        """Makes a request to continue a sequence `[T]` by settings of vLLM's `SamplingParams`."""
+        ...
+
+    def abort(self, names: Sequence[str]) -> None:
+        """Ends requests, whether vLLM is done with them or not."""
+        ...
+
+    def step(self) -> Iterable[Drawn]:
+        """What was drawn, of one request or more; it waits for that."""
+        ...
+
+
+class BaseVLLM(ABC):
+    """vLLM, wherever it runs, with the weights that a model has whenever a rollout begins.
 
     Attempts draw from random streams of their own, seeded by their keys. But vLLM's kernels do not compute a row in
     the same way in every batch, so an attempt can depend, in rare draws, on what shares the batch with it.
+
+    Args:
+        num_slots: Largest number of attempts at the same time.
+        length: Largest number of tokens of an attempt, prompt included.
+        adapted: Hand over the adapters themselves: in lower precision than float32 merging would round them away.
+    """
+
+    closed = False
+    """True after `close`."""
+
+    def __init__(self, num_slots: int, length: int, adapted: bool) -> None:
+        self.num_slots, self.length = num_slots, length
+        self._adapted = adapted
+        self._folder = tempfile.TemporaryDirectory()  # of adapters
+        self._weights: tuple[int, ...] = ()  # hashes of what the engine has
+        self._adapter_weights: tuple[int, ...] = ()
+        self._adapter: Any = None
+        self._decoders = 0
+        self._decoder: VLLMDecoder | None = None
+
+    def decoder(
+        self,
+        model: PreTrainedModel,
+        num_slots: int,
+        vocab_size: int,
+        eos_token_ids: Collection[int],
+        max_new_tokens: int,
+    ) -> "VLLMDecoder":
+        """A decoder with the model's weights as they are now; ends what the last one had still under way.
+
+        Weights that vLLM has already are not handed over again.
+
+        Args:
+            model: Model of the architecture that this was made for.
+            num_slots: Largest number of slots that are live at once.
+            vocab_size: Vocabulary size of the tokenizer; tokens beyond it are never drawn.
+            eos_token_ids: Tokens that end an attempt.
+            max_new_tokens: Largest number of tokens of an attempt, without its prompt.
+
+        Raises:
+            ValueError: More slots than this was made for, or it has ended.
+        """
+        self._check_open()
+        if num_slots > self.num_slots:
+            raise ValueError(
+                f"vLLM was made for {self.num_slots} attempts at the same time, and the environment has {num_slots} "
+                "slots: make both with the same num_envs"
+            )
+        if self._decoder is not None:
+            self._decoder.close()
+        self._hand_over(model)
+        self._decoders += 1
+        padded = model.config.get_text_config().vocab_size > vocab_size
+        limits = {
+            "max_tokens": max_new_tokens,
+            # Ahead of the environment vLLM has to know, too, when an attempt ends, or it would never stop.
+            "stop_token_ids": sorted(eos_token_ids),
+            "allowed_token_ids": list(range(vocab_size)) if padded else None,
+        }
+        self._decoder = VLLMDecoder(self._requests(), self.length, limits, self._decoders)
+        return self._decoder
+
+    def _hand_over(self, model: PreTrainedModel) -> None:
+        """Gives vLLM what has changed since the last time, weights or adapters; most rollouts change nothing."""
+        weights, adapters = self._hashes(model)
+        if weights != self._weights:
+            self._load_weights(model)
+            self._weights = weights
+        if adapters != self._adapter_weights:
+            self._load_adapter(model)
+            self._adapter_weights = adapters
+
+    def _hashes(self, model: PreTrainedModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Hashes of all parameters; where adapters are handed over, of the weights and of the adapters."""
+        parts: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+        for name, parameter in model.named_parameters():
+            parts[self._adapted and ".lora_" in name].append(torch.hash_tensor(parameter.detach()))
+        weights, adapters = (tuple(torch.stack(part).tolist()) if part else () for part in parts)
+        return weights, adapters
+
+    def _write_adapter(self, model: PreTrainedModel, name: str) -> Path:
+        """Writes the model's adapters as they are now to a folder of that name, in place of those before."""
+        for before in Path(self._folder.name).iterdir():
+            shutil.rmtree(before)
+        folder = Path(self._folder.name) / name
+        cast(Any, model).save_pretrained(folder, save_embedding_layers=False)
+        return folder
+
+    @abstractmethod
+    def _check_open(self) -> None:
+        """Raises `ValueError` if no decoder can be made any more."""
+
+    @abstractmethod
+    def _load_weights(self, model: PreTrainedModel) -> None:
+        """Gives vLLM the model's weights, with what adapters add unless these are handed over themselves."""
+
+    @abstractmethod
+    def _load_adapter(self, model: PreTrainedModel) -> None:
+        """Gives vLLM the model's adapters."""
+
+    @abstractmethod
+    def _requests(self) -> Requests:
+        """The requests that a decoder makes, by the weights and adapters that were handed over last."""
+
+
+class VLLM(BaseVLLM):
+    """vLLM in this process, with the weights that a model has whenever a rollout begins.
+
+    vLLM serves one model of a process at a time: what is made later ends what was made before.
 
     Args:
         model: Model whose architecture is built, with adapters or without. In lower precision than float32 vLLM gets
@@ -52,9 +192,6 @@ class VLLM:
         ImportError: vLLM is not installed.
         ValueError: `memory` is out of range, or one of several processes has such an engine already.
     """
-
-    closed = False
-    """True after `close`."""
 
     def __init__(self, model: PreTrainedModel, num_slots: int, length: int, *, memory: float, **arguments: Any) -> None:
         if not 0 < memory < 1:
@@ -93,65 +230,12 @@ class VLLM:
             }
             chosen |= arguments
             # In float32 they are merged, which loses nothing, and costs nothing per token.
-            self._adapted = hasattr(model, "peft_config") and chosen["dtype"] != "float32"
-            if self._adapted:
-                rank = cast(Any, model).peft_config["default"].r
-                chosen |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": min(r for r in _RANKS if r >= rank)}
+            adapted = hasattr(model, "peft_config") and chosen["dtype"] != "float32"
+            if adapted:
+                chosen |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": max_lora_rank(model)}
             self._engine: LLMEngine = LLMEngine.from_engine_args(EngineArgs(model=folder, **chosen))
         _OPEN.add(self)
-        self.num_slots, self.length = num_slots, length
-        self._folder = tempfile.TemporaryDirectory()  # of adapters
-        self._weights: tuple[int, ...] = ()  # hashes of what the engine has
-        self._adapter_weights: list[tuple[int, ...]] = []
-        self._adapter: Any = None
-        self._decoders = 0
-        self._decoder: VLLMDecoder | None = None
-
-    def decoder(
-        self,
-        model: PreTrainedModel,
-        num_slots: int,
-        vocab_size: int,
-        eos_token_ids: Collection[int],
-        max_new_tokens: int,
-    ) -> "VLLMDecoder":
-        """A decoder with the model's weights as they are now; ends what the last one had still under way.
-
-        Weights that vLLM has already are not handed over again.
-
-        Args:
-            model: Model of the architecture that this was made for.
-            num_slots: Largest number of slots that are live at once.
-            vocab_size: Vocabulary size of the tokenizer; tokens beyond it are never drawn.
-            eos_token_ids: Tokens that end an attempt.
-            max_new_tokens: Largest number of tokens of an attempt, without its prompt.
-
-        Raises:
-            ValueError: More slots than this was made for, or it has ended.
-        """
-        if self.closed:
-            raise ValueError(
-                "vLLM has ended here, for it serves one model of a process at a time: another was made later. Make "
-                "this agent or policy again"
-            )
-        if num_slots > self.num_slots:
-            raise ValueError(
-                f"vLLM was made for {self.num_slots} attempts at the same time, and the environment has {num_slots} "
-                "slots: make both with the same num_envs"
-            )
-        if self._decoder is not None:
-            self._decoder.close()
-        self._hand_over(model)
-        self._decoders += 1
-        padded = model.config.get_text_config().vocab_size > vocab_size
-        limits = {
-            "max_tokens": max_new_tokens,
-            # Ahead of the environment vLLM has to know, too, when an attempt ends, or it would never stop.
-            "stop_token_ids": sorted(eos_token_ids),
-            "allowed_token_ids": list(range(vocab_size)) if padded else None,
-        }
-        self._decoder = VLLMDecoder(self._engine, self.length, limits, self._decoders, self._adapter)
-        return self._decoder
+        super().__init__(num_slots, length, adapted)
 
     def close(self) -> None:
         """Ends vLLM and frees its memory; no decoder can be made any more."""
@@ -159,58 +243,87 @@ class VLLM:
         _OPEN.discard(self)
         self._engine.engine_core.shutdown()
 
-    def _hand_over(self, model: PreTrainedModel) -> None:
-        """Gives vLLM what has changed since the last time, weights or adapters; most rollouts change nothing."""
-        parts = ([], []) if self._adapted else ([],)
-        for name, parameter in model.named_parameters():
-            parts[self._adapted and ".lora_" in name].append(torch.hash_tensor(parameter.detach()))
-        weights, *adapters = (tuple(torch.stack(part).tolist()) for part in parts)
-        if weights != self._weights:
-            given = merged_weights(model, leave_out=self._adapted)
-            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
-            self._engine.reset_prefix_cache()
-            self._weights = weights
-        if adapters != self._adapter_weights:
-            self._adapter, self._adapter_weights = self._written_adapter(model), adapters
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError(
+                "vLLM has ended here, for it serves one model of a process at a time: another was made later. Make "
+                "this agent or policy again"
+            )
 
-    def _written_adapter(self, model: PreTrainedModel) -> Any:
-        """The model's adapters as they are now, under a name of their own: vLLM keeps what it has read."""
+    def _load_weights(self, model: PreTrainedModel) -> None:
+        given = merged_weights(model, leave_out=self._adapted)
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
+        self._engine.reset_prefix_cache()
+
+    def _load_adapter(self, model: PreTrainedModel) -> None:
         from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
+        # Under a name of their own each time: vLLM keeps what it has read.
         number = 1 if self._adapter is None else self._adapter.lora_int_id + 1
-        folder = Path(self._folder.name) / str(number)
-        cast(Any, model).save_pretrained(folder, save_embedding_layers=False)
-        shutil.rmtree(folder.with_name(str(number - 1)), ignore_errors=True)
-        return LoRARequest(folder.name, number, str(folder))
+        self._adapter = LoRARequest(str(number), number, str(self._write_adapter(model, str(number))))
+
+    def _requests(self) -> Requests:
+        return EngineRequests(self._engine, self._adapter)
+
+
+class EngineRequests:
+    """Requests to vLLM's engine in this process.
+
+    Args:
+        engine: Engine of vLLM.
+        adapter: Adapters of the model that are not merged, as vLLM's `LoRARequest` for all requests.
+    """
+
+    def __init__(self, engine: "LLMEngine", adapter: Any = None) -> None:
+        self._engine, self._adapter = engine, adapter
+        self._unseen: set[str] = set()  # requests that vLLM has drawn nothing for
+
+    def add(self, name: str, sequence: IntArray, settings: Mapping[str, Any]) -> None:
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+
+        self._unseen.add(name)
+        params = SamplingParams(**settings, output_kind=RequestOutputKind.DELTA)
+        prompt: Any = {"prompt_token_ids": sequence.tolist()}
+        self._engine.add_request(name, prompt, params, lora_request=self._adapter)
+
+    def abort(self, names: Sequence[str]) -> None:
+        self._engine.abort_request(list(names))
+
+    def step(self) -> Iterable[Drawn]:
+        for output in self._engine.step():
+            computed = 0
+            if output.request_id in self._unseen:
+                self._unseen.discard(output.request_id)
+                computed = len(output.prompt_token_ids) - output.num_cached_tokens
+            tokens, logprobs = output.outputs[0].token_ids, output.outputs[0].logprobs
+            chosen = [drawn[token].logprob for token, drawn in zip(tokens, logprobs, strict=True)]
+            yield Drawn(output.request_id, tokens, chosen, computed)
 
 
 class VLLMDecoder:
     """Stands in for `SlotDecoder`, with an attempt's tokens from a request to vLLM.
 
     Args:
-        engine: Engine of vLLM.
+        requests: Requests to vLLM.
         length: Largest number of tokens of a sequence.
         limits: Settings of vLLM's `SamplingParams` that hold for all attempts.
         number: Number of the decoder, which is part of its requests' names.
-        adapter: Adapters of the model that are not merged, as vLLM's `LoRARequest` for all attempts.
     """
 
-    def __init__(
-        self, engine: "LLMEngine", length: int, limits: Mapping[str, Any], number: int, adapter: Any = None
-    ) -> None:
+    def __init__(self, requests: Requests, length: int, limits: Mapping[str, Any], number: int) -> None:
         self.slots = np.empty(0, np.int64)
         """The live slots, in the order of what `step` returns."""
         self.prefill_tokens = 0
         """Prompt tokens that vLLM computed; those that it had in its cache do not count."""
         self.kept: None = None
         """vLLM does not say which tokens it drew from."""
-        self._engine = engine
-        self._length, self._limits, self._number, self._adapter = length, limits, number, adapter
+        self._source = requests
+        self._length, self._limits, self._number = length, limits, number
         self._begun = 0
         self._new: dict[int, tuple[IntArray, int]] = {}  # sequence and key of slots whose request is yet to be made
         self._requests: dict[int, str] = {}  # of the slots whose attempts go on
         self._drawn: dict[str, deque[tuple[int, float]]] = {}  # by request: what vLLM is ahead of the environment
-        self._unseen: set[str] = set()  # requests that vLLM has drawn nothing for
 
     def begin(self, slots: IntArray, sequences: Sequence[IntArray], keys: IntArray) -> None:
         """Starts attempts in `slots`, see `SlotDecoder.begin`.
@@ -230,13 +343,13 @@ class VLLMDecoder:
     def finish(self, slots: IntArray) -> None:
         """Ends the attempts in `slots`."""
         ended = [self._requests.pop(slot) for slot in slots.tolist()]
-        self._engine.abort_request(ended)
+        self._source.abort(ended)
         for request in ended:
             del self._drawn[request]
 
     def close(self) -> None:
         """Ends all attempts."""
-        self._engine.abort_request(list(self._requests.values()))
+        self._source.abort(list(self._requests.values()))
         self._requests.clear()
         self._drawn.clear()
 
@@ -254,8 +367,8 @@ class VLLMDecoder:
             self._request(slot, sequence, key, config)
         self._new.clear()
         while not all(self._drawn.values()):
-            for output in self._engine.step():
-                self._take(output)
+            for drawn in self._source.step():
+                self._take(drawn)
         tokens = np.zeros(len(self.slots), np.int64)
         logprobs = np.zeros(len(self.slots), np.float32)
         for row, slot in enumerate(self.slots.tolist()):
@@ -264,38 +377,34 @@ class VLLMDecoder:
         return tokens, logprobs
 
     def _request(self, slot: int, sequence: IntArray, key: int, config: SamplingConfig) -> None:
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
-
         name = f"{self._number}/{self._begun}"
         self._begun += 1
         self._requests[slot], self._drawn[name] = name, deque()
-        self._unseen.add(name)
-        params = SamplingParams(
-            temperature=config.temperature,
-            top_k=config.top_k or 0,
-            top_p=1.0 if config.top_p is None else config.top_p,
-            min_p=config.min_p or 0.0,
-            seed=key,
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-            **{**self._limits, "max_tokens": min(self._limits["max_tokens"], self._length - len(sequence))},
-        )
-        prompt: Any = {"prompt_token_ids": sequence.tolist()}
-        self._engine.add_request(name, prompt, params, lora_request=self._adapter)
+        settings = {
+            "temperature": config.temperature,
+            "top_k": config.top_k or 0,
+            "top_p": 1.0 if config.top_p is None else config.top_p,
+            "min_p": config.min_p or 0.0,
+            "seed": key,
+            "logprobs": 0,
+            "detokenize": False,
+            **self._limits,
+            "max_tokens": min(self._limits["max_tokens"], self._length - len(sequence)),
+        }
+        self._source.add(name, sequence, settings)
 
-    def _take(self, output: Any) -> None:
+    def _take(self, drawn: Drawn) -> None:
         """Keeps what vLLM drew for an attempt, unless that has ended meanwhile."""
-        if output.request_id in self._unseen:
-            self._unseen.discard(output.request_id)
-            self.prefill_tokens += len(output.prompt_token_ids) - output.num_cached_tokens
-        queue = self._drawn.get(output.request_id)
-        if queue is None:
-            return
-        completion = output.outputs[0]
-        for token, logprobs in zip(completion.token_ids, completion.logprobs, strict=True):
-            queue.append((token, logprobs[token].logprob))
+        self.prefill_tokens += drawn.prefill_tokens
+        queue = self._drawn.get(drawn.request)
+        if queue is not None:
+            queue.extend(zip(drawn.tokens, drawn.logprobs, strict=True))
+
+
+def max_lora_rank(model: PreTrainedModel) -> int:
+    """The least of the ranks that vLLM takes that has room for a model's adapters."""
+    rank = cast(Any, model).peft_config["default"].r
+    return min(each for each in _RANKS if each >= rank)
 
 
 # Those that have not ended.

@@ -25,7 +25,7 @@ def test_a_model_decoded_by_rows_is_refused():
 
 def test_vllm_and_a_compiled_decoder_are_refused_together():
     policy = CausalLMPolicy(*load("tokengym/tiny", device="cpu"))
-    with pytest.raises(ValueError, match="vllm_memory and compile_decoder are two ways to sample"):
+    with pytest.raises(ValueError, match="vLLM and compile_decoder are two ways to sample: leave one"):
         policy.with_vllm(object()).with_compiled(True).check()
 
 

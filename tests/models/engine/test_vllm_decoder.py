@@ -23,7 +23,7 @@ from tokengym.agents.rollouts.slots import make_rollout_env
 from tokengym.envs.curriculum import Sequential
 from tokengym.models import load
 from tokengym.models.engine.sampling import SamplingConfig
-from tokengym.models.engine.vllm_decoder import VLLM, VLLMDecoder, merged_weights
+from tokengym.models.engine.vllm_decoder import VLLM, EngineRequests, VLLMDecoder, merged_weights
 from tokengym.models.forward import token_logprobs
 
 SLOTS = 4
@@ -108,7 +108,7 @@ class Stub(VLLM):
     def decoder(self, model: Any, num_slots: int, vocab_size: int, eos_token_ids: Any, max_new: int) -> VLLMDecoder:
         self.made += 1
         limits = self.limits or {"max_tokens": max_new, "stop_token_ids": list(eos_token_ids)}
-        return VLLMDecoder(self.engine, 400, limits, self.made)  # pyright: ignore[reportArgumentType]
+        return VLLMDecoder(EngineRequests(self.engine), 400, limits, self.made)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_requests_say_how_tokens_are_drawn(policy: CausalLMPolicy, env: Any) -> 
 
 @pytest.mark.usefixtures("sampling_params")
 def test_a_sequence_without_room_behind_it(policy: CausalLMPolicy) -> None:
-    decoder = VLLMDecoder(Engine(policy.model), 5, {}, 0)  # pyright: ignore[reportArgumentType]
+    decoder = VLLMDecoder(EngineRequests(Engine(policy.model)), 5, {}, 0)  # pyright: ignore[reportArgumentType]
     for length in (0, 5):
         with pytest.raises(ValueError, match=f"sequences of 5 tokens, and has no room to continue one of {length}"):
             decoder.begin(np.array([0]), [np.ones(length, np.int64)], np.array([0]))
@@ -203,7 +203,7 @@ class Recorder:
 def around(vllm: Any, engine: Any) -> Any:
     """Gives a `VLLM` that was not initialized an engine that is there; returns the engine."""
     vllm._decoders, vllm._decoder, vllm._folder, vllm._engine = 0, None, TemporaryDirectory(), engine
-    vllm._weights, vllm._adapter_weights, vllm._adapter = (), [], None
+    vllm._weights, vllm._adapter_weights, vllm._adapter = (), (), None
     return engine
 
 

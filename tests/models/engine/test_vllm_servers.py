@@ -1,0 +1,628 @@
+"""vLLM servers as the decoder of rollouts: with a stand-in that speaks their protocol, and with vLLM where it is."""
+
+import copy
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import httpx2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tokengym.__main__ import main
+from tokengym.agents import GRPO
+from tokengym.agents.rollouts.attempts import Attempt
+from tokengym.agents.rollouts.collect import collect
+from tokengym.agents.rollouts.policy import CausalLMPolicy
+from tokengym.agents.rollouts.slots import make_rollout_env, make_vllm_servers
+from tokengym.envs.curriculum import Sequential
+from tokengym.models import load
+from tokengym.models.engine import VLLMServers, vllm_http, vllm_servers
+from tokengym.models.forward import token_logprobs
+
+SLOTS = 4
+VERSION = "default"
+LOADING = threading.Lock()  # transformers loads models in one thread at a time
+
+
+@pytest.fixture
+def policy() -> CausalLMPolicy:
+    return CausalLMPolicy(*load("tokengym/tiny", device="cpu"))
+
+
+@pytest.fixture
+def env(policy: CausalLMPolicy) -> Any:
+    env = make_rollout_env(gym.spec("tokengym/Arithmetic-v0"), policy, SLOTS, max_new_tokens=12, reward="dense")
+    env.curriculum = Sequential(repeats=2)
+    return env
+
+
+def same(one: Attempt, other: Attempt) -> bool:
+    fields = ("problem", "index", "is_success", "verdict", "answer", "terminated")
+    return all(getattr(one, name) == getattr(other, name) for name in fields) and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("prompt", "completion", "rewards")
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ stand-in
+
+
+class StandIn(ThreadingHTTPServer):
+    """A server with the paths of vLLM 0.32 that are used, and a transformers model behind them."""
+
+    daemon_threads = True
+
+    def __init__(self, model: Any, **model_config: Any) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.model, self.lock = copy.deepcopy(model), threading.Lock()
+        self.model_config = {"dtype": "torch.float32", "max_model_len": 900, "logprobs_mode": "processed_logprobs"}
+        self.model_config |= model_config
+        self.lora_config: Any = None
+        self.version, self.adapters, self.paused = VERSION, dict[str, Any](), False
+        self.requests: list[dict[str, Any]] = []
+        self.streams = 0
+        self.disabled = set[str]()
+        self.reloads, self.takes_weights = 0, True
+        self.change: Any = lambda request, event: event  # of what is streamed
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: StandIn  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+    def reply(self, content: Any, status: int = 200) -> None:
+        text = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def refuse(self, message: str, status: int) -> None:
+        self.reply({"error": {"message": message, "type": "", "param": None, "code": status}}, status)
+
+    def do_GET(self) -> None:
+        server = self.server
+        config = {"model_config": server.model_config, "lora_config": server.lora_config}
+        names = [{"id": name} for name in ("base", *server.adapters)]
+        replies = {
+            "/server_info?config_format=json": {
+                "vllm_config": config,
+                "vllm_env": {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": server.lora_config is not None},
+            },
+            "/weight_info": {"weight_version": server.version},
+            "/v1/models": {"data": names},
+            "/health": {},
+        }
+        if self.path in server.disabled or self.path not in replies:
+            self.refuse("Not Found", 404)
+        else:
+            self.reply(replies[self.path])
+
+    def do_POST(self) -> None:
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or "{}")
+        match self.path:
+            case "/pause?mode=abort":
+                server.paused = True
+                self.reply({"status": "paused"})
+            case "/resume":
+                server.paused = False
+                self.reply({"status": "resumed"})
+            case "/collective_rpc":
+                assert server.paused
+                assert body["method"] == "reload_weights"
+                files = sorted(Path(body["kwargs"]["weights_path"]).glob("*.safetensors"))
+                if not files:
+                    self.refuse("Worker failed with error 'no weights'", 500)
+                    return
+                given = {name: weight for file in files for name, weight in load_file(file).items()}
+                server.reloads += 1
+                if server.takes_weights:
+                    server.model.load_state_dict(given, strict=False)
+                    assert server.model.state_dict().keys() - given.keys() <= {"lm_head.weight"}
+                self.reply({"results": [None]})
+            case "/reset_prefix_cache":
+                self.reply({"success": True})
+            case "/update_weight_version":
+                server.version = body["new_version"]
+                self.reply({"success": True})
+            case "/v1/load_lora_adapter":
+                with LOADING:
+                    server.adapters[body["lora_name"]], _ = load(body["lora_path"], device="cpu", dtype="bfloat16")
+                self.reply("Success")
+            case "/v1/unload_lora_adapter":
+                del server.adapters[body["lora_name"]]
+                self.reply("Success")
+            case "/inference/v1/generate" if self.path in server.disabled:
+                self.refuse("Scale-out endpoints are disabled.", 403)
+            case "/inference/v1/generate" if "token_ids" not in body:
+                self.refuse("Field required", 400)
+            case "/inference/v1/generate":
+                self.generate(body)
+            case _:
+                self.refuse("Not Found", 404)
+
+    def generate(self, body: dict[str, Any]) -> None:
+        server, params = self.server, body["sampling_params"]
+        assert not server.paused
+        assert params["ignore_eos"]
+        server.requests.append(body)
+        model = server.adapters[body["model"]] if "model" in body else server.model
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream; charset=utf-8")
+        self.send_header("connection", "close")
+        self.end_headers()
+        server.streams += 1
+        try:
+            for event in events(model, body["token_ids"], params, server):
+                changed = server.change(body, event)
+                if changed is None:
+                    return
+                self.wfile.write(f"data: {json.dumps(changed)}\n\n".encode())
+            self.wfile.write(b"data: [DONE]\n\n")
+        except OSError:
+            pass  # the client has closed the connection
+        finally:
+            server.streams -= 1
+
+
+def events(model: Any, prompt: list[int], params: dict[str, Any], server: StandIn) -> Iterator[dict[str, Any]]:
+    """Chunks of one token, then three at a time; greedy, or drawn by the request's seed."""
+    sequence, count, chunk = list(prompt), 0, []
+    stop, generator = set(params.get("stop_token_ids", ())), torch.Generator().manual_seed(params["seed"] % 2**31)
+    while True:
+        with server.lock, torch.inference_mode():
+            logits = model(torch.tensor([sequence])).logits[0, -1].float()
+        logprobs = (logits / (params["temperature"] or 1.0)).log_softmax(-1)
+        greedy = params["temperature"] == 0
+        token = int(logits.argmax() if greedy else torch.multinomial(logprobs.exp(), 1, generator=generator))
+        sequence.append(token)
+        chunk.append({"token_id": token, "logprob": float(logprobs[token]), "rank": 1, "top_logprobs": []})
+        count += 1
+        reason = "stop" if token in stop else "length" if count == params["max_tokens"] else None
+        if reason or count % 3 == 1:
+            spans = [{"version": server.version, "start": 0, "end": count}] if reason else None
+            choice = {"index": 0, "finish_reason": reason, "token_ids": [one["token_id"] for one in chunk]}
+            choice |= {"weight_versions": spans, "logprobs": {"content": chunk}}
+            yield {"request_id": "generate-tokens-0", "output_mode": "tokens", "choices": [choice]}
+            chunk = []
+        if reason:
+            return
+
+
+@pytest.fixture
+def servers(policy: CausalLMPolicy) -> Iterator[list[StandIn]]:
+    made = [StandIn(policy.model) for _ in range(2)]
+    yield made
+    for server in made:
+        server.shutdown()
+        server.server_close()
+
+
+def urls(servers: list[StandIn]) -> list[str]:
+    return [server.url for server in servers]
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_attempts_are_those_of_the_built_in_decoder_and_spread_over_servers(
+    policy: CausalLMPolicy, env: Any, servers: list[StandIn]
+) -> None:
+    greedy = policy.with_sampling(temperature=0.0)
+    own = list(collect(greedy, env, 7, seed=0))
+    vllm = make_vllm_servers(policy, env, urls(servers))
+    rollout = collect(greedy.with_vllm(vllm), env, 7, seed=0)
+    assert all(same(a, b) for a, b in zip(own, rollout, strict=True))
+    assert len(own) == 7
+    assert rollout.prefill_tokens == sum(len(attempt.prompt) for attempt in own)
+    counts = [len(server.requests) - 1 for server in servers]  # but for the first check
+    assert sum(counts) == 7
+    assert min(counts) >= 3
+    seeds = [body["sampling_params"]["seed"] for server in servers for body in server.requests[1:]]
+    assert len({*seeds}) == 7, "every attempt has a random stream of its own"
+    assert set(vllm._servers.load.values()) == {0}
+    until(lambda: not any(server.streams for server in servers))
+
+
+def test_weights_are_handed_over_to_all_servers_when_they_have_changed(
+    policy: CausalLMPolicy, env: Any, servers: list[StandIn]
+) -> None:
+    vllm = make_vllm_servers(policy, env, urls(servers))
+    model = policy.model
+    for change in range(3):
+        for _ in range(2):
+            list(collect(policy.with_vllm(vllm), env, 1, seed=0))
+            assert [server.reloads for server in servers] == [change + 1] * 2
+            assert not any(server.paused for server in servers)
+            for server in servers:
+                given = server.model.state_dict()
+                assert all(torch.equal(given[name], weight) for name, weight in model.state_dict().items())
+        with torch.no_grad():
+            model.get_input_embeddings().weight[change, 0] += 1e-2
+    assert not list(Path(vllm._folder.name).iterdir()), "weights that servers have read are removed"
+    model.get_input_embeddings().weight.data[2, 0] = model.get_input_embeddings().weight.data[2, 0] - 1e-2
+    make_vllm_servers(policy, env, urls(servers))._hand_over(model)
+    again = make_vllm_servers(policy, env, urls(servers))
+    reloads = servers[0].reloads
+    list(collect(policy.with_vllm(again), env, 1, seed=0))
+    assert servers[0].reloads == reloads, "another run finds the weights that it needs"
+    folder = Path(vllm._folder.name)
+    vllm.close()
+    assert not folder.exists()
+    with pytest.raises(ValueError, match="were closed"):
+        collect(policy.with_vllm(vllm), env, 1, seed=0)
+
+
+def test_low_precision_gets_adapters_as_they_are(env: Any, servers: list[StandIn]) -> None:
+    model, tokenizer = load("tokengym/tiny", device="cpu", dtype="bfloat16", lora_rank=2)
+    adapted = CausalLMPolicy(model, tokenizer).with_sampling(temperature=1.0)
+    for server in servers:
+        server.model.to(torch.bfloat16)
+        server.model_config["dtype"], server.lora_config = "torch.bfloat16", {"max_lora_rank": 8}
+    vllm = make_vllm_servers(adapted, env, urls(servers))
+    names = set()
+    for _ in range(2):
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        attempts = list(collect(adapted.with_vllm(vllm), env, 2, seed=0))
+        for attempt in attempts:
+            with torch.inference_mode():
+                logits = model(torch.from_numpy(attempt.tokens)[None]).logits[0, len(attempt.prompt) - 1 : -1]
+            expected = token_logprobs(logits, torch.from_numpy(attempt.completion).long())
+            assert np.abs(attempt.logprobs - expected.numpy()).mean() < 0.02
+        assert [len(server.adapters) for server in servers] == [1, 1], "the last one's alone are kept"
+        names |= {*servers[0].adapters}
+    assert len(names) == 2, "vLLM keeps what it has computed by an adapter's name"
+    assert [server.reloads for server in servers] == [1, 1], "what is frozen is handed over once"
+    assert all(body["model"] in names for body in servers[0].requests)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "disabled", "message"),
+    [
+        (
+            {"dtype": "torch.bfloat16"},
+            (),
+            "has --dtype bfloat16, not float32. Start it by: VLLM_SERVER",
+        ),
+        ({"max_model_len": 64}, (), "has --max-model-len 64, not "),
+        ({"logprobs_mode": "raw_logprobs"}, (), "has --logprobs-mode raw_logprobs, not processed_logprobs"),
+        ({}, ("/inference/v1/generate",), "has no --enable-scale-out. Start it by"),
+        ({}, ("/server_info?config_format=json",), "is no vLLM server of version 0.32 or later in development mode"),
+    ],
+)
+def test_a_server_that_was_not_started_as_it_must_be(
+    policy: CausalLMPolicy, env: Any, servers: list[StandIn], settings: Any, disabled: Any, message: str
+) -> None:
+    servers[1].model_config |= settings
+    servers[1].disabled |= {*disabled}
+    with pytest.raises(ValueError, match="Start it by: VLLM_SERVER_DEV_MODE=1 vllm serve ") as caught:
+        make_vllm_servers(policy, env, urls(servers))
+    assert message in str(caught.value)
+    assert servers[1].url in str(caught.value)
+    length = env.max_prompt_tokens + env.max_new_tokens
+    assert f"--port {servers[1].server_port} --dtype float32 --max-model-len {length}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_without_room_for_adapters(env: Any, servers: list[StandIn]) -> None:
+    adapted = CausalLMPolicy(*load("tokengym/tiny", device="cpu", dtype="bfloat16", lora_rank=2))
+    servers[0].model_config["dtype"] = "torch.bfloat16"
+    with pytest.raises(ValueError, match=r"max-lora-rank 0, not 8, no VLLM_ALLOW.*--enable-lora --max-lora-rank 8"):
+        make_vllm_servers(adapted, env, urls(servers))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["localhost:8000"], "is no address of a vLLM server: give one such as http"),
+        (["http://localhost:8000/v1"], "is no address of a vLLM server: give one such as http"),
+        (["http://"], "is no address of a vLLM server: give one such as http"),
+        (["http://a:1", "http://a:1/"], "http://a:1 is given twice"),
+    ],
+)
+def test_addresses_that_are_none(policy: CausalLMPolicy, env: Any, given: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_vllm_servers(policy, env, given)
+
+
+def test_a_server_out_of_reach(policy: CausalLMPolicy, env: Any, capsys: Any) -> None:
+    with socket.socket() as taken:  # bound, and not listening
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=rf"{url} does not answer: .*Start it by: VLLM_SERVER_DEV_MODE=1"):
+            make_vllm_servers(policy, env, [url])
+        assert main(["eval", "--problems", "1", "--vllm-servers", url, "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"tokengym: the vLLM server {url} does not answer")
+    assert error.count("\n") == 1
+
+
+def test_a_server_with_another_model(policy: CausalLMPolicy, env: Any, servers: list[StandIn]) -> None:
+    servers[1].takes_weights = False
+    for parameter in servers[1].model.parameters():
+        parameter.data.mul_(1.5)
+    vllm = make_vllm_servers(policy, env, urls(servers))
+    with pytest.raises(ValueError, match=f"vLLM server {servers[1].url} differ from those of the model by"):
+        collect(policy.with_vllm(vllm), env, 1, seed=0)
+    assert policy.model.training is False
+
+
+def test_a_server_that_does_not_see_the_folder(
+    policy: CausalLMPolicy, env: Any, servers: list[StandIn], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm = make_vllm_servers(policy, env, urls(servers), tmp_path / "shared")
+    monkeypatch.setattr(vllm_servers, "_write_weights", lambda *_, **__: None)
+    with pytest.raises(ValueError, match=r"must see that folder, .* It says: Worker failed with error 'no weights'\."):
+        collect(policy.with_vllm(vllm), env, 1, seed=0)
+    assert not any(server.paused for server in servers)
+    assert str(tmp_path / "shared") in vllm._folder.name
+
+
+def choice_of(event: Any, **changes: Any) -> Any:
+    return event | {"choices": [event["choices"][0] | changes]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda event: None, "ended in the middle of a reply|does not answer"),
+        (lambda event: {"error": {"message": "the engine is dead"}}, "failed: the engine is dead"),
+        (lambda event: choice_of(event, finish_reason="abort"), "ended a request: abort"),
+        (lambda event: choice_of(event, logprobs={"content": [{"logprob": -9999.0}]}), "log-probability is nan"),
+        (lambda event: choice_of(event, weight_versions=[{"version": "x"}]), "changed during a rollout: another run"),
+    ],
+)
+def test_a_server_that_fails_in_the_middle(
+    policy: CausalLMPolicy, env: Any, servers: list[StandIn], change: Any, message: str
+) -> None:
+    vllm = make_vllm_servers(policy, env, urls(servers))
+    list(collect(policy.with_vllm(vllm), env, 1, seed=0))
+    before = len(servers[1].requests)
+    servers[1].change = lambda body, event: change(event) if len(servers[1].requests) > before else event
+    with pytest.raises(ConnectionError, match=message) as caught:
+        list(collect(policy.with_vllm(vllm), env, 4, seed=0))
+    assert servers[1].url in str(caught.value)
+
+
+def test_a_server_that_falls_silent(
+    policy: CausalLMPolicy, env: Any, servers: list[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm = make_vllm_servers(policy, env, urls(servers))
+    list(collect(policy.with_vllm(vllm), env, 1, seed=0))
+    silent = threading.Event()
+    servers[1].change = lambda body, event: silent.wait(60) and None
+    servers[1].disabled.add("/health")
+    monkeypatch.setattr(vllm_http, "SILENT_SECONDS", 0.05)
+    with pytest.raises(ConnectionError, match=f"{servers[1].url} refuses"):
+        list(collect(policy.with_vllm(vllm), env, 4, seed=0))
+    servers[1].disabled.clear()
+    monkeypatch.setattr(vllm_http, "STALLED_SECONDS", 0.2)
+    with pytest.raises(ConnectionError, match=r"have drawn no token for 0 seconds"):
+        list(collect(policy.with_vllm(vllm), env, 4, seed=0))
+    silent.set()
+
+
+def test_a_server_that_ends_attempts_too_early(
+    policy: CausalLMPolicy, env: Any, servers: list[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_http, "SILENT_SECONDS", 0.05)
+    vllm = make_vllm_servers(policy, env, urls(servers))
+    list(collect(policy.with_vllm(vllm), env, 1, seed=0))
+    before = policy.with_sampling(temperature=0.0).with_vllm(vllm)
+    add = vllm_http.ServerRequests.add
+
+    def shorter(self: Any, name: str, sequence: Any, settings: Any, server: Any = None) -> None:
+        add(self, name, sequence, {**settings, "max_tokens": 1}, server)
+
+    monkeypatch.setattr(vllm_http.ServerRequests, "add", shorter)
+    with pytest.raises(ValueError, match="ended attempts that the environment goes on with"):
+        list(collect(before, env, 1, seed=0))
+
+
+def test_a_server_that_was_started_again(policy: CausalLMPolicy, env: Any, servers: list[StandIn]) -> None:
+    vllm = make_vllm_servers(policy, env, urls(servers))
+    list(collect(policy.with_vllm(vllm), env, 1, seed=0))
+    servers[0].version = VERSION
+    with pytest.raises(ValueError, match=f"{servers[0].url} has other weights than it was given: it was started again"):
+        collect(policy.with_vllm(vllm), env, 1, seed=0)
+
+
+def test_two_ways_to_sample(capsys: Any) -> None:
+    with pytest.raises(ValueError, match="vllm_memory and vllm_servers are two ways to sample"):
+        GRPO("tokengym/Arithmetic-v0", device="cpu", num_envs=2, vllm_memory=0.5, vllm_servers=["http://a:1"])
+    assert main(["eval", "--problems", "1", "--vllm-memory", "0.5", "--vllm-servers", "http://a:1"]) == 1
+    assert "--vllm-memory and --vllm-servers are two ways to sample" in capsys.readouterr().err
+
+
+def test_one_of_several_processes_hands_weights_over(
+    policy: CausalLMPolicy, env: Any, servers: list[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first that needs them; others wait, whichever rank they have, and however often they sampled before."""
+    store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    rank = threading.local()
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: rank.index)
+    monkeypatch.setattr("torch.distributed.distributed_c10d._get_default_store", lambda: store)
+    rank.index = 0
+    first, second = (VLLMServers(policy.model, urls(servers), SLOTS, 400) for _ in range(2))
+    embedding = policy.model.get_input_embeddings().weight.data
+
+    def hand_over(index: int, vllm: VLLMServers) -> None:
+        rank.index = index
+        vllm._hand_over(policy.model)
+        assert {server.version for server in servers} == {vllm._version}
+
+    hand_over(0, first)
+    hand_over(1, second)
+    assert [server.reloads for server in servers] == [1, 1]
+    embedding[0, 0] += 1
+    hand_over(1, second)  # the other rank has nothing to sample
+    assert [server.reloads for server in servers] == [2, 2]
+    embedding[0, 0] -= 1
+    both = [threading.Thread(target=hand_over, args=(index, vllm)) for index, vllm in enumerate((first, second))]
+    both[1].start()  # only this one has other weights than last time
+    both[1].join()
+    assert [server.reloads for server in servers] == [3, 3]
+    embedding[1, 0] += 1
+    both = [threading.Thread(target=hand_over, args=(index, vllm)) for index, vllm in enumerate((first, second))]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert [server.reloads for server in servers] == [4, 4]
+    assert first._version == second._version == servers[0].version
+    embedding[1, 0] += 1
+    monkeypatch.setattr(vllm_http, "HAND_OVER_SECONDS", 0.1)
+    monkeypatch.setattr(vllm_servers, "_is_first", lambda *_: False)
+    with pytest.raises(TimeoutError, match="another process failed, or trains other weights"):
+        hand_over(0, first)
+
+
+# ---------------------------------------------------------------------------------------------------------- vLLM itself
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A function that starts `vllm serve` with a data type and returns its address."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    folder = tmp_path_factory.mktemp("model")
+    for part in load("tokengym/tiny", device="cpu"):
+        part.save_pretrained(folder)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(dtype: str, *arguments: str) -> str:
+        port = free_port()
+        log = folder / f"{port}.log"
+        command = [
+            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", dtype),
+            *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", "512", "--max-num-seqs", "8"),
+            *("--logprobs-mode", "processed_logprobs", "--enable-scale-out", "--stream-interval", "4"),
+            *("--enforce-eager", *arguments),
+        ]
+        variables = {
+            "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+        }
+        with log.open("wb") as output:
+            started.append(
+                subprocess.Popen(command, env=os.environ | variables, stdout=output, stderr=subprocess.STDOUT)
+            )
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            assert started[-1].poll() is None, log.read_text()[-3000:]
+            try:
+                if httpx2.get(f"{url}/health", trust_env=False).status_code == 200:
+                    return url
+            except httpx2.HTTPError:
+                time.sleep(0.5)
+        raise TimeoutError(log.read_text()[-3000:])
+
+    yield start
+    for process in started:
+        process.terminate()
+    for process in started:
+        process.wait(60)
+
+
+def error_of(model: Any, attempts: list[Attempt], temperature: float = 1.0) -> float:
+    """Mean distance of log-probabilities from those that attempts were sampled with."""
+    with torch.inference_mode():
+        logits = [model(torch.from_numpy(a.tokens)[None]).logits[0, len(a.prompt) - 1 : -1] for a in attempts]
+    found = [
+        token_logprobs(x, torch.from_numpy(a.completion).long(), temperature)
+        for x, a in zip(logits, attempts, strict=True)
+    ]
+    theirs = np.concatenate([attempt.logprobs for attempt in attempts])
+    return float(np.abs(np.concatenate([values.numpy() for values in found]) - theirs).mean())
+
+
+@pytest.mark.slow
+def test_vllm_servers_sample_the_newest_weights(policy: CausalLMPolicy, env: Any, real: Any, tmp_path: Path) -> None:
+    url = real("float32")
+    vllm = make_vllm_servers(policy, env, [url])
+    greedy, warm = policy.with_sampling(temperature=0.0), policy.with_sampling(temperature=0.5)
+    seen = []
+    for _ in range(3):
+        own = list(collect(greedy, env, 8, seed=0))
+        theirs = list(collect(greedy.with_vllm(vllm), env, 8, seed=0))
+        assert all(same(a, b) for a, b in zip(own, theirs, strict=True))
+        attempts, again = (list(collect(warm.with_vllm(vllm), env, 8, seed=0)) for _ in range(2))
+        assert all(same(a, b) for a, b in zip(attempts, again, strict=True)), "a seed decides what is drawn"
+        assert error_of(policy.model, attempts, 0.5) < 1e-4
+        seen.append(own)
+        with torch.no_grad():
+            for parameter in policy.model.parameters():
+                parameter.mul_(1.05)
+    assert not all(same(a, b) for a, b in zip(seen[0], seen[2], strict=True)), "other weights, other attempts"
+    spec = copy.deepcopy(gym.spec("tokengym/Arithmetic-v0"))
+    spec.kwargs["max_new_tokens"] = 24
+    settings: dict[str, Any] = {
+        "device": "cpu", "num_envs": 8, "iterations": 2, "problems_per_iteration": 4, "samples_per_problem": 4,
+        "validation_problems": 4, "validation_iterations": 1,
+    }  # fmt: skip
+    agent = GRPO(spec, run=tmp_path / "run", vllm_servers=[url], vllm_folder=tmp_path / "weights", **settings)
+    logged: list[dict[str, float]] = []
+    agent.learn(callback=lambda agent, metrics: logged.append(dict(metrics)))
+    assert agent.num_attempts == 32
+    assert any("eval/maj@1" in metrics for metrics in logged)
+    command = ["eval", "--model", str(tmp_path / "run" / "model"), "--env", "tokengym/Arithmetic-v0", "--problems", "4"]
+    assert main([*command, "--n", "0", "--num-envs", "8", "--device", "cpu", "--vllm-servers", url]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_vllm_servers_sample_the_policy_that_adapters_have_become(env: Any, real: Any, dtype: str) -> None:
+    url = real(dtype, *(("--enable-lora", "--max-lora-rank", "8") if dtype == "bfloat16" else ()))
+    model, tokenizer = load("tokengym/tiny", device="cpu", dtype=dtype, lora_rank=4)
+    adapted = CausalLMPolicy(model, tokenizer).with_sampling(temperature=1.0)
+    vllm = make_vllm_servers(adapted, env, [url])
+    before = error_of(model, list(collect(adapted.with_vllm(vllm), env, 16, seed=0)))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    ids = torch.arange(64).reshape(2, 32) + 5
+    for _ in range(16):
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    attempts = list(collect(adapted.with_vllm(vllm), env, 16, seed=0))
+    after = error_of(model, attempts)
+    with model.disable_adapter():  # pyright: ignore[reportCallIssue]
+        stale = error_of(model, attempts)
+    assert max(before, after) < (1e-4 if dtype == "float32" else 0.02)
+    assert stale > 3 * after
+    print(f"{dtype}: before {before:.2g}, after {after:.2g}, against weights without adapters {stale:.2g}")  # noqa: T201
