@@ -37,7 +37,7 @@ class Drawn(NamedTuple):
     Attributes:
         request: Name of the request.
         tokens: Tokens `[T]`.
-        logprobs: Their log-probabilities `[T]`, of the distributions that they were drawn from.
+        logprobs: Log-probabilities `[T]` of the tokens, in the distributions that they were drawn from.
         prefill_tokens: Prompt tokens that were computed for it; 0 but for the first tokens of a request.
     """
 

@@ -200,7 +200,7 @@ class RefusedError(ConnectionError):
     Args:
         url: Address of the server.
         status: HTTP status of its reply.
-        message: The server's own words.
+        message: Reason that the server gives.
     """
 
     def __init__(self, url: str, status: int, message: str) -> None:
