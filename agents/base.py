@@ -38,7 +38,7 @@ from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.collect import collect_into
 from .rollouts.continuations import label_prefixes
 from .rollouts.policy import CausalLMPolicy, PolicyState
-from .rollouts.slots import make_rollout_env, make_vllm, make_vllm_servers
+from .rollouts.slots import check_vllm, make_rollout_env, make_vllm, make_vllm_servers
 from .training.learner import Example, Learner
 from .training.memory import Limits, Work, check_memory, free_memory
 from .training.progress import progress
@@ -189,6 +189,7 @@ class Agent(ABC, Generic[ConfigT]):
             raise ValueError(f"seed must be at least 0, got {seed}")
         if device is not None:
             find_device(device)
+        check_vllm(vllm_memory, vllm_servers, vllm_folder)
         trackers: list[Any] = [log_with] if isinstance(log_with, str) else list(log_with)
         check_trackers(trackers)
         # Without `cpu` accelerate sees one process, whatever torchrun has started, where there is no accelerator.
@@ -217,8 +218,6 @@ class Agent(ABC, Generic[ConfigT]):
         self._vllm: BaseVLLM | None = None
         self._half: tuple[PreTrainedModel, HalfCopy | None] | None = None
         self.env = self.make_env()
-        if vllm_memory is not None and vllm_servers:
-            raise ValueError("vllm_memory and vllm_servers are two ways to sample: leave one of them out")
         half: dict[str, Any] = {"dtype": "bfloat16"} if getattr(self.config, "bf16", False) else {}
         if vllm_memory is not None:
             self._vllm = make_vllm(self.policy, self.env, vllm_memory, **half)

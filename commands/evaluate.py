@@ -97,19 +97,18 @@ def evaluate(arguments: Sequence[str]) -> None:
 def _run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None:
     from ..agents import evaluate as measure
     from ..agents.evaluation.tables import evaluation_table
-    from ..agents.rollouts.slots import make_rollout_env, make_vllm, make_vllm_servers
+    from ..agents.rollouts.slots import check_vllm, make_rollout_env, make_vllm, make_vllm_servers
     from ..agents.training.progress import progress
     from ..benchmarks.paper.tables import paper_figures
 
     check_output(options.output)
+    check_vllm(compute.vllm_memory, compute.vllm_servers, compute.vllm_folder)
     _check_reranker(options)
     set_threads(compute.threads)
     policy = _load_policy(options, compute)
     judge, reranker = _make_reranker(options, compute, policy)
     env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, compute.num_envs)
     policy = policy.with_compiled(compute.compile_decoder)
-    if compute.vllm_memory is not None and compute.vllm_servers:
-        raise ValueError("--vllm-memory and --vllm-servers are two ways to sample: leave one of them out")
     if compute.vllm_servers:
         policy = policy.with_vllm(make_vllm_servers(policy, env, compute.vllm_servers, compute.vllm_folder))
     if compute.vllm_memory is not None:

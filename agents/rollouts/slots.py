@@ -75,6 +75,14 @@ def make_vllm(policy: CausalLMPolicy, env: TokenVectorEnv, memory: float, **argu
     return VLLM(policy.model, env.num_envs, env.max_prompt_tokens + env.max_new_tokens, memory=memory, **arguments)
 
 
+def check_vllm(memory: float | None, servers: Sequence[str], folder: str | Path | None) -> None:
+    """Raises `ValueError` for settings of vLLM that exclude each other."""
+    if memory is not None and servers:
+        raise ValueError("vllm_memory and vllm_servers are two ways to sample: leave one of them out")
+    if folder is not None and not servers:
+        raise ValueError("vllm_folder is where vLLM servers read weights: give vllm_servers, too")
+
+
 def make_vllm_servers(
     policy: CausalLMPolicy,
     env: TokenVectorEnv,

@@ -114,6 +114,14 @@ class VLLMServers(BaseVLLM):
             except RefusedError as error:
                 if error.status == 403:
                     wrong.append("no --enable-scale-out")
+            tied = without_adapters(model).config.get_text_config().tie_word_embeddings
+            on_cpu = info["vllm_config"]["device_config"]["device"] == "cpu"
+            if tied and on_cpu and served["hf_overrides"].get("tie_word_embeddings") is not False:
+                # Of its packed copy of the output head, which reloading the embedding would leave as it was.
+                raise ValueError(
+                    f"the vLLM server {url} is on a CPU, where vLLM does not follow changes of tied embeddings: serve "
+                    """a copy of the model that has them apart, with --hf-overrides '{"tie_word_embeddings": false}'"""
+                )
             if wrong:
                 raise ValueError(f"the vLLM server {url} has {', '.join(wrong)}. {self._start(model, url)}")
 
@@ -233,26 +241,15 @@ def _is_first(state: str, servers: str) -> bool:
 
 
 def _write_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype, leave_out: bool) -> None:
-    """Writes weights as a checkpoint of vLLM's; of tied ones, one."""
-    base = without_adapters(model)
-    tied = getattr(base, "_tied_weights_keys", None) or ()
-    tied = tied if base.config.get_text_config().tie_word_embeddings else ()
+    """Writes weights as a checkpoint of vLLM's, tied ones by both names."""
     part: dict[str, Tensor] = {}
-    written: set[tuple[int, torch.Size]] = set()
     size = number = 0
     with naming(folder):
         for name, weight in merged_weights(model, leave_out):
-            place = weight.data_ptr(), weight.shape
-            if name in tied:
-                if place not in written:
-                    raise ValueError(
-                        f"{name} has adapters, which vLLM servers do not take of tied weights: leave them out"
-                    )
-                continue
-            written.add(place)
-            part[name] = weight.to("cpu", dtype if weight.is_floating_point() else weight.dtype).contiguous()
+            part[name] = weight.to("cpu", dtype if weight.is_floating_point() else weight.dtype).clone()
             size += part[name].nbytes
             if size >= _SHARD:
                 save_file(part, folder / f"model-{number:05}.safetensors")
                 part, size, number = {}, 0, number + 1
-        save_file(part, folder / f"model-{number:05}.safetensors")
+        if part:
+            save_file(part, folder / f"model-{number:05}.safetensors")
