@@ -41,7 +41,7 @@ class ModelMatrix:
         types: Names of types and variants; none checks all types that transformers has.
         folder: Folder for models.json and models.md. Rows in it that the same versions made are kept, except wrong ones
             and crashes.
-        time_limit: Time limit in seconds for one type.
+        time_limit: Limit of processor time in seconds for one type.
     """
 
     types: tuple[str, ...] = ()
