@@ -520,7 +520,7 @@ class Agent(ABC, Generic[ConfigT]):
             ranks.
         """
         sampled = Counter(attempts=0, tokens=0)
-        with self.progress(0, description, progress_bar) as bar:
+        with self.progress(None, description, progress_bar) as bar:
 
             def on_step(count: int, tokens: int) -> None:
                 sampled.update(attempts=samples * count, tokens=tokens)
@@ -608,7 +608,7 @@ class Agent(ABC, Generic[ConfigT]):
         going_on = callback is None or callback(self, dict(metrics)) is not False
         return self.ranks.broadcast(going_on)
 
-    def progress(self, total: int, description: str, shown: bool) -> "tqdm[Any]":
+    def progress(self, total: int | None, description: str, shown: bool) -> "tqdm[Any]":
         """A progress bar on the main process, if one is wanted; lines where there is no terminal."""
         return progress(total, description, shown and self.ranks.is_main)
 

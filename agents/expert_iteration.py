@@ -315,7 +315,7 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
     def _fine_tune(self, number: int, dataset: Dataset, metrics: dict[str, float], progress_bar: bool) -> None:
         started = time.perf_counter()
         folder = self.round_folder(number)
-        with self.progress(0, f"round {number}: fine-tuning", progress_bar) as bar:
+        with self.progress(None, f"round {number}: fine-tuning", progress_bar) as bar:
 
             def on_step(step: int, total: int, newest: dict[str, float]) -> None:
                 bar.total = total

@@ -240,10 +240,10 @@ class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
         """
         config = self.config
         learner = OutcomeLearner(self.outcome_model, config, updates(count, config), self.accelerator)
-        with self.progress(0, "training", progress_bar) as bar:
+        with self.progress(None, "training", progress_bar) as bar:
 
             def on_step(step: int, total: int, newest: dict[str, float]) -> None:
-                if bar.total == 0 and self.run is not None:
+                if bar.total is None and self.run is not None:
                     self.run.rewind(step - 1)  # what a killed process logged behind its last checkpoint
                 bar.total = total
                 bar.update()

@@ -196,7 +196,7 @@ class RCRL(Agent[RCRLConfig]):
         samples = self.config.rollouts_per_step
         stem = None if self._pool is None else self._pool / f"labels-{samples}-rollouts"
         sampled = Counter[str]()
-        with self.progress(0, "labeling", progress_bar) as bar:
+        with self.progress(None, "labeling", progress_bar) as bar:
 
             def on_step(count: int, tokens: int) -> None:
                 sampled.update(attempts=samples * count, tokens=tokens)
@@ -297,7 +297,7 @@ class RCRL(Agent[RCRLConfig]):
         self, examples: Sequence[Example], labels: Labels, metrics: dict[str, float], progress_bar: bool
     ) -> None:
         started = time.perf_counter()
-        with self.progress(0, "fine-tuning", progress_bar) as bar:
+        with self.progress(None, "fine-tuning", progress_bar) as bar:
 
             def on_step(step: int, total: int, newest: dict[str, float]) -> None:
                 bar.total = total

@@ -31,12 +31,12 @@ class SFT(Agent[SFTConfig]):
         self.shard()
         examples = list(self.demonstrations(self.config.demonstrations).values())
         finished = self.run_path is not None and (self.run_path / "model").exists()
-        with self.progress(0, "fine-tuning", progress_bar) as bar:
+        with self.progress(None, "fine-tuning", progress_bar) as bar:
 
             def on_step(step: int, total: int, metrics: dict[str, float]) -> None:
                 if finished:
                     return
-                if bar.total == 0 and self.run is not None:
+                if bar.total is None and self.run is not None:
                     self.run.rewind(step - 1)  # what a killed process logged behind its last checkpoint
                 bar.total = total
                 bar.update()

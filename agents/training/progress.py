@@ -13,6 +13,10 @@ KEYS = (
 """The metrics that a round's line shows, the most telling first, as far as there are any."""
 
 
+_OF_TOTAL = "{desc}: {n_fmt} of {total_fmt} in {elapsed}, {rate_fmt}, {remaining} left"
+_WITHOUT_TOTAL = "{desc}: {n_fmt} in {elapsed}, {rate_fmt}"
+
+
 class LineProgress(tqdm):
     """Progress as a line of text every few seconds, for log files: no carriage returns, nothing is drawn over.
 
@@ -24,11 +28,11 @@ class LineProgress(tqdm):
     """Seconds from one line to the next."""
 
     def __init__(self, **settings: Any) -> None:
-        form = "{desc}: {n_fmt} of {total_fmt} in {elapsed}, {rate_fmt}, {remaining} left"
-        super().__init__(**settings, mininterval=self.seconds, delay=self.seconds, miniters=1, bar_format=form)
+        super().__init__(**settings, mininterval=self.seconds, delay=self.seconds, miniters=1)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Writes a line."""
+        self.bar_format = _OF_TOTAL if self.total else _WITHOUT_TOTAL
         self.fp.write(f"{self if msg is None else msg}\n")
         self.fp.flush()
 
@@ -39,11 +43,11 @@ class LineProgress(tqdm):
             self._decr_instances(self)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def progress(total: int, description: str, shown: bool = True) -> "tqdm[Any]":
+def progress(total: int | None, description: str, shown: bool = True) -> "tqdm[Any]":
     """A bar on standard error if that is a terminal, and lines otherwise.
 
     Args:
-        total: Number of updates that make the whole.
+        total: Number of updates that make the whole; `None` where nobody knows yet.
         description: Name of the stage.
         shown: Show the progress at all.
     """

@@ -169,6 +169,17 @@ def attempts_of():
 
 
 @pytest.fixture(scope="session")
+def weights() -> Callable[..., dict[str, torch.Tensor]]:
+    """Copies the weights of a model, or of that of an agent or an outcome model."""
+
+    def weights(learned: Any) -> dict[str, torch.Tensor]:
+        module = learned if isinstance(learned, torch.nn.Module) else learned.model
+        return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+    return weights
+
+
+@pytest.fixture(scope="session")
 def same() -> Callable[..., bool]:
     """Compares tensors by name, bit for bit; the second mapping may hold more."""
 

@@ -18,29 +18,10 @@ from tokengym.agents.training.fine_tuning import NothingToLearnError
 from tokengym.agents.training.learner import Example
 from tokengym.agents.training.losses import preference_loss
 from tokengym.agents.training.pairs import make_pairs
-from tokengym.envs import Problem, ProblemList, TokenVectorEnv
+from tokengym.envs import Problem
 from tokengym.models import load_tokenizer
-from tokengym.rewards import Verdict
 
 LETTERS = load_tokenizer("chars:ab?")
-
-
-class Letters(ProblemList):
-    """Correct is whatever begins with the question's last letter."""
-
-    def __init__(self, split: str = "train") -> None:
-        super().__init__([Problem(f"{split}-{q}", q + "?", q[-1]) for q in ("a", "b", "ab", "ba", "aab")], split)
-
-    def grade(self, completion: str, problem: Problem) -> Verdict:
-        correct = completion.startswith(problem.answer)
-        return Verdict(correct, "correct" if correct else "wrong", completion[:1] or None)
-
-
-def slots(problems: ProblemList) -> TokenVectorEnv:
-    return TokenVectorEnv(
-        problems, 16, tokenizer=LETTERS, prompt="{question}", max_prompt_tokens=8, max_new_tokens=4,
-        autoreset_mode="Disabled", copy=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +40,12 @@ FAST = {
 
 
 @pytest.fixture
-def make(folder):
+def make(folder, letters, slots):
     def make(**settings: Any) -> DPO:
-        env, validation = slots(Letters()), slots(Letters("validation"))
+        env, validation = slots(letters()), slots(letters("validation"))
         return DPO(env, folder, validation_env=validation, device="cpu", **(FAST | settings))
 
     return make
-
-
-def weights(agent: DPO) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().clone() for name, weight in agent.model.named_parameters()}
 
 
 # --------------------------------------------------------------------------------------------------------------- loss
@@ -197,7 +174,7 @@ def test_it_learns_and_the_best_round_stays(make, tmp_path) -> None:
     assert DPO.load(tmp_path / "run" / "model", agent.env).name == "dpo"
 
 
-def test_killed_and_resumed_equals_never_stopped_bit_for_bit(make, tmp_path, monkeypatch) -> None:
+def test_killed_and_resumed_equals_never_stopped_bit_for_bit(make, tmp_path, monkeypatch, weights) -> None:
     whole = make(run=tmp_path / "whole").learn()
     import tokengym.agents.dpo as module
 
@@ -228,9 +205,9 @@ def test_killed_and_resumed_equals_never_stopped_bit_for_bit(make, tmp_path, mon
     assert resumed.num_attempts == whole.num_attempts
 
 
-def test_a_run_whose_data_changed_is_not_resumed(make, tmp_path, monkeypatch) -> None:
+def test_a_run_whose_data_changed_is_not_resumed(make, tmp_path, monkeypatch, letters) -> None:
     make(run=tmp_path / "run")
-    monkeypatch.setattr(Letters, "__getitem__", lambda self, index: Problem(f"train-{index}", "b?", "a"))
+    monkeypatch.setattr(letters, "__getitem__", lambda self, index: Problem(f"train-{index}", "b?", "a"))
     with pytest.raises(ValueError, match=r"\(data: '\w+' -> '\w+'\)"):
         make(run=tmp_path / "run", resume=True)
 
@@ -263,7 +240,7 @@ def test_bad_settings(settings: dict, words: str) -> None:
     assert issubclass(DPOConfig, OptimizerConfig)
 
 
-def test_a_second_call_of_learn_runs_as_many_rounds_again(make, monkeypatch) -> None:
+def test_a_second_call_of_learn_runs_as_many_rounds_again(make, monkeypatch, weights) -> None:
     accuracies = iter([0.1, 0.2, 0.3] * 2)
     monkeypatch.setattr("tokengym.agents.rounds.validate", lambda *_: {"eval/maj@1": next(accuracies)})
     whole, halves = make(rounds=2).learn(), make(rounds=1).learn()

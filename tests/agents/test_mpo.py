@@ -13,30 +13,10 @@ from tokengym.agents.mpo import EasyPairs, reward_gaps
 from tokengym.agents.training.learner import Example
 from tokengym.agents.training.pairs import Pair
 from tokengym.agents.training.rounds import Round
-from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load_tokenizer
 from tokengym.models.outcome import OutcomeModel
-from tokengym.rewards import Verdict
 
 LETTERS = load_tokenizer("chars:ab?")
-
-
-class Letters(ProblemList):
-    """Correct is whatever begins with the question's last letter."""
-
-    def __init__(self, split: str = "train") -> None:
-        super().__init__([Problem(f"{split}-{q}", q + "?", q[-1]) for q in ("a", "b", "ab", "ba", "aab")], split)
-
-    def grade(self, completion: str, problem: Problem) -> Verdict:
-        correct = completion.startswith(problem.answer)
-        return Verdict(correct, "correct" if correct else "wrong", completion[:1] or None)
-
-
-def slots(problems: ProblemList) -> TokenVectorEnv:
-    return TokenVectorEnv(
-        problems, 16, tokenizer=LETTERS, prompt="{question}", max_prompt_tokens=8, max_new_tokens=4,
-        autoreset_mode="Disabled", copy=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -60,24 +40,16 @@ DPO_PART = {"rounds": 1, "samples_per_problem": 12, "pairs_per_problem": 6, "bat
 
 
 @pytest.fixture
-def make(folders):
+def make(folders, letters, slots):
     def make(cls: type = MPO, **settings: Any) -> Any:
         mixed = {"orm": str(folders[1]), **PAIRS, **PPO_PART} if cls is MPO else {}
-        validation = slots(Letters("validation"))
-        return cls(slots(Letters()), folders[0], validation_env=validation, device="cpu", **(mixed | settings))
+        validation = slots(letters("validation"))
+        return cls(slots(letters()), folders[0], validation_env=validation, device="cpu", **(mixed | settings))
 
     return make
 
 
-def weights(agent: Any) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().clone() for name, weight in agent.model.named_parameters()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(weight, b[name]) for name, weight in a.items())
-
-
-def test_all_pairs_easy_is_dpo(make, tmp_path) -> None:
+def test_all_pairs_easy_is_dpo(make, tmp_path, weights, same) -> None:
     plain = make(DPO, validation_problems=5, run=tmp_path / "dpo", **DPO_PART).learn()
     trained = Round.load(tmp_path / "dpo" / "round-1", 1)
     assert trained is not None
@@ -89,13 +61,13 @@ def test_all_pairs_easy_is_dpo(make, tmp_path) -> None:
     assert same(weights(again), weights(mixed))
 
 
-def test_no_pair_easy_is_ppo(make, tmp_path) -> None:
+def test_no_pair_easy_is_ppo(make, tmp_path, weights, same) -> None:
     mixed, plain = make(threshold=math.inf).learn(), make(PPO, **PPO_PART).learn()
     assert same(weights(mixed), weights(plain))
     assert mixed.num_attempts == plain.num_attempts + 60
 
 
-def test_between_them_ppo_begins_at_its_reference_on_the_problems_of_hard_pairs(make, tmp_path) -> None:
+def test_between_them_ppo_begins_at_its_reference_on_the_problems_of_hard_pairs(make, tmp_path, weights, same) -> None:
     logged: list[dict[str, float]] = []
     agent = make(run=tmp_path / "run", kl_coef=0.3)
     agent.learn(callback=lambda _, metrics: logged.append(dict(metrics)))
@@ -145,7 +117,7 @@ def test_bad_settings(make, folders) -> None:
 
 
 @pytest.mark.parametrize("when", [1, 2])
-def test_a_run_killed_in_either_stage_ends_as_one_that_was_not(make, tmp_path, monkeypatch, when) -> None:
+def test_a_run_killed_in_either_stage_ends_as_a_whole_one(make, tmp_path, monkeypatch, when, weights, same) -> None:
     whole = make(run=tmp_path / "whole").learn()
     agent = make(run=tmp_path / "killed")
 

@@ -22,16 +22,8 @@ def make(run: Path | None = None, d: int = 5, **settings) -> Pretrain:
     return Pretrain(env, device="cpu", num_envs=32, run=run, **(FAST | {"steps": 10} | settings))
 
 
-def weights(agent) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in agent.model.named_parameters()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
-
-
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_the_model_has_the_shape_asked_for_and_depends_on_the_seed_alone(architecture: str) -> None:
+def test_the_model_has_the_shape_asked_for_and_depends_on_the_seed_alone(architecture: str, weights, same) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     agent, twin, other = (make(architecture=architecture, depth=3, width=48, heads=4, seed=seed) for seed in (0, 0, 1))
@@ -66,7 +58,7 @@ def test_every_step_trains_on_the_next_demonstrations_of_the_stream(monkeypatch)
             assert example.completion[-1] == tokenizer.eos_token_id
 
 
-def test_it_learns_short_chains_and_reinforcement_goes_on_from_its_checkpoints(tmp_path) -> None:
+def test_it_learns_short_chains_and_reinforcement_goes_on_from_its_checkpoints(tmp_path, weights, same) -> None:
     told: list[dict[str, float]] = []
     agent = make(tmp_path / "run", steps=120, save_steps=60, batch_size=64, learning_rate=5e-3)
     agent.learn(callback=lambda _, metrics: told.append(metrics))
@@ -94,7 +86,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("killed_at", [1, 3, 4])
-def test_killed_and_resumed_equals_never_stopped_bit_for_bit(tmp_path, killed_at: int) -> None:
+def test_killed_and_resumed_equals_never_stopped_bit_for_bit(tmp_path, killed_at: int, weights, same) -> None:
     whole = make(tmp_path / "whole").learn()
     told = []
 
@@ -115,7 +107,7 @@ def test_killed_and_resumed_equals_never_stopped_bit_for_bit(tmp_path, killed_at
     assert [line["step"] for line in lines[0]] == [2, 4, 6, 8, 10]
 
 
-def test_the_callback_ends_it(tmp_path) -> None:
+def test_the_callback_ends_it(tmp_path, weights, same) -> None:
     make(tmp_path / "run").learn(callback=lambda *_: False)
     assert (tmp_path / "run" / "checkpoints" / "step-2").exists()
     resumed = make(tmp_path / "run", resume=True)

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from tokengym.agents import rcrl
-from tokengym.agents.base import Agent
 from tokengym.agents.evaluation.evaluate import evaluate
 from tokengym.agents.rcrl import RCRL
 from tokengym.agents.rollouts.attempts import Attempt, AttemptFile
@@ -81,14 +80,6 @@ def make(folders):
         return RCRL(env or slots(), folders[model], validation_env=validation, device="cpu", **settings)
 
     return make
-
-
-def weights(agent: Agent) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in agent.model.named_parameters()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 
 # ---------------------------------------------------------------------------------------------------- Bayes' rule
@@ -280,7 +271,7 @@ def kill_after(monkeypatch, stage: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(("stage", "count"), [("sampling", 7), ("labeling", 5), ("training", 4)])
-def test_killed_and_resumed_equals_never_stopped(make, tmp_path, stage: str, count: int) -> None:
+def test_killed_and_resumed_equals_never_stopped(make, tmp_path, stage: str, count: int, weights, same) -> None:
     whole = make(run=tmp_path / "whole").learn()
     with pytest.MonkeyPatch.context() as patch:
         kill_after(patch, stage, count)
@@ -303,7 +294,7 @@ def test_killed_and_resumed_equals_never_stopped(make, tmp_path, stage: str, cou
     assert len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
-def test_another_run_takes_the_pool_with_its_labels(make, tmp_path, monkeypatch) -> None:
+def test_another_run_takes_the_pool_with_its_labels(make, tmp_path, monkeypatch, weights, same) -> None:
     first = make(run=tmp_path / "first").learn()
     monkeypatch.setattr(rcrl.RCRL, "collect_attempts", None)
     monkeypatch.setattr("tokengym.agents.rollouts.continuations.continue_from", lambda *a, start, **k: iter(()))
@@ -462,7 +453,7 @@ def test_the_budget_covers_the_pool(make) -> None:
     assert make(validation_problems=0).learn(40).num_attempts > 40  # those of the labels come on top
 
 
-def test_add_labels_is_what_the_agent_trains_from(make, folders) -> None:
+def test_add_labels_is_what_the_agent_trains_from(make, folders, weights, same) -> None:
     """With a learning rate of zero the agent's model is the base model with labels added, whatever samples."""
     from tokengym.models import load
 

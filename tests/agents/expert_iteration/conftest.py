@@ -89,16 +89,6 @@ def make_agent(slots, letters_folder) -> Callable[..., ExpertIteration]:
 
 
 @pytest.fixture(scope="session")
-def weights():
-    """Copies the trainable weights of an agent."""
-
-    def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-        return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-    return weights
-
-
-@pytest.fixture(scope="session")
 def saved():
     """Reads the weights that a run saved."""
 

@@ -59,16 +59,6 @@ def make(letters, slots, letters_folders):
 
 
 @pytest.fixture(scope="session")
-def weights():
-    """Copies the trainable weights of an agent."""
-
-    def weights(agent: PolicyGradientAgent) -> dict[str, torch.Tensor]:
-        return {name: parameter.detach().clone() for name, parameter in agent.model.named_parameters()}
-
-    return weights
-
-
-@pytest.fixture(scope="session")
 def plain_gradient():
     """Of the mean over attempts of -signal log pi, every attempt alone, no padding, nothing shared."""
 

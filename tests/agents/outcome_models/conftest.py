@@ -12,7 +12,6 @@ from tokengym.agents import ORM
 from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load_tokenizer
-from tokengym.models.outcome import OutcomeModel
 from tokengym.rewards import Verdict
 
 LINES = load_tokenizer("chars:yz\n?")
@@ -74,16 +73,6 @@ def make_agent(slots, policy_folder):
         return cls(env or slots(), policy_folder, validation_env=validation, device="cpu", **(FAST | settings))
 
     return make
-
-
-@pytest.fixture(scope="session")
-def weights():
-    """Copies the trainable weights of an agent."""
-
-    def weights(model: OutcomeModel) -> dict[str, torch.Tensor]:
-        return {name: parameter.detach().clone() for name, parameter in model.model.named_parameters()}
-
-    return weights
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Progress in a log file: whole lines, not many, and nothing for stages that are over at once."""
 
 import io
+import re
 import sys
 
 import pytest
@@ -13,10 +14,16 @@ class Terminal(io.StringIO):
         return True
 
 
-def run(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, seconds: float, shown: bool = True) -> str:
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    stream: io.StringIO,
+    seconds: float,
+    shown: bool = True,
+    total: int | None = 20,
+) -> str:
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(LineProgress, "seconds", seconds)
-    with progress(20, "sampling", shown) as bar:
+    with progress(total, "sampling", shown) as bar:
         for _ in range(20):
             bar.update(1)
     return stream.getvalue()
@@ -27,6 +34,11 @@ def test_a_log_file_gets_lines_and_no_carriage_returns(monkeypatch: pytest.Monke
     assert lines.pop() == ""
     assert lines[-1].startswith("sampling: 20 of 20 in ")
     assert all(line.startswith("sampling: ") and "\r" not in line for line in lines)
+
+
+def test_a_total_that_nobody_knows_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = run(monkeypatch, io.StringIO(), 0.0, total=None).split("\n")
+    assert re.fullmatch(r"sampling: 20 in \d\d:\d\d, .*it/s", lines[-2])
 
 
 def test_a_stage_that_ends_before_its_first_line_writes_none(monkeypatch: pytest.MonkeyPatch) -> None:
