@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .ares import ARES
     from .backtranslation import Backtranslation
     from .base import Agent
     from .dpo import DPO
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGENTS",
+    "ARES",
     "DPO",
     "GRPO",
     "MPO",
@@ -79,6 +81,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "ares": ("ARES",),
         "backtranslation": ("Backtranslation",),
         "base": ("Agent",),
         "dpo": ("DPO",),

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 # Each agent's file, whose settings are in the file of that name in `configs`.
 _BUILT_IN = {
+    "ares": "ares:ARES",
     "backtranslation": "backtranslation:Backtranslation",
     "dpo": "dpo:DPO",
     "ei": "expert_iteration:ExpertIteration",

@@ -55,8 +55,14 @@ def step_ends(
 
 def step_texts(completion: NDArray[np.integer], ends: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """The texts of the steps of a completion that end at the tokens `ends`, which `step_ends` has found."""
-    line = OpenLine()
-    return [line.finish(completion[: end + 1], functools.partial(decode, tokenizer)) for end in ends]
+    texts: list[str] = []
+    start, carried = 0, ""
+    for end in ends:
+        text = (carried + decode(tokenizer, completion[start : end + 1])).lstrip()  # blank lines before it are no steps
+        line, newline, rest = text.rpartition("\n")
+        texts.append((line if newline else text).strip())
+        start, carried = end + 1, rest if newline else ""
+    return texts
 
 
 def newline_tokens(tokenizer: "PreTrainedTokenizerBase") -> NDArray[np.bool_]:

@@ -55,6 +55,8 @@ SMALLER = {
     "--minibatch-size 4 --samples-per-problem 2 --validation-problems 2 --env-args steps=1",
     "--iterations 20 --env-args 'reward=": "--iterations 1 --problems-per-iteration 2 --samples-per-problem 2 "
     "--minibatch-size 4 --validation-problems 1 --env-args steps=1 max_new_tokens=16 'reward=",
+    "--problems 200 --iterations 10 --rounds 2": "--problems 2 --iterations 1 --rounds 1 --sft-epochs 1 "
+    "--problems-per-iteration 2 --minibatch-size 4 --samples-per-problem 2 --validation-problems 2 --env-args steps=1",
     "--labels exact --problems 800": "--labels exact --problems 4 --samples-per-problem 4 --validation-problems 2",
     "--problems 800 --samples-per-problem 16": "--problems 4 --samples-per-problem 8 --validation-problems 2 "
     "--temperature 1 --env-args steps=1",

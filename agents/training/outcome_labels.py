@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ...envs.problems.base import Problem
 from ...envs.token_vector_env import TokenVectorEnv
 from ...rewards.steps import step_ends, step_texts
 from ..rollouts.attempts import Attempt
@@ -47,6 +48,24 @@ def monotone(labels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.maximum.accumulate(labels[::-1])[::-1]
 
 
+def check_steps(steps: Sequence[str], problem: Problem, env: TokenVectorEnv) -> list[bool]:
+    """True for each right step, see `ProblemSource.check_steps`.
+
+    Args:
+        steps: Texts of the steps of a solution.
+        problem: Problem that the solution is of.
+        env: Token environment whose problems tell right steps from wrong ones.
+
+    Raises:
+        NotImplementedError: The problems cannot tell right steps from wrong ones.
+        ValueError: They return another number of verdicts than there are steps.
+    """
+    right = np.array(env.problems.check_steps(steps, problem), np.bool_)
+    if right.shape != (len(steps),):
+        raise ValueError(f"{env.problems} checked {len(steps)} steps, and returned {right.shape} verdicts")
+    return right.tolist()
+
+
 def exact_labels(attempts: Sequence[Attempt], env: TokenVectorEnv, after_errors: bool) -> list[Labelled]:
     """Attempts with 1 at the end of every right step, 0 at wrong ones, and NaN at ends that are no steps.
 
@@ -63,12 +82,10 @@ def exact_labels(attempts: Sequence[Attempt], env: TokenVectorEnv, after_errors:
     ends = step_ends([a.completion for a in attempts], [a.terminated for a in attempts], env.tokenizer)
     for item, found in zip(labelled, ends, strict=True):
         texts = step_texts(item.attempt.completion, found.tolist(), env.tokenizer)
-        right = np.array(env.problems.check_steps(texts, item.attempt.problem), np.bool_)
-        if right.shape != found.shape:
-            raise ValueError(f"{env.problems} checked {len(found)} steps, and returned {right.shape} verdicts")
+        right = check_steps(texts, item.attempt.problem, env)
         item.labels[:] = np.nan
         item.labels[: len(found)] = right
-        if not after_errors and not right.all():
+        if not after_errors and not all(right):
             item.labels[int(np.argmin(right)) + 1 :] = np.nan
     return labelled
 

@@ -36,7 +36,12 @@ class Round:
     @classmethod
     def load(cls, folder: Path | None, number: int) -> "Round | None":
         """The round that `save` wrote; `None` if it is not finished, or there is no folder."""
-        if folder is None or not (folder / "finished").exists():
+        if folder is None or not cls.is_finished(folder):
             return None
         finished = folder / "finished"
         return cls(number, read_json(finished / _RECORD)["accuracy"], read_tensors(finished / _WEIGHTS))
+
+    @staticmethod
+    def is_finished(folder: Path) -> bool:
+        """True if `save` has written a round to the folder."""
+        return (folder / "finished").exists()

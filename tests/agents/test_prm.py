@@ -95,6 +95,7 @@ NAN = None
         ("y\nz\ny", True, [1, 0, NAN], [1, 0, 1]),
         ("z\ny\nz", True, [0, NAN, NAN], [0, 1, 0]),
         ("y\n\ny\n", True, [1, 1, NAN], [1, 1, NAN]),  # the end of the attempt is no step
+        ("y\n\nz", True, [1, 0], [1, 0]),  # a blank line is no step, also before the last one
         ("y\nyy", False, [1, NAN], [1, NAN]),  # nor is a line that the budget cut off
     ],
 )

@@ -15,6 +15,7 @@ from tokengym.models import OutcomeModel, load_tokenizer
 from tokengym.models.new_model import new_model
 from tokengym.registry import UnknownNameError
 from tokengym.rewards import JudgedReward, RewardError, Step, make_reward
+from tokengym.rewards.steps import step_ends, step_texts
 
 TOKENIZER = load_tokenizer("chars:0123456789+-*=#. abcdefghijklmnopqrstuvwxyz\n")
 EOS = TOKENIZER.eos_token_id
@@ -122,13 +123,42 @@ def test_an_outcome_model_judges_as_the_dense_reward_of_it_pays(tmp_path) -> Non
         play("1", JudgedReward(comparing, "centered"))
 
 
+@pytest.mark.parametrize(
+    ("text", "texts"),
+    [
+        ("a\n\nb", ["a", "b"]),  # blank lines before a line that only the end of the attempt ends
+        ("\n\na\n \n b c\n", ["a", "b c"]),
+        ("\n", []),
+        ("a", ["a"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["chars:abc7 \n", "tokengym/tiny"])
+def test_texts_of_steps_are_those_that_rewards_see(text: str, texts: list[str], name: str) -> None:
+    tokenizer = load_tokenizer(name)
+    tokens = np.array([*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])
+    (ends,) = step_ends([tokens], [True], tokenizer)
+    assert step_texts(tokens, ends.tolist(), tokenizer) == texts
+    seen: list[str] = []
+
+    def judge(steps: Sequence[Step]) -> list[float]:
+        seen.extend(step.text for step in steps)
+        return [0.0] * len(steps)
+
+    env = TokenVectorEnv(
+        ProblemList([Problem("p", "a", "7")]), 1, tokenizer=tokenizer, prompt="{question}", reward=JudgedReward(judge)
+    )
+    env.reset()
+    env.step_tokens([tokens], [len(tokens)])
+    assert seen == texts
+
+
 # ---------------------------------------------------------------------------------------- returns
 
 SPARSE = "sparse"
 LINES = st.lists(st.sampled_from(["1+2=3", "3*4=12", "12-5=7 left", "so", "", "9", "#### 3"]), max_size=8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     LINES,
     st.sampled_from(["#### 7", "#### 8", "none", ""]),

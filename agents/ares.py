@@ -1,0 +1,415 @@
+"""ARES: PPO paid for each step by a judge, and fine-tuning on corrections, in turns (arXiv 2407.00087).
+
+A judge scores each step, and PPO is paid the score less one half, nothing for a repeated step and nothing for the
+answer but what the judge thinks of its line. Then attempts are sampled and corrected: repeated steps go, the steps
+before the first wrong one stay, token for token, and the rest is the reference solution's, or a proposer's that is
+right. A right attempt is its own correction. The policy is fine-tuned on all of them, and the next round begins with it
+as the reference, and with a new critic.
+
+In the source a language model is judge and corrector at once. Here wrong steps are found exactly where the problems can
+tell right steps from wrong ones, and elsewhere by the judge's scores below one half.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..arrays import IntArray
+from ..envs.problems.base import Problem
+from ..envs.token_vector_env import TokenVectorEnv
+from ..files import read_json, remove_folder, write_json
+from ..models import load
+from ..models.vocabulary import num_token_ids
+from ..rewards.grading import solutions
+from ..rewards.judged import JudgedReward
+from ..rewards.steps import newline_tokens, step_ends, step_texts
+from .base import Callback, LoRA
+from .configs.ares import ARESConfig
+from .configs.optimizer import FineTuneConfig, OptimizerConfig
+from .configs.ppo import PPOConfig
+from .ppo import PPO
+from .rollouts.attempts import Attempt, RolloutStatistics
+from .rollouts.collect import Start, continue_from
+from .rollouts.policy import CausalLMPolicy
+from .rounds import RoundsAgent
+from .training.fine_tuning import fine_tune
+from .training.learner import Example
+from .training.memory import Work
+from .training.outcome_labels import check_steps
+from .training.rounds import Round
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draft:
+    """The right beginning of an attempt, without repetitions.
+
+    Attributes:
+        attempt: Attempt that is corrected.
+        steps: Texts of the steps that stay.
+        tokens: `[P]` tokens of these steps; those of the attempt, of whole lines.
+        is_whole: True if the attempt is right, and so needs no other end.
+    """
+
+    attempt: Attempt
+    steps: list[str]
+    tokens: IntArray
+    is_whole: bool
+
+
+def make_drafts(attempts: Sequence[Attempt], env: TokenVectorEnv, exact: bool) -> list[Draft]:
+    """Removes repeated steps from attempts, and all from the first wrong step of each on.
+
+    Args:
+        attempts: Attempts at problems of `env`.
+        env: Token environment whose reward is a centered `JudgedReward`.
+        exact: Find wrong steps by `ProblemSource.check_steps`; else they are those that the judge scored below 0.5.
+    """
+    ends = step_ends([a.completion for a in attempts], [a.terminated for a in attempts], env.tokenizer)
+    continues = bool(newline_tokens(env.tokenizer).any())  # else an attempt is a single line
+    return [_draft(attempt, own.tolist(), env, exact, continues) for attempt, own in zip(attempts, ends, strict=True)]
+
+
+def _draft(attempt: Attempt, ends: Sequence[int], env: TokenVectorEnv, exact: bool, continues: bool) -> Draft:
+    tokens, encoder = attempt.completion.astype(np.int64), env.encoder
+    texts = step_texts(tokens, ends, env.tokenizer)
+    keys = list(map(solutions.exact_text, texts))
+    fresh = [i for i, key in enumerate(keys) if key not in keys[:i]]
+    if exact:
+        right = check_steps([texts[i] for i in fresh], attempt.problem, env)
+    else:
+        right = [float(attempt.rewards[ends[i]]) >= 0 for i in fresh]
+    kept = fresh[: right.index(False)] if False in right else fresh
+    is_whole = attempt.is_success and kept == fresh
+    if not is_whole:  # the answer comes last
+        answer = next((i for i, step in enumerate(kept) if env.is_answer(texts[step])), len(kept))
+        kept = kept[:answer] if continues else []
+    starts = [0, *(end + 1 for end in ends)]
+    parts = [tokens[starts[i] : ends[i] + 1] for i in kept]
+    steps = [texts[i] for i in kept]
+    if kept and not is_whole and attempt.terminated and ends[kept[-1]] == len(tokens) - 1:
+        parts[-1] = encoder.encode(steps[-1] + "\n")  # no end-of-sequence in the middle
+    found = np.concatenate([np.empty(0, np.int64), *parts])
+    if _lines(env.decode(found)) != _lines("\n".join(steps)):
+        # A token that spans lines was cut off with a step that goes.
+        found = encoder.encode("\n".join(steps) + "\n" * (not is_whole))
+    return Draft(attempt, steps, _ended(found, env) if is_whole else found, is_whole)
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text that are not blank, stripped."""
+    return list(filter(None, map(str.strip, text.split("\n"))))
+
+
+def _ended(tokens: IntArray, env: TokenVectorEnv) -> IntArray:
+    """The tokens with an end-of-sequence at their end."""
+    done = len(tokens) > 0 and env.encoder.is_eos[tokens[-1]]
+    return tokens if done else np.append(tokens, env.encoder.eos_token_id)
+
+
+def rest_of_reference(problem: Problem, steps: Sequence[str], env: TokenVectorEnv) -> str:
+    """The lines of the problem's solution after the last one that the steps have reached, in order.
+
+    A step reaches a line of the same text, or else of the same equation, or else of the same result.
+
+    Raises:
+        ValueError: The problem has no solution.
+    """
+    if problem.solution is None:
+        raise ValueError(
+            f"ares corrects attempts by reference solutions, and problem {problem.id!r} has none: give a proposer"
+        )
+    lines, place = problem.solution.split("\n"), 0
+    for step in steps:
+        for read in (solutions.exact_text, solutions.equation, solutions.result):
+            wanted = read(step)
+            same = (
+                i
+                for i in range(place, len(lines))
+                if wanted is not None
+                and read(lines[i]) == wanted
+                and not (env.is_answer(lines[i]) or lines[i].strip() == problem.answer)
+            )
+            if (found := next(same, None)) is not None:
+                place = found + 1
+                break
+    return "\n".join(lines[place:])
+
+
+def by_reference(begun: Draft, env: TokenVectorEnv) -> list[IntArray]:
+    """A draft completed by the reference solution, and that solution alone: `[T]` tokens, end-of-sequence last."""
+    problem, kept, encoder = begun.attempt.problem, begun.tokens, env.encoder
+    rest = rest_of_reference(problem, begun.steps, env)
+    whole = encoder.encode(env.decode(kept) + rest)  # words are split as in solutions, where that keeps the draft
+    if len(whole) < len(kept) or (whole[: len(kept)] != kept).any():
+        whole = np.concatenate([kept, encoder.encode(rest)])
+    return [np.append(whole, encoder.eos_token_id), env.encode_solution(problem)]
+
+
+def by_proposer(
+    drafts: Sequence[Draft], env: TokenVectorEnv, proposer: CausalLMPolicy, samples: int, seed: int
+) -> list[list[IntArray]]:
+    """Drafts completed by a proposer: `samples` completions of each, or none where it leaves no room for any.
+
+    Args:
+        drafts: Drafts to complete.
+        env: Token environment with `autoreset_mode` DISABLED.
+        proposer: Policy that draws the continuations.
+        samples: Continuations of each draft.
+        seed: Seed of the continuations' random streams.
+    """
+    fit = [one for one in drafts if _fits(one.tokens, env)]
+    starts = [Start(one.attempt.problem.id, one.tokens) for one in fit for _ in range(samples)]
+    found = iter(continue_from(proposer, env, starts, seed=seed)) if starts else iter(())
+    completed: list[list[IntArray]] = []
+    for one in drafts:
+        own = [next(found) for _ in range(samples if _fits(one.tokens, env) else 0)]
+        completed.append(
+            [
+                _ended(np.concatenate([one.tokens, proposal.completion], dtype=np.int64), env)
+                for proposal in own
+                if proposal.terminated
+            ]
+        )
+    return completed
+
+
+def _fits(prefix: IntArray, env: TokenVectorEnv) -> bool:
+    try:
+        env.encoder.encode_prefix(prefix, env.max_new_tokens)
+    except ValueError:
+        return False
+    return True
+
+
+def is_right(problem: Problem, completion: IntArray, env: TokenVectorEnv, exact: bool) -> bool:
+    """True for a completion within the token limit that the grader accepts and, if `exact`, without a wrong step."""
+    if len(completion) > env.max_new_tokens:
+        return False
+    text = env.decode(completion)
+    if not env.problems.grade(text, problem).correct:
+        return False
+    return not exact or all(check_steps(_lines(text), problem, env))
+
+
+class JudgedPPO(PPO):
+    """The first stage of a round: PPO on the model and the environment of another agent."""
+
+    def __init__(self, owner: "ARES", **settings: Any) -> None:
+        self.owner = owner
+        super().__init__(owner._source, owner.model_name, **settings)
+
+    def _load_model(
+        self, model: str | Path, device: str, dtype: str, lora: LoRA
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        return self.owner.model, self.owner.tokenizer
+
+    def make_env(self, **settings: Any) -> TokenVectorEnv:
+        return self.owner.make_env(**settings)
+
+
+class ARES(RoundsAgent[ARESConfig]):
+    """ARES: PPO paid for each step by a judge, and fine-tuning on corrected attempts, in turns."""
+
+    name = "ares"
+    config_class = ARESConfig
+    shardable = False
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        if settings.get("vllm_memory") is not None or settings.get("vllm_servers"):
+            raise ValueError("ares samples with the built-in decoder: leave out vllm_memory and vllm_servers")
+        super().__init__(*args, **settings)
+        reward = self.env.reward
+        if not isinstance(reward, JudgedReward) or reward.form != "centered" or reward.shaping or reward.weight <= 0:
+            raise ValueError(
+                "ares is paid for each step by a judge: leave out the environment's reward and set judge, or give "
+                '{"name": "judged", "form": "centered"} or a reward registered under a name that makes such a '
+                "JudgedReward, without shaping"
+            )
+        try:
+            self.env.problems.check_steps([], self.env.problems[0])
+            self._exact = True
+        except NotImplementedError:
+            self._exact = False
+        self._proposer = None
+        if self.config.proposer is not None:
+            model, tokenizer = load(self.config.proposer, device=self.device)
+            if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+                raise ValueError(f"the tokenizers of proposer={self.config.proposer!r} and of the policy differ")
+            self._proposer = CausalLMPolicy(model.eval(), tokenizer).with_sampling(temperature=self.config.temperature)
+        elif self.config.sft_epochs:
+            rest_of_reference(self.env.problems[0], (), self.env)
+        self._corrections: list[Example] = []
+
+    @classmethod
+    def work(cls, config: Any, policy: PreTrainedModel) -> Work:
+        work = PPO.work(config, policy)
+        return replace(work, copies=work.copies + min(3, 1 + config.rounds))
+
+    def make_env(self, **settings: Any) -> TokenVectorEnv:
+        """The agent's environment, whose steps `ARESConfig.judge` is paid for if it names no reward of its own."""
+        if isinstance(self._source, EnvSpec) and "reward" not in self._source.kwargs:
+            settings = {"reward": {"name": "judged", "form": "centered", "judge": self.config.judge}, **settings}
+        return super().make_env(**settings)
+
+    def learn(
+        self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False
+    ) -> Self:
+        """Runs rounds until the configured number, the budget or validation says stop; the best one's policy stays.
+
+        With a run folder every finished round is kept, and learning continues after the last one, in the middle of PPO,
+        of sampling and of fine-tuning too. A second call runs as many rounds again, see `RoundsAgent`.
+
+        Raises:
+            ValueError: The problems never end and `problems` is not set, the budget does not cover one round, or
+                problems have no solution and there is no proposer.
+        """
+        config = self.config
+        corrected = self.count_problems(config.problems) if config.sft_epochs else 0
+        problems = config.iterations * config.problems_per_iteration + corrected
+        return self.learn_in_rounds(problems, total_episodes, callback, progress_bar)
+
+    def sample_round(self, number: int, episodes: int, metrics: dict[str, float], progress_bar: bool) -> None:
+        """Trains by PPO, then samples attempts and corrects them; a finished round is only counted."""
+        folder, before = self.round_folder(number), (self.num_attempts, self.num_tokens)
+        record = None if folder is None else folder / "sampled.json"
+        if folder is not None and record is not None and Round.is_finished(folder):
+            sampled = read_json(record)
+            self.num_attempts += sampled["attempts"]
+            self.num_tokens += sampled["tokens"]
+            return
+        self._train_by_ppo(number, episodes, progress_bar)
+        if self.config.sft_epochs:
+            self._correct(number, metrics, progress_bar)
+        if record is not None and self.ranks.is_main:
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_json(record, {"attempts": self.num_attempts - before[0], "tokens": self.num_tokens - before[1]})
+
+    def _train_by_ppo(self, number: int, episodes: int, progress_bar: bool) -> None:
+        config, folder = self.config, self.round_folder(number)
+        shared = {item.name: getattr(config, item.name) for item in fields(PPOConfig)}
+        stage = JudgedPPO(
+            self,
+            validation_env=self._validation_env,
+            num_envs=self.num_envs,
+            seed=self._stage_seed(number),
+            run=None if folder is None else folder / "ppo",
+            resume="auto",
+            device=self.device,
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            attn=self._attn,
+            compile_decoder=self._compiled,
+            **shared | {"patience": None, "validation_problems": config.validation_problems * config.keep_best},
+        )
+        attempts = config.iterations * config.problems_per_iteration * config.samples_per_problem
+        stage.learn(attempts, progress_bar=progress_bar)  # no more where dynamic sampling draws again
+        self.num_attempts += stage.num_attempts
+        self.num_tokens += stage.num_tokens
+
+    def _correct(self, number: int, metrics: dict[str, float], progress_bar: bool) -> None:
+        """Samples K attempts at each problem, and corrects them, the same on every rank."""
+        config, started = self.config, time.perf_counter()
+        folder, seed = self.round_folder(number), self._stage_seed(number)
+        own = self.collect_attempts(
+            self.policy.with_sampling(temperature=config.temperature),
+            self.env,
+            self.count_problems(config.problems),
+            config.samples_per_problem,
+            seed=seed + _CORRECTED,
+            folder=folder,
+            description=f"round {number}: sampling",
+            progress_bar=progress_bar,
+        )
+        drafts = make_drafts(own, self.env, self._exact)
+        others = [one for one in drafts if not one.is_whole]
+        if self._proposer is None:
+            found = [by_reference(one, self.env) for one in others]
+        else:
+            found = by_proposer(others, self.env, self._proposer, config.proposals, seed + _PROPOSED)
+        completed = iter(found)
+        mine: list[tuple[Attempt, int, IntArray | None]] = []
+        for one in drafts:
+            choices = [one.tokens] if one.is_whole else next(completed)
+            right = (it for it in choices if is_right(one.attempt.problem, it, self.env, self._exact))
+            mine.append((one.attempt, len(one.steps), next(right, None)))
+        everything = [item for part in self.ranks.gather(mine) for item in part]
+
+        statistics, examples = RolloutStatistics(), dict[tuple[str, bytes], Example]()
+        for attempt, _, completion in everything:
+            statistics.add(attempt)
+            if completion is not None:
+                key = attempt.problem.id, completion.tobytes()
+                examples[key] = Example(attempt.prompt, completion.astype(np.int32))
+        metrics |= self.count(statistics, time.perf_counter() - started)
+        self._corrections = list(examples.values())
+        metrics |= {
+            "corrections/examples": float(len(examples)),
+            "corrections/failed": float(sum(completion is None for *_, completion in everything)),
+            "corrections/right_steps": float(np.mean([steps for _, steps, _ in everything])),
+        }
+        if not examples and self.ranks.is_main:
+            _logger.warning(
+                "round %d: none of %d attempts could be corrected, so PPO alone trains it: raise proposals, or choose "
+                "another proposer", number, len(everything),
+            )  # fmt: skip
+
+    def train_round(
+        self, number: int, base: Mapping[str, Tensor], metrics: dict[str, float], progress_bar: bool
+    ) -> None:
+        """Fine-tunes the policy that PPO has trained on the corrections, if there are any."""
+        examples, config, started = self._corrections, self.config, time.perf_counter()
+        if not number or not config.sft_epochs or not examples:
+            return
+        folder = self.round_folder(number)
+        settings = {item.name: getattr(config, item.name) for item in fields(OptimizerConfig)}
+        settings |= {item.name: item.default for item in fields(FineTuneConfig) if item.name in _OF_FINE_TUNING}
+        settings |= {"learning_rate": config.sft_learning_rate}
+        settings |= {"epochs": config.sft_epochs, "batch_size": config.sft_batch_size}
+        with self.progress(0, f"round {number}: fine-tuning", progress_bar) as bar:
+
+            def on_step(step: int, total: int, newest: dict[str, float]) -> None:
+                bar.total = total
+                bar.update()
+                metrics.update({f"train/{name}": value for name, value in newest.items()})
+
+            fine_tune(
+                self.model,
+                examples,
+                FineTuneConfig(**settings),
+                accelerator=self.accelerator,
+                seed=self._stage_seed(number),
+                vocab_size=num_token_ids(self.tokenizer),
+                checkpoints=None if folder is None else folder / "training",
+                on_step=on_step,
+            )
+        metrics["time/train_seconds"] = time.perf_counter() - started
+
+    def _keep(self, current: Round) -> None:
+        super()._keep(current)
+        folder = self.round_folder(current.number)
+        if folder is not None and self.ranks.is_main:
+            for part in ("training", "model"):  # PPO's own, which the round's weights replace
+                remove_folder(folder / "ppo" / part)
+
+    def _stage_seed(self, number: int) -> int:
+        """The seed of a round's PPO, of fine-tuning and, with a distance, of other sampling."""
+        return self.seed + _STAGE_SEED * (number - 1)
+
+
+_STAGE_SEED = 15_485_863
+"""Distance of the seeds of rounds, no multiple of that of PPO's iterations."""
+_CORRECTED, _PROPOSED = 500_009, 700_001
+# Settings of the schedule that PPO and fine-tuning have by the same names, and that are fine-tuning's own in its stage.
+_OF_FINE_TUNING = ("min_learning_rate_ratio", "warmup_ratio", "betas", "weight_decay")
