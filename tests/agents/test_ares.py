@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from tokengym.agents import ARES, PPO
 from tokengym.agents import ares as module
-from tokengym.agents.ares import JudgedPPO, by_proposer, by_reference, is_right, make_drafts
+from tokengym.agents.ares import JudgedPPO
 from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.agents.rollouts.policy import CausalLMPolicy
+from tokengym.agents.training.corrections import by_proposer, by_reference, is_right, make_drafts
 from tokengym.agents.training.rounds import Round
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.files import read_jsonl
