@@ -26,6 +26,7 @@ class PlanOptions(EnvChoice):
         lora_targets: Names of the layers that get adapters; the default is all linear ones but the output head.
         load_in_4bit: Keep the weights under adapters in 4 bits (QLoRA).
         vllm_memory: Share of each GPU's memory for vLLM, which then samples.
+        vllm_servers: Addresses of vLLM servers, which then sample and take none of this memory.
         preset: Published recipe whose settings become the defaults.
     """
 
@@ -41,6 +42,7 @@ class PlanOptions(EnvChoice):
     lora_targets: tuple[str, ...] = ("all-linear",)
     load_in_4bit: bool = False
     vllm_memory: float | None = None
+    vllm_servers: tuple[str, ...] = ()
     preset: str | None = None
 
 
@@ -70,6 +72,8 @@ def plan(arguments: Sequence[str]) -> None:
             raise ValueError("--memory must be above 0, and --gpus and --num-envs at least 1")
         if options.vllm_memory is not None and not 0 < options.vllm_memory < 1:
             raise ValueError(f"--vllm-memory must be between 0 and 1, got {options.vllm_memory}")
+        if options.vllm_memory is not None and options.vllm_servers:
+            raise ValueError("--vllm-memory and --vllm-servers are two ways to sample: leave one of them out")
         if options.fsdp and options.gpus < 2:
             raise ValueError("--fsdp shares a model among several GPUs: give --gpus")
         check_agent(kind, options.fsdp)
@@ -80,7 +84,9 @@ def plan(arguments: Sequence[str]) -> None:
                 "--load-in-4bit is for adapters on whole models: give --lora-rank, leave out --fsdp, and take an agent "
                 "that trains adapters"
             )
-        vllm = None if options.vllm_memory is None else round(options.vllm_memory * memory)
+        vllm = 0 if options.vllm_servers else None
+        if options.vllm_memory is not None:
+            vllm = round(options.vllm_memory * memory)
         lora = LoRA(options.lora_rank, targets=options.lora_targets)
         planned = Planned(
             kind,

@@ -70,7 +70,7 @@ class Limits(NamedTuple):
         max_prompt_tokens: Longest prompt.
         max_new_tokens: Longest completion.
         processes: Processes that train together.
-        vllm: Bytes that vLLM takes; `None` samples with the built-in decoder.
+        vllm: Bytes that vLLM takes here, none where servers sample; `None` samples with the built-in decoder.
         sharded: True if each process has a part of every weight (FSDP) instead of a whole model.
     """
 
@@ -158,7 +158,7 @@ def plan_memory(work: Work, config: OptimizerConfig, limits: Limits, counter: By
     if not limits.sharded and limits.processes > 1 and all(_grad_dtype(p, config) == p.dtype for p in trainable):
         state.append(Item("buckets of data parallelism", gradients.size, "as the gradients"))
     phases: dict[str, tuple[Item, ...]] = {}
-    if limits.vllm is not None:
+    if limits.vllm:
         kept.append(Item("vLLM", limits.vllm, "its share of the device"))
     if limits.vllm is None or work.always_decodes:
         half = half_copy(work.policy) if config.bf16 else None

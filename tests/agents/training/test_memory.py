@@ -336,8 +336,14 @@ def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str], folder: P
     out = capsys.readouterr().out
     for part in ("grpo on llama, each of 2 GPUs", "at most 32 tokens", "buckets of data", "fits in 95% of 8 GiB"):
         assert part in out
+    assert "key-value cache" in out
+    assert main([*arguments, *limits, "--micro-batch-tokens", "512", "--vllm-servers", "http://10.0.0.2:8000"]) == 0
+    out = capsys.readouterr().out
+    assert "key-value cache" not in out
+    assert "vLLM" not in out
     for wrong, message in (
         (["--memory", "0"], "--memory must be above 0"),
+        (["--vllm-memory", "0.4", "--vllm-servers", "http://10.0.0.2:8000"], "are two ways to sample"),
         (["--model", str(folder / "nothing")], "no model "),
         (["--env", "tokengym/Nope-v0"], "unknown environment 'tokengym/Nope-v0'"),
         ([], "an attempt of 512 tokens is longer than the model's 64 positions"),
