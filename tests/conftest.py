@@ -19,6 +19,11 @@ settings.register_profile("search", settings.get_profile("fixed"), derandomize=F
 settings.load_profile("fixed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the longest test, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: item.name != "test_commands_train_and_evaluate")
+
+
 @pytest.fixture(scope="session")
 def make_stand_in() -> Iterator[Callable[..., object]]:
     """Workers whose reader obeys the answer: "slow", "greedy", "dying" and so on, see `stand_in_worker.py`.
