@@ -207,12 +207,14 @@ def test_what_needs_a_worker_goes_on_in_the_background(make_stand_in, monkeypatc
             later = in_background(grade, rf"\boxed{{{answer}}}", r"\int x")
             assert isinstance(later, Future)
             assert later.result().correct == correct
-        assert not slow.done()
         assert len(workers.pids) == 2
         assert workers.counters == {"correct": 1, "wrong": 1}
-        for pid in workers.pids:
-            for child in psutil.Process(pid).children():
-                child.send_signal(signal.SIGUSR1)  # which a reader does not survive, nor is it killed from outside
+        readers: list[psutil.Process] = []
+        while len(readers) < 2:  # the process that reads the slow one may still be on its way
+            assert not slow.done()
+            readers = [child for pid in workers.pids for child in psutil.Process(pid).children()]
+        for reader in readers:
+            reader.send_signal(signal.SIGUSR1)  # which a reader does not survive, nor is it killed from outside
         assert slow.result().reason == "crashed"
         assert grade(r"\boxed{it is \int x}", r"\int x").correct
     finally:
