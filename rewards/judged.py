@@ -70,17 +70,15 @@ class JudgedReward(StepReward):
         self.form: Form = form
         self.weight = weight
         self.shaping = shaping
-        self._function: StepJudge | None = None
+        self._function: StepJudge | None = judge if callable(judge) else None
         self._model: OutcomeScores | None = None
-        if judge != REFERENCE:
+        if not callable(judge) and judge != REFERENCE:
             try:
-                self._model = OutcomeScores(judge, device)  # pyright: ignore[reportArgumentType]
+                self._model = OutcomeScores(judge, device)
             except ValueError:
-                if not callable(judge):
-                    raise ValueError(
-                        f'a judge is "{REFERENCE}", an OutcomeModel, the folder of one or a function, not {judge!r}'
-                    ) from None
-                self._function = judge
+                raise ValueError(
+                    f'a judge is "{REFERENCE}", an OutcomeModel, the folder of one or a function, not {judge!r}'
+                ) from None
 
     def bind(self, view: AttemptView) -> None:
         """Reads the model, if the judge is the folder of one.
