@@ -162,15 +162,18 @@ def test_a_plan_of_shards_has_a_part_of_what_is_kept_and_all_of_what_is_gathered
 
 @pytest.mark.slow
 def test_shards_are_proposed_before_anything_that_changes_a_result() -> None:
-    config = SFT.config_class(micro_batch_tokens=32, gradient_checkpointing=True)
-    planned = Planned(SFT, config, CONFIG, Limits(1, 16, 16, 8), GIB)
-    planned = replace(planned, memory=int(planned.plan().peak * 0.99 / 0.95))
+    def too_large(processes: int) -> Planned:
+        config = SFT.config_class(micro_batch_tokens=32, gradient_checkpointing=True)
+        planned = Planned(SFT, config, CONFIG, Limits(1, 16, 16, processes), GIB)
+        return replace(planned, memory=int(planned.plan().peak * 0.99 / 0.95))
+
+    planned = too_large(8)
     proposal = cast(Planned, propose(planned))
     assert proposal.limits.sharded
     assert (proposal.dtype, proposal.lora_rank) == ("float32", None)
     assert "accelerate launch --use_fsdp --fsdp_version 2 --num_processes 8 -m tokengym train" in describe(planned)
     assert "each of 8 GPUs by FSDP" in describe(proposal)
-    alone = cast(Planned, propose(replace(planned, limits=planned.limits._replace(processes=1))))
+    alone = cast(Planned, propose(too_large(1)))
     assert (alone.dtype, alone.limits.sharded) == ("bfloat16", False)
 
 
