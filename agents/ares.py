@@ -37,7 +37,7 @@ from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.policy import CausalLMPolicy
 from .rounds import RoundsAgent
 from .training.corrections import by_proposer, by_reference, is_right, make_drafts, rest_of_reference
-from .training.fine_tuning import fine_tune
+from .training.fine_tuning import fine_tune, report_to
 from .training.learner import Example
 from .training.memory import Work
 from .training.rounds import Round
@@ -222,12 +222,6 @@ class ARES(RoundsAgent[ARESConfig]):
         settings |= {"learning_rate": config.sft_learning_rate}
         settings |= {"epochs": config.sft_epochs, "batch_size": config.sft_batch_size}
         with self.progress(None, f"round {number}: fine-tuning", progress_bar) as bar:
-
-            def on_step(step: int, total: int, newest: dict[str, float]) -> None:
-                bar.total = total
-                bar.update()
-                metrics.update({f"train/{name}": value for name, value in newest.items()})
-
             fine_tune(
                 self.model,
                 examples,
@@ -236,7 +230,7 @@ class ARES(RoundsAgent[ARESConfig]):
                 seed=self._stage_seed(number),
                 vocab_size=num_token_ids(self.tokenizer),
                 checkpoints=None if folder is None else folder / "training",
-                on_step=on_step,
+                on_step=report_to(bar, metrics),
             )
         metrics["time/train_seconds"] = time.perf_counter() - started
 

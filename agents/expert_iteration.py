@@ -29,7 +29,7 @@ from .rollouts.collect import collect_into
 from .rollouts.policy import CausalLMPolicy
 from .rounds import RoundsAgent
 from .search import ProblemSearch, Search, SearchCost, search_into
-from .training.fine_tuning import fine_tune, restore
+from .training.fine_tuning import fine_tune, report_to, restore
 from .training.learner import Example
 
 if TYPE_CHECKING:
@@ -316,12 +316,6 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         started = time.perf_counter()
         folder = self.round_folder(number)
         with self.progress(None, f"round {number}: fine-tuning", progress_bar) as bar:
-
-            def on_step(step: int, total: int, newest: dict[str, float]) -> None:
-                bar.total = total
-                bar.update()
-                metrics.update({f"train/{name}": value for name, value in newest.items()})
-
             fine_tune(
                 self.model,
                 list(dataset.values()),
@@ -330,7 +324,7 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
                 seed=self.round_seed(number),
                 vocab_size=num_token_ids(self.tokenizer),
                 checkpoints=folder / "training" if folder is not None else None,
-                on_step=on_step,
+                on_step=report_to(bar, metrics),
             )
         metrics["train/examples"] = len(dataset)
         metrics["time/train_seconds"] = time.perf_counter() - started

@@ -5,7 +5,6 @@ label by how often attempts that continue from it succeed, and the base model is
 """
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +23,8 @@ from .configs.rcrl import RCRLConfig
 from .evaluation.evaluate import validate
 from .rollouts.attempts import Attempt, RolloutStatistics, read_attempts
 from .rollouts.conditioned_policy import ConditionedPolicy, check_takes_labels
-from .rollouts.continuations import label_prefixes
 from .rollouts.policy import CausalLMPolicy
-from .training.fine_tuning import fine_tune
+from .training.fine_tuning import fine_tune, report_to
 from .training.learner import Example
 from .training.memory import Work
 from .training.return_labels import Judged, balanced, labelled, quantile_edges
@@ -195,27 +193,19 @@ class RCRL(Agent[RCRLConfig]):
         """The share of K continuations of each step that succeed."""
         samples = self.config.rollouts_per_step
         stem = None if self._pool is None else self._pool / f"labels-{samples}-rollouts"
-        sampled = Counter[str]()
-        with self.progress(None, "labeling", progress_bar) as bar:
-
-            def on_step(count: int, tokens: int) -> None:
-                sampled.update(attempts=samples * count, tokens=tokens)
-                bar.update(count)
-
-            counts = label_prefixes(
-                self.policy.with_sampling(temperature=self.config.temperature),
-                self.env,
-                attempts,
-                samples,
-                seed=self.seed + _LABEL_SEED,
-                stem=stem,
-                rank=self.ranks.index,
-                on_step=on_step,
-            )
-        parts = self.ranks.gather(sampled)
-        metrics["labels/rollouts"] = sum(part["attempts"] for part in parts)
-        self.num_attempts += sum(part["attempts"] for part in parts)
-        self.num_tokens += sum(part["tokens"] for part in parts)
+        counts, cost = self.count_successes(
+            self.policy.with_sampling(temperature=self.config.temperature),
+            self.env,
+            attempts,
+            samples,
+            seed=self.seed + _LABEL_SEED,
+            stem=stem,
+            description="labeling",
+            progress_bar=progress_bar,
+        )
+        metrics["labels/rollouts"] = cost["attempts"]
+        self.num_attempts += cost["attempts"]
+        self.num_tokens += cost["tokens"]
         return [count / samples for count in counts]
 
     def _scores(self, attempts: Sequence[Attempt], ends: Sequence[IntArray]) -> list[FloatArray]:
@@ -298,12 +288,6 @@ class RCRL(Agent[RCRLConfig]):
     ) -> None:
         started = time.perf_counter()
         with self.progress(None, "fine-tuning", progress_bar) as bar:
-
-            def on_step(step: int, total: int, newest: dict[str, float]) -> None:
-                bar.total = total
-                bar.update()
-                metrics.update({f"train/{name}": value for name, value in newest.items()})
-
             fine_tune(
                 self.model,
                 examples,
@@ -313,7 +297,7 @@ class RCRL(Agent[RCRLConfig]):
                 vocab_size=labels.stop,
                 input_only=None if self.config.train_labels else labels.first,
                 checkpoints=self.run_path / "training" if self.run_path is not None else None,
-                on_step=on_step,
+                on_step=report_to(bar, metrics),
             )
         metrics["train/examples"] = len(examples)
         metrics["time/train_seconds"] = time.perf_counter() - started

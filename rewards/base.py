@@ -276,7 +276,8 @@ def _verdict(verdicts: Sequence[Verdict | None], slot: int) -> Verdict:
 
 def _place(error: Exception, source: Reward, method: str) -> str:
     """Where a method of a reward raised an error."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    # The first frame is the caller's, the second the method's own; what it called may lie deep in a library.
+    frame = traceback.extract_tb(error.__traceback__, 2)[-1]
     return f"raised by {type(source).__name__}.{method} ({frame.filename}, line {frame.lineno})"
 
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from .checkpoints import load_checkpoint, save_checkpoint
 from .learner import Example, Learner, MicroBatch
 from .losses import masked_aggregate
 from .sharding import local, named_parameters, release, rows
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class NothingToLearnError(ValueError):
@@ -77,6 +81,17 @@ def fine_tune(
 def updates(count: int, config: FineTuneConfig) -> int:
     """Optimizer steps of a whole training on `count` examples."""
     return -(-count // config.batch_size) * config.epochs
+
+
+def report_to(bar: "tqdm[Any]", metrics: dict[str, float]) -> Callable[[int, int, dict[str, float]], None]:
+    """What `fine_tune` is to call after each step: it moves a bar, and keeps the newest metrics under `train/`."""
+
+    def on_step(step: int, total: int, newest: dict[str, float]) -> None:
+        bar.total = total
+        bar.update()
+        metrics.update({f"train/{name}": value for name, value in newest.items()})
+
+    return on_step
 
 
 def run_epochs(

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 import tokengym  # noqa: F401 - registers the environments
 from tokengym.agents.on_policy import PolicyGradientAgent
-from tokengym.agents.rollouts.attempts import Attempt
+from tokengym.agents.rollouts.attempts import Attempt, AttemptFile
 from tokengym.agents.rollouts.collect import collect
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.envs.curriculum import Uniform
@@ -177,6 +177,30 @@ def weights() -> Callable[..., dict[str, torch.Tensor]]:
         return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
     return weights
+
+
+@pytest.fixture
+def kill_at_attempt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
+    """Runs something, which is killed when it writes an attempt of a given number, from 1."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(number: int, run: Callable[[], object]) -> None:
+        write, calls = AttemptFile.write, []
+
+        def dying(self: AttemptFile, attempt: Attempt) -> None:
+            calls.append(1)
+            if len(calls) == number:
+                raise Killed
+            write(self, attempt)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(AttemptFile, "write", dying)
+            with pytest.raises(Killed):
+                run()
+
+    return kill
 
 
 @pytest.fixture(scope="session")

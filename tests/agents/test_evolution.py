@@ -14,7 +14,7 @@ from tokengym.__main__ import main
 from tokengym.agents import ExpertIteration, evaluate
 from tokengym.agents.configs.search import EvolutionConfig
 from tokengym.agents.evolution import Archive, Evolution
-from tokengym.agents.rollouts.attempts import Attempt, AttemptFile
+from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv, make_vec_env
@@ -205,7 +205,9 @@ def expert(folder: Path, **settings: Any) -> ExpertIteration:
     return ExpertIteration(slots(), folder, validation_env=slots(), device="cpu", **(fast | settings))
 
 
-def test_expert_iteration_learns_from_an_evolution_and_a_killed_run_takes_it_up(start, tmp_path, monkeypatch) -> None:
+def test_expert_iteration_learns_from_an_evolution_and_a_killed_run_takes_it_up(
+    start, tmp_path, kill_at_attempt
+) -> None:
     whole = expert(start, run=tmp_path / "whole")
     search = Evolution(whole.policy, whole.make_env(), EvolutionConfig(16, 4))
     expected = [one for index in range(3) for one in search(index, whole.round_seed(1))[0]]
@@ -217,21 +219,8 @@ def test_expert_iteration_learns_from_an_evolution_and_a_killed_run_takes_it_up(
     assert whole.num_tokens == search.cost.policy_tokens < sum(len(one.completion) for one in expected)
     assert whole.num_attempts == 48
 
-    class Killed(BaseException):
-        pass
-
-    write, calls = AttemptFile.write, []
-
-    def dying(self, attempt) -> None:
-        calls.append(1)
-        if len(calls) == 21:  # in the middle of the second problem
-            raise Killed
-        write(self, attempt)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(AttemptFile, "write", dying)
-        with pytest.raises(Killed):
-            expert(start, run=tmp_path / "cut").learn()
+    # in the middle of the second problem
+    kill_at_attempt(21, lambda: expert(start, run=tmp_path / "cut").learn())
     cut = expert(start, run=tmp_path / "cut", resume=True).learn()
     assert (cut.num_tokens, cut.num_attempts) == (whole.num_tokens, whole.num_attempts)
     for name, weight in whole.model.named_parameters():

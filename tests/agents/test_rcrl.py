@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokengym.agents import rcrl
+from tokengym.agents import base, rcrl
 from tokengym.agents.evaluation.evaluate import evaluate
 from tokengym.agents.rcrl import RCRL
 from tokengym.agents.rollouts.attempts import Attempt, AttemptFile
@@ -224,7 +224,7 @@ def test_labels_by_an_outcome_model(make, make_model, tmp_path, monkeypatch, kin
         return ("[BAD]", "[GOOD]"), (float(np.median(np.concatenate([item.values for item in items]))),)
 
     monkeypatch.setattr(RCRL, "_scale", scale)
-    monkeypatch.setattr(rcrl, "label_prefixes", None)  # nothing is continued
+    monkeypatch.setattr(base, "label_prefixes", None)  # nothing is continued
     agent = make(
         label_source=kind, orm=str(tmp_path / "judge"), granularity=granularity, positive_ratio=None,
         epochs=1, validation_problems=0,
@@ -263,8 +263,10 @@ def kill_after(monkeypatch, stage: str, count: int) -> None:
         real_write = AttemptFile.write
         monkeypatch.setattr(AttemptFile, "write", lambda self, attempt: (real_write(self, attempt), tell()))
     elif stage == "labeling":
-        real_label = rcrl.label_prefixes
-        monkeypatch.setattr(rcrl, "label_prefixes", lambda *a, **k: real_label(*a, **{**k, "on_step": tell}))
+        real_label = base.label_prefixes
+        monkeypatch.setattr(
+            "tokengym.agents.base.label_prefixes", lambda *a, **k: real_label(*a, **{**k, "on_step": tell})
+        )
     else:
         real_train = rcrl.fine_tune
         monkeypatch.setattr(rcrl, "fine_tune", lambda *a, **k: real_train(*a, **{**k, "on_step": tell}))

@@ -12,7 +12,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokengym.agents import ExpertIteration, evaluate
-from tokengym.agents.rollouts.attempts import AttemptFile
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.agents.search import Search, SearchConfig, _Candidate, shares, systematic, tilted_weights
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv, make_vec_env
@@ -283,7 +282,9 @@ def expert(folder, **settings) -> ExpertIteration:
     return ExpertIteration(make(), folder, validation_env=make(), device="cpu", **(fast | settings))
 
 
-def test_expert_iteration_learns_from_what_a_search_finds_and_counts_all_tokens(start, tmp_path, monkeypatch) -> None:
+def test_expert_iteration_learns_from_what_a_search_finds_and_counts_all_tokens(
+    start, tmp_path, kill_at_attempt
+) -> None:
     whole = expert(start, run=tmp_path / "whole")
     policy = whole.policy.with_sampling(temperature=1.0)
     judge = OutcomeModel.load(start / "orm", STEPS, "cpu")
@@ -301,21 +302,8 @@ def test_expert_iteration_learns_from_what_a_search_finds_and_counts_all_tokens(
     assert whole.num_attempts == 24
     assert told[-1]["rollout/kept"] == sum(one.is_success for one in expected) > 0
 
-    class Killed(BaseException):
-        pass
-
-    write, calls = AttemptFile.write, []
-
-    def dying(self, attempt) -> None:
-        calls.append(1)
-        if len(calls) == 13:  # in the middle of the second problem
-            raise Killed
-        write(self, attempt)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(AttemptFile, "write", dying)
-        with pytest.raises(Killed):
-            expert(start, run=tmp_path / "cut").learn()
+    # in the middle of the second problem
+    kill_at_attempt(13, lambda: expert(start, run=tmp_path / "cut").learn())
     cut = expert(start, run=tmp_path / "cut", resume=True).learn()
     assert (cut.num_tokens, cut.num_attempts) == (whole.num_tokens, whole.num_attempts)
     for name, weight in whole.model.named_parameters():

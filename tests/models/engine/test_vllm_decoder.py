@@ -15,12 +15,9 @@ import torch
 
 from tokengym.__main__ import main
 from tokengym.agents import GRPO, ExpertIteration
-from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.rollouts.conditioned_policy import ConditionedPolicy
 from tokengym.agents.rollouts.policy import CausalLMPolicy
-from tokengym.agents.rollouts.slots import make_rollout_env
-from tokengym.envs.curriculum import Sequential
 from tokengym.models import load
 from tokengym.models.engine.sampling import SamplingConfig
 from tokengym.models.engine.vllm_decoder import VLLM, EngineRequests, VLLMDecoder, merged_weights
@@ -32,20 +29,6 @@ SLOTS = 4
 @pytest.fixture(scope="module")
 def policy() -> CausalLMPolicy:
     return CausalLMPolicy(*load("tokengym/tiny", device="cpu"))
-
-
-@pytest.fixture
-def env(policy: CausalLMPolicy) -> Any:
-    env = make_rollout_env(gym.spec("tokengym/Arithmetic-v0"), policy, SLOTS, max_new_tokens=12, reward="dense")
-    env.curriculum = Sequential(repeats=2)
-    return env
-
-
-def same(one: Attempt, other: Attempt) -> bool:
-    fields = ("problem", "index", "is_success", "verdict", "answer", "terminated")
-    return all(getattr(one, name) == getattr(other, name) for name in fields) and all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("prompt", "completion", "rewards")
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------ stand-in
@@ -123,7 +106,7 @@ def sampling_params(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("sampling_params")
 @pytest.mark.parametrize("seed", range(2))
-def test_attempts_are_those_of_the_built_in_decoder(policy: CausalLMPolicy, env: Any, seed: int) -> None:
+def test_attempts_are_those_of_the_built_in_decoder(policy: CausalLMPolicy, env: Any, seed: int, same: Any) -> None:
     greedy = policy.with_sampling(temperature=0.0)
     own = list(collect(greedy, env, 7, seed=0))
     engine = Engine(policy.model, seed)
@@ -363,7 +346,7 @@ def vllm(policy: CausalLMPolicy) -> VLLM:
 
 @pytest.mark.slow
 def test_vllm_decodes_greedily_what_transformers_does_and_follows_the_weights(
-    policy: CausalLMPolicy, env: Any, vllm: VLLM
+    policy: CausalLMPolicy, env: Any, vllm: VLLM, same: Any
 ) -> None:
     greedy = policy.with_sampling(temperature=0.0)
     before = [parameter.detach().clone() for parameter in policy.model.parameters()]
@@ -388,7 +371,7 @@ def test_vllm_decodes_greedily_what_transformers_does_and_follows_the_weights(
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_vllm_gives_log_probabilities_of_the_distribution_it_draws_from(
-    policy: CausalLMPolicy, env: Any, vllm: VLLM, temperature: float
+    policy: CausalLMPolicy, env: Any, vllm: VLLM, temperature: float, same: Any
 ) -> None:
     sampled = policy.with_sampling(temperature=temperature).with_vllm(vllm)
     attempts = list(collect(sampled, env, 10, seed=0))
