@@ -211,6 +211,15 @@ def test_a_server_with_another_model(policy: CausalLMPolicy, env: Any, servers: 
     assert policy.model.training is False
 
 
+@pytest.mark.parametrize(("length", "prompt", "drawn"), [(2, 1, 1), (8, 4, 4), (400, 8, 32)])
+def test_the_check_of_a_server_fits_into_the_shortest_attempts(
+    policy: CausalLMPolicy, servers: list[Any], length: int, prompt: int, drawn: int
+) -> None:
+    VLLMServers(policy.model, urls(servers[:1]), SLOTS, length)._hand_over(policy.model)
+    (body,) = servers[0].requests
+    assert (len(body["token_ids"]), body["sampling_params"]["max_tokens"]) == (prompt, drawn)
+
+
 def test_a_server_that_does_not_see_the_folder(
     policy: CausalLMPolicy, env: Any, servers: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
