@@ -28,8 +28,9 @@ from ..files import read_json, remove_folder, write_json
 from ..models import load
 from ..models.vocabulary import num_token_ids
 from ..rewards.judged import JudgedReward
-from .base import Callback, LoRA
+from .base import Callback
 from .configs.ares import ARESConfig
+from .configs.lora import LoRA
 from .configs.optimizer import FineTuneConfig, OptimizerConfig
 from .configs.ppo import PPOConfig
 from .ppo import PPO

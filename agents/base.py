@@ -1,8 +1,6 @@
 """Base class of all agents: an environment, a language model, a frozen configuration, and `learn`."""
 
 import dataclasses
-import hashlib
-import inspect
 import json
 import logging
 import secrets
@@ -13,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
-import gymnasium as gym
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -22,7 +19,6 @@ from numpy.typing import NDArray
 
 from ..arrays import IntArray
 from ..envs.curriculum import Sequential
-from ..envs.problems.base import ProblemSource
 from ..envs.token_vector_env import TokenVectorEnv
 from ..extras import need
 from ..files import new_folder, write_json
@@ -31,7 +27,8 @@ from ..models.engine.half_copy import HalfCopy, half_copy
 from ..models.engine.vllm_decoder import BaseVLLM
 from ..models.loading import find_device, load, no_progress_bars
 from ..models.quantized import EXTRA
-from ..registry import unknown_name
+from .configs.arguments import configure, full_signature
+from .configs.lora import ALL_LINEAR, LoRA
 from .configs.optimizer import OptimizerConfig
 from .presets import apply_preset
 from .rollouts.attempts import Attempt, RolloutStatistics
@@ -39,6 +36,7 @@ from .rollouts.collect import collect_into
 from .rollouts.continuations import label_prefixes
 from .rollouts.policy import CausalLMPolicy, PolicyState
 from .rollouts.slots import check_vllm, make_rollout_env, make_vllm, make_vllm_servers
+from .rollouts.source import Environment, find_source, fingerprint
 from .training.learner import Example, Learner
 from .training.memory import Limits, Work, check_memory, free_memory
 from .training.progress import progress
@@ -56,35 +54,7 @@ _logger = logging.getLogger(__name__)
 
 ConfigT = TypeVar("ConfigT")
 """Type of an agent's configuration."""
-Environment = str | EnvSpec | gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
 Callback = Callable[["Agent[Any]", dict[str, float]], bool | None]
-
-
-ALL_LINEAR = "all-linear"
-
-
-@dataclasses.dataclass(frozen=True)
-class LoRA:
-    """Low-rank adapters to train instead of the weights; the arguments of `models.load` without "lora_".
-
-    Raises:
-        ValueError: Settings of adapters are given without a rank.
-    """
-
-    rank: int | None = None
-    alpha: float | None = None
-    targets: str | Sequence[str] = ALL_LINEAR
-    rank_stabilized: bool = False
-
-    def __post_init__(self) -> None:
-        if tuple(self.targets) == (ALL_LINEAR,):
-            object.__setattr__(self, "targets", ALL_LINEAR)  # as command lines give it
-        if self.rank is None and (self.alpha, self.targets, self.rank_stabilized) != (None, ALL_LINEAR, False):
-            raise ValueError("lora_alpha, lora_targets and lora_rank_stabilized shape adapters: give lora_rank, too")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The arguments of `models.load`."""
-        return {f"lora_{name}": value for name, value in dataclasses.asdict(self).items()}
 
 
 class Agent(ABC, Generic[ConfigT]):
@@ -151,7 +121,7 @@ class Agent(ABC, Generic[ConfigT]):
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
         if "config_class" in vars(cls):
-            cls.__signature__ = _signature(cls)
+            cls.__signature__ = full_signature(cls.__init__, Agent.__init__, cls.config_class)
 
     def __init__(
         self,
@@ -181,9 +151,9 @@ class Agent(ABC, Generic[ConfigT]):
         **config: Any,
     ) -> None:
         _check_class(type(self))
-        self.config = _configure(self.config_class, apply_preset(preset, self.name, config) if preset else config)
+        self.config = configure(self.config_class, apply_preset(preset, self.name, config) if preset else config)
         self.seed, self.num_envs = seed, num_envs
-        self._source = _spec(env)
+        self._source = find_source(env)
         self._validation_env = validation_env
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
@@ -623,44 +593,6 @@ class Agent(ABC, Generic[ConfigT]):
         }
 
 
-def fingerprint(problems: ProblemSource) -> str:
-    """A digest of a finite source's first problems, by which a run notices that its data changed."""
-    if problems.size is None:
-        return repr(problems)
-    digest = hashlib.sha256(str(problems.size).encode())
-    for index in range(min(problems.size, 10_000)):
-        problem = problems[index]
-        digest.update(repr((problem.id, problem.question, problem.answer, problem.solution)).encode())
-    return digest.hexdigest()[:16]
-
-
-def _spec(env: Environment) -> EnvSpec | TokenVectorEnv:
-    """The source that an agent makes its slots from."""
-    if isinstance(env, str):
-        try:
-            return gym.spec(env)
-        except gym.error.Error as error:
-            known = [name for name in gym.registry if name.startswith("tokengym/")]
-            raise unknown_name("environment", env, known) from error
-    if isinstance(env, EnvSpec):
-        return env
-    if not isinstance(env, gym.Env | gym.vector.VectorEnv):
-        raise TypeError(
-            f"{env!r} is no environment: give the id of one, its spec or a gym.make product, or make slots of problems "
-            'by TokenVectorEnv(problems, num_envs, autoreset_mode="Disabled")'
-        )
-    if isinstance(env, gym.vector.VectorWrapper) or (env.spec is not None and env.spec.additional_wrappers):
-        raise TypeError(
-            f"{env} is wrapped, and an agent makes slots of its own, without the wrapper: give the environment itself, "
-            "and what the wrapper does as a reward, a curriculum or a setting of it"
-        )
-    if env.spec is not None:
-        return env.spec
-    if isinstance(env, TokenVectorEnv):
-        return env
-    raise TypeError(f"{env} has no spec to make slots from: give its id, or a TokenVectorEnv")
-
-
 def _check_class(agent: type[Agent[Any]]) -> None:
     """Raises `TypeError` unless a class of agents says what all of them must."""
     needed = {
@@ -679,37 +611,3 @@ def _check_model(model: object) -> None:
             f"model is a name, a folder or a *.gguf file, not a {type(model).__name__}: save it and its "
             "tokenizer by save_pretrained(folder), and give the folder"
         )
-
-
-def _signature(agent: type[Agent[Any]]) -> inspect.Signature:
-    """The arguments of an agent, with the fields of its configuration in place of `**config`."""
-    parameters = inspect.signature(agent.__init__).parameters
-    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values()):  # passed on to `Agent`
-        parameters = inspect.signature(Agent.__init__).parameters
-    own = [item for name, item in parameters.items() if name != "self" and item.kind is not item.VAR_KEYWORD]
-    if len(own) + 1 < len(parameters) and dataclasses.is_dataclass(agent.config_class):
-        config = inspect.signature(agent.config_class).parameters.values()
-        own += [item.replace(kind=item.KEYWORD_ONLY) for item in config]
-    return inspect.Signature(own)
-
-
-def _configure(config_class: type, values: Mapping[str, Any]) -> Any:
-    known = [field.name for field in dataclasses.fields(config_class)]
-    values = _with_new_names(config_class, values)
-    for name in values:
-        if name not in known:
-            raise TypeError(str(unknown_name(f"setting of {config_class.__name__}", name, known)))
-    return config_class(**values)
-
-
-def _with_new_names(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, those of fields by their names in the version before under their names of today."""
-    renamed, found = getattr(config_class, "renamed", {}), dict(values)
-    for old in [name for name in values if name in renamed]:
-        new = renamed[old]
-        if new in values:
-            raise TypeError(f"{config_class.__name__} is given {new} and {old}, its old name: leave out {old}")
-        _logger.warning("%s.%s is called %s now, and its old name goes with the next version",
-                        config_class.__name__, old, new)  # fmt: skip
-        found[new] = found.pop(old)
-    return found

@@ -19,8 +19,9 @@ from ..envs.token_vector_env import TokenVectorEnv
 from ..models.outcome import OutcomeModel
 from ..models.vocabulary import num_token_ids
 from ..rewards.grading.solutions import equation_sequence, equations, exact_text, is_right
-from .base import Callback, LoRA
+from .base import Callback
 from .configs.expert_iteration import ExpertIterationConfig, RFTConfig, STaRConfig
+from .configs.lora import LoRA
 from .configs.search import EvolutionConfig, SearchConfig
 from .evaluation.rerankers import score_attempts
 from .evolution import Evolution

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..arrays import FloatArray
 from ..models.outcome import OutcomeModel
-from .base import Callback, LoRA
+from .base import Callback
+from .configs.lora import LoRA
 from .configs.mpo import MPOConfig
 from .configs.optimizer import OptimizerConfig
 from .dpo import DPO

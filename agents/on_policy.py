@@ -21,13 +21,14 @@ from ..models.engine.sampling import NonFiniteLogitsError, SamplingConfig
 from ..models.kept_tokens import KeptTokens
 from ..models.vocabulary import num_token_ids
 from ..rewards.base import RewardError
-from .base import Agent, Callback, Environment
+from .base import Agent, Callback
 from .configs.policy_gradient import PolicyGradientConfig
 from .evaluation.evaluate import median_response_length, validate
 from .rollouts.attempts import Attempt, AttemptFile, RolloutStatistics
 from .rollouts.collect import collect
 from .rollouts.groups import Groups, sample_groups
 from .rollouts.pass_rates import PassRates
+from .rollouts.source import Environment
 from .training.advantages import overlong_penalty
 from .training.alarms import Alarms
 from .training.checkpoints import load_checkpoint, load_tensors, save_checkpoint

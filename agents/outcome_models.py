@@ -29,7 +29,8 @@ from ..models.loading import load
 from ..models.outcome import OutcomeModel, is_outcome_model
 from ..models.token_scorer import TokenScorer
 from ..models.vocabulary import num_token_ids
-from .base import Agent, Callback, LoRA
+from .base import Agent, Callback
+from .configs.lora import LoRA
 from .configs.optimizer import OptimizerConfig
 from .configs.outcome_models import ORMConfig, OutcomeModelConfig, SORMConfig
 from .evaluation.outcome_report import OutcomeReport

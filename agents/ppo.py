@@ -18,10 +18,10 @@ from ..models.forward import Entropy, action_logprobs, compute_dtype
 from ..models.layers import train_top_layers
 from ..models.positions import check_length
 from ..models.vocabulary import num_token_ids
-from .base import Environment
 from .configs.ppo import PPOConfig
 from .proximal import ProximalAgent, at, summarize
 from .rollouts.attempts import Attempt
+from .rollouts.source import Environment
 from .training.advantages import adapted_kl_coef, explained_variance, generalized_advantages, whiten
 from .training.learner import Example, Learner, Loss, MicroBatch
 from .training.losses import DIVERGENCES, clipped_surrogate, k3_divergence, log_ratios, masked_aggregate, value_error

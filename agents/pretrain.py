@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Self
 from ..envs.registration import make_vec_env
 from ..models.new_model import new_model
 from ..models.vocabulary import num_token_ids
-from .base import Agent, Callback, LoRA
+from .base import Agent, Callback
+from .configs.lora import LoRA
 from .configs.pretrain import PretrainConfig
 from .evaluation.evaluate import validate
 from .training.checkpoints import load_checkpoint, save_checkpoint

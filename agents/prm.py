@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..envs.problems.base import Problem
 from ..envs.problems.tables import Row, convert, read_file
 from ..envs.token_vector_env import TokenVectorEnv
-from .base import LoRA
+from .configs.lora import LoRA
 from .configs.prm import PRMConfig
 from .outcome_models import SORM
 from .rollouts.attempts import Attempt

@@ -18,7 +18,8 @@ from ..models.condition_tokens import BAD, GOOD, Labels, add_labels
 from ..models.loading import load, with_lora
 from ..models.outcome import OutcomeModel
 from ..rewards.steps import newline_tokens, step_ends
-from .base import Agent, Callback, LoRA
+from .base import Agent, Callback
+from .configs.lora import LoRA
 from .configs.rcrl import RCRLConfig
 from .evaluation.evaluate import validate
 from .rollouts.attempts import Attempt, RolloutStatistics, read_attempts

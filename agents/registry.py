@@ -7,7 +7,8 @@ from ..registry import Registry, attribute
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .base import Agent, Environment
+    from .base import Agent
+    from .rollouts.source import Environment
 
 # Each agent's file, whose settings are in the file of that name in `configs`.
 _BUILT_IN = {

@@ -56,7 +56,7 @@ def plan(arguments: Sequence[str]) -> None:
     def run(options: Annotated[PlanOptions, MAIN], config: Any) -> None:
         import torch
 
-        from ..agents.base import LoRA
+        from ..agents.configs.lora import LoRA
         from ..agents.planning import Planned, check_agent, describe
         from ..agents.training.memory import GIB, Limits, free_memory
         from ..envs.registration import token_limits
