@@ -1,7 +1,11 @@
 """Small random language models, the sums and the letters that they are tried on, and what runs leave behind."""
 
 import json
-from collections.abc import Callable
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -201,6 +205,41 @@ def kill_at_attempt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[
                 run()
 
     return kill
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Iterator[Callable[..., list[int]]]:
+    """Sends requests to `launcher.py`, which is started at the first one."""
+    started: list[subprocess.Popen[str]] = []
+
+    def launch(**request: Any) -> list[int]:
+        if not started:
+            command = [sys.executable, Path(__file__).with_name("launcher.py")]
+            started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        sent, answers = started[0].stdin, started[0].stdout
+        assert sent is not None
+        assert answers is not None
+        print(json.dumps(request), file=sent, flush=True)
+        return json.loads(answers.readline())
+
+    yield launch
+    for process in started:
+        process.communicate()
+
+
+@pytest.fixture
+def run_script(launcher: Callable[..., list[int]], tmp_path: Path) -> Callable[..., None]:
+    """Runs a script with arguments, in one process or in several that learn together; it ends with the given code."""
+
+    def run_script(script: str, *arguments: object, processes: int = 1, code: int = 0) -> None:
+        path = tmp_path / "script.py"
+        path.write_text(textwrap.dedent(script))
+        outputs = [tmp_path / f"output-{rank}.txt" for rank in range(processes)]
+        codes = launcher(script=str(path), arguments=[*map(str, arguments)], outputs=[*map(str, outputs)])
+        said = [re.sub(r"(?s).*(Traceback)", r"\1", output.read_text()) for output in outputs]
+        assert codes == [code] * processes, "\n".join(said)
+
+    return run_script
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,6 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -361,15 +357,9 @@ TWO_RANKS = """
 
 
 @pytest.mark.slow
-def test_two_ranks_label_and_learn_what_one_does(folders, tmp_path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(TWO_RANKS))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def test_two_ranks_label_and_learn_what_one_does(folders, run_script, tmp_path) -> None:
     for ranks in (1, 2):
-        command = [sys.executable, *(launch if ranks == 2 else []), str(script)]
-        command += [str(tmp_path / f"{ranks}"), str(folders["policy"]), str(tmp_path / f"run-{ranks}")]
-        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        run_script(TWO_RANKS, tmp_path / f"{ranks}", folders["policy"], tmp_path / f"run-{ranks}", processes=ranks)
     one, two = load_file(tmp_path / "1"), load_file(tmp_path / "2")
     assert one.keys() == two.keys()
     for name, tensor in one.items():

@@ -45,10 +45,13 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def make(letters, slots, letters_folders):
-    def make(kind: str = "grpo-all", problems: type[ProblemList] = letters, architecture: str = "gpt2", **settings):
+    def make(
+        kind: str = "grpo-all", problems: type[ProblemList] = letters, architecture: str = "gpt2", num_slots: int = 16,
+        **settings,
+    ):  # fmt: skip
         cls, own = AGENTS[kind]
         return cls(
-            slots(problems()),
+            slots(problems(), num_slots),
             letters_folders[architecture],
             validation_env=slots(problems("validation")),
             device="cpu",

@@ -42,7 +42,8 @@ def test_the_penalty_holds_the_policy_back_also_with_adapters(make) -> None:
         distances = []
         for kl_coef in (1e-6, 3.0):
             told: list[dict[str, float]] = []
-            agent = make(kl_coef=kl_coef, minibatches=1, epochs=1, iterations=25, learning_rate=0.01, **settings)
+            settings |= {"minibatches": 1, "epochs": 1, "iterations": 25, "learning_rate": 0.01, "num_slots": 24}
+            agent = make(kl_coef=kl_coef, **settings)
             agent.learn(callback=lambda _, metrics, told=told: told.append(metrics))
             assert told[0]["train/reference_kl"] == pytest.approx(0, abs=1e-9)
             distances.append(told[-1]["train/reference_kl"])
@@ -54,10 +55,10 @@ def test_every_agent_finds_the_best_arm(bandit, make, kind: str, seed: int) -> N
     told: list[dict[str, float]] = []
     agent = make(
         kind, problems=bandit, seed=seed, iterations=30, problems_per_iteration=16, learning_rate=0.01,
-        validation_problems=1, validation_iterations=30, kl_coef=0.001,
+        validation_problems=1, validation_iterations=30, kl_coef=0.001, num_slots=64,
     ) if kind == "grpo-all" else make(
         kind, problems=bandit, seed=seed, iterations=60, problems_per_iteration=32, learning_rate=0.01,
-        validation_problems=1, validation_iterations=60,
+        validation_problems=1, validation_iterations=60, num_slots=128,
     )  # fmt: skip
     agent.learn(callback=lambda _, metrics: told.append(metrics))
     assert told[0]["rollout/success_rate"] < 0.3

@@ -1,11 +1,7 @@
 """Killed and resumed runs, and two processes."""
 
 import itertools
-import re
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -58,14 +54,9 @@ TWO_RANKS = """
 
 
 @pytest.mark.slow
-def test_two_ranks_label_learn_and_filter_as_one_does(policy_folder, tmp_path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(TWO_RANKS))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def test_two_ranks_label_learn_and_filter_as_one_does(policy_folder, run_script, tmp_path) -> None:
     for ranks in (1, 2):
-        command = [sys.executable, *(launch if ranks == 2 else []), script, policy_folder, tmp_path / f"run-{ranks}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, re.sub(r"(?s).*(Traceback)", r"\1", done.stderr)
+        run_script(TWO_RANKS, policy_folder, tmp_path / f"run-{ranks}", processes=ranks)
     for name in ("train", "validation"):
         for kind in ("attempts", "prefixes"):
             one, two = (

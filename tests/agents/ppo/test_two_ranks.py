@@ -1,11 +1,5 @@
 """Two processes give the parameters of one."""
 
-import os
-import re
-import subprocess
-import sys
-import textwrap
-
 import torch
 from safetensors.torch import load_file
 
@@ -57,16 +51,11 @@ TWO_RANKS = """
 """
 
 
-def test_two_ranks_give_the_parameters_of_one(letters_folders, tmp_path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(TWO_RANKS))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def test_two_ranks_give_the_parameters_of_one(letters_folders, run_script, tmp_path) -> None:
     for ranks in (1, 2):
-        command = [sys.executable, *(launch if ranks == 2 else []), script, tmp_path / f"{ranks}"]
-        command += [letters_folders["llama"], tmp_path / f"run-{ranks}"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, re.sub(r"(?s).*(Traceback)", r"\1", done.stderr)
+        run_script(
+            TWO_RANKS, tmp_path / f"{ranks}", letters_folders["llama"], tmp_path / f"run-{ranks}", processes=ranks
+        )
     one, two = load_file(tmp_path / "1"), load_file(tmp_path / "2")
     for name, tensor in one.items():
         # Adam turns the rounding of a vanishing gradient into a step of its own.

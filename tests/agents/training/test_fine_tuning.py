@@ -1,11 +1,7 @@
 """Supervised fine-tuning: what a checkpoint holds, and what a killed process loses."""
 
 import math
-import os
 import shutil
-import subprocess
-import sys
-import textwrap
 import warnings
 
 import numpy as np
@@ -165,11 +161,9 @@ KILLED_WHILE_SAVING = """
 """
 
 
-def test_a_process_killed_in_the_middle_of_a_save_loses_nothing(make_model, tmp_path) -> None:
+def test_a_process_killed_in_the_middle_of_a_save_loses_nothing(make_model, run_script, tmp_path) -> None:
     make_model("gpt2").save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-c", textwrap.dedent(KILLED_WHILE_SAVING), tmp_path / "model", tmp_path / "training"]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 9, done.stderr
+    run_script(KILLED_WHILE_SAVING, tmp_path / "model", tmp_path / "training", code=9)
     assert {path.name for path in (tmp_path / "training").iterdir()} == {"step-3", ".step-6.partial"}
     whole, resumed = make_model("gpt2"), make_model("gpt2", seed=1)
     steps = train(whole)

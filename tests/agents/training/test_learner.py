@@ -1,11 +1,6 @@
 """The training loop: what may not change a gradient does not, and the loss falls on actions alone."""
 
 import math
-import os
-import re
-import subprocess
-import sys
-import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -526,17 +521,11 @@ TWO_RANKS = """
 """
 
 
-def test_two_ranks_give_the_parameters_of_one_also_with_unequal_numbers_of_micro_batches(folder, tmp_path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(TWO_RANKS))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    # What `accelerate launch` comes down to on GPUs; with --cpu it starts one process, however many it is told.
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def test_two_ranks_give_the_parameters_of_one_also_with_unequal_numbers_of_micro_batches(
+    folder, run_script, tmp_path
+) -> None:
     for ranks in (1, 2):
-        command = [sys.executable, *(launch if ranks == 2 else [])]
-        command += [script, tmp_path / f"{ranks}", folder, tmp_path / f"run-{ranks}"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, re.sub(r"(?s).*(Traceback)", r"\1", done.stderr)
+        run_script(TWO_RANKS, tmp_path / f"{ranks}", folder, tmp_path / f"run-{ranks}", processes=ranks)
     assert (tmp_path / "run-2" / "round-1" / "attempts-1.jsonl").exists()  # there were two indeed
     one, two = load_file(tmp_path / "1"), load_file(tmp_path / "2")
     for name, tensor in one.items():
