@@ -6,13 +6,16 @@ drawn often are drawn more rarely, so that the search spreads over what was foun
 it widens what is found, and leaves the choice to whoever takes the attempts, such as expert iteration.
 """
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from ..arrays import FloatArray, IntArray
+from ..envs.problems.base import Problem
 from ..envs.token_vector_env import TokenVectorEnv
 from ..models.engine.sampling import stream_key
 from ..rewards.grading.solutions import equation_sequence
@@ -21,7 +24,7 @@ from .configs.search import EvolutionConfig
 from .rollouts.attempts import Attempt
 from .rollouts.collect import Start, continue_from
 from .rollouts.policy import CausalLMPolicy
-from .search import SearchCost, graded
+from .rollouts.searches import Found, SearchCost, Solution, graded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,50 +96,85 @@ class Evolution:
         self.policy = policy.with_sampling(temperature=config.temperature)
         self.env, self.config = env, config
         self.cost = SearchCost()
+        """Cost at all problems whose attempts were found so far."""
         self.archive = Archive(policy.tokenizer)
-        """Archive of the newest problem."""
+        """Archive of the problem whose attempts were found last."""
 
     @property
     def width(self) -> int:
         """Attempts that a search ends with at each problem."""
         return self.config.width
 
-    def __call__(self, problem_id: str | int, seed: int) -> tuple[list[Attempt], None]:
-        """Searches for solutions of one problem.
+    def __call__(self, problems: Iterable[str | int], seed: int) -> Iterator[Found]:
+        """Searches for solutions of problems, as many at a time as fill the slots twice in each generation.
 
         Args:
-            problem_id: Problem to search on, by id or index.
-            seed: Seed of the problem's random streams; the first generation is what plain sampling with it draws.
+            problems: Problems to search on, by id or index.
+            seed: Seed of the problems' random streams; the first generation is what plain sampling with it draws.
 
         Returns:
-            `config.width` attempts, generation by generation, and `None`, for nobody scored them.
+            An iterator over what was found at each problem, in order: `config.width` attempts, generation by
+            generation, and no scores, for nobody scored them.
         """
-        config, env = self.config, self.env
-        env.reset(options={"reset_mask": np.arange(env.num_envs) < 1, "problem_id": problem_id})
-        problem, prompt = env.problem(0), env.prompt(0).copy()
-        rng = np.random.default_rng([seed, stream_key(seed, problem.id, 0) % 2**32])
-        archive = self.archive = Archive(self.policy.tokenizer)
-        starts: list[Start] = []
-        attempts: list[Attempt] = []
-        for _ in range(config.generations):
-            heads = [self._head(rng) for _ in range(config.width // config.generations)]
-            starts += [Start(problem.id, tokens) for tokens, _ in heads]
-            found = list(continue_from(self.policy, env, starts, seed=seed, start=len(attempts)))
-            self.cost.policy_tokens += sum(len(attempt.completion) for attempt in found)
-            parts = [
-                (np.concatenate([tokens, rest.completion]), np.concatenate([logprobs, rest.logprobs]))
-                for (tokens, logprobs), rest in zip(heads, found, strict=True)
-            ]
-            whole = graded(env, problem, prompt, [tokens for tokens, _ in parts], [values for _, values in parts])
-            for attempt in whole:
-                attempt.index = attempt.number = len(attempts)
-                attempts.append(attempt)
-                archive.add(attempt)
-        return attempts, None
+        children = self.config.width // self.config.generations
+        coming = iter(problems)
+        while part := list(itertools.islice(coming, -(-2 * self.env.num_envs // children))):
+            for one in self._evolved(part, seed):
+                self.archive = one.archive
+                self.cost.add(one.cost)
+                yield Found(one.attempts, None, one.cost)
 
-    def _head(self, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
+    def _evolved(self, problems: Sequence[str | int], seed: int) -> "list[_Population]":
+        """The searches at some problems, all their generations: each is drawn for all problems before the next."""
+        config, env = self.config, self.env
+        children = config.width // config.generations
+        populations: list[_Population] = []
+        for first in range(0, len(problems), env.num_envs):
+            part = list(problems[first : first + env.num_envs])
+            env.reset(options={"reset_mask": np.arange(env.num_envs) < len(part), "problem_id": part})
+            for slot in range(len(part)):
+                problem, prompt = env.problem(slot), env.prompt(slot).copy()
+                rng = np.random.default_rng([seed, stream_key(seed, problem.id, 0) % 2**32])
+                populations.append(_Population(problem, prompt, rng, Archive(self.policy.tokenizer)))
+        starts: list[Start] = []
+        for _ in range(config.generations):
+            owners = [one for one in populations for _ in range(children)]
+            heads = [one.head() for one in owners]
+            begun = len(starts)
+            starts += [Start(one.problem.id, tokens) for one, (tokens, _) in zip(owners, heads, strict=True)]
+            rests = list(continue_from(self.policy, env, starts, seed=seed, start=begun))
+            solutions: list[Solution] = []
+            for number, (one, (tokens, logprobs), rest) in enumerate(zip(owners, heads, rests, strict=True)):
+                one.cost.policy_tokens += len(rest.completion)
+                solutions.append(
+                    Solution(
+                        one.problem,
+                        len(one.attempts) + number % children,
+                        one.prompt,
+                        np.concatenate([tokens, rest.completion]),
+                        np.concatenate([logprobs, rest.logprobs]),
+                    )
+                )
+            for one, attempt in zip(owners, graded(env, solutions), strict=True):
+                one.attempts.append(attempt)
+                one.archive.add(attempt)
+        return populations
+
+
+@dataclass(slots=True, eq=False)
+class _Population:
+    """The search at one problem: what was found so far, and what its random draws come from."""
+
+    problem: Problem
+    prompt: IntArray
+    rng: np.random.Generator
+    archive: Archive
+    attempts: list[Attempt] = field(default_factory=list)
+    cost: SearchCost = field(default_factory=SearchCost)
+
+    def head(self) -> tuple[IntArray, FloatArray]:
         """The first steps of a parent with their log-probabilities; nothing where there is no parent."""
         if not self.archive.members:
             return np.empty(0, np.int64), np.empty(0)
-        parent, cut = self.archive.draw(rng)
+        parent, cut = self.archive.draw(self.rng)
         return parent.completion[:cut].astype(np.int64), parent.logprobs[:cut].astype(np.float64)

@@ -28,8 +28,9 @@ from .evolution import Evolution
 from .rollouts.attempts import Attempt, RolloutStatistics
 from .rollouts.collect import collect_into
 from .rollouts.policy import CausalLMPolicy
+from .rollouts.searches import ProblemSearch, SearchCost, search_into
 from .rounds import RoundsAgent
-from .search import ProblemSearch, Search, SearchCost, search_into
+from .search import Search
 from .training.fine_tuning import fine_tune, report_to, restore
 from .training.learner import Example
 

@@ -1,24 +1,17 @@
 """Search over the steps of solutions, guided by a judge that scores what was written so far.
 
 One loop serves all methods. The candidates for a problem are run to their next step end in the slots of an environment;
-the judge scores them; a rule says which of them continue, and how often each: losers restart from winners' prefixes,
-whose keys and values are copied from cache to cache. A search ends with ordinary attempts, graded by the environment.
+the judge scores them; a rule (`search_rules`) says which of them continue, and how often each: losers restart from
+winners' prefixes, whose keys and values are copied from cache to cache. A search ends with ordinary attempts, graded by
+the environment.
 
-The rules:
-
-- "best_of_n" lets every candidate continue;
-- "beam" keeps the best and copies them (Snell et al. 2024, arXiv 2408.03314);
-- "tot" keeps the best that differ, for a repetition is worth nothing (tree of thoughts, Yao et al. 2023, arXiv
-  2305.10601, breadth first; its judge is `votes.VoteJudge`);
-- "dvts" does so in independent groups (diverse verifier tree search, Beeching et al. 2024);
-- "rebase" gives each a share of the slots by the softmax of its score (Wu et al. 2024, arXiv 2408.00724);
-- "resample" draws candidates with weights whose limit, with many slots and a calibrated judge, is the policy that is
-  optimal under a KL penalty, see `tilted_weights`.
+Several problems are searched at once, as many as there are slots for. Each has candidates and random streams of its
+own, so what is found at one does not depend on the others; they share the passes of the policy and of the judge.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -28,25 +21,37 @@ from numpy.typing import NDArray
 from ..arrays import FloatArray, IntArray
 from ..envs.problems.base import Problem
 from ..envs.token_vector_env import TokenVectorEnv
-from ..files import LineFile, read_jsonl
 from ..models.engine.decoder import SlotDecoder
 from ..models.engine.row_decoder import RowDecoder
 from ..models.engine.sampling import stream_key
 from ..models.engine.vllm_decoder import VLLMDecoder
 from ..models.outcome import OutcomeModel
-from ..rewards.steps import OpenLine, decode, newline_tokens, step_ends, step_texts
+from ..rewards.steps import decode, newline_tokens, step_ends, step_texts
 from .configs.search import Aggregate, SearchConfig
 from .evaluation.rerankers import score_completions
-from .rollouts.attempts import Attempt, AttemptFile, RecordedAttempts
 from .rollouts.policy import CausalLMPolicy
+from .rollouts.searches import Found, SearchCost, Solution, graded
+from .search_rules import Candidate, first_candidates, resampled, selected
 from .votes import VoteJudge
+
+# The judge is asked, and problems begin, when this share of the slots waits for it: the larger, the fewer are the
+# passes of the judge, and the emptier those of the policy.
+_WAITING = 0.25
 
 
 class Judge(Protocol):
     """Scores candidates."""
 
-    def __call__(self, problem: Problem, completions: Sequence[IntArray], prompt: IntArray) -> FloatArray:
-        """Scores `[C]` in [0, 1] of C completions so far, each `[T]` tokens, T being 0 for the bare prompt."""
+    def __call__(
+        self, problems: Sequence[Problem], completions: Sequence[IntArray], prompts: Sequence[IntArray]
+    ) -> FloatArray:
+        """Scores `[C]` in [0, 1] of C completions so far, in any order of their problems.
+
+        Args:
+            problems: Problem of each completion.
+            completions: Tokens `[T]` of each completion so far, T being 0 for the bare prompt.
+            prompts: Tokens `[P]` of each completion's prompt.
+        """
         ...
 
 
@@ -63,8 +68,10 @@ class OutcomeJudge:
         self.model = model
         self.aggregate: Aggregate | None = aggregate
 
-    def __call__(self, problem: Problem, completions: Sequence[IntArray], prompt: IntArray) -> FloatArray:
-        return score_completions(self.model, [prompt] * len(completions), completions, self.aggregate)
+    def __call__(
+        self, problems: Sequence[Problem], completions: Sequence[IntArray], prompts: Sequence[IntArray]
+    ) -> FloatArray:
+        return score_completions(self.model, prompts, completions, self.aggregate)
 
 
 class ExactJudge:
@@ -77,44 +84,56 @@ class ExactJudge:
     def __init__(self, env: TokenVectorEnv) -> None:
         self.env = env
 
-    def __call__(self, problem: Problem, completions: Sequence[IntArray], prompt: IntArray) -> FloatArray:
-        tokenizer, problems = self.env.tokenizer, self.env.problems
+    def __call__(
+        self, problems: Sequence[Problem], completions: Sequence[IntArray], prompts: Sequence[IntArray]
+    ) -> FloatArray:
+        tokenizer, source = self.env.tokenizer, self.env.problems
         ends = step_ends(completions, [True] * len(completions), tokenizer)
         texts = [step_texts(tokens, own.tolist(), tokenizer) for tokens, own in zip(completions, ends, strict=True)]
-        return np.array([float(all(problems.check_steps(steps, problem))) for steps in texts])
+        pairs = zip(texts, problems, strict=True)
+        return np.array([float(all(source.check_steps(steps, problem))) for steps, problem in pairs])
 
 
-@dataclass
-class SearchCost:
-    """Cost of searches.
+@dataclass(slots=True, eq=False)
+class _Tree:
+    """The search at one problem.
 
     Attributes:
-        policy_tokens: Tokens that the policy drew, those of abandoned candidates included.
-        judged_tokens: Tokens of the completions that the judge was given, each time anew; those of questions and
-            answers if the judge votes.
+        problem: Problem.
+        prompt: `[P]` tokens of its prompt.
+        rng: Source of the rule's draws.
+        candidates: Solutions so far that take up a slot each.
+        slots: Slots of the candidates.
+        done: Solutions that ended and wait for the others.
+        drawing: Numbers of the candidates that are on their way to a step end.
+        depth: Number of steps so far.
+        cost: Cost so far.
     """
 
-    policy_tokens: int = 0
-    judged_tokens: int = 0
+    problem: Problem
+    prompt: IntArray
+    rng: np.random.Generator
+    candidates: list[Candidate]
+    slots: list[int]
+    done: list[Candidate] = field(default_factory=list)
+    drawing: set[int] = field(default_factory=set)
+    depth: int = 0
+    cost: SearchCost = field(default_factory=SearchCost)
 
-
-@dataclass(slots=True)
-class _Candidate:
-    """A solution so far."""
-
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    line: OpenLine = field(default_factory=OpenLine)
-    score: float = 0.0
-    weight: float = 1.0
-    ended: bool = False
-    group: int = 0
-
-    def copy(self) -> "_Candidate":
-        line = OpenLine(self.line.start, self.line.carried)
-        return _Candidate(
-            self.tokens.copy(), self.logprobs.copy(), line, self.score, self.weight, self.ended, self.group
-        )
+    def follow(self, config: SearchConfig) -> list[int]:
+        """Replaces the scored candidates by those of the next step, none at the end; the slots that become free."""
+        if config.rule == "resample":
+            self.candidates = resampled(self.candidates, config, self.rng)
+            if all(one.ended for one in self.candidates):
+                self.done, self.candidates = self.candidates, []
+        else:
+            self.done += [one for one in self.candidates if one.ended]
+            live, wanted = [one for one in self.candidates if not one.ended], config.width - len(self.done)
+            self.candidates = selected(live, wanted, config) if live and wanted > 0 else []
+        free = self.slots[len(self.candidates) :]
+        del self.slots[len(self.candidates) :]
+        self.depth += 1
+        return free
 
 
 class Search:
@@ -150,6 +169,7 @@ class Search:
         self.policy = policy.with_sampling(temperature=config.temperature)
         self.env, self.judge, self.config = env, judge, config
         self.cost = SearchCost()
+        """Cost at all problems whose attempts were found so far."""
         self._newline = newline_tokens(policy.tokenizer)
 
     @property
@@ -157,281 +177,146 @@ class Search:
         """Attempts that a search ends with at each problem."""
         return self.config.width
 
-    def __call__(self, problem_id: str | int, seed: int) -> tuple[list[Attempt], FloatArray]:
-        """Searches for solutions of one problem.
+    def __call__(self, problems: Iterable[str | int], seed: int) -> Iterator[Found]:
+        """Searches for solutions of problems, several at a time.
 
         Args:
-            problem_id: Problem to search on, by id or index.
-            seed: Seed of the problem's random streams.
+            problems: Problems to search on, by id or index.
+            seed: Seed of the random streams, of which every problem has its own.
 
         Returns:
-            `config.width` attempts, and the judge's scores `[width]` of them.
+            An iterator over what was found at each problem, `config.width` attempts and their scores, in order.
         """
-        config, env = self.config, self.env
-        slots = np.arange(config.width)
-        env.reset(options={"reset_mask": np.arange(env.num_envs) < config.width, "problem_id": problem_id})
-        problem, prompt = env.problem(0), env.prompt(0).copy()
-        rng = np.random.default_rng([seed, stream_key(seed, problem.id, 0) % 2**32])
-        candidates = [_Candidate(group=slot * config.keep // config.width) for slot in slots.tolist()]
-        start = float(self._judged(problem, [_Candidate()], prompt)[0]) if config.rule == "resample" else 0.0
-        for one in candidates:
-            one.weight = float(tilted_weights(np.array([start]), config.judge_temperature)[0])
-        decoder = self.policy.rollout_decoder(env)
-        done: list[_Candidate] = []
-        for depth in range(env.max_new_tokens):
-            self._extend(decoder, candidates, problem, prompt, seed, depth)
-            for one, score in zip(candidates, self._judged(problem, candidates, prompt), strict=True):
-                one.score = float(score)
-            if config.rule == "resample":
-                candidates = self._resampled(candidates, rng)
-                if all(one.ended for one in candidates):
-                    done = candidates
-                    break
-                continue
-            done += [one for one in candidates if one.ended]
-            live = [one for one in candidates if not one.ended]
-            if not live or len(done) >= config.width:
-                break
-            candidates = self._selected(live, config.width - len(done), rng)
-        done = done[: config.width]
-        completions = [np.array(one.tokens, np.int64) for one in done]
-        attempts = graded(env, problem, prompt, completions, [np.array(one.logprobs) for one in done])
-        return attempts, np.array([one.score for one in done])
+        decoder, coming = self.policy.rollout_decoder(self.env), iter(problems)
+        free, trees, finished = list(range(self.env.num_envs)), list[_Tree](), dict[_Tree, Found]()
+        order: list[_Tree] = []
+        while True:
+            opened = self._opened([*itertools.islice(coming, len(free) // self.width)], free, seed)
+            trees, order = trees + opened, order + opened
+            if not trees:
+                return
+            self._begin(decoder, trees, seed)
+            waiting = self._extended(decoder, trees)
+            self._score(waiting)
+            for tree in waiting:
+                free += tree.follow(self.config)
+            over = [tree for tree in waiting if not tree.candidates]
+            trees = [tree for tree in trees if tree.candidates]
+            finished |= zip(over, self._graded(over), strict=True)
+            while order and order[0] in finished:
+                found = finished.pop(order.pop(0))
+                self.cost.add(found.cost)
+                yield found
 
-    def _extend(
-        self,
-        decoder: SlotDecoder | RowDecoder | VLLMDecoder,
-        candidates: Sequence[_Candidate],
-        problem: Problem,
-        prompt: IntArray,
-        seed: int,
-        depth: int,
-    ) -> None:
-        """Draws the next step of all candidates that have not ended."""
-        live = [slot for slot, one in enumerate(candidates) if not one.ended]
-        if not live:
-            return
-        gone = [slot for slot in decoder.slots.tolist() if slot not in live]
-        if gone:
-            decoder.retire(np.array(gone))
-        sequences = [np.concatenate([prompt, candidates[slot].tokens]).astype(np.int64) for slot in live]
-        keys = np.array([stream_key(seed, problem.id, depth * self.config.width + slot + 1) for slot in live])
-        decoder.begin(np.array(live), sequences, keys)
-        running = set(live)
-        while running:
-            drawn, logprobs = decoder.step(self.policy.sampling)
+    def _opened(self, problems: Sequence[str | int], free: list[int], seed: int) -> list[_Tree]:
+        """The searches at further problems, in slots that are taken from the free ones."""
+        env, config = self.env, self.config
+        if not problems:
+            return []
+        env.reset(options={"reset_mask": np.arange(env.num_envs) < len(problems), "problem_id": list(problems)})
+        trees: list[_Tree] = []
+        for number in range(len(problems)):
+            problem, prompt = env.problem(number), env.prompt(number).copy()
+            rng = np.random.default_rng([seed, stream_key(seed, problem.id, 0) % 2**32])
+            slots = free[: config.width]
+            del free[: config.width]
+            trees.append(_Tree(problem, prompt, rng, [Candidate()], slots))
+        if config.rule == "resample":
+            self._score(trees)
+        for tree in trees:
+            tree.candidates = first_candidates(config, tree.candidates[0].score)
+        return trees
+
+    def _begin(self, decoder: SlotDecoder | RowDecoder | VLLMDecoder, trees: Sequence[_Tree], seed: int) -> None:
+        """Puts the candidates of all problems that wait for their next step into their slots."""
+        slots: list[int] = []
+        sequences: list[IntArray] = []
+        keys: list[int] = []
+        busy = {tree.slots[number] for tree in trees for number in tree.drawing}
+        for tree in trees:
+            if tree.drawing:
+                continue
+            for number, one in enumerate(tree.candidates):
+                if not one.ended:
+                    tree.drawing.add(number)
+                    slots.append(tree.slots[number])
+                    sequences.append(np.concatenate([tree.prompt, one.tokens]).astype(np.int64))
+                    keys.append(stream_key(seed, tree.problem.id, tree.depth * self.width + number + 1))
+        idle = [slot for slot in decoder.slots.tolist() if slot not in busy and slot not in slots]
+        if idle:
+            decoder.retire(np.array(idle))
+        if slots:
+            decoder.begin(np.array(slots), sequences, np.array(keys))
+
+    def _extended(self, decoder: SlotDecoder | RowDecoder | VLLMDecoder, trees: Sequence[_Tree]) -> list[_Tree]:
+        """Draws tokens until the candidates of enough problems are at the ends of their steps; these problems."""
+        drawing = {tree.slots[number]: (tree, number) for tree in trees for number in tree.drawing}
+        while True:
+            waiting = [tree for tree in trees if not tree.drawing]
+            if waiting and sum(len(tree.slots) for tree in waiting) >= _WAITING * len(decoder.slots):
+                return waiting
+            tokens, logprobs = decoder.step(self.policy.sampling)
+            may_end = self._may_end(tokens)
             stopped: list[int] = []
-            for slot, token, logprob in zip(decoder.slots.tolist(), drawn.tolist(), logprobs.tolist(), strict=True):
-                if slot not in running:
+            for slot, token, logprob, may in zip(
+                decoder.slots.tolist(), tokens.tolist(), logprobs.tolist(), may_end.tolist(), strict=True
+            ):
+                if slot not in drawing:
                     continue
-                one = candidates[slot]
+                tree, number = drawing[slot]
+                one = tree.candidates[number]
                 one.tokens.append(token)
                 one.logprobs.append(logprob)
-                self.cost.policy_tokens += 1
-                one.ended = self._has_ended(one)
+                tree.cost.policy_tokens += 1
+                one.ended = len(one.tokens) == self.env.max_new_tokens or (may and self._has_ended(one))
                 if one.ended or (self._newline[token] and self._is_step(one)):
                     stopped.append(slot)
+                    tree.drawing.remove(number)
+                    del drawing[slot]
             if stopped:
-                running.difference_update(stopped)
                 decoder.finish(np.array(stopped))
 
-    def _has_ended(self, one: _Candidate) -> bool:
-        """True if the last token ends the attempt, as the environment will see it."""
-        encoder, last = self.env.encoder, np.array(one.tokens[-1:])
-        if encoder.is_eos[last[0]] or len(one.tokens) == self.env.max_new_tokens:
-            return True
-        return len(encoder.stops.candidates(last)) > 0 and encoder.stops.ends(np.array(one.tokens))
+    def _may_end(self, tokens: IntArray) -> NDArray[np.bool_]:
+        """Which of `tokens` `[R]` may end an attempt, `[R]` bool."""
+        may = self.env.encoder.is_eos[tokens]
+        may[self.env.encoder.stops.candidates(tokens)] = True
+        return may
 
-    def _is_step(self, one: _Candidate) -> bool:
+    def _has_ended(self, one: Candidate) -> bool:
+        """True if the last token, which may end the attempt, does so, as the environment will see it."""
+        encoder = self.env.encoder
+        return bool(encoder.is_eos[one.tokens[-1]]) or encoder.stops.ends(np.array(one.tokens))
+
+    def _is_step(self, one: Candidate) -> bool:
         """True if the line that just ended has any text; a blank one is no step."""
         tokenizer = self.policy.tokenizer
         return bool(one.line.finish(np.array(one.tokens), lambda tokens: decode(tokenizer, tokens)))
 
-    def _judged(self, problem: Problem, candidates: Sequence[_Candidate], prompt: IntArray) -> FloatArray:
+    def _score(self, trees: Sequence[_Tree]) -> None:
+        """Has the judge score all candidates of some problems."""
+        owners = [tree for tree in trees for _ in tree.candidates]
+        candidates = [one for tree in trees for one in tree.candidates]
         completions = [np.array(one.tokens, np.int64) for one in candidates]
-        voter = self.judge if isinstance(self.judge, VoteJudge) else None
-        before = 0 if voter is None else voter.num_tokens
-        scores = np.asarray(self.judge(problem, completions, prompt), np.float64)
-        self.cost.judged_tokens += sum(map(len, completions)) if voter is None else voter.num_tokens - before
+        problems, prompts = [tree.problem for tree in owners], [tree.prompt for tree in owners]
+        scores = np.asarray(self.judge(problems, completions, prompts), np.float64)
         if scores.shape != (len(candidates),) or not np.isfinite(scores).all():
             raise ValueError(f"the judge must give {len(candidates)} finite scores, got {scores!r}")
-        return scores
+        spent = self.judge.newest_tokens if isinstance(self.judge, VoteJudge) else map(len, completions)
+        for tree, one, score, tokens in zip(owners, candidates, scores.tolist(), spent, strict=True):
+            one.score = score
+            tree.cost.judged_tokens += tokens
 
-    def _selected(self, live: Sequence[_Candidate], slots: int, rng: np.random.Generator) -> list[_Candidate]:
-        """The candidates of the next step, `slots` of them, by the rule."""
-        config, scores = self.config, np.array([one.score for one in live])
-        if config.rule == "tot":
-            first = {tuple(one.tokens): i for i, one in reversed(list(enumerate(live)))}
-            scores[[i for i, one in enumerate(live) if first[tuple(one.tokens)] != i]] = -np.inf
-        if config.rule == "best_of_n":
-            parents = list(range(len(live)))
-        elif config.rule in ("beam", "tot"):
-            best = np.argsort(-scores, kind="stable")[: config.keep]
-            best = best[scores[best] > -np.inf]
-            parents = [int(best[i % len(best)]) for i in range(slots)]
-        elif config.rule == "dvts":
-            groups = sorted({one.group for one in live})
-            members = [[i for i, one in enumerate(live) if one.group == group] for group in groups]
-            winners = [max(group, key=lambda i: (scores[i], -i)) for group in members]
-            parents = [winners[i % len(winners)] for i in range(slots)]
-        else:
-            parents = np.repeat(np.arange(len(live)), shares(scores / config.judge_temperature, slots)).tolist()
-        return [live[parent].copy() for parent in parents]
-
-    def _resampled(self, candidates: Sequence[_Candidate], rng: np.random.Generator) -> list[_Candidate]:
-        """Candidates drawn with weights w(now) / w(before), those that ended included."""
-        weights = tilted_weights(np.array([one.score for one in candidates]), self.config.judge_temperature)
-        ratios = weights / np.array([one.weight for one in candidates])
-        for one, weight in zip(candidates, weights, strict=True):
-            one.weight = float(weight)
-        return [candidates[i].copy() for i in systematic(ratios, rng)]
-
-
-def graded(
-    env: TokenVectorEnv,
-    problem: Problem,
-    prompt: IntArray,
-    completions: Sequence[NDArray[np.integer]],
-    logprobs: Sequence[NDArray[np.floating]],
-) -> list[Attempt]:
-    """Completions as attempts, numbered from 0: stepped through the environment, which pays and grades them.
-
-    Args:
-        env: Token environment with `autoreset_mode` DISABLED.
-        problem: Problem of the environment.
-        prompt: `[P]` tokens of its prompt.
-        completions: Tokens `[T]` of each completion.
-        logprobs: Log-probabilities `[T]` of them.
-    """
-    attempts: list[Attempt] = []
-    for first in range(0, len(completions), env.num_envs):
-        part = completions[first : first + env.num_envs]
-        lengths = np.zeros(env.num_envs, np.int64)
-        lengths[: len(part)] = list(map(len, part))
-        tokens = np.zeros((env.num_envs, int(lengths.max())), np.int64)
-        for slot, completion in enumerate(part):
-            tokens[slot, : len(completion)] = completion
-        env.reset(options={"reset_mask": np.arange(env.num_envs) < len(part), "problem_id": problem.id})
-        _, rewards, terminations, _, infos = env.step_tokens(tokens, lengths)
-        components = infos.get("reward_components", {})
-        attempts += [
-            Attempt(
-                problem=problem,
-                index=first + slot,
-                prompt=prompt,
-                completion=completion.astype(np.int32),
-                logprobs=logprobs[first + slot].astype(np.float32),
-                rewards=rewards[slot, : len(completion)].astype(np.float32),
-                is_success=bool(infos["is_success"][slot]),
-                verdict=infos["verdict"][slot],
-                answer=infos["answer"][slot],
-                terminated=bool(terminations[slot]),
-                reward_components={name: float(p[slot]) for name, p in components.items() if not name.startswith("_")},
-                number=first + slot,
-            )
-            for slot, completion in enumerate(part)
+    def _graded(self, trees: Sequence[_Tree]) -> list[Found]:
+        """What was found at problems whose searches are over."""
+        for tree in trees:
+            del tree.done[self.width :]
+        solutions = [
+            Solution(tree.problem, index, tree.prompt, np.array(one.tokens, np.int64), np.array(one.logprobs))
+            for tree in trees
+            for index, one in enumerate(tree.done)
         ]
-    return attempts
-
-
-class ProblemSearch(Protocol):
-    """Finds attempts at a problem, one problem at a time."""
-
-    env: TokenVectorEnv
-    cost: SearchCost
-
-    @property
-    def width(self) -> int:
-        """Attempts that it ends with at each problem."""
-        ...
-
-    def __call__(self, problem_id: str | int, seed: int) -> tuple[list[Attempt], FloatArray | None]:
-        """The attempts, and their scores `[width]` if there is a judge."""
-        ...
-
-
-def search_into(
-    folder: Path | None,
-    search: ProblemSearch,
-    problems: range,
-    *,
-    seed: int,
-    rank: int = 0,
-    on_step: Callable[[int], object] | None = None,
-) -> Iterator[Attempt]:
-    """Searches at problems one after the other, and writes to a folder what it finds; a search on record is not redone.
-
-    Attempts are numbered as those of `collect_into`, `width` at each problem. What each search cost is written after
-    its attempts, so `search.cost` counts all of them, those of earlier processes included.
-
-    Args:
-        folder: Folder where each process has its `attempts-<rank>.jsonl` and `searches-<rank>.jsonl`; `None` writes
-            nothing.
-        search: Search to run.
-        problems: Indices of the problems, without gaps; those of different processes must not overlap.
-        seed: Seed of the searches' random streams.
-        rank: Rank of this process.
-        on_step: Function that is called with the number of attempts that have just been found or read.
-    """
-    width = search.width
-    numbers = range(problems.start * width, problems.stop * width)
-    recorded = None if folder is None else RecordedAttempts(folder, numbers, search.env)
-    costs: dict[int, dict[str, int]] = {}
-    for path in [] if folder is None else sorted(folder.glob("searches-*.jsonl")):
-        costs |= {line["problem"]: line for line in read_jsonl(path) if line["problem"] in problems}
-    for index in problems:
-        own = range(index * width, (index + 1) * width)
-        known = set() if recorded is None else {number for number in own if number in recorded}
-        if recorded is not None and index in costs and len(known) == width:
-            search.cost.policy_tokens += costs[index]["policy_tokens"]
-            search.cost.judged_tokens += costs[index]["judged_tokens"]
-            found = list(recorded.read(own))
-        else:
-            before = replace(search.cost)
-            found = [
-                replace(attempt, number=number) for attempt, number in zip(search(index, seed)[0], own, strict=True)
-            ]
-            if folder is not None:
-                with AttemptFile(folder / f"attempts-{rank}.jsonl") as file:
-                    for attempt in found:
-                        if attempt.number not in known:
-                            file.write(attempt)
-                spent = {name: getattr(search.cost, name) - getattr(before, name) for name in asdict(before)}
-                with LineFile(folder / f"searches-{rank}.jsonl") as file:
-                    file.write({"problem": index, **spent})
-        if on_step is not None:
-            on_step(width)
-        yield from found
-
-
-def tilted_weights(success: FloatArray, temperature: float) -> FloatArray:
-    """W = 1 + p (e^(1/lambda) - 1), of prefixes from which the policy succeeds with probability p.
-
-    With a reward of 1 for success and a penalty of lambda for each nat of divergence from the policy, the optimal
-    policy draws a token with the policy's own probability times w(after) / w(before).
-
-    Args:
-        success: Probabilities p of success, of any shape.
-        temperature: Temperature lambda; large values leave the policy as it is, small ones condition it on success.
-    """
-    return 1 + success * np.expm1(1 / temperature)
-
-
-def shares(logits: FloatArray, total: int) -> IntArray:
-    """Number of `total` slots that each candidate gets, by the softmax of `logits` `[C]`, rounded so that they add up.
-
-    Largest remainders are rounded up; of equal ones the first.
-    """
-    weights = np.exp(logits - logits.max())
-    exact = weights / weights.sum() * total
-    counts = np.floor(exact).astype(np.int64)
-    order = np.argsort(counts - exact, kind="stable")
-    counts[order[: total - counts.sum()]] += 1
-    return counts
-
-
-def systematic(weights: FloatArray, rng: np.random.Generator) -> IntArray:
-    """Draws C indices in proportion to their weights `[C]` (systematic resampling)."""
-    count = len(weights)
-    places = (rng.random() + np.arange(count)) / count
-    return np.searchsorted(np.cumsum(weights) / weights.sum(), places).clip(max=count - 1)
+        attempts = iter(graded(self.env, solutions))
+        return [
+            Found([*itertools.islice(attempts, self.width)], np.array([one.score for one in tree.done]), tree.cost)
+            for tree in trees
+        ]

@@ -53,6 +53,7 @@ class VoteJudge:
 
     Attributes:
         num_tokens: Tokens of questions read and of answers drawn so far.
+        newest_tokens: Those of the newest call, for each of its completions; 0 where an equal one came before.
         num_votes: Votes so far.
         num_unread: Votes so far that named none of the words.
 
@@ -84,17 +85,30 @@ class VoteJudge:
         self.env, self.template = env, template
         self.votes, self.max_new_tokens, self.seed = votes, max_new_tokens, seed
         self.num_tokens = self.num_votes = self.num_unread = 0
+        self.newest_tokens: list[int] = []
         self._ends = {*end_ids(policy), cast(int, policy.tokenizer.eos_token_id)}
 
-    def __call__(self, problem: Problem, completions: Sequence[IntArray], prompt: IntArray) -> FloatArray:
-        """Scores `[C]` in [0, 1] of C completions `[T]` so far.
+    def __call__(
+        self, problems: Sequence[Problem], completions: Sequence[IntArray], prompts: Sequence[IntArray]
+    ) -> FloatArray:
+        """Scores `[C]` in [0, 1] of C completions `[T]` so far, each of a problem.
 
         Raises:
             ValueError: None of many votes could be read.
         """
-        texts = [self.env.decode(tokens) for tokens in completions]
-        distinct = list(dict.fromkeys(texts))
-        answers = self._answers(problem, distinct)
+        solutions = [(one.id, self.env.decode(tokens)) for one, tokens in zip(problems, completions, strict=True)]
+        named = {one.id: one for one in problems}
+        distinct = list(dict.fromkeys(solutions))
+        answers: list[list[str]] = []
+        costs: dict[tuple[str, str], int] = {}
+        together = max(1, self.env.num_envs // self.votes)
+        for first in range(0, len(distinct), together):
+            part = distinct[first : first + together]
+            own, tokens = self._answers([(named[name], text) for name, text in part])
+            answers += own
+            costs |= zip(part, tokens, strict=True)
+        self.newest_tokens = [costs.pop(one, 0) for one in solutions]
+        self.num_tokens += sum(self.newest_tokens)
         found = [[_WORD.findall(answer) for answer in own] for own in answers]
         self.num_votes += sum(map(len, found))
         self.num_unread += sum(not words for own in found for words in own)
@@ -106,7 +120,7 @@ class VoteJudge:
             )
         worth = [np.mean([VALUES[words[-1].lower()] if words else 0.0 for words in own]) for own in found]
         scores = dict(zip(distinct, np.array(worth) / max(VALUES.values()), strict=True))
-        return np.array([scores[text] for text in texts])
+        return np.array([scores[one] for one in solutions])
 
     def _question(self, problem: Problem, solution: str) -> IntArray:
         """The tokens that ask about a solution."""
@@ -119,11 +133,12 @@ class VoteJudge:
         text = render_prompt(template, asked, (), tokenizer)
         return np.asarray(tokenizer(text, add_special_tokens=not chat)["input_ids"], np.int64)
 
-    def _answers(self, problem: Problem, solutions: Sequence[str]) -> list[list[str]]:
-        """The answers about each solution, `votes` of them."""
-        questions = [self._question(problem, solution) for solution in solutions]
+    def _answers(self, solutions: Sequence[tuple[Problem, str]]) -> tuple[list[list[str]], list[int]]:
+        """The answers about each solution of a problem, `votes` of them, and the tokens read and drawn for it."""
+        questions = [self._question(problem, text) for problem, text in solutions]
         rows = [(number, vote) for number in range(len(solutions)) for vote in range(self.votes)]
-        keys = [stream_key(self.seed, f"{problem.id}\n{solutions[number]}", vote) for number, vote in rows]
+        names = [f"{problem.id}\n{text}" for problem, text in solutions]
+        keys = [stream_key(self.seed, names[number], vote) for number, vote in rows]
         decoder = self.policy.decoder(len(rows))
         decoder.begin(np.arange(len(rows)), [questions[number] for number, _ in rows], np.array(keys))
         drawn: list[list[int]] = [[] for _ in rows]
@@ -137,6 +152,8 @@ class VoteJudge:
             decoder.retire(np.array(ended, np.int64))
             if not len(decoder.slots):
                 break
-        self.num_tokens += sum(map(len, questions)) + sum(map(len, drawn))
+        costs = [len(question) for question in questions]
+        for (number, _), tokens in zip(rows, drawn, strict=True):
+            costs[number] += len(tokens)
         answers = self.policy.tokenizer.batch_decode(drawn, skip_special_tokens=True)
-        return [answers[first : first + self.votes] for first in range(0, len(rows), self.votes)]
+        return [answers[first : first + self.votes] for first in range(0, len(rows), self.votes)], costs

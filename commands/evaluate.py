@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..agents import CausalLMPolicy
     from ..agents.evaluation.rerankers import Reranker
-    from ..agents.search import ProblemSearch
+    from ..agents.rollouts.searches import ProblemSearch
     from ..envs.token_vector_env import TokenVectorEnv
     from ..models.outcome import OutcomeModel
 

@@ -20,6 +20,7 @@ from ...rewards.grading.solutions import equation_sequence
 from ..rollouts.attempts import Attempt
 from ..rollouts.collect import collect
 from ..rollouts.policy import CausalLMPolicy
+from ..rollouts.searches import Found, ProblemSearch
 from ..rollouts.slots import make_rollout_env
 from ..training.ranks import Ranks
 from .rerankers import Reranker, score_attempts
@@ -149,7 +150,7 @@ def evaluate(
     temperature: float = 0.7,
     seed: int = 0,
     reranker: OutcomeModel | Reranker | None = None,
-    search: Callable[[int, int], tuple[list[Attempt], FloatArray | None]] | None = None,
+    search: ProblemSearch | None = None,
     on_step: Callable[[int], object] | None = None,
     on_problem: Callable[[list[Attempt]], object] | None = None,
 ) -> Evaluation:
@@ -166,9 +167,9 @@ def evaluate(
         seed: Seed of the pool's random streams.
         reranker: Outcome model, or a function such as `rerankers.ImplicitReward`, that scores the pool for `rerank@n`:
             the answer to each problem is that of the attempt with the highest score (Havrilla et al. 2024).
-        search: Search that finds the pool of each problem, given its index and a seed, instead of sampling: n attempts
-            and their scores, which then choose for `rerank@n` if there are any; see `agents.search.Search`. The
-            attempts are not independent samples, so pass@k is reported for k = n only.
+        search: Search that finds the pool of each problem instead of sampling: n attempts and their scores, which then
+            choose for `rerank@n` if there are any; see `agents.search.Search`. The attempts are not independent
+            samples, so pass@k is reported for k = n only.
         on_step: Function that is called with the number of attempts that have just ended.
         on_problem: Function that is called at the end with the attempts of the pool at each problem, in order.
 
@@ -190,11 +191,15 @@ def evaluate(
     pool = greedy
     scores: list[FloatArray] | None = None
     if n and search is not None:
-        found = [search(index, seed) for index in range(problems)]
-        pool, judged = [attempts for attempts, _ in found], [own for _, own in found if own is not None]
-        scores = judged or None
-        if any(len(group) != n for group in pool):
-            raise ValueError(f"the search must find n={n} attempts at each problem: set n to its width")
+        if search.width != n:
+            raise ValueError(f"the search finds {search.width} attempts at each problem, not n={n}: set n to its width")
+        found: list[Found] = []
+        for one in search(range(problems), seed):
+            found.append(one)
+            if on_step is not None:
+                on_step(n)
+        pool = [one.attempts for one in found]
+        scores = [one.scores for one in found if one.scores is not None] or None
     elif n:
         pool = _pool(policy.with_sampling(temperature=temperature), env, problems, n, seed, on_step)
     if n:

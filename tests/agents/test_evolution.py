@@ -81,6 +81,11 @@ def scripted(texts: list[str]) -> tuple[Any, list[str]]:
     return policy, begun
 
 
+def attempts_of(search: Evolution, problem: int, seed: int) -> list[Attempt]:
+    (found,) = search([problem], seed)
+    return found.attempts
+
+
 def text(attempt: Attempt) -> str:
     return STEPS.decode(attempt.completion.tolist(), skip_special_tokens=True)
 
@@ -90,8 +95,9 @@ def test_the_archive_and_the_visits_are_those_worked_out_by_hand(num_envs: int) 
     """Every parent has one place to be cut, after `g`, so that only which parent is drawn depends on chance."""
     policy, begun = scripted(["g\nb", "g\nb", "g", "b", "b\nb", "g"])
     search = Evolution(policy, slots(num_envs), EvolutionConfig(width=6, generations=3))
-    attempts, scores = search("p1", 0)
-    assert scores is None
+    (found,) = search(["p1"], 0)
+    attempts = found.attempts
+    assert found.scores is None
     assert [one.partition("?")[2] for one in begun] == ["", "", "g\n", "g\n", "g\n", "g\n"]
     assert list(map(text, attempts)) == ["g\nb", "g\nb", "g\ng", "g\nb", "g\nb\nb", "g\ng"]
     assert [attempt.index for attempt in attempts] == list(range(6))
@@ -112,7 +118,7 @@ def test_the_archive_and_the_visits_are_those_worked_out_by_hand(num_envs: int) 
 
 def test_parents_are_drawn_inversely_to_their_visits_and_cut_anywhere() -> None:
     policy, _ = scripted(["g\nb\nb", "b"])
-    attempts, _ = Evolution(policy, slots(), EvolutionConfig(width=2, generations=1))(0, 0)
+    attempts = attempts_of(Evolution(policy, slots(), EvolutionConfig(width=2, generations=1)), 0, 0)
     first, second, cuts = [], [], []
     for seed in range(1500):
         archive, rng = Archive(STEPS), np.random.default_rng(seed)
@@ -133,7 +139,7 @@ def test_parents_are_drawn_inversely_to_their_visits_and_cut_anywhere() -> None:
 def test_where_nothing_ends_by_itself_the_next_generation_begins_anew() -> None:
     policy, begun = scripted(["gggg", "gggg", "g\nb", "g"])
     search = Evolution(policy, slots(budget=4), EvolutionConfig(width=4, generations=2))
-    attempts, _ = search(0, 0)
+    attempts = attempts_of(search, 0, 0)
     assert [one.partition("?")[2] for one in begun] == ["", "", "", ""]
     assert [attempt.terminated for attempt in attempts] == [False, False, True, True]
     assert [text(member.attempt) for member in search.archive.members.values()] == ["g\nb", "g"]
@@ -147,7 +153,7 @@ def test_the_first_generation_is_plain_sampling_and_later_ones_are_the_policys_o
     )
     env.curriculum = Sequential(repeats=4)
     plain = list(collect(acting, env, 16, seed=5, start=12))
-    attempts, _ = Evolution(acting, env, EvolutionConfig(width=4, generations=1))(3, 5)
+    attempts = attempts_of(Evolution(acting, env, EvolutionConfig(width=4, generations=1)), 3, 5)
     for ours, theirs in zip(attempts, plain, strict=True):
         assert (ours.problem.id, ours.index) == (theirs.problem.id, theirs.index)
         np.testing.assert_array_equal(ours.completion, theirs.completion)
@@ -156,7 +162,7 @@ def test_the_first_generation_is_plain_sampling_and_later_ones_are_the_policys_o
         assert (ours.verdict, ours.answer, ours.terminated) == (theirs.verdict, theirs.answer, theirs.terminated)
 
     search = Evolution(acting, env, EvolutionConfig(width=4, generations=2))
-    evolved, _ = search(3, 5)
+    evolved = attempts_of(search, 3, 5)
     for ours, theirs in zip(evolved[:2], plain[:2], strict=True):
         np.testing.assert_array_equal(ours.completion, theirs.completion)
     assert search.cost.policy_tokens < sum(len(attempt.completion) for attempt in evolved)
@@ -175,6 +181,26 @@ def test_the_first_generation_is_plain_sampling_and_later_ones_are_the_policys_o
     assert "rerank@4" not in result.metrics
     longest = lambda group: np.array([len(one.completion) for one in group])  # noqa: E731
     assert "rerank@4" in evaluate(acting, env, problems=1, n=4, search=search, reranker=longest).metrics
+
+
+def test_what_is_found_at_a_problem_does_not_depend_on_the_others() -> None:
+    model, tokenizer = load("tokengym/tiny")
+    make = lambda count: Evolution(  # noqa: E731
+        CausalLMPolicy(model, tokenizer),
+        make_vec_env(
+            "tokengym/Arithmetic-v0", count, tokenizer=tokenizer, autoreset_mode="Disabled", max_new_tokens=32, steps=1
+        ),
+        EvolutionConfig(width=4, generations=2),
+    )
+    together = make(3)  # room for three problems at a time, so that the fourth begins after them
+    found = list(together(range(4), 5))
+    for index, ours in enumerate(found):
+        (alone,) = make(2)([index], 5)
+        for mine, theirs in zip(ours.attempts, alone.attempts, strict=True):
+            assert (mine.problem.id, mine.index, mine.number) == (theirs.problem.id, theirs.index, theirs.number)
+            np.testing.assert_array_equal(mine.completion, theirs.completion)
+        assert ours.cost == alone.cost
+    assert together.cost.policy_tokens == sum(ours.cost.policy_tokens for ours in found)
 
 
 def text_of(env: TokenVectorEnv, attempt: Attempt) -> str:
@@ -210,7 +236,7 @@ def test_expert_iteration_learns_from_an_evolution_and_a_killed_run_takes_it_up(
 ) -> None:
     whole = expert(start, run=tmp_path / "whole")
     search = Evolution(whole.policy, whole.make_env(), EvolutionConfig(16, 4))
-    expected = [one for index in range(3) for one in search(index, whole.round_seed(1))[0]]
+    expected = [one for found in search(range(3), whole.round_seed(1)) for one in found.attempts]
     whole.learn()
     path = tmp_path / "whole" / "round-1" / "attempts-0.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]

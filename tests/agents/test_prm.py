@@ -178,7 +178,9 @@ def test_chains_are_right_as_far_as_they_go(name: str) -> None:
 def test_an_exact_judge_knows_right_beginnings() -> None:
     env = slots()
     texts = ["", "y\n", "y\nz\n", "y\nz\ny", "y\ny"]
-    scores = ExactJudge(env)(env.problems[0], [env.encoder.encode(text) for text in texts], np.array([0]))
+    scores = ExactJudge(env)(
+        [env.problems[0]] * len(texts), [env.encoder.encode(text) for text in texts], [np.array([0])] * len(texts)
+    )
     assert scores.tolist() == [1, 1, 0, 0, 1]
 
 

@@ -12,8 +12,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokengym.agents import ExpertIteration, evaluate
+from tokengym.agents.configs.search import RULES
 from tokengym.agents.rollouts.policy import CausalLMPolicy
-from tokengym.agents.search import Search, SearchConfig, _Candidate, shares, systematic, tilted_weights
+from tokengym.agents.rollouts.searches import SearchCost
+from tokengym.agents.search import Search, SearchConfig
+from tokengym.agents.search_rules import Candidate, selected, shares, systematic, tilted_weights
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv, make_vec_env
 from tokengym.models import OutcomeModel, load, load_tokenizer
 from tokengym.registry import UnknownNameError
@@ -75,9 +78,9 @@ def policy(chances: list[float]) -> Any:
     return made
 
 
-def slots(width: int, **settings) -> TokenVectorEnv:
+def slots(width: int, problems: int = 1, **settings) -> TokenVectorEnv:
     return TokenVectorEnv(
-        Steps(), width, tokenizer=STEPS, prompt="{question}", max_prompt_tokens=2, max_new_tokens=2 * DEPTH + 1,
+        Steps(problems), width, tokenizer=STEPS, prompt="{question}", max_prompt_tokens=2, max_new_tokens=2 * DEPTH + 1,
         autoreset_mode="Disabled", **settings,
     )  # fmt: skip
 
@@ -85,7 +88,7 @@ def slots(width: int, **settings) -> TokenVectorEnv:
 def perfect(chances: list[float]):
     """The chance of success from each prefix."""
 
-    def judge(problem, completions, prompt):
+    def judge(problems, completions, prompts):
         values = []
         for tokens in completions:
             letters = [token for token in tokens.tolist() if token in (GOOD, BAD)]
@@ -95,9 +98,14 @@ def perfect(chances: list[float]):
     return judge
 
 
+def attempts_of(search: Any, problem: int, seed: int) -> list[Any]:
+    (found,) = search([problem], seed)
+    return found.attempts
+
+
 def success(chances: list[float], config: SearchConfig, judge, runs: int) -> float:
-    search = Search(policy(chances), slots(config.width), judge, config)
-    return float(np.mean([attempt.is_success for seed in range(runs) for attempt in search(0, seed)[0]]))
+    search = Search(policy(chances), slots(16 * config.width, runs), judge, config)
+    return float(np.mean([attempt.is_success for found in search(range(runs), 0) for attempt in found.attempts]))
 
 
 @pytest.mark.parametrize("width", [2, 4])
@@ -106,19 +114,16 @@ def test_a_perfect_judge_with_one_beam_has_the_closed_form(width: int) -> None:
     chances = [0.5, 0.3, 0.7]
     config = SearchConfig("beam", width=width, keep=1)
     expected = math.prod(1 - (1 - q) ** width for q in chances)
-    search = Search(policy(chances), slots(width), perfect(chances), config)
-    found = []
-    for seed in range(600):
-        attempts, scores = search(0, seed)
-        # The last step's candidates end apart: the best of them is the beam.
-        found.append(attempts[int(np.argmax(scores))].is_success)
+    search = Search(policy(chances), slots(16 * width, 600), perfect(chances), config)
+    # The last step's candidates end apart: the best of them is the beam.
+    found = [one.attempts[int(np.argmax(one.scores))].is_success for one in search(range(600), 0)]
     assert abs(np.mean(found) - expected) < 4 * math.sqrt(expected * (1 - expected) / 600)
 
 
 @pytest.mark.parametrize("rule", ["best_of_n", "resample"])
 def test_a_judge_that_knows_nothing_leaves_plain_sampling(rule: str) -> None:
     chances = [0.8, 0.7, 0.9]
-    constant = lambda problem, completions, prompt: np.full(len(completions), 0.5)  # noqa: E731
+    constant = lambda problems, completions, prompts: np.full(len(completions), 0.5)  # noqa: E731
     found = success(chances, SearchConfig(rule, width=4), constant, 300)
     expected = math.prod(chances)
     assert abs(found - expected) < 5 * math.sqrt(expected * (1 - expected) / 600)
@@ -147,32 +152,69 @@ def test_a_tree_of_thoughts_keeps_thoughts_that_differ(rule: str) -> None:
     """Where both letters are drawn in the first step, both go on, however often one of them was drawn."""
     kept: list[int] = []
 
-    def first_letters(problem, completions, prompt):
+    def first_letters(problems, completions, prompts):
         if len(completions[0]) == 4:  # two letters, a newline behind each
             kept.append(len({int(tokens[0]) for tokens in completions}))
         return np.full(len(completions), 0.5)
 
     search = Search(policy([0.5] * DEPTH), slots(16), first_letters, SearchConfig(rule, width=16, keep=2))
     for seed in range(30):
-        search(0, seed)
+        attempts_of(search, 0, seed)
     assert min(kept) == (2 if rule == "tot" else 1)
 
 
 def test_equal_thoughts_have_one_share_where_too_few_differ() -> None:
-    search = Search(policy([0.5] * DEPTH), slots(16), perfect([0.5] * DEPTH), SearchConfig("tot", width=16, keep=4))
-    live = [_Candidate([letter]) for letter in (1, 2, 1, 3)]
-    following = search._selected(live, 12, np.random.default_rng(0))
+    live = [Candidate([letter]) for letter in (1, 2, 1, 3)]
+    following = selected(live, 12, SearchConfig("tot", width=16, keep=4))
     assert Counter(one.tokens[0] for one in following) == {1: 4, 2: 4, 3: 4}
 
 
 def test_a_candidate_ends_where_the_environment_has_it_end() -> None:
     chances = [0.5, 0.5, 0.5]
     search = Search(policy(chances), slots(4, stop=["b\n"]), perfect(chances), SearchConfig("beam", width=4, keep=2))
-    attempts = [attempt for seed in range(8) for attempt in search(0, seed)[0]]
+    attempts = [attempt for seed in range(8) for attempt in attempts_of(search, 0, seed)]
     texts = {STEPS.decode(attempt.completion.tolist(), skip_special_tokens=True) for attempt in attempts}
     assert "b\n" in texts
     assert all(text.find("b\n") in (-1, len(text) - 2) for text in texts)
     assert all(attempt.terminated for attempt in attempts)
+
+
+@pytest.mark.parametrize("num_envs", [4, 13])
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_found_at_a_problem_and_its_cost_do_not_depend_on_the_others(rule: str, num_envs: int) -> None:
+    """Problems end after different numbers of steps, and 13 slots have room for three searches and a rest."""
+    chances = [0.4, 0.4, 0.4]
+    make = lambda count: Search(  # noqa: E731
+        policy(chances), slots(count, 7, stop=["g\ng\ng"]), perfect(chances), SearchConfig(rule, width=4, keep=2)
+    )
+    together = make(num_envs)
+    found = list(together(range(7), 3))
+    cost = SearchCost()
+    for index, ours in enumerate(found):
+        (alone,) = make(4)([f"p{index}"], 3)
+        assert [one.problem.id for one in ours.attempts] == [f"p{index}"] * 4
+        for mine, theirs in zip(ours.attempts, alone.attempts, strict=True):
+            np.testing.assert_array_equal(mine.completion, theirs.completion)
+            assert (mine.number, mine.verdict, mine.terminated) == (theirs.number, theirs.verdict, theirs.terminated)
+        np.testing.assert_array_equal(ours.scores, alone.scores)
+        assert ours.cost == alone.cost
+        cost.add(ours.cost)
+    assert together.cost == cost
+    assert len({len(one.completion) for ours in found for one in ours.attempts}) > 1
+
+
+def test_slots_are_filled_with_several_problems() -> None:
+    """Almost all of 40 problems' tokens are drawn in passes that are nearly full."""
+    chances = [0.5, 0.5, 0.5]
+    decoder = Decoder(chances)
+    acting = policy(chances)
+    acting.rollout_decoder = lambda env: decoder
+    drawn: list[int] = []
+    step = decoder.step
+    decoder.step = lambda sampling: drawn.append(len(decoder.slots)) or step(sampling)
+    search = Search(acting, slots(32, 40), perfect(chances), SearchConfig("beam", width=4, keep=2))
+    assert len(list(search(range(40), 0))) == 40
+    assert search.cost.policy_tokens / (32 * len(drawn)) > 0.75
 
 
 def test_shares_and_systematic_resampling_add_up() -> None:
@@ -192,7 +234,8 @@ def test_what_a_search_ends_with_are_the_policys_own_attempts() -> None:
         "tokengym/Arithmetic-v0", 8, tokenizer=tokenizer, autoreset_mode="Disabled", max_new_tokens=48, steps=1
     )
     search = Search(acting, env, orm, SearchConfig("beam", width=4, keep=2))
-    attempts, scores = search(3, 0)
+    (found,) = search([3], 0)
+    attempts, scores = found.attempts, found.scores
     assert len(attempts) == len(scores) == 4
     assert ((scores > 0) & (scores < 1)).all()
     for attempt in attempts:
@@ -204,7 +247,7 @@ def test_what_a_search_ends_with_are_the_policys_own_attempts() -> None:
         if attempt.terminated:
             text = env.decode(attempt.completion)
             assert env.problems.grade(text, attempt.problem).correct == attempt.is_success
-    again, _ = Search(acting, env, orm, SearchConfig("beam", width=4, keep=2))(3, 0)
+    again = attempts_of(Search(acting, env, orm, SearchConfig("beam", width=4, keep=2)), 3, 0)
     assert [a.completion.tolist() for a in again] == [a.completion.tolist() for a in attempts]
     assert search.cost.policy_tokens >= sum(len(a.completion) for a in attempts) / 2
     assert search.cost.judged_tokens > 0
@@ -233,9 +276,9 @@ def test_bad_settings(settings: dict, words: str) -> None:
 def test_bad_surroundings() -> None:
     with pytest.raises(ValueError, match="needs as many slots, and the env has 2"):
         Search(policy([1.0]), slots(2), perfect([1.0]), SearchConfig(width=4))
-    few = lambda problem, completions, prompt: np.zeros(1)  # noqa: E731
+    few = lambda problems, completions, prompts: np.zeros(1)  # noqa: E731
     with pytest.raises(ValueError, match="the judge must give 4 finite scores"):
-        Search(policy([1.0] * 3), slots(4), few, SearchConfig(width=4))(0, 0)
+        Search(policy([1.0] * 3), slots(4), few, SearchConfig(width=4))([0], 0).__next__()
     model, tokenizer = load("tokengym/tiny")
     with pytest.raises(ValueError, match="another tokenizer than the policy"):
         Search(policy([1.0]), slots(4), OutcomeModel.from_causal_lm(model, tokenizer, "orm", 0), SearchConfig(width=4))
@@ -289,7 +332,7 @@ def test_expert_iteration_learns_from_what_a_search_finds_and_counts_all_tokens(
     policy = whole.policy.with_sampling(temperature=1.0)
     judge = OutcomeModel.load(start / "orm", STEPS, "cpu")
     search = Search(policy, whole.make_env(), judge, SearchConfig("beam", 8, 4, 1.0))
-    expected = [one for index in range(3) for one in search(index, whole.round_seed(1))[0]]
+    expected = [one for found in search(range(3), whole.round_seed(1)) for one in found.attempts]
     told: list[dict[str, float]] = []
     whole.learn(callback=lambda _, metrics: told.append(metrics))
     path = tmp_path / "whole" / "round-1" / "attempts-0.jsonl"

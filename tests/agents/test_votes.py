@@ -85,6 +85,11 @@ def solution(question: str) -> str:
     return question.partition("A solution so far:\n")[2].partition("\n\nHow likely")[0]
 
 
+def asked(judge: VoteJudge, problem: int, completions: list[np.ndarray]) -> np.ndarray:
+    """Scores of completions of one problem."""
+    return judge([ENV.problems[problem]] * len(completions), completions, [np.array([0])] * len(completions))
+
+
 def tokens(*texts: str) -> list[np.ndarray]:
     return [np.array(STEPS.encode(text, add_special_tokens=False), np.int64) for text in texts]
 
@@ -98,7 +103,7 @@ def test_scores_are_the_mean_worth_of_votes_and_equal_solutions_are_asked_about_
     given = {text: iter(own) for text, own in answers.items()}
     policy = acting(WORDS, lambda question, key: next(given[solution(question)]))
     judge = VoteJudge(policy, ENV, max_new_tokens=30)
-    scores = judge(ENV.problems[0], tokens("g", "b", "g", "g\ng"), np.array([0]))
+    scores = asked(judge, 0, tokens("g", "b", "g", "g\ng"))
     by_hand = [(20 + 1 + 0.001) / 60, (0.001 + 0.001) / 60, (20 + 1 + 0.001) / 60, 1.0]
     np.testing.assert_allclose(scores, by_hand)
     assert len(policy.asked) == 9
@@ -112,13 +117,13 @@ def test_votes_depend_on_seed_problem_and_solution_alone() -> None:
     words = ["sure", "likely", "impossible"]
     policy = acting(WORDS, lambda question, key: words[key % 3])
     judge = VoteJudge(policy, ENV, "{question}{solution}", votes=8, max_new_tokens=12)
-    together = judge(ENV.problems[0], tokens("g", "b", "g\n", "b\n"), np.array([0]))
-    alone = [judge(ENV.problems[0], [one], np.array([0]))[0] for one in tokens("b\n", "g\n", "b", "g")]
+    together = asked(judge, 0, tokens("g", "b", "g\n", "b\n"))
+    alone = [asked(judge, 0, [one])[0] for one in tokens("b\n", "g\n", "b", "g")]
     assert together.tolist() == alone[::-1]
     other = VoteJudge(policy, ENV, "{question}{solution}", votes=8, max_new_tokens=12, seed=1)
     assert len({*together.tolist()}) > 1
-    assert other(ENV.problems[0], tokens("g", "b", "g\n", "b\n"), np.array([0])).tolist() != together.tolist()
-    assert judge(ENV.problems[1], tokens("g", "b", "g\n", "b\n"), np.array([0])).tolist() != together.tolist()
+    assert asked(other, 0, tokens("g", "b", "g\n", "b\n")).tolist() != together.tolist()
+    assert asked(judge, 1, tokens("g", "b", "g\n", "b\n")).tolist() != together.tolist()
 
 
 def test_a_tree_of_thoughts_by_votes_is_that_by_their_values() -> None:
@@ -129,7 +134,7 @@ def test_a_tree_of_thoughts_by_votes_is_that_by_their_values() -> None:
         return "".join(f"{rng.choice(['g', 'b'])}\n" for _ in range(DEPTH - text.count("\n")))
 
     voting = VoteJudge(acting(WORDS, vote), ENV, max_new_tokens=12)
-    values = lambda problem, completions, prompt: np.array(  # noqa: E731
+    values = lambda problems, completions, prompts: np.array(  # noqa: E731
         [0.001 / 20 if "b" in STEPS.decode(one) else 1.0 for one in completions]
     )
     config = SearchConfig("tot", width=4, keep=1)
@@ -137,9 +142,10 @@ def test_a_tree_of_thoughts_by_votes_is_that_by_their_values() -> None:
     ours, theirs = Search(policy, slots(), voting, config), Search(policy, slots(), values, config)
     solved = []
     for seed in range(60):
-        (attempts, scores), (others, same) = ours(0, seed), theirs(0, seed)
+        (found,), (same,) = ours([0], seed), theirs([0], seed)
+        attempts, others = found.attempts, same.attempts
         assert [one.completion.tolist() for one in attempts] == [one.completion.tolist() for one in others]
-        np.testing.assert_allclose(scores, same)
+        np.testing.assert_allclose(found.scores, same.scores)
         solved.append(any(attempt.is_success for attempt in attempts))
     assert np.mean(solved) > 1 - (1 - 0.5**DEPTH) ** 4 + 0.2
     assert ours.cost.judged_tokens == voting.num_tokens > theirs.cost.judged_tokens
@@ -150,10 +156,10 @@ def test_chats_are_asked_in_their_template_and_by_the_models_own_tokenizer() -> 
     tokenizer = load_tokenizer("chars:" + "".join(chr(code) for code in range(32, 127)) + "\n")
     tokenizer.chat_template = "{% for turn in messages %}[{{ turn.content }}]{% endfor %}>"
     policy = acting(tokenizer, lambda question, key: "sure")
-    VoteJudge(policy, ENV)(ENV.problems[0], tokens("g"), np.array([0]))
+    asked(VoteJudge(policy, ENV), 0, tokens("g"))
     assert policy.asked[0] == "[" + TEMPLATE.replace("{question}", "?").replace("{solution}", "g").strip() + "]>"
     own = VoteJudge(policy, ENV, Chat(user="{solution} of {question}"))
-    own(ENV.problems[0], tokens("b"), np.array([0]))
+    asked(own, 0, tokens("b"))
     assert policy.asked[-1] == "[b of ?]>"
 
 
@@ -169,9 +175,9 @@ def test_what_cannot_vote_is_refused() -> None:
     with pytest.raises(ValueError, match="must be at least 1, got 0 and 8"):
         VoteJudge(policy, ENV, votes=0)
     judge = VoteJudge(policy, ENV)
-    assert judge(ENV.problems[0], tokens("g", "b"), np.array([0])).tolist() == [0, 0]
+    assert asked(judge, 0, tokens("g", "b")).tolist() == [0, 0]
     with pytest.raises(ValueError, match="none of 21 votes names sure, likely or impossible, the last one is 'hm'"):
-        judge(ENV.problems[0], tokens("g", "b", "gg", "bb", "bg"), np.array([0]))
+        asked(judge, 0, tokens("g", "b", "gg", "bb", "bg"))
     with pytest.raises(ValueError, match='"resample" needs p\\(correct\\), which votes are not'):
         Search(policy, slots(), judge, SearchConfig("resample", width=4))
 
@@ -180,7 +186,7 @@ def test_a_real_model_is_asked_and_one_that_does_not_answer_is_named() -> None:
     model, tokenizer = load("tokengym/tiny")
     judge = VoteJudge(CausalLMPolicy(model, tokenizer), ENV, votes=24, max_new_tokens=4)
     with pytest.raises(ValueError, match="none of 24 votes names sure, likely or impossible"):
-        judge(ENV.problems[0], tokens("g"), np.array([0]))
+        asked(judge, 0, tokens("g"))
     assert judge.num_tokens > 24
 
 

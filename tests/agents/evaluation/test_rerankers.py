@@ -71,8 +71,8 @@ def test_step_scores_are_combined_as_their_names_say(make_model) -> None:
         (scores,) = model.score([sequence], [np.array(ends) + len(prompt)])
         for name, value in {"last": scores[-1], "min": scores.min(), "product": scores.prod()}.items():
             assert score_attempts(model, [one], name).tolist() == pytest.approx([value], abs=1e-6)
-            assert OutcomeJudge(model, name)(one.problem, [completion], prompt) == pytest.approx([value], abs=1e-6)
-    bare = OutcomeJudge(model, "product")(one.problem, [np.empty(0, np.int64)], prompt)
+            assert OutcomeJudge(model, name)([one.problem], [completion], [prompt]) == pytest.approx([value], abs=1e-6)
+    bare = OutcomeJudge(model, "product")([one.problem], [np.empty(0, np.int64)], [prompt])
     assert bare == pytest.approx(model.score([prompt], [np.array([1])])[0], abs=1e-6)
     with pytest.raises(ValueError, match="needs p\\(correct\\), which 'min' of step scores is not"):
         SearchConfig("resample", aggregate="min")
