@@ -54,6 +54,23 @@ def check_settings(config: Any) -> None:
             raise ValueError(f"{name} must be {limits}, got {value}")
 
 
+def check_unused(config: Any, names: Sequence[str], needs: str) -> None:
+    """Checks that settings which count only with another one were left as they are without it.
+
+    Args:
+        config: Configuration of a class whose settings have defaults.
+        names: Names of the settings that do not count.
+        needs: What they would need, such as `pairs="steps"`.
+
+    Raises:
+        ValueError: One of them differs from its default; the message names it and what it needs.
+    """
+    defaults = {field.name: _default(field) for field in dataclasses.fields(config)}
+    for name in names:
+        if (value := getattr(config, name)) != defaults[name]:
+            raise ValueError(f"{name} is {value!r}, but it counts only with {needs}: set that, or leave {name} out")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Limits:
     """Values that a field may have: its bounds, each with its comparison in code and in words, or its choices."""

@@ -24,7 +24,7 @@ from .configs.search import EvolutionConfig
 from .rollouts.attempts import Attempt
 from .rollouts.collect import Start, continue_from
 from .rollouts.policy import CausalLMPolicy
-from .rollouts.searches import Found, SearchCost, Solution, graded
+from .rollouts.searches import Completion, Found, SearchCost, graded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -143,11 +143,11 @@ class Evolution:
             begun = len(starts)
             starts += [Start(one.problem.id, tokens) for one, (tokens, _) in zip(owners, heads, strict=True)]
             rests = list(continue_from(self.policy, env, starts, seed=seed, start=begun))
-            solutions: list[Solution] = []
+            solutions: list[Completion] = []
             for number, (one, (tokens, logprobs), rest) in enumerate(zip(owners, heads, rests, strict=True)):
                 one.cost.policy_tokens += len(rest.completion)
                 solutions.append(
-                    Solution(
+                    Completion(
                         one.problem,
                         len(one.attempts) + number % children,
                         one.prompt,

@@ -30,7 +30,7 @@ from ..rewards.steps import decode, newline_tokens, step_ends, step_texts
 from .configs.search import Aggregate, SearchConfig
 from .evaluation.rerankers import score_completions
 from .rollouts.policy import CausalLMPolicy
-from .rollouts.searches import Found, SearchCost, Solution, graded
+from .rollouts.searches import Completion, Found, SearchCost, graded
 from .search_rules import Candidate, first_candidates, resampled, selected
 from .votes import VoteJudge
 
@@ -311,7 +311,7 @@ class Search:
         for tree in trees:
             del tree.done[self.width :]
         solutions = [
-            Solution(tree.problem, index, tree.prompt, np.array(one.tokens, np.int64), np.array(one.logprobs))
+            Completion(tree.problem, index, tree.prompt, np.array(one.tokens, np.int64), np.array(one.logprobs))
             for tree in trees
             for index, one in enumerate(tree.done)
         ]

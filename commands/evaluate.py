@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from ..agents.configs.search import KEEPING
 from ..registry import unknown_name
-from ..settings import Count, CountOrZero, NonNegative, check_settings
+from ..settings import Count, CountOrZero, NonNegative, check_settings, check_unused
 from .options import MAIN, ComputeOptions, EnvChoice
 from .terminal import check_output, run_command, say, set_threads
 
@@ -221,6 +222,14 @@ def _protocol(options: EvalOptions, judge: "OutcomeModel | None") -> dict[str, A
 
 def _check_reranker(options: EvalOptions) -> None:
     """Raises `ValueError` unless the options of reranking go together."""
+    if options.search not in KEEPING:
+        check_unused(options, ("search_keep",), "--search beam, tot or dvts")
+    if options.search != "evolution":
+        check_unused(options, ("search_generations",), "--search evolution")
+    if options.n == 0:
+        check_unused(options, ("search", "orm", "reranker"), "samples, an n above 0")
+    if options.reranker != "lower_bound":
+        check_unused(options, ("radius",), "--reranker lower_bound")
     if options.judge is not None and (options.search is None or options.orm is not None):
         raise ValueError(
             "--judge guides a search: choose one by --search"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ...settings import Count, CountOrZero, NonNegative
+from ...settings import Count, CountOrZero, NonNegative, check_unused
 from .ppo import PPOConfig
 
 
@@ -49,5 +49,7 @@ class ARESConfig(PPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.proposer is None:
+            check_unused(self, ("proposals",), "a proposer")
         if self.filters:
             raise ValueError("ares trains on all problems: leave out min_pass_rate and max_pass_rate")

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Le
 
 from ...registry import unknown_name
-from ...settings import Count, CountOrZero, Share
+from ...settings import Count, CountOrZero, Share, check_unused
 from .optimizer import FineTuneConfig
-from .search import SEARCHES, EvolutionConfig, SearchConfig
+from .search import KEEPING, SEARCHES, EvolutionConfig, SearchConfig
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,12 @@ class ExpertIterationConfig(FineTuneConfig):
         super().__post_init__()
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0 to explore, and finite, got {self.temperature}")
+        if self.orm is None:
+            check_unused(self, ("orm_filter", "orm_threshold"), "an outcome model, orm")
+        if self.search not in KEEPING:
+            check_unused(self, ("search_keep",), 'search="beam", "tot" or "dvts"')
+        if self.search != "evolution":
+            check_unused(self, ("search_generations",), 'search="evolution"')
         if self.search == "evolution":
             if self.search_orm is not None:
                 raise ValueError("no outcome model guides an evolution: leave out search_orm, or choose another search")

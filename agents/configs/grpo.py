@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ...settings import Count, Positive
+from ...settings import Count, Positive, check_unused
 from .proximal import ProximalConfig
 
 Scale = Literal["group", "batch", "none"]
@@ -47,6 +47,8 @@ class GRPOConfig(ProximalConfig):
             raise ValueError(f"samples_per_problem is {self.samples_per_problem}: a group of one has no advantages")
         if self.surrogate == "cispo" and self.dual_clip is not None:
             raise ValueError('dual_clip bounds the objective of surrogate="clip": with "cispo" leave it out')
+        if self.aggregation != "constant":
+            check_unused(self, ("length_constant",), 'aggregation="constant"')
         episodes = self.problems_per_iteration * self.samples_per_problem
         if not 1 <= self.minibatches <= episodes:
             raise ValueError(f"minibatches must be between 1 and the {episodes} attempts, got {self.minibatches}")

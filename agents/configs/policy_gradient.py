@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
-from ...settings import Count, CountOrZero, NonNegative, Share
+from ...settings import Count, CountOrZero, NonNegative, Share, check_unused
 from .optimizer import OptimizerConfig
 
 
@@ -102,8 +102,12 @@ class PolicyGradientConfig(OptimizerConfig):
         low, high = self.min_pass_rate, self.max_pass_rate
         if low is not None and high is not None and low > high:
             raise ValueError(f"min_pass_rate is {low}, above max_pass_rate, {high}: lower it, or raise max_pass_rate")
-        if self.pass_rate_problems is not None and not self.filters:
-            raise ValueError("pass_rate_problems is set, but no min_pass_rate or max_pass_rate: nothing is filtered")
+        if not self.filters:
+            check_unused(self, ("pass_rate_attempts", "pass_rate_problems"), "min_pass_rate or max_pass_rate")
+        if not self.overlong_buffer:
+            check_unused(self, ("overlong_penalty",), "an overlong_buffer above 0")
+        if self.importance == "none":
+            check_unused(self, ("importance_floor", "importance_cap"), "a correction, importance")
         if not 0 <= self.importance_floor <= 1 <= self.importance_cap:
             raise ValueError(
                 "importance_floor must be between 0 and 1 and importance_cap at least 1, got "

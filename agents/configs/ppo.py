@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ...settings import Count, CountOrZero, NonNegative, Positive, Share
+from ...settings import Count, CountOrZero, NonNegative, Positive, Share, check_unused
 from .proximal import ProximalConfig
 
 
@@ -99,6 +99,8 @@ class PPOConfig(ProximalConfig):
             raise ValueError(f"critic_learning_rate must be a finite number >= 0, got {self.critic_learning_rate}")
         if self.adaptive_kl is not None and not self.kl_coef:
             raise ValueError("adaptive_kl multiplies kl_coef, which is 0: start it above")
+        if self.adaptive_kl is None:
+            check_unused(self, ("kl_horizon",), "adaptive_kl")
         if not 1 <= self.kept <= self.samples_per_problem:
             raise ValueError(
                 f"best_of must be between 1 and samples_per_problem={self.samples_per_problem}, got {self.best_of}"

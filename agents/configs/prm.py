@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ...settings import check_unused
 from .outcome_models import SORMConfig
 
 
@@ -39,7 +40,7 @@ class PRMConfig(SORMConfig):
             )
         if self.labels == "file" and self.pool is not None:
             raise ValueError("pool and labels_file both give solutions to learn from: leave out one")
-        if self.after_errors and self.labels != "exact":
-            raise ValueError(f'after_errors is for labels="exact", not {self.labels!r}: leave it out')
-        if self.consistent and self.labels not in ("mean", "any"):
-            raise ValueError(f"consistent is about continuations, and labels={self.labels!r} needs none: leave it out")
+        if self.labels != "exact":
+            check_unused(self, ("after_errors",), 'labels="exact"')
+        if self.labels not in ("mean", "any"):
+            check_unused(self, ("rollouts_per_step", "consistent"), 'labels="mean" or "any"')

@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...registry import unknown_name
-from ...settings import Count, Positive, check_settings
+from ...settings import Count, Positive, check_settings, check_unused
 
 Aggregate = Literal["last", "min", "product"]
 """Score of a solution so far: that of its last step, or the least or the product of those of all steps."""
 
 RULES = ("best_of_n", "beam", "tot", "dvts", "rebase", "resample")
+
+KEEPING = ("beam", "tot", "dvts")
+"""Search rules that keep some candidates, or have some groups."""
 
 SEARCHES = (*RULES, "evolution")
 """Names of searches: the rules of a search that is guided by a judge, and evolution, which is not."""
@@ -44,9 +47,13 @@ class SearchConfig:
             raise unknown_name("search rule", self.rule, RULES)
         if self.width < 2:
             raise ValueError(f"a search needs a width of at least 2, got {self.width}")
-        if self.rule in ("beam", "tot", "dvts") and (not 1 <= self.keep <= self.width or self.width % self.keep):
+        if self.rule in KEEPING and (not 1 <= self.keep <= self.width or self.width % self.keep):
             raise ValueError(f"keep must divide the width of {self.width}, got {self.keep}")
         check_settings(self)
+        if self.rule not in KEEPING:
+            check_unused(self, ("keep",), 'the search rules "beam", "tot" and "dvts"')
+        if self.rule not in ("rebase", "resample"):
+            check_unused(self, ("judge_temperature",), 'the search rules "rebase" and "resample"')
         if self.rule == "resample" and self.aggregate not in (None, "last"):
             raise ValueError(
                 f'the search rule "resample" needs p(correct), which {self.aggregate!r} of step scores is not: set '

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
-from ...settings import Count
+from ...settings import Count, check_unused
 from .optimizer import FineTuneConfig
 
 
@@ -31,5 +31,7 @@ class StepPairsConfig(FineTuneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pairs == "attempts" and self.step_labels != "mean":
-            raise ValueError(f'step_labels is for pairs="steps", not {self.pairs!r}: leave it out')
+        if self.pairs != "steps":
+            check_unused(self, ("step_labels", "rollouts_per_step", "step_margin"), 'pairs="steps"')
+        if self.step_labels != "mean":
+            check_unused(self, ("rollouts_per_step",), 'step_labels="mean"')

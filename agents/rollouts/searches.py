@@ -67,7 +67,7 @@ class ProblemSearch(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Solution:
+class Completion:
     """A completion that is to be graded.
 
     Attributes:
@@ -85,7 +85,7 @@ class Solution:
     logprobs: NDArray[np.floating]
 
 
-def graded(env: TokenVectorEnv, solutions: Sequence[Solution]) -> list[Attempt]:
+def graded(env: TokenVectorEnv, solutions: Sequence[Completion]) -> list[Attempt]:
     """Solutions as attempts, numbered by their indices: stepped through the environment, which pays and grades them.
 
     Args:

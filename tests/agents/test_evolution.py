@@ -183,26 +183,6 @@ def test_the_first_generation_is_plain_sampling_and_later_ones_are_the_policys_o
     assert "rerank@4" in evaluate(acting, env, problems=1, n=4, search=search, reranker=longest).metrics
 
 
-def test_what_is_found_at_a_problem_does_not_depend_on_the_others() -> None:
-    model, tokenizer = load("tokengym/tiny")
-    make = lambda count: Evolution(  # noqa: E731
-        CausalLMPolicy(model, tokenizer),
-        make_vec_env(
-            "tokengym/Arithmetic-v0", count, tokenizer=tokenizer, autoreset_mode="Disabled", max_new_tokens=32, steps=1
-        ),
-        EvolutionConfig(width=4, generations=2),
-    )
-    together = make(3)  # room for three problems at a time, so that the fourth begins after them
-    found = list(together(range(4), 5))
-    for index, ours in enumerate(found):
-        (alone,) = make(2)([index], 5)
-        for mine, theirs in zip(ours.attempts, alone.attempts, strict=True):
-            assert (mine.problem.id, mine.index, mine.number) == (theirs.problem.id, theirs.index, theirs.number)
-            np.testing.assert_array_equal(mine.completion, theirs.completion)
-        assert ours.cost == alone.cost
-    assert together.cost.policy_tokens == sum(ours.cost.policy_tokens for ours in found)
-
-
 def text_of(env: TokenVectorEnv, attempt: Attempt) -> str:
     return env.decode(attempt.completion)
 
@@ -252,6 +232,19 @@ def test_expert_iteration_learns_from_an_evolution_and_a_killed_run_takes_it_up(
     for name, weight in whole.model.named_parameters():
         assert torch.equal(weight, dict(cut.model.named_parameters())[name])
     assert (tmp_path / "cut" / "round-1" / "attempts-0.jsonl").read_text() == path.read_text()
+
+
+def test_what_is_found_at_a_problem_and_its_cost_do_not_depend_on_the_others(start) -> None:
+    policy = CausalLMPolicy(*load(start, device="cpu"))
+    together = Evolution(policy, slots(2), EvolutionConfig(width=8, generations=4))  # room for two problems at a time
+    found = list(together(range(3), 5))
+    for index, ours in enumerate(found):
+        (alone,) = Evolution(policy, slots(), EvolutionConfig(width=8, generations=4))([f"p{index}"], 5)
+        for mine, theirs in zip(ours.attempts, alone.attempts, strict=True):
+            assert (mine.problem.id, mine.index, mine.number) == (theirs.problem.id, theirs.index, theirs.number)
+            np.testing.assert_array_equal(mine.completion, theirs.completion)
+        assert ours.cost == alone.cost
+    assert together.cost.policy_tokens == sum(ours.cost.policy_tokens for ours in found)
 
 
 def test_evolutions_that_cannot_be(start, capsys) -> None:

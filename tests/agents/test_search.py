@@ -143,7 +143,7 @@ def test_resampling_comes_to_the_policy_that_is_optimal_under_the_penalty(temper
 @pytest.mark.parametrize("rule", ["dvts", "rebase"])
 def test_the_other_rules_do_better_than_sampling(rule: str) -> None:
     chances = [0.5, 0.5, 0.5]
-    found = success(chances, SearchConfig(rule, width=8, keep=2), perfect(chances), 60)
+    found = success(chances, SearchConfig(rule, width=8), perfect(chances), 60)
     assert found > math.prod(chances) + 0.15
 
 
@@ -185,7 +185,7 @@ def test_what_is_found_at_a_problem_and_its_cost_do_not_depend_on_the_others(rul
     """Problems end after different numbers of steps, and 13 slots have room for three searches and a rest."""
     chances = [0.4, 0.4, 0.4]
     make = lambda count: Search(  # noqa: E731
-        policy(chances), slots(count, 7, stop=["g\ng\ng"]), perfect(chances), SearchConfig(rule, width=4, keep=2)
+        policy(chances), slots(count, 7, stop=["g\ng\ng"]), perfect(chances), SearchConfig(rule, width=4)
     )
     together = make(num_envs)
     found = list(together(range(7), 3))
@@ -265,6 +265,8 @@ def test_what_a_search_ends_with_are_the_policys_own_attempts() -> None:
         ({"rule": "bean"}, "did you mean 'beam'"),
         ({"width": 1}, "a width of at least 2"),
         ({"width": 6, "keep": 4}, "keep must divide the width of 6"),
+        ({"rule": "rebase", "keep": 2}, "keep is 2, but it counts only with the search rules"),
+        ({"judge_temperature": 0.5}, "judge_temperature is 0.5, but it counts only with the search rules"),
         ({"judge_temperature": 0.0}, "judge_temperature must be above 0"),
     ],
 )
@@ -359,6 +361,8 @@ def test_expert_iteration_learns_from_what_a_search_finds_and_counts_all_tokens(
     [
         ({"search_orm": None}, "set search and search_orm together"),
         ({"search": None}, "set search and search_orm together"),
+        ({"search_generations": 2}, 'search_generations is 2, but it counts only with search="evolution"'),
+        ({"search": "rebase", "search_keep": 2}, "search_keep is 2, but it counts only with"),
         ({"search": "greedy"}, "unknown search rule 'greedy'"),
         ({"search_keep": 3}, "keep must divide the width of 8, got 3"),
     ],

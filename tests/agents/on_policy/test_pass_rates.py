@@ -87,7 +87,7 @@ def test_bounds_that_leave_nothing_or_cannot_be_kept_are_one_line(letters, make,
         make("rloo", problems=Hopeless, min_pass_rate=0.1, pass_rate_attempts=5).learn()
     with pytest.raises(ValueError, match=r"min_pass_rate is 0\.9, above max_pass_rate, 0\.1"):
         make("rloo", min_pass_rate=0.9, max_pass_rate=0.1)
-    with pytest.raises(ValueError, match="pass_rate_problems is set, but no min_pass_rate"):
+    with pytest.raises(ValueError, match="pass_rate_problems is 3, but it counts only with min_pass_rate"):
         make("rloo", pass_rate_problems=3)
     with pytest.raises(ValueError, match="pass rates take 40 attempts and one iteration 24, more than"):
         make("rloo", min_pass_rate=0.1).learn(60)

@@ -2,12 +2,18 @@
 
 import itertools
 import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tokengym.agents import DPO, PreferenceModel
 from tokengym.agents.rollouts.attempts import Attempt
@@ -148,7 +154,10 @@ def make(policy_folder):
         if cls is DPO:
             settings = {"rounds": 2, "patience": 9} | settings
         validation = slots(Letters("validation"))
-        return cls(slots(problems), policy_folder, validation_env=validation, device="cpu", **(FAST | settings))
+        settings = FAST | settings
+        if settings.get("step_labels") == "exact" or settings["pairs"] == "attempts":
+            del settings["rollouts_per_step"]  # nothing is continued
+        return cls(slots(problems), policy_folder, validation_env=validation, device="cpu", **settings)
 
     return make
 
@@ -222,9 +231,82 @@ def test_what_cannot_be_paired_is_named(make, cls: Any) -> None:
 
     with pytest.raises(ValueError, match=r'step_labels="exact": .*cannot tell right steps.*choose step_labels="mean"'):
         make(cls, Unknown(), step_labels="exact").learn()
-    with pytest.raises(ValueError, match='step_labels is for pairs="steps"'):
+    with pytest.raises(ValueError, match='counts only with pairs="steps"'):
         make(cls, pairs="attempts", step_labels="exact")
+    for settings in ({"rollouts_per_step": 2}, {"step_margin": 0.25}):
+        with pytest.raises(ValueError, match=f'{next(iter(settings))} is .*, but it counts only with pairs="steps"'):
+            cls.config_class(**settings)
+    with pytest.raises(ValueError, match='rollouts_per_step is 2, but it counts only with step_labels="mean"'):
+        cls.config_class(pairs="steps", step_labels="exact", rollouts_per_step=2)
     with pytest.raises(NothingToLearnError, match=r"no two .*steps that follow the same beginning"):
         make(cls, temperature=1e-6).learn()
     with pytest.raises(ValueError, match="step_margin must be above 0 and at most 1, got 0"):
         make(cls, step_margin=0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------- two ranks
+
+TWO_RANKS = """
+    import sys
+    import torch
+    from safetensors.torch import save_file
+    from tokengym.agents import DPO, PreferenceModel
+    from tokengym.envs import Problem, ProblemList, TokenVectorEnv
+    from tokengym.models import load_tokenizer
+    from tokengym.rewards import Verdict
+
+    torch.set_num_threads(1)
+
+    class Letters(ProblemList):
+        def grade(self, completion, problem):
+            return Verdict(completion.startswith(problem.answer), "", completion[:1])
+
+    def slots(split):
+        problems = Letters([Problem(f"{split}-{i}", q + "?", q) for i, q in enumerate("yzyzy")], split)
+        return TokenVectorEnv(problems, 8, tokenizer=load_tokenizer("chars:yz\\n?"), prompt="{question}",
+                              max_prompt_tokens=4, max_new_tokens=6, autoreset_mode="Disabled")
+
+    tensors = {}
+    for name, cls in (("dpo", DPO), ("preference", PreferenceModel)):
+        more = {"rounds": 1} if name == "dpo" else {}
+        agent = cls(slots("train"), sys.argv[2], validation_env=slots("validation"), device="cpu", pairs="steps",
+                    rollouts_per_step=4, step_margin=0.25, samples_per_problem=20, temperature=1.0, batch_size=4,
+                    epochs=2, learning_rate=1e-3, micro_batch_tokens=24, validation_problems=5,
+                    run=f"{sys.argv[3]}/{name}", **more)
+        told = {}
+        agent.learn(callback=lambda _, metrics: told.update(metrics))
+        counts = {key: float(value) for key, value in told.items()
+                  if key in ("labels/attempts", "labels/tokens", "rollout/pairs", "train/steps", "train/pairs")}
+        counts |= {"attempts": agent.num_attempts, "tokens": agent.num_tokens}
+        tensors |= {f"{name}.count.{key}": torch.tensor(value) for key, value in counts.items()}
+        tensors |= {f"{name}.{key}": torch.tensor(value) for key, value in told.items() if key.startswith("train/")}
+        model = agent.model if name == "dpo" else agent.outcome_model.model
+        tensors |= {f"{name}.{key}": value.detach().clone() for key, value in model.named_parameters()}
+    if agent.accelerator.is_main_process:
+        save_file(tensors, sys.argv[1])
+    agent.accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_from_the_pairs_of_one(policy_folder, tmp_path) -> None:
+    """The ranks sample and continue different problems, and train on the pairs of all of them."""
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(TWO_RANKS))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for ranks in (1, 2):
+        command = [sys.executable, *(launch if ranks == 2 else []), script]
+        command += [tmp_path / f"{ranks}", policy_folder, tmp_path / f"run-{ranks}"]
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, re.sub(r"(?s).*(Traceback)", r"\1", done.stderr)
+    assert (tmp_path / "run-2" / "dpo" / "round-1" / "prefixes-1.jsonl").exists()  # there were two indeed
+    one, two = load_file(tmp_path / "1"), load_file(tmp_path / "2")
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        # Adam turns the rounding of a vanishing gradient into a step of its own.
+        atol = 0 if ".count." in name else 2e-3
+        torch.testing.assert_close(two[name], tensor, atol=atol, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert one["dpo.count.rollout/pairs"] > 4
+    assert one["dpo.count.labels/attempts"] > 0
+    assert one["preference.count.attempts"] > 5 * 20, "steps are continued"
+    assert one["dpo.train/loss"] > 0
