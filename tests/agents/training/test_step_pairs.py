@@ -2,11 +2,6 @@
 
 import itertools
 import json
-import os
-import re
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -289,16 +284,10 @@ TWO_RANKS = """
 
 
 @pytest.mark.slow
-def test_two_ranks_learn_from_the_pairs_of_one(policy_folder, tmp_path) -> None:
+def test_two_ranks_learn_from_the_pairs_of_one(policy_folder, run_script, tmp_path) -> None:
     """The ranks sample and continue different problems, and train on the pairs of all of them."""
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(TWO_RANKS))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for ranks in (1, 2):
-        command = [sys.executable, *(launch if ranks == 2 else []), script]
-        command += [tmp_path / f"{ranks}", policy_folder, tmp_path / f"run-{ranks}"]
-        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        assert done.returncode == 0, re.sub(r"(?s).*(Traceback)", r"\1", done.stderr)
+        run_script(TWO_RANKS, tmp_path / f"{ranks}", policy_folder, tmp_path / f"run-{ranks}", processes=ranks)
     assert (tmp_path / "run-2" / "dpo" / "round-1" / "prefixes-1.jsonl").exists()  # there were two indeed
     one, two = load_file(tmp_path / "1"), load_file(tmp_path / "2")
     assert one.keys() == two.keys()
