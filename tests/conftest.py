@@ -49,6 +49,17 @@ def make_stand_in() -> Iterator[Callable[..., object]]:
         worker.close()
 
 
+@pytest.fixture
+def short_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generated word problems have one step, and answers at most 64 tokens, where nothing else is asked for."""
+    import gymnasium as gym
+
+    import tokengym  # noqa: F401 - registers the environments
+
+    for name, value in {"steps": 1, "max_new_tokens": 64}.items():
+        monkeypatch.setitem(gym.registry["tokengym/Arithmetic-v0"].kwargs, name, value)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _patience() -> None:
     """The worker that all tests share waits for the slowest machine."""

@@ -143,6 +143,7 @@ def test_make_targets_exist() -> None:
         subprocess.run(["make", "-n", target], check=True, cwd=ROOT, capture_output=True)
 
 
+@pytest.mark.usefixtures("short_problems")
 def test_commands_train_and_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,7 +43,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make(letters, slots, letters_folders):
     def make(
         kind: str = "grpo-all", problems: type[ProblemList] = letters, architecture: str = "gpt2", num_slots: int = 16,

@@ -24,11 +24,14 @@ FAST = {
 }  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make(letters, slots, letters_folders):
-    def make(problems: type[ProblemList] = letters, architecture: str = "gpt2", reward: Any = "sparse", **settings):
+    def make(
+        problems: type[ProblemList] = letters, architecture: str = "gpt2", reward: Any = "sparse", num_slots: int = 16,
+        **settings,
+    ):  # fmt: skip
         return PPO(
-            slots(problems(), reward=reward),
+            slots(problems(), num_slots, reward=reward),
             letters_folders[architecture],
             validation_env=slots(problems("validation")),
             device="cpu",

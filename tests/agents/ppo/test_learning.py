@@ -41,8 +41,9 @@ def test_the_policy_that_learns_is_the_truncated_one_that_samples(make) -> None:
 
 
 BANDIT = {
-    "iterations": 30, "problems_per_iteration": 32, "minibatch_size": 64, "learning_rate": 3e-3, "temperature": 1.0,
-    "validation_problems": 1, "validation_iterations": 30, "kl_coef": 0.001, "architecture": "llama",
+    "iterations": 18, "problems_per_iteration": 32, "minibatch_size": 64, "learning_rate": 3e-3, "temperature": 1.0,
+    "validation_problems": 1, "validation_iterations": 18, "kl_coef": 0.001, "architecture": "llama",
+    "num_slots": 128,
 }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ CONFIG = LlamaConfig(
     hidden_size=64, intermediate_size=160, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2,
     vocab_size=300, max_position_embeddings=128,
 )  # fmt: skip
+SHALLOW = LlamaConfig(**{**CONFIG.to_dict(), "num_hidden_layers": 1})
 LIMITS = Limits(num_envs=16, max_prompt_tokens=40, max_new_tokens=40)
 SMALL = {"micro_batch_tokens": 1000}
 CPU = torch.device("cpu")
@@ -241,7 +242,7 @@ def test_micro_batches_are_the_largest_that_fit_unless_their_size_is_given(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(memory, "_LARGE", 0)
-    model = LlamaForCausalLM(CONFIG)
+    model = LlamaForCausalLM(SHALLOW)
     chosen = OptimizerConfig()
     make_work = lambda config: lambda policy: SFT.work(config, policy)  # noqa: E731
     check = lambda config, free: memory.check_memory(make_work(config), model, config, LIMITS, CPU, free)  # noqa: E731
@@ -257,7 +258,7 @@ def test_micro_batches_are_the_largest_that_fit_unless_their_size_is_given(
     for tokens, bytes_needed in needed.items():
         assert check(chosen, bytes_needed - loaded) == tokens
     assert not caplog.records
-    many = LIMITS._replace(num_envs=4096)  # slots that do not fit, for which micro-batches are not to blame
+    many = LIMITS._replace(num_envs=1024)  # slots that do not fit, for which micro-batches are not to blame
     assert memory.check_memory(make_work(chosen), model, chosen, many, CPU, needed[1024] - loaded) == 1024
     assert "lower micro_batch_tokens or num_envs" in caplog.text
     caplog.clear()
@@ -274,8 +275,7 @@ def test_agents_are_guarded_by_the_memory_of_their_device(
 
 
 def test_proposals_fit_and_prefer_what_changes_no_result() -> None:
-    shallow = LlamaConfig(**{**CONFIG.to_dict(), "num_hidden_layers": 1})
-    wanted = Planned(SFT, SFT.config_class(), shallow, LIMITS, 2**27)
+    wanted = Planned(SFT, SFT.config_class(), SHALLOW, LIMITS, 2**27)
     text = describe(wanted)
     found = propose(wanted)
     assert found is not None
