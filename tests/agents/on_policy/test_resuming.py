@@ -1,6 +1,9 @@
 """Killed and resumed runs, second calls of learn, damaged checkpoints and values that are not finite."""
 
+import functools
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +14,26 @@ from tokengym.agents.training.learner import NonFiniteError
 from tokengym.envs.curriculum import make_curriculum
 from tokengym.files import DamagedFileError
 
+VALIDATED = {"validation_problems": 5, "validation_iterations": 2}
+
+
+@pytest.fixture(scope="module")
+def never_stopped(make, tmp_path_factory) -> Callable[[str], tuple[PolicyGradientAgent, Path]]:
+    """An agent of a kind that nothing has stopped, and the folder of its run."""
+
+    @functools.cache
+    def never_stopped(kind: str) -> tuple[PolicyGradientAgent, Path]:
+        run = tmp_path_factory.mktemp("whole") / "run"
+        return make(kind, run=run, **VALIDATED).learn(), run
+
+    return never_stopped
+
 
 @pytest.mark.parametrize("killed_at", [1, 2, 3])
 def test_killed_and_resumed_equals_never_stopped_bit_for_bit(
-    killed, metrics_of, same, weights, make, tmp_path, kind: str, killed_at: int
+    killed, metrics_of, same, weights, make, never_stopped, tmp_path, kind: str, killed_at: int
 ) -> None:
-    settings = {"validation_problems": 5, "validation_iterations": 2}
-    whole = make(kind, run=tmp_path / "whole", **settings).learn()
+    whole, run = never_stopped(kind)
     told = []
 
     def kill(agent, metrics):
@@ -26,14 +42,14 @@ def test_killed_and_resumed_equals_never_stopped_bit_for_bit(
             raise killed
 
     with pytest.raises(killed):
-        make(kind, run=tmp_path / "cut", **settings).learn(callback=kill)
-    resumed = make(kind, run=tmp_path / "cut", resume=True, **settings).learn()
+        make(kind, run=tmp_path / "cut", **VALIDATED).learn(callback=kill)
+    resumed = make(kind, run=tmp_path / "cut", resume=True, **VALIDATED).learn()
     assert same(weights(whole), weights(resumed))
     assert (whole.num_attempts, whole.num_tokens) == (resumed.num_attempts, resumed.num_tokens)
-    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "cut")
+    assert metrics_of(run) == metrics_of(tmp_path / "cut")
     saved = load_file(tmp_path / "cut" / "model" / "model.safetensors")
     assert torch.equal(saved["transformer.wte.weight"], weights(whole)["transformer.wte.weight"])
-    again = make(kind, run=tmp_path / "cut", resume=True, **settings).learn()  # nothing is left to do
+    again = make(kind, run=tmp_path / "cut", resume=True, **VALIDATED).learn()  # nothing is left to do
     assert same(weights(whole), weights(again))
 
 

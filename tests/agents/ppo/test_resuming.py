@@ -1,5 +1,9 @@
 """Killed and resumed runs, the best checkpoint, and second calls of learn."""
 
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,21 +11,35 @@ from safetensors.torch import load_file
 from tokengym.agents import on_policy
 from tokengym.agents.ppo import PPO
 
+SETTINGS = {
+    name: {"validation_problems": 5, "validation_iterations": 1} | settings
+    for name, settings in {
+        "adaptive": {"adaptive_kl": 0.1, "kl_horizon": 50},
+        "adapters": {"lora_rank": 2, "critic": "head", "keep_best": False},
+        "partial": {"trained_layers": 1, "critic": "model", "best_of": 2},
+    }.items()
+}
+
+
+@pytest.fixture(scope="module")
+def never_stopped(make, tmp_path_factory) -> Callable[[str], tuple[PPO, Path]]:
+    """An agent that nothing has stopped, by the name of its settings, and the folder of its run."""
+
+    @functools.cache
+    def never_stopped(name: str) -> tuple[PPO, Path]:
+        run = tmp_path_factory.mktemp("whole") / "run"
+        return make(run=run, **SETTINGS[name]).learn(), run
+
+    return never_stopped
+
 
 @pytest.mark.parametrize("killed_at", [1, 2, 3])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"adaptive_kl": 0.1, "kl_horizon": 50},
-        {"lora_rank": 2, "critic": "head", "keep_best": False},
-        {"trained_layers": 1, "critic": "model", "best_of": 2},
-    ],
-)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_killed_and_resumed_equals_never_stopped_bit_for_bit(
-    metrics_of, same, weights, make, tmp_path, settings: dict, killed_at: int
+    metrics_of, same, weights, make, never_stopped, tmp_path, name: str, killed_at: int
 ) -> None:
-    settings = {"validation_problems": 5, "validation_iterations": 1} | settings
-    whole = make(run=tmp_path / "whole", **settings).learn()
+    settings = SETTINGS[name]
+    whole, run = never_stopped(name)
     told = []
 
     def kill(agent, metrics):
@@ -34,8 +52,8 @@ def test_killed_and_resumed_equals_never_stopped_bit_for_bit(
     resumed = make(run=tmp_path / "cut", resume=True, **settings).learn()
     assert same(weights(whole), weights(resumed))
     assert whole.kl_coef == resumed.kl_coef
-    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "cut")
-    (one,), (other,) = ((tmp_path / run / "training").glob("step-*") for run in ("whole", "cut"))
+    assert metrics_of(run) == metrics_of(tmp_path / "cut")
+    (one,), (other,) = ((folder / "training").glob("step-*") for folder in (run, tmp_path / "cut"))
     assert one.name == other.name
     ours, theirs = load_file(one / "learner.safetensors"), load_file(other / "learner.safetensors")
     assert same(ours, theirs)
