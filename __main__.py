@@ -54,11 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COMMANDS[command](rest)
     except (UnknownNameError, ValueError, TypeError, OSError, ImportError) as error:
         places = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-        sys.stderr.write(f"tokengym: {error}{places}\n")
+        sys.stderr.write(f"tokengym: {_message(error)}{places}\n")
         return 1
     except KeyboardInterrupt as stop:
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     return 0
+
+
+def _message(error: Exception) -> str:
+    """What an error says, with the file first if the system refused one."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error)
 
 
 if __name__ == "__main__":

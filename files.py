@@ -113,11 +113,24 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
         DamagedFileError: The file is cut short, or holds something else; the message names it.
         FileNotFoundError: There is no such file.
     """
-    from safetensors import SafetensorError  # here and not above: they import PyTorch
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # here and not above: it imports PyTorch
+
+    check_tensors(path)
+    return load_file(path)
+
+
+def check_tensors(path: Path) -> None:
+    """Checks that a safetensors file is as long as its header says.
+
+    Raises:
+        DamagedFileError: It is cut short, or holds something else; the message names it.
+        FileNotFoundError: There is no such file.
+    """
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, "numpy"):
+            pass
     except SafetensorError as error:
         raise DamagedFileError(
             f"{path} is damaged, it holds no whole tensors ({error}): restore it, or delete what it is part of"
@@ -185,7 +198,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A line holds no JSON; the message names file and line.
+        DamagedFileError: A line holds no JSON; the message names file and line.
     """
     path.stat()
     values: list[dict[str, Any]] = []
@@ -193,7 +206,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             values.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number} is damaged, it holds no JSON: delete that line") from error
+            raise DamagedFileError(f"{path}, line {number} is damaged, it holds no JSON: delete that line") from error
     return values
 
 

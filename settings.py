@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Sequence
 from functools import cache
+from math import inf
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -15,7 +16,8 @@ from annotated_types import Ge, Gt, Le, Lt
 Count = Annotated[int, Ge(1)]
 CountOrZero = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
+FinitePositive = Annotated[float, Gt(0), Lt(inf)]
+NonNegative = Annotated[float, Ge(0), Lt(inf)]
 Share = Annotated[float, Ge(0), Le(1)]
 
 
@@ -42,7 +44,8 @@ def check_settings(config: Any) -> None:
     """Checks the values of a configuration against the bounds and the choices in the types of its fields.
 
     Raises:
-        ValueError: A value is out of its bounds, or none of the choices; the message names setting, bounds and value.
+        ValueError: A value is out of its bounds, not a number, or none of the choices; the message names setting,
+            bounds and value.
     """
     for name, limits in _limits(type(config)).items():
         value = getattr(config, name)
@@ -50,7 +53,7 @@ def check_settings(config: Any) -> None:
             continue
         if limits.choices and value not in limits.choices:
             raise ValueError(f"{name} must be one of {', '.join(map(str, limits.choices))}, got {value!r}")
-        if value is None or not all(compare(value, bound) for compare, _, bound in limits.bounds):
+        if value is None or value != value or not all(compare(value, bound) for compare, _, bound in limits.bounds):
             raise ValueError(f"{name} must be {limits}, got {value}")
 
 
@@ -83,6 +86,10 @@ class _Limits:
         words, values = [word for _, word, _ in self.bounds], [bound for *_, bound in self.bounds]
         if words == ["at least", "at most"]:
             return f"between {values[0]} and {values[1]}"
+        if inf in values:
+            return f"{words[0]} {values[0]} and finite"
+        if not words:
+            return "a number"
         return " and ".join(f"{word} {value}" for word, value in zip(words, values, strict=True))
 
 
@@ -107,7 +114,7 @@ def _limits(config: type) -> dict[str, _Limits]:
             if type(bound) in _COMPARISONS
         ]
         choices = tuple(choice for one in members if get_origin(one) is Literal for choice in get_args(one))
-        if bounds or choices:
+        if bounds or choices or any(member is float for member in members):
             found[name] = _Limits(bounds, choices, NoneType in members)
     return found
 

@@ -22,7 +22,7 @@ from ..envs.curriculum import Sequential
 from ..envs.token_vector_env import TokenVectorEnv
 from ..extras import need
 from ..files import new_folder, write_json
-from ..models.adapters import is_adapter, save_model
+from ..models.adapters import is_adapter, save_model, weights_fingerprint
 from ..models.engine.half_copy import HalfCopy, half_copy
 from ..models.engine.vllm_decoder import BaseVLLM
 from ..models.loading import find_device, load, no_progress_bars
@@ -205,7 +205,8 @@ class Agent(ABC, Generic[ConfigT]):
         """The run's folder, on the main process."""
         loading = {"dtype": dtype, **lora.to_dict(), "load_in_4bit": load_in_4bit}
         if run is not None and self.ranks.is_main:
-            description = self._description() | {"data": fingerprint(self.env.problems)}
+            contents = {"data": fingerprint(self.env.problems), "weights": weights_fingerprint(self.model)}
+            description = self._description() | contents
             self.run = RunFolder(run, description | loading, resume)
         self._samples: Sequence[Attempt] = ()
         self._tracking = self._track(log_project, self._description() | loading) if trackers else None
@@ -410,15 +411,19 @@ class Agent(ABC, Generic[ConfigT]):
         """The environment that learning is validated on: by the grader alone, whatever rewards are paid in training."""
         return self._validation_env or self.make_env(split="validation", reward="sparse")
 
-    def count_problems(self, limit: int | None) -> int:
+    def count_problems(self, limit: int | None, setting: str = "problems") -> int:
         """Number of problems that attempts are sampled at: as many as there are, but no more than `limit`.
+
+        Args:
+            limit: Value of the setting that limits them.
+            setting: Name of that setting.
 
         Raises:
             ValueError: The source is endless and there is no limit, or prompts exceed the environment's limit.
         """
         counts = [count for count in (limit, self.env.size) if count is not None]
         if not counts:
-            raise ValueError("this environment's problems never end: set `problems`, how many to sample attempts at")
+            raise ValueError(f"this environment's problems never end: set `{setting}`, how many to sample attempts at")
         self.env.check_prompts(min(counts))
         return min(counts)
 

@@ -119,11 +119,11 @@ class MPO(PPO):
         """
         config = self.config
         if self.preferences is None and self._loaded is None:
-            if total_episodes is not None and config.pool is None:
-                cost = self.count_problems(config.pair_problems) * config.pair_samples
-                if total_episodes <= cost:
+            if config.pool is None:
+                cost = self.count_problems(config.pair_problems, "pair_problems") * config.pair_samples
+                if total_episodes is not None and total_episodes <= cost:
                     raise ValueError(f"pairs take {cost} attempts, and total_episodes={total_episodes} leaves none")
-                total_episodes -= cost
+                total_episodes = None if total_episodes is None else total_episodes - cost
             self.preferences = self._prefer(progress_bar)
             if not self.preferences.hard:
                 self.num_attempts, self.num_tokens = self.preferences.num_attempts, self.preferences.num_tokens

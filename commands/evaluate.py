@@ -2,16 +2,17 @@
 
 import dataclasses
 import functools
-import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ..agents.configs.search import KEEPING
+from ..files import write_json
 from ..registry import unknown_name
 from ..settings import Count, CountOrZero, NonNegative, check_settings, check_unused
 from .options import MAIN, ComputeOptions, EnvChoice
-from .terminal import check_output, run_command, say, set_threads
+from .terminal import check_output, run_command, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,15 +98,17 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def _run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None:
     from ..agents import evaluate as measure
+    from ..agents.base import fingerprint
     from ..agents.evaluation.tables import evaluation_table
     from ..agents.rollouts.slots import check_vllm, make_rollout_env, make_vllm, make_vllm_servers
     from ..agents.training.progress import progress
+    from ..agents.training.run_folder import versions
     from ..benchmarks.paper.tables import paper_figures
 
+    compute.begin()
     check_output(options.output)
     check_vllm(compute.vllm_memory, compute.vllm_servers, compute.vllm_folder)
     _check_reranker(options)
-    set_threads(compute.threads)
     policy = _load_policy(options, compute)
     judge, reranker = _make_reranker(options, compute, policy)
     env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, compute.num_envs)
@@ -137,8 +140,8 @@ def _run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None
         read = f", and its judge read {cost.judged_tokens:,}" if cost.judged_tokens else ""
         say(f"the search drew {cost.policy_tokens:,} tokens{read}")
     if options.output is not None:
-        results = {**_protocol(options, judge), **result.to_dict()}
-        options.output.write_text(json.dumps(results, indent=2) + "\n")
+        origin = {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "data": fingerprint(env.problems)}
+        write_json(options.output, {**_protocol(options, judge), **result.to_dict(), **origin})
 
 
 def _load_policy(options: EvalOptions, compute: ComputeOptions) -> "CausalLMPolicy":
@@ -207,7 +210,9 @@ def _protocol(options: EvalOptions, judge: "OutcomeModel | None") -> dict[str, A
         "condition": options.condition,
         "env": options.env,
         "env_args": options.env_args,
+        "data_files": options.data,
         "split": options.split,
+        "shots": options.shots,
         "orm": None if options.orm is None else str(options.orm),
         "aggregate": None if judge is None else options.aggregate or judge.aggregate,
         "reranker": options.reranker,

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from .options import MAIN, EnvChoice
+from ..settings import Count, check_settings
+from .options import MAIN, EnvChoice, Threads
 from .terminal import run_command, say, set_threads, table
 
 
@@ -32,12 +33,15 @@ class ExtrapolateOptions(EnvChoice):
     weaker: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="WEAKER")]]
     stronger: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="STRONGER")]]
     alpha: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.5)
-    problems: int = 200
+    problems: Count = 200
     folder: Path | None = None
-    num_envs: int = 64
+    num_envs: Count = 64
     device: str | None = None
     attn: str | None = None
-    threads: int | None = None
+    threads: Threads | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def extrapolate(arguments: Sequence[str]) -> None:

@@ -43,6 +43,9 @@ def runs(arguments: Sequence[str]) -> None:
         if not found:
             raise ValueError(f"{folder} holds no run")
         for one in found:
+            if one.damage:
+                sys.stdout.write(f"{one.path}  {one.state}\n    {one.damage}\n")
+                continue
             best = f", best maj@1 {one.best}" if one.best else ""
             written = f", written {one.written}" if one.written else ""
             sys.stdout.write(f"{one.path}  {one.state}  {one.agent} on {one.environment}\n")

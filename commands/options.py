@@ -10,13 +10,14 @@ import tyro
 from annotated_types import Ge, Le
 
 from ..registry import unknown_name
-from ..settings import check_settings
+from ..settings import Count, check_settings
+from .terminal import set_threads
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
 
 EnvSettings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
-MAX_THREADS = 256
+Threads = Annotated[int, Ge(1), Le(256)]
 MAIN = tyro.conf.arg(name="")
 """Annotation of the parameter whose options need no heading of their own in a command's help."""
 
@@ -89,7 +90,7 @@ class ComputeOptions:
         threads: Number of CPU threads; by default the choice of PyTorch.
     """
 
-    num_envs: int = 64
+    num_envs: Count = 64
     device: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     load_in_4bit: bool = False
@@ -98,10 +99,16 @@ class ComputeOptions:
     vllm_memory: float | None = None
     vllm_servers: tuple[str, ...] = ()
     vllm_folder: Path | None = None
-    threads: Annotated[int, Ge(1), Le(MAX_THREADS)] | None = None
+    threads: Threads | None = None
 
-    def __post_init__(self) -> None:
-        check_settings(self)
+    def begin(self) -> None:
+        """Checks the values, and sets the number of threads.
+
+        Raises:
+            ValueError: A value is out of its bounds; the message names the option, its bounds and the value.
+        """
+        check_settings(self)  # not when it is made, where tyro would draw a box around the error
+        set_threads(self.threads)
 
 
 @dataclasses.dataclass(frozen=True)

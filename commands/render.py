@@ -9,7 +9,7 @@ import tyro
 
 from ..settings import Count, CountOrZero, NonNegative, check_settings
 from .options import MAIN, EnvChoice
-from .terminal import run_command, say
+from .terminal import check_output, run_command, say
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -61,7 +61,7 @@ def render(arguments: Sequence[str]) -> None:
         kind = None if options.output is None else options.output.suffix
         if kind not in (None, ".html", ".svg"):
             raise ValueError(f"--output takes a .html or a .svg file, got {options.output}")
-
+        check_output(options.output)
         count = 3 if options.count is None and kind != ".html" else options.count
 
         def make_spec(own: "EnvSpec | None") -> "EnvSpec":

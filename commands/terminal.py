@@ -1,11 +1,13 @@
 """How commands are called from a terminal, and how they speak to it."""
 
+import dataclasses
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import tyro
 
@@ -21,7 +23,26 @@ def run_command(
     renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     arguments = [_renamed(argument, renamed) for argument in arguments]
-    tyro.cli(run, prog=program, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    config = (tyro.conf.OmitArgPrefixes,)
+    try:
+        tyro.cli(run, prog=program, args=arguments, description=description, config=config)
+    except (ValueError, OSError) as error:
+        if error.args and isinstance(message := error.args[0], str) and "`" in message:
+            error.args = (_as_flags(message, _settings(run)), *error.args[1:])
+        raise
+
+
+def _as_flags(message: str, settings: Container[str]) -> str:
+    """A message of the library's, whose names of settings stand in backticks, with the options that set them."""
+    flag_of = lambda found: f"--{found[1].replace('_', '-')}" if found[1] in settings else found[0]  # noqa: E731
+    return re.sub(r"`(\w+)`", flag_of, message)
+
+
+def _settings(run: Callable[..., None]) -> set[str]:
+    """Names of all settings that a command takes."""
+    hints = get_type_hints(run)
+    fields = (dataclasses.fields(hint) for hint in hints.values() if dataclasses.is_dataclass(hint))
+    return {*hints, *(field.name for group in fields for field in group)}
 
 
 def _renamed(argument: str, renamed: Mapping[str, str]) -> str:
@@ -64,13 +85,17 @@ def check_output(path: Path | None) -> None:
     """Checks that a file can be written, before the work whose results it is for.
 
     Raises:
+        FileNotFoundError: Its folder is not there; the message names both.
         OSError: It cannot; the message names the file.
     """
-    if path is not None:
-        existed = path.exists()
-        path.open("a").close()
-        if not existed:
-            path.unlink()
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}, make it first")
+    existed = path.exists()
+    path.open("a").close()
+    if not existed:
+        path.unlink()
 
 
 def set_threads(threads: int | None) -> None:

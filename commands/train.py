@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ import tyro
 from ..registry import summary
 from ..settings import CountOrZero, check_settings
 from .options import MAIN, AdapterOptions, ComputeOptions, EnvChoice
-from .terminal import flag, run_command, say, set_threads
+from .terminal import flag, run_command, say
 
 if TYPE_CHECKING:
     from ..agents import Agent
@@ -67,7 +68,7 @@ def train(arguments: Sequence[str]) -> None:
     def run(
         options: Annotated[TrainOptions, MAIN], config: Any, adapter: AdapterOptions, compute: ComputeOptions
     ) -> None:
-        set_threads(compute.threads)
+        compute.begin()
         folder = options.run or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
         if options.run is None and options.resume == "yes":
             raise ValueError("--resume continues the run in a folder: say which by --run")
@@ -130,7 +131,7 @@ def _learn(agent: "Agent[Any]", options: TrainOptions, folder: Path) -> None:
 def _resume_said(arguments: Sequence[str]) -> list[str]:
     """The arguments with a value for `--resume`, which may stand alone."""
     said: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in pairwise((*arguments, "")):
         said.append(argument)
         if argument == "--resume" and following not in ("no", "yes", "auto"):
             said.append("yes")

@@ -6,7 +6,7 @@ Merging them into weights in bfloat16 would round nearly all away of what a few 
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -155,9 +155,24 @@ def fingerprint(model: PreTrainedModel, linear: bool = True) -> str:
     """
     base = without_adapters(model)
     skipped = {name for name, part in base.named_modules() if not linear and isinstance(part, nn.Linear | Conv1D)}
+    return _digest(base, lambda name: ".lora_" not in name and name.rpartition(".")[0] not in skipped)
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """A digest of the weights that training begins with, as `fingerprint`, those of trained adapters included.
+
+    Linear layers in 4 bits do not count.
+    """
+    base = fingerprint(model, linear=not is_in_4bit(model))
+    adapters = _digest(model, lambda name: ".lora_" in name) if started(model) else ""
+    return hashlib.sha256((base + adapters).encode()).hexdigest()[:16]
+
+
+def _digest(model: nn.Module, counts: Callable[[str], bool]) -> str:
+    """A digest of those parameters of a model whose names count."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(base.named_parameters()):
-        if ".lora_" not in name and name.rpartition(".")[0] not in skipped:
+    for name, parameter in sorted(model.named_parameters()):
+        if counts(name):
             flat = parameter.detach().flatten()
             count = min(64, len(flat))
             some = flat[torch.arange(count, device=flat.device) * (len(flat) - 1) // max(1, count - 1)]

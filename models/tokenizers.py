@@ -11,6 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..extras import need
+from ..files import DamagedFileError, check_tensors, read_json
 from ..registry import UnknownNameError, unknown_name
 from .vocabulary import num_token_ids
 
@@ -193,13 +194,26 @@ def locate(name: str) -> dict[str, str]:
 
 def not_loaded(what: str, name: str, location: dict[str, str], error: Exception) -> Exception:
     """The error for a `what` that transformers could not load from `location`, naming everything that was tried."""
-    cause = textwrap.shorten(str(error), 400)
-    if Path(location["pretrained_model_name_or_path"]).is_dir():
-        return FileNotFoundError(f"no {what} can be loaded from {name!r}: {cause}")
+    cause, folder = textwrap.shorten(str(error), 400), Path(location["pretrained_model_name_or_path"])
+    if folder.is_dir():
+        return FileNotFoundError(f"no {what} can be loaded from {name!r}: {_damage(folder) or cause}")
+    offline = "; without a network HF_HUB_OFFLINE=1 saves the time of asking" if "connect" in cause else ""
     return UnknownNameError(
         f"no {what} {name!r}: it is no built-in ({', '.join(BUILT_INS)}), there is no folder "
-        f"{str(Path(name).absolute())!r}, and the hub did not provide it: {cause}"
+        f"{str(Path(name).absolute())!r}, and the hub did not provide it: {cause}{offline}"
     )
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with the first damaged file of a model's folder, if any is."""
+    try:
+        for path in sorted(folder.glob("*.json")):
+            read_json(path)
+        for path in sorted(folder.glob("*.safetensors")):
+            check_tensors(path)
+    except DamagedFileError as error:
+        return str(error)
+    return None
 
 
 def _tokenizer_class(location: dict[str, str]) -> Any:

@@ -30,7 +30,7 @@ class Config:
     [
         {},
         {"steps": 7, "shots": 3, "limit": 1, "rate": math.inf, "weight": 1e9, "ratio": None, "unit": "sequence"},
-        {"ratio": 0.0, "smoothing": 0.49, "free": math.nan},
+        {"ratio": 0.0, "smoothing": 0.49, "free": math.inf},
     ],
 )
 def test_values_within_their_bounds_pass(values: dict[str, Any]) -> None:
@@ -46,7 +46,9 @@ def test_values_within_their_bounds_pass(values: dict[str, Any]) -> None:
         ({"limit": 0}, "limit must be at least 1, got 0"),
         ({"rate": 0.0}, "rate must be above 0, got 0.0"),
         ({"rate": math.nan}, "rate must be above 0, got nan"),
-        ({"weight": -0.1}, "weight must be at least 0, got -0.1"),
+        ({"weight": -0.1}, "weight must be at least 0 and finite, got -0.1"),
+        ({"weight": math.inf}, "weight must be at least 0 and finite, got inf"),
+        ({"free": math.nan}, "free must be a number, got nan"),
         ({"ratio": 1.5}, "ratio must be between 0 and 1, got 1.5"),
         ({"ratio": math.nan}, "ratio must be between 0 and 1, got nan"),
         ({"smoothing": 0.5}, "smoothing must be at least 0 and below 0.5, got 0.5"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tokengym.__main__ import main
 from tokengym.agents import SFT
+from tokengym.models.tokenizers import TINY_FOLDER
 
 SMALL = ["train", "sft", "--demonstrations", "2", "--epochs", "1", "--batch-size", "2", "--validation-problems", "0"]
 
@@ -50,10 +52,12 @@ def test_each_run_has_a_folder_of_its_own_and_runs_lists_them(here: Path, capsys
 
 def test_a_start_that_failed_leaves_nothing_in_the_way(monkeypatch, capsys) -> None:
     assert main(["train", "ei", "--run", "runs/a"]) == 1
-    assert "never end" in capsys.readouterr().err
+    assert "never end: set --problems, how many" in capsys.readouterr().err
     assert main([*SMALL, "--run", "runs/a"]) == 0
     assert main([*SMALL, "--run", "runs/a"]) == 1
-    assert "runs/a holds a run already" in capsys.readouterr().err
+    assert "runs/a holds a run already: continue it by --resume, or" in capsys.readouterr().err
+    assert main(["train", "rcrl"]) == 1  # without any options
+    assert "never end: set --problems, how many" in capsys.readouterr().err
 
 
 def test_resume_alone_needs_a_run_and_auto_does_not(capsys) -> None:
@@ -65,6 +69,27 @@ def test_resume_alone_needs_a_run_and_auto_does_not(capsys) -> None:
         assert main([*SMALL, "--run", "runs/a", "--resume", "auto", "--micro-batch-tokens", "512"]) == 0
     assert main([*SMALL, "--run", "runs/a", "--resume", "--seed", "7"]) == 1
     assert "seed: 0 -> 7" in capsys.readouterr().err
+
+
+def test_a_run_of_changed_weights_or_damaged_files_is_named(here: Path, capsys) -> None:
+    shutil.copytree(TINY_FOLDER, "model")
+    run = [*SMALL, "--model", "model", "--run", "runs/a"]
+    assert main(run) == 0
+    weights = here / "model" / "model.safetensors"
+    changed = load_file(weights)
+    changed["model.norm.weight"] += 1
+    save_file(changed, weights, {"format": "pt"})
+    assert main([*run, "--resume"]) == 1
+    assert "another configuration (its model had other weights)" in capsys.readouterr().err
+    for name, what in (("model.safetensors", "whole tensors"), ("tokenizer.json", "JSON")):
+        (here / "model" / name).write_bytes((here / "model" / name).read_bytes()[:100])
+        assert main([*run, "--resume"]) == 1
+        assert f"from 'model': model/{name} is damaged, it holds no {what}" in capsys.readouterr().err
+    shutil.copytree("runs/a", "runs/b")
+    (here / "runs" / "a" / "config.json").write_text("{")
+    assert main(["runs"]) == 0
+    assert "runs/a  damaged\n    runs/a/config.json is damaged, it holds no JSON" in (said := capsys.readouterr().out)
+    assert "runs/b  finished" in said
 
 
 def test_sigterm_ends_as_ctrl_c_does_with_its_own_status(monkeypatch, capsys) -> None:

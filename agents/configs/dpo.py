@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Lt
 
-from ...settings import Count, NonNegative, Positive
+from ...settings import Count, FinitePositive, NonNegative, Positive
 from .step_pairs import StepPairsConfig
 
 
@@ -41,14 +41,14 @@ class DPOConfig(StepPairsConfig):
     rounds: Count = 4
     samples_per_problem: Annotated[int, Ge(2)] = 30
     pairs_per_problem: Count = 10
-    temperature: float = 1.0
-    problems: int | None = None
+    temperature: FinitePositive = 1.0
+    problems: Count | None = None
     pool: str | None = None
     beta: Positive = 0.1
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
     label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
     nll_coef: NonNegative = 1.0
-    learning_rate: float | None = None
+    learning_rate: NonNegative | None = None
     epochs: Count = 1
     batch_size: Count = 64
     validation_problems: Count = 200

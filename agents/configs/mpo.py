@@ -1,6 +1,5 @@
 """Settings of mixed preference optimization."""
 
-import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -40,13 +39,11 @@ class MPOConfig(PPOConfig):
     pool: str | None = None
     beta: Positive = 0.1
     nll_coef: NonNegative = 1.0
-    dpo_learning_rate: float | None = None
+    dpo_learning_rate: NonNegative | None = None
     dpo_epochs: Count = 1
     dpo_batch_size: Count = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.threshold is not None and math.isnan(self.threshold):
-            raise ValueError("threshold must be a number or infinite, got nan")
         if self.min_pass_rate is not None or self.max_pass_rate is not None:
             raise ValueError("mpo chooses its problems by their pairs: leave out min_pass_rate and max_pass_rate")

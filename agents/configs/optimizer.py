@@ -1,11 +1,10 @@
 """Settings of the optimizer, which all agents that train have, and of supervised fine-tuning."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ...settings import Count, Positive, Share, check_settings
+from ...settings import Count, NonNegative, Positive, Share, check_settings
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,11 @@ class OptimizerConfig:
     renamed: ClassVar[Mapping[str, str]] = {}
     """Today's names of fields by the names that they had in the version before."""
 
-    learning_rate: float | None = None
+    learning_rate: NonNegative | None = None
     min_learning_rate_ratio: Share = 0.01
     warmup_ratio: Share = 0.03
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     max_grad_norm: Positive = 1.0
     micro_batch_tokens: Count | None = None
     gradient_checkpointing: bool = False
@@ -52,8 +51,6 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON makes lists of them
-        if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be a finite number >= 0, got {self.learning_rate}")
         check_settings(self)
 
 

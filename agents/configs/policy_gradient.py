@@ -67,7 +67,7 @@ class PolicyGradientConfig(OptimizerConfig):
     top_k: Count | None = None
     top_p: Annotated[float, Gt(0), Le(1)] | None = None
     min_p: Annotated[float, Gt(0), Le(1)] | None = None
-    learning_rate: float | None = None
+    learning_rate: NonNegative | None = None
     min_learning_rate_ratio: Share = 1.0
     warmup_ratio: Share = 0.0
     validation_problems: CountOrZero = 200

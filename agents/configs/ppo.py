@@ -1,6 +1,5 @@
 """Settings of PPO."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,7 +83,7 @@ class PPOConfig(ProximalConfig):
     reward_clip: Positive = 10.0
     critic: Literal["branch", "head", "model"] = "branch"
     critic_layers: int = 4
-    critic_learning_rate: float | None = None
+    critic_learning_rate: NonNegative | None = None
     critic_lambda: Share | None = None
     critic_warmup: CountOrZero = 0
     critic_from: str | None = None
@@ -95,8 +94,6 @@ class PPOConfig(ProximalConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.critic_learning_rate is not None and not 0 <= self.critic_learning_rate < math.inf:
-            raise ValueError(f"critic_learning_rate must be a finite number >= 0, got {self.critic_learning_rate}")
         if self.adaptive_kl is not None and not self.kl_coef:
             raise ValueError("adaptive_kl multiplies kl_coef, which is 0: start it above")
         if self.adaptive_kl is None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ...settings import Count, CountOrZero, Share
+from ...settings import Count, CountOrZero, NonNegative, Share
 from .optimizer import OptimizerConfig
 
 
@@ -36,7 +36,7 @@ class PretrainConfig(OptimizerConfig):
     heads: Count = 4
     steps: Count = 50_000
     batch_size: Count = 256
-    learning_rate: float | None = 1e-3
+    learning_rate: NonNegative | None = 1e-3
     min_learning_rate_ratio: Share = 1.0
     warmup_ratio: Share = 0.0
     log_steps: Count = 10

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
-from ...files import finite, naming, read_json, read_jsonl, write_json, write_text
+from ...files import DamagedFileError, finite, naming, read_json, read_jsonl, write_json, write_text
 from .tracking import Shown, with_aliases
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ FREE = ("num_envs", "config.micro_batch_tokens", "config.gradient_checkpointing"
         "config.save_iterations")  # fmt: skip
 # Settings that say how long a run is. Learning-rate schedules are those of the new length from there on.
 LENGTHS = ("config.iterations", "config.rounds", "config.patience")
+
+# What a configuration has a digest of, in words.
+_CONTENTS = {"data": "its data were others", "weights": "its model had other weights"}
 
 Resume = bool | Literal["auto"]
 """Choice to continue the run in a folder: `True` needs one there, "auto" starts it if there is none."""
@@ -70,10 +73,10 @@ class RunFolder:
         if not begun and self.path.exists() and any(self.path.iterdir()):
             raise FileExistsError(f"{self.path} is not empty and holds no run: choose another folder")
         if resume is True and not begun:
-            raise FileNotFoundError(f'{self.path} holds no run to continue: leave out resume, or give resume="auto"')
+            raise FileNotFoundError(f'{self.path} holds no run to continue: leave out `resume`, or let it be "auto"')
         if begun and not resume and has_progress(self.path):
             raise FileExistsError(
-                f"{self.path} holds a run already: continue it (resume), or choose another folder or delete it"
+                f"{self.path} holds a run already: continue it by `resume`, or choose another folder or delete it"
             )
         with naming(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -82,14 +85,15 @@ class RunFolder:
             before = read_json(record)
             changed = {name for name, *_ in differing(before, config)}
             if refused := changed.difference(FREE, LENGTHS):
-                changes = ", ".join(change for name, change in _changes(before, config) if name in refused)
+                named = [(name, text) for name, text in _changes(before, config) if name in refused]
+                changes = ", ".join(_CONTENTS.get(name, text) for name, text in named)
                 raise ValueError(
                     f"{self.path} was begun with another configuration ({changes}): give the settings of then, or "
                     "choose another folder"
                 )
             if self._metrics.exists():
                 self._keep(read_jsonl(self._metrics))  # a half-written line would run into the next
-        write_json(record, {**config, "versions": _versions()})
+        write_json(record, {**config, "versions": versions()})
 
     def rewind(self, step: int) -> None:
         """Forgets metrics logged after `step`: work that is about to be done again."""
@@ -217,19 +221,21 @@ class RunSummary(NamedTuple):
         attempts: Attempts at the last log line.
         best: Best validation maj@1.
         state: State of the run: "running" (a process writes to it), "finished", "failed" (it has attempts whose loss
-            was not finite), "interrupted", or "not begun".
+            was not finite), "interrupted", "not begun", or "damaged" (a file that says what it is cannot be read).
         versions: Versions of tokengym and torch.
         written: Time when its metrics were last written.
+        damage: Error of a damaged run, which has nothing else.
     """
 
     path: str
-    agent: str
-    environment: str
-    attempts: str
-    best: str
-    state: str
-    versions: str
-    written: str
+    agent: str = ""
+    environment: str = ""
+    attempts: str = "0"
+    best: str = ""
+    state: str = ""
+    versions: str = ""
+    written: str = ""
+    damage: str = ""
 
 
 def find_runs(folder: Path) -> Iterator[RunSummary]:
@@ -245,10 +251,13 @@ def find_runs(folder: Path) -> Iterator[RunSummary]:
 
 def _summary(path: Path) -> RunSummary | None:
     """A run's line; `None` for a folder with another kind of configuration, a model's for instance."""
-    config = read_json(path / CONFIG)
-    if not isinstance(config, Mapping) or not {"agent", "env", "versions"} <= config.keys():
-        return None
-    metrics = read_jsonl(path / METRICS) if (path / METRICS).exists() else []
+    try:
+        config = read_json(path / CONFIG)
+        if not isinstance(config, Mapping) or not {"agent", "env", "versions"} <= config.keys():
+            return None
+        metrics = read_jsonl(path / METRICS) if (path / METRICS).exists() else []
+    except DamagedFileError as error:
+        return RunSummary(str(path), state="damaged", damage=str(error))
     accuracies = [line["eval/maj@1"] for line in metrics if line.get("eval/maj@1") is not None]
     if is_locked(path):
         state = "running"
@@ -296,5 +305,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on, and of Python."""
     return {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}

@@ -105,7 +105,7 @@ def test_gaps_are_of_rewards_and_flipped_pairs_are_below_the_median(make) -> Non
 def test_bad_settings(make, folders) -> None:
     for settings, message in (
         ({"orm": None}, "mpo splits pairs by the rewards"),
-        ({"threshold": math.nan}, "threshold must be a number or infinite"),
+        ({"threshold": math.nan}, "threshold must be a number, got nan"),
         ({"min_pass_rate": 0.1}, "mpo chooses its problems by their pairs"),
         ({"lora_rank": 2}, "leave out lora_rank"),
         ({"pair_samples": 1}, "pair_samples must be at least 2"),

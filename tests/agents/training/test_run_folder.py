@@ -43,7 +43,7 @@ def test_a_run_that_is_there_is_neither_overwritten_nor_mixed_with_another(tmp_p
 
 
 def test_resuming_what_is_not_there_begins_it_only_if_asked_to(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match='holds no run to continue: leave out resume, or give resume="auto"'):
+    with pytest.raises(FileNotFoundError, match='holds no run to continue: leave out `resume`, or let it be "auto"'):
         RunFolder(tmp_path / "run", CONFIG, resume=True)
     RunFolder(tmp_path / "run", CONFIG, resume="auto").log(3, {"a": 1.0})
     assert lines(tmp_path / "run") == [{"step": 3, "a": 1.0}]
