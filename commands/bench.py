@@ -164,7 +164,6 @@ def _rewards_of_ppo(arguments: Sequence[str]) -> None:
 
 def demo(arguments: Sequence[str]) -> None:
     """Watch expert iteration teach the built-in model, in five minutes on two cores."""
-    from ..benchmarks.studies.demo import demo as show
 
     def start(run: Path | None = None, seed: int = 0) -> None:
         """Runs the demo.
@@ -173,6 +172,8 @@ def demo(arguments: Sequence[str]) -> None:
             run: Folder of the run; by default a new one, `runs/demo-DATE-TIME`.
             seed: Seed of problems, attempts and the order of training.
         """
+        from ..benchmarks.studies.demo import demo as show
+
         say(show(run, seed, say=say))
 
     run_command(start, "tokengym demo", arguments, demo.__doc__, {"run_folder": "run"})

@@ -45,6 +45,7 @@ def test_each_run_has_a_folder_of_its_own_and_runs_lists_them(here: Path, capsys
     assert main(["runs"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("finished") == 2
+    assert shown.count("    0 attempts,") == 2  # the steps of fine-tuning are none
     assert "runs/named" in shown
     assert main(["runs", "nowhere"]) == 1
     assert "nowhere holds no run" in capsys.readouterr().err

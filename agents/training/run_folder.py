@@ -271,7 +271,7 @@ def _summary(path: Path) -> RunSummary | None:
         path=str(path),
         agent=config["agent"],
         environment=_flat({"env": config["env"]}).get("env.id", config["env"]),
-        attempts=str(metrics[-1]["step"]) if metrics else "0",
+        attempts=str(metrics[-1]["step"]) if any("rollout/mean_reward" in line for line in metrics) else "0",
         best=f"{max(accuracies):.3f}" if accuracies else "",
         state=state,
         versions=f"tokengym {config['versions'].get('tokengym')}, torch {config['versions'].get('torch')}",
