@@ -77,10 +77,10 @@ class ProceduralSource(ProblemSource):
 
     name: ClassVar[str]
     """Name that the source is registered under; its problems' ids begin with it."""
-    remedy: ClassVar[str]
+    remedy: ClassVar[str] = "widen what is drawn"
     """Advice for arguments that leave no problem for a split."""
 
-    def __init__(self, split: str, seed: int) -> None:
+    def __init__(self, split: str = "train", seed: int = 0) -> None:
         self.split = check_split(split)
         self.seed = operator.index(seed)
         if not 0 <= self.seed < 2**63:

@@ -120,7 +120,7 @@ def test_runs_are_listed_with_their_states(tmp_path) -> None:
         run = RunFolder(tmp_path / "deep" / name, config)
         if name != "fresh":
             run.log(0, {"eval/maj@1": 0.25})
-            run.log(96, {"eval/maj@1": 0.5, "a": 1.0})
+            run.log(96, {"eval/maj@1": 0.5, "rollout/mean_reward": 1.0})
             run.log(192, {"eval/maj@1": 0.375})
         if name == "done":
             run.finish()

@@ -8,6 +8,7 @@ import pytest
 from tokengym import registry
 from tokengym.envs.problems.arithmetic import Arithmetic
 from tokengym.envs.problems.base import PROBLEMS, Problem, ProblemList, make_problems
+from tokengym.envs.problems.procedural import Draws, ProceduralSource
 from tokengym.registry import UnknownNameError
 
 ONE, TWO = Problem("a-0", "1+1?", "2", "1+1 = <<1+1=2>>2\n#### 2"), Problem("a-1", "2+2?", "4")
@@ -71,3 +72,20 @@ def test_third_party_sources_come_through_entry_points(tmp_path, monkeypatch):
     assert "theirs" in PROBLEMS.names()
     assert "their_problems" not in sys.modules
     assert make_problems("theirs", n=3, split="test").size == 3
+
+
+def test_a_procedural_source_needs_no_more_than_its_draws() -> None:
+    class Doubling(ProceduralSource):
+        name = "doubling"
+
+        def draw(self, draws: Draws) -> tuple[str, int]:
+            number = draws.between(2, 500)
+            return str(number), number
+
+        def tell(self, draws: Draws, drawn: int) -> tuple[str, str, str]:
+            return f"{drawn}+{drawn}?", str(2 * drawn), f"#### {2 * drawn}"
+
+    source = Doubling()
+    assert source[3] == source.find("doubling-train-0-3")
+    assert source[3].id == "doubling-train-0-3"
+    assert Doubling("test")[0].question != source[0].question
