@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tokengym.__main__ import main
 from tokengym.agents import SFT
+from tokengym.agents.training.run_folder import find_runs
 from tokengym.models.tokenizers import TINY_FOLDER
 
 SMALL = ["train", "sft", "--demonstrations", "2", "--epochs", "1", "--batch-size", "2", "--validation-problems", "0"]
@@ -121,12 +122,14 @@ def test_a_run_ends_cleanly_when_its_time_is_over(monkeypatch, capsys) -> None:
     assert "--max-hours must be above 0" in capsys.readouterr().err
 
 
-def test_without_a_budget_an_agents_own_default_stands(monkeypatch) -> None:
+def test_without_a_budget_an_agents_own_default_stands_and_its_model_is_kept(here: Path, monkeypatch) -> None:
     given: list[dict] = []
     monkeypatch.setattr(SFT, "learn", lambda agent, **named: given.append(named))
     assert main([*SMALL, "--run", "runs/a"]) == 0
     assert main([*SMALL, "--run", "runs/b", "--total-episodes", "7"]) == 0
     assert [named.get("total_episodes", "none") for named in given] == ["none", 7]
+    assert (here / "runs" / "a" / "model" / "config.json").exists()
+    assert [run.state for run in find_runs(here / "runs")] == ["finished", "finished"]
 
 
 @pytest.mark.slow
