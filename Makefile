@@ -36,8 +36,9 @@ bench: install .venv-trl/.installed .venv-trl-ppo/.installed
 	$(@D)/bin/pip install --disable-pip-version-check -q $(PEERS)
 	touch $@
 
+# Not --quiet, which would hide from strict mode the warnings that it stops at.
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: install
 	$(BIN)/ruff check .
