@@ -1,7 +1,7 @@
-"""Published recipes by name: settings of an agent, each with its source.
+"""Recipes by name: settings of an agent, each with its source.
 
-A preset says how attempts become a loss. Numbers that depend on model and hardware (learning rate, problems and
-attempts of an iteration) stay the agent's own.
+A published recipe says how attempts become a loss. Numbers that depend on model and hardware (learning rate, problems and
+attempts of an iteration) stay the agent's own. The preset "tiny" is of such numbers alone.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class Preset:
 
     Attributes:
         agent: Name of the agent that it is for.
-        source: Paper that it is from.
+        source: Paper that it is from, or measurement that it rests on.
         settings: Fields of the agent's configuration.
     """
 
@@ -56,6 +56,18 @@ PRESETS = {
         {"surrogate": "cispo", "clip": 1.0, "clip_high": 4.0, "aggregation": "tokens", "minibatches": 16},
     ),
     "lite-ppo": Preset("grpo", "Liu et al. 2025, arXiv 2508.08221", {"scale": "batch", "aggregation": "tokens"}),
+    "tiny": Preset(
+        "ppo",
+        "for tokengym/tiny in ten thousand attempts, measured by `tokengym bench ppo`",
+        {
+            "problems_per_iteration": 64,
+            "minibatch_size": 64,
+            "epochs": 1,
+            "gae_lambda": 1.0,
+            "learning_rate": 2e-4,
+            "critic_layers": 2,
+        },
+    ),
     "rloo": Preset(
         "reinforce", "Ahmadian et al. 2024, arXiv 2402.14740", {"baseline": "rloo", "samples_per_problem": 4}
     ),

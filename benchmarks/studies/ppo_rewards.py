@@ -19,6 +19,7 @@ from rich.table import Table
 from ...agents.evaluation.evaluate import evaluate
 from ...agents.outcome_models import ORM
 from ...agents.ppo import PPO
+from ...agents.presets import PRESETS
 from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env
 from ...agents.sft import SFT
@@ -34,13 +35,7 @@ from .demo import SETTINGS as DEMO
 
 NUM_ENVS = 256
 PPO_SETTINGS: dict[str, Any] = {
-    "problems_per_iteration": 64,
-    "samples_per_problem": 4,
-    "minibatch_size": 64,
-    "epochs": 1,
-    "gae_lambda": 1.0,
-    "learning_rate": 2e-4,
-    "critic_layers": 2,
+    **PRESETS["tiny"].settings,
     "patience": None,
     "micro_batch_tokens": 1024,
     "validation_problems": 100,
