@@ -1,7 +1,7 @@
 """Recipes by name: settings of an agent, each with its source.
 
-A published recipe says how attempts become a loss. Numbers that depend on model and hardware (learning rate, problems and
-attempts of an iteration) stay the agent's own. The preset "tiny" is of such numbers alone.
+A published recipe says how attempts become a loss. Numbers that depend on model and hardware (learning rate, problems
+and attempts of an iteration) stay the agent's own. The preset "tiny" is of such numbers alone.
 """
 
 import dataclasses

@@ -171,6 +171,7 @@ class Search:
         self.cost = SearchCost()
         """Cost at all problems whose attempts were found so far."""
         self._newline = newline_tokens(policy.tokenizer)
+        self._by_steps = config.rule != "best_of_n"  # which has nothing to decide before the end
 
     @property
     def width(self) -> int:
@@ -269,7 +270,7 @@ class Search:
                 one.logprobs.append(logprob)
                 tree.cost.policy_tokens += 1
                 one.ended = len(one.tokens) == self.env.max_new_tokens or (may and self._has_ended(one))
-                if one.ended or (self._newline[token] and self._is_step(one)):
+                if one.ended or (self._by_steps and self._newline[token] and self._is_step(one)):
                     stopped.append(slot)
                     tree.drawing.remove(number)
                     del drawing[slot]

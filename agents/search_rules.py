@@ -1,6 +1,6 @@
 """Rules of search: which of the candidates at one problem continue, and how often each.
 
-- "best_of_n" lets every candidate continue;
+- "best_of_n" lets every candidate continue to its end, and is judged there alone;
 - "beam" keeps the best and copies them (Snell et al. 2024, arXiv 2408.03314);
 - "tot" keeps the best that differ, for a repetition is worth nothing (tree of thoughts, Yao et al. 2023, arXiv
   2305.10601, breadth first; its judge is `votes.VoteJudge`);
@@ -62,7 +62,7 @@ def first_candidates(config: SearchConfig, start: float) -> list[Candidate]:
 
 
 def selected(live: Sequence[Candidate], slots: int, config: SearchConfig) -> list[Candidate]:
-    """The candidates of the next step by any rule but "resample".
+    """The candidates of the next step by "beam", "tot", "dvts" or "rebase".
 
     Args:
         live: Candidates that have not ended, with their scores.
@@ -73,9 +73,7 @@ def selected(live: Sequence[Candidate], slots: int, config: SearchConfig) -> lis
     if config.rule == "tot":
         first = {tuple(one.tokens): i for i, one in reversed(list(enumerate(live)))}
         scores[[i for i, one in enumerate(live) if first[tuple(one.tokens)] != i]] = -np.inf
-    if config.rule == "best_of_n":
-        parents = list(range(len(live)))
-    elif config.rule in ("beam", "tot"):
+    if config.rule in ("beam", "tot"):
         best = np.argsort(-scores, kind="stable")[: config.keep]
         best = best[scores[best] > -np.inf]
         parents = [int(best[i % len(best)]) for i in range(slots)]

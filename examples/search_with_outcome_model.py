@@ -3,8 +3,10 @@
     python examples/search_with_outcome_model.py            # some minutes
     python examples/search_with_outcome_model.py --quick    # a few seconds
 
-The problem is parity after next-token prediction, where a model of this size can see whether a step is right. Compare
-accuracy with the tokens that each way takes.
+The problem is parity after next-token prediction, where a model of this size can see whether a solution is right.
+Compare accuracy with the tokens that each way takes. A parity's solution is one line, which is one step here, so most
+rules of search would do what reranking does; `resample` draws among ended solutions, too. On problems with several
+steps, such as Arithmetic's, they differ.
 """
 
 import argparse
@@ -37,8 +39,8 @@ def main() -> None:
     slots, problems = make_rollout_env(env.spec, policy, 16, split="test"), 2 if quick else 100
     result = evaluate(policy, slots, problems=problems, n=16, reranker=judge)
     print(f"sampling     maj@16 {result.metrics['maj@16']}, rerank@16 {result.metrics['rerank@16']}")
-    for rule in ("beam", "dvts", "rebase", "resample"):
-        search = Search(policy, slots, judge, SearchConfig(rule, width=16, keep=4))
+    for rule in ("best_of_n", "resample"):
+        search = Search(policy, slots, judge, SearchConfig(rule, width=16))
         result = evaluate(policy, slots, problems=problems, n=16, search=search)
         print(
             f"{rule:12} maj@16 {result.metrics['maj@16']}, rerank@16 {result.metrics['rerank@16']}, "

@@ -106,13 +106,13 @@ class PolicyGradientConfig(OptimizerConfig):
             check_unused(self, ("pass_rate_attempts", "pass_rate_problems"), "min_pass_rate or max_pass_rate")
         if not self.overlong_buffer:
             check_unused(self, ("overlong_penalty",), "an overlong_buffer above 0")
-        if self.importance == "none":
-            check_unused(self, ("importance_floor", "importance_cap"), "a correction, importance")
         if not 0 <= self.importance_floor <= 1 <= self.importance_cap:
             raise ValueError(
                 "importance_floor must be between 0 and 1 and importance_cap at least 1, got "
                 f"{self.importance_floor} and {self.importance_cap}"
             )
+        if self.importance == "none":
+            check_unused(self, ("importance_floor", "importance_cap"), "a correction, importance")
 
     @property
     def filters(self) -> bool:

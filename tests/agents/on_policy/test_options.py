@@ -160,8 +160,8 @@ def test_the_mismatch_of_sampling_and_training_is_logged_and_corrected(attempts_
     assert metrics["mismatch_kl"] == pytest.approx((np.exp(-shifts) - 1 + shifts).mean(), **near)
     assert metrics["importance"] < 0.9  # some are masked
     unweighted, weighted = (
-        caught_gradient(make(kind, **PLAIN, importance=rule, importance_cap=1.05), attempts)[0]
-        for rule in ("none", "token_mask")
+        caught_gradient(make(kind, **PLAIN, **correction), attempts)[0]
+        for correction in ({}, {"importance": "token_mask", "importance_cap": 1.05})
     )
     assert torch.linalg.norm(weighted - unweighted) > 0.01 * unweighted.norm()
 
