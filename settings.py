@@ -63,7 +63,7 @@ def check_unused(config: Any, names: Sequence[str], needs: str) -> None:
     Args:
         config: Configuration of a class whose settings have defaults.
         names: Names of the settings that do not count.
-        needs: What they would need, such as `pairs="steps"`.
+        needs: Setting that they would need, such as `pairs="steps"`.
 
     Raises:
         ValueError: One of them differs from its default; the message names it and what it needs.

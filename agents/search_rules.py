@@ -25,10 +25,10 @@ class Candidate:
     """A solution so far.
 
     Attributes:
-        tokens: Its tokens.
-        logprobs: Their log-probabilities.
-        line: The line that is being written.
-        score: What the judge thought of it last.
+        tokens: Tokens of the completion so far.
+        logprobs: Log-probabilities of the tokens.
+        line: Line that is being written.
+        score: Score that the judge gave it last.
         weight: Tilted weight of that score, for "resample".
         ended: True if nothing can follow.
         group: Group of "dvts".

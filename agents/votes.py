@@ -53,7 +53,7 @@ class VoteJudge:
 
     Attributes:
         num_tokens: Tokens of questions read and of answers drawn so far.
-        newest_tokens: Those of the newest call, for each of its completions; 0 where an equal one came before.
+        newest_tokens: Tokens of the newest call, for each of its completions; 0 where an equal one came before.
         num_votes: Votes so far.
         num_unread: Votes so far that named none of the words.
 

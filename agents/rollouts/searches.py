@@ -41,7 +41,7 @@ class Found:
 
     Attributes:
         attempts: Attempts, as many as the search is wide, numbered from 0.
-        scores: The judge's scores of them, `[width]`; `None` if there is no judge.
+        scores: Scores of the attempts by the judge, `[width]`; `None` if there is no judge.
         cost: Cost of the search at this problem.
     """
 

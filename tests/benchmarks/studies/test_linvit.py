@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tokengym.agents.search import tilted_weights
+from tokengym.agents.search_rules import tilted_weights
 from tokengym.benchmarks.studies.linvit import (
     Experiment,
     Problem,
