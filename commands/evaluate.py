@@ -98,9 +98,9 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def _run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None:
     from ..agents import evaluate as measure
-    from ..agents.base import fingerprint
     from ..agents.evaluation.tables import evaluation_table
     from ..agents.rollouts.slots import check_vllm, make_rollout_env, make_vllm, make_vllm_servers
+    from ..agents.rollouts.source import fingerprint
     from ..agents.training.progress import progress
     from ..agents.training.run_folder import versions
     from ..benchmarks.paper.tables import paper_figures
