@@ -122,11 +122,12 @@ def _learn(agent: "Agent[Any]", options: TrainOptions, folder: Path) -> None:
         if isinstance(stop, TimeIsUp):
             return
         raise
-    if not agent.ranks.broadcast((folder / "model").exists()):
+    if agent.ranks.broadcast(agent.run is not None and not agent.run.is_finished):
         agent.keep_model()  # of an agent of the user's own that leaves this out
     if isinstance(agent, OutcomeModelAgent):
         report(outcome_table(agent.reports))
-    report(f"run, logs and model are in {folder} (tensorboard --logdir {folder})")
+    what = "run, logs and model are" if (folder / "model").exists() else "run and logs are"
+    report(f"{what} in {folder} (tensorboard --logdir {folder})")
 
 
 def _resume_said(arguments: Sequence[str]) -> list[str]:

@@ -132,6 +132,27 @@ def test_without_a_budget_an_agents_own_default_stands_and_its_model_is_kept(her
     assert [run.state for run in find_runs(here / "runs")] == ["finished", "finished"]
 
 
+def test_an_agent_that_begins_anew_leaves_its_newest_model(here: Path, monkeypatch) -> None:
+    def learn(agent: SFT, **_: object) -> None:
+        with torch.no_grad():
+            agent.model.model.norm.weight.fill_(len(norms))
+        agent.log({"train/loss": 0.0}, None)
+
+    monkeypatch.setattr(SFT, "learn", learn)
+    norms: list[float] = []
+    for resume in ((), ("--resume",)):
+        assert main([*SMALL, "--run", "runs/a", *resume]) == 0
+        norms.append(load_file(here / "runs" / "a" / "model" / "model.safetensors")["model.norm.weight"].mean().item())
+    assert norms == [0.0, 1.0]
+
+
+def test_an_agent_that_finishes_without_a_model_has_none(here: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(SFT, "learn", lambda agent, **_: agent.run.finish())
+    assert main([*SMALL, "--run", "runs/a"]) == 0
+    assert not (here / "runs" / "a" / "model").exists()
+    assert "run and logs are in runs/a" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.slow
 def test_two_nodes_are_one_run(here: Path) -> None:
     """Two groups of one process on this machine, against one process: attempts, metrics and weights."""

@@ -84,7 +84,8 @@ class RunFolder:
         if begun and resume:
             before = read_json(record)
             changed = {name for name, *_ in differing(before, config)}
-            if refused := changed.difference(FREE, LENGTHS):
+            unknown = _CONTENTS.keys() - before.keys()  # a version that took no such digest began the run
+            if refused := changed.difference(FREE, LENGTHS, unknown):
                 named = [(name, text) for name, text in _changes(before, config) if name in refused]
                 changes = ", ".join(_CONTENTS.get(name, text) for name, text in named)
                 raise ValueError(
@@ -118,6 +119,11 @@ class RunFolder:
     def finish(self) -> None:
         """Marks the run as finished, until something is logged again."""
         write_json(self.path / FINISHED, {"finished": time.strftime("%Y-%m-%d %H:%M:%S")})
+
+    @property
+    def is_finished(self) -> bool:
+        """True if the run is marked as finished, and nothing has been logged since."""
+        return (self.path / FINISHED).exists()
 
     def key(self) -> str:
         """An id of the run for experiment trackers, eight hexadecimal digits that stay when it is resumed."""

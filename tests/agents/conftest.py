@@ -1,6 +1,7 @@
 """Small random language models, the sums and the letters that they are tried on, and what runs leave behind."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -215,7 +216,10 @@ def launcher() -> Iterator[Callable[..., list[int]]]:
     def launch(**request: Any) -> list[int]:
         if not started:
             command = [sys.executable, Path(__file__).with_name("launcher.py")]
-            started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            started.append(
+                subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
         sent, answers = started[0].stdin, started[0].stdout
         assert sent is not None
         assert answers is not None

@@ -60,6 +60,14 @@ def test_resuming_with_another_configuration_names_what_differs_and_nothing_else
     assert "agent" not in str(caught.value)
 
 
+def test_digests_of_contents_are_compared_where_the_run_has_them(tmp_path) -> None:
+    RunFolder(tmp_path / "run", CONFIG)  # of a version without them
+    for weights in ("1", "1"):
+        RunFolder(tmp_path / "run", {**CONFIG, "weights": weights}, resume=True)
+    with pytest.raises(ValueError, match=r"\(its model had other weights\)"):
+        RunFolder(tmp_path / "run", {**CONFIG, "weights": "2"}, resume=True)
+
+
 def test_what_changes_no_result_may_differ_and_a_run_may_become_longer(tmp_path) -> None:
     first = {"num_envs": 4, "config": {"rounds": 2, "micro_batch_tokens": 8, "save_steps": 1, "seed": 0}}
     RunFolder(tmp_path / "run", first).log(0, {"a": 1.0})
