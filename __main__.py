@@ -1,6 +1,7 @@
 """The command line: `tokengym list | train | plan | eval | extrapolate | runs | render | doctor | bench | demo`."""
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -53,12 +54,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise unknown_name("command", command, COMMANDS)
         COMMANDS[command](rest)
     except (UnknownNameError, ValueError, TypeError, OSError, ImportError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
         places = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         sys.stderr.write(f"tokengym: {_message(error)}{places}\n")
         return 1
     except KeyboardInterrupt as stop:
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     return 0
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of the output has left, as `head` does; the rest of the output is dropped then."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _message(error: Exception) -> str:

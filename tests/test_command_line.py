@@ -1,6 +1,10 @@
 """The command line's own words: the version, the groups of benchmarks, names that are none."""
 
+import errno
+import os
 import re
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +51,24 @@ def test_an_error_shows_its_notes(monkeypatch, capsys) -> None:
     monkeypatch.setitem(COMMANDS, "list", fail)
     assert main(["list"]) == 1
     assert capsys.readouterr().err == "tokengym: no number; raised by Mine.attempt_reward (mine.py, line 3)\n"
+
+
+def test_a_reader_that_leaves_ends_a_command_without_a_word(monkeypatch, capsys) -> None:
+    """As in `tokengym eval --help | head -1`; a pipe to anything else that breaks is an error."""
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        monkeypatch.setitem(COMMANDS, "list", lambda _: print("many lines", file=sys.stdout, flush=True))
+
+        def other(_: object) -> None:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        monkeypatch.setitem(COMMANDS, "runs", other)
+        assert main(["runs"]) == 1
+        assert "Broken pipe" in capsys.readouterr().err
+        os.close(read)
+        assert main(["list"]) == 128 + signal.SIGPIPE
+        assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", [*MEASUREMENTS, "linear"])
