@@ -161,8 +161,11 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         if self.config.shots:
             self.make_env(shots=self.config.shots).check_prompts(problems)
         if self._done is None:
-            self._dataset = self._demonstrations()
-        return self.learn_in_rounds(problems, total_episodes, callback, progress_bar)
+            self._kept = self._demonstrations()
+        self._dataset = self._kept  # without what an interrupted call has added
+        self.learn_in_rounds(problems, total_episodes, callback, progress_bar)
+        self._kept = self._dataset
+        return self
 
     def train_round(
         self, number: int, base: Mapping[str, Tensor], metrics: dict[str, float], progress_bar: bool

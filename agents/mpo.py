@@ -176,8 +176,8 @@ class MPO(PPO):
             self.begin_from_policy()
         return stage
 
-    def _begin(self, iterations: int) -> Progress:
-        progress = super()._begin(iterations)
+    def _begin(self, iterations: int, reset: bool = False) -> Progress:
+        progress = super()._begin(iterations, reset)
         stage = self.preferences
         if stage is not None and progress.problems is None:
             hard, problems, index = set(stage.hard), [], 0

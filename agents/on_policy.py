@@ -112,6 +112,9 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores what `tensors` gave."""
 
+    def begin_anew(self) -> None:
+        """Makes of the policy as it is what a new agent would."""
+
     def learn(
         self,
         total_episodes: int | None = None,
@@ -135,7 +138,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
             callback: Function called with the agent and its newest metrics; returning False ends learning.
             progress_bar: Show progress.
             reset: Learn as a new agent with the policy as it is would: counters, optimizer and random streams begin
-                anew. The default continues.
+                anew, and the policy is the reference; PPO's critic stays. The default continues.
 
         Raises:
             ValueError: The budget does not cover one iteration, prompts exceed the environment's limit, or `reset`
@@ -147,7 +150,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         iterations = self._iterations(total_episodes)
         self.env.check_prompts()
         self.shard()
-        self._check_pass_rates(total_episodes, begins=reset or self._progress is None)
+        self._check_pass_rates(total_episodes, begins=reset or (self._progress is None and self._loaded is None))
         self._progress = progress = self._begin_or_extend(iterations, reset)
         if config.filters and progress.problems is None:
             progress.problems = self._filter(progress_bar)
@@ -202,8 +205,10 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
             raise ValueError(
                 f"{self.run_path} holds what was learned: to begin anew, make an agent with another folder"
             )
+        if reset and self._progress is not None:
+            self.begin_anew()
         if reset or self._progress is None:
-            return self._begin(iterations)
+            return self._begin(iterations, reset)
         self._progress.extend(iterations, self.updates_per_iteration, self.num_attempts)
         if folder is not None:
             self._save_progress(folder)  # resumed, the run goes on to the end of this call
@@ -253,12 +258,12 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         best.compare(metrics["eval/maj@1"], snapshot(self.model) if config.keep_best else {})
         return metrics | {"time/eval_seconds": time.perf_counter() - started}
 
-    def _begin(self, iterations: int) -> "Progress":
-        """Start of learning: the newest checkpoint of the run, or of the folder that was loaded."""
+    def _begin(self, iterations: int, reset: bool = False) -> "Progress":
+        """Start of learning: the newest checkpoint of the run or, without `reset`, of the folder that was loaded."""
         learner = self.make_learner(iterations * self.updates_per_iteration)
         folder = None if self.run_path is None else self.run_path / "training"
         state = load_checkpoint(learner, folder)
-        loaded = not state and self._loaded is not None
+        loaded = not (state or reset) and self._loaded is not None
         if loaded:
             folder = self._loaded
             state = load_checkpoint(learner, folder)
@@ -291,7 +296,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
             )
         pool = self._rated_problems() * config.pass_rate_attempts
         episodes = config.problems_per_iteration * config.samples_per_problem
-        if begins and self._loaded is None and budget is not None and budget < pool + episodes:
+        if begins and budget is not None and budget < pool + episodes:
             raise ValueError(
                 f"pass rates take {pool} attempts and one iteration {episodes}, more than total_episodes={budget}: "
                 "raise it, or lower pass_rate_problems, pass_rate_attempts or problems_per_iteration"

@@ -51,6 +51,10 @@ class ProximalAgent(PolicyGradientAgent[ProximalConfigT]):
         if self._reference is not None:
             self._reference.load_state(tensors)
 
+    def begin_anew(self) -> None:
+        if self._reference is not None:
+            self._reference.refresh()
+
     def reference_logprobs(
         self,
         learner: Learner,

@@ -60,7 +60,8 @@ class RoundsAgent(Agent[RoundsConfigT]):
     comes before any sampling.
 
     A second call of `learn` continues after the last round of the first one, from the policy as it is: as many rounds
-    or attempts again, with the base model and the best round of before; patience begins anew.
+    or attempts again, with the base model and the best round of before; patience begins anew. After a call that was
+    interrupted the next one begins where that one began, and reads the rounds that it has finished in a folder.
     """
 
     shardable = True
@@ -69,6 +70,7 @@ class RoundsAgent(Agent[RoundsConfigT]):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._done: _Done | None = None
+        self._interrupted = False
 
     @classmethod
     def work(cls, config: Any, policy: PreTrainedModel) -> Work:
@@ -123,8 +125,13 @@ class RoundsAgent(Agent[RoundsConfigT]):
         self.shard()
         validation = self.make_validation_env()
         validation.check_prompts(config.validation_problems)
-        done = self._done or _Done(-1, snapshot(self.model), None)
+        if self._done is None:
+            self._done = _Done(-1, snapshot(self.model), None, self.num_attempts, self.num_tokens)
+        done = self._done
         base, best, curriculum, newest = done.base, done.best, self.env.curriculum, done.newest
+        if self._interrupted:
+            restore(self.model, base if best is None else best.weights)
+            self.num_attempts, self.num_tokens, self._interrupted = done.attempts, done.tokens, False
         first, before, patient_from = newest + 1, self.num_attempts, newest
         try:
             for number in range(first, first + config.rounds + (not first)):
@@ -150,6 +157,7 @@ class RoundsAgent(Agent[RoundsConfigT]):
                 if not going_on or number - max(best.number, patient_from) >= config.patience:
                     break
         except BaseException:
+            self._interrupted = True
             if self.run is not None and best is not None and not is_sharded(self.model):  # others may have ended
                 restore(self.model, best.weights)
                 self.save(self.run.path / "model")
@@ -157,7 +165,7 @@ class RoundsAgent(Agent[RoundsConfigT]):
         finally:
             self.env.curriculum = curriculum
             restore(self.model, base if best is None else best.weights)
-        self._done = _Done(newest, base, best)
+        self._done = _Done(newest, base, best, self.num_attempts, self.num_tokens)
         self.keep_model()
         return self
 
@@ -197,17 +205,21 @@ class RoundsAgent(Agent[RoundsConfigT]):
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """Rounds that earlier calls of `learn` have done.
+    """State after the calls of `learn` that came to their ends.
 
     Attributes:
         newest: Number of the newest round; -1 before any.
         base: Trainable weights before any round.
         best: Best round.
+        attempts: Attempts sampled.
+        tokens: Tokens sampled.
     """
 
     newest: int
     base: Mapping[str, Tensor]
     best: Round | None
+    attempts: int
+    tokens: int
 
 
 @contextmanager

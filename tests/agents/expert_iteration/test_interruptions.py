@@ -122,3 +122,20 @@ def test_ctrl_c_before_any_round_leaves_the_model_as_it_was(
     with pytest.raises(killed):
         agent.learn()
     assert same(weights(agent.model), base)
+
+
+@pytest.mark.parametrize(
+    ("point", "call", "folder"),
+    [("sampling round 2", 143, True), ("validating round 2", 3, False)],
+)
+def test_a_call_of_learn_after_an_interrupted_one_ends_as_if_nothing_had_stopped_that(
+    die_at, killed, same, weights, make_agent, whole, monkeypatch, tmp_path, point: str, call: int, folder: bool
+) -> None:
+    agent = make_agent(run=tmp_path / "run" if folder else None)
+    with monkeypatch.context() as patch:
+        die_at(patch, *POINTS[point][:2], call)
+        with pytest.raises(killed):
+            agent.learn()
+    agent.learn()
+    assert same(weights(agent), whole[1])
+    assert agent.num_attempts == 3 * 72

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tokengym.agents import GRPO
 from tokengym.agents.on_policy import PolicyGradientAgent
 from tokengym.agents.training.learner import NonFiniteError
 from tokengym.envs.curriculum import make_curriculum
@@ -153,6 +154,19 @@ def test_learn_begins_anew_if_asked_to(same, weights, make, tmp_path) -> None:
         make().save(tmp_path / "early", optimizer=True)
     with pytest.raises(ValueError, match="adapters are merged"):
         make(iterations=1, lora_rank=2).learn().save(tmp_path / "adapters", optimizer=True)
+
+
+def test_learning_anew_is_that_of_a_new_agent_of_the_same_policy(letters, same, slots, weights, make, tmp_path) -> None:
+    def load(name: str) -> PolicyGradientAgent:
+        return GRPO.load(tmp_path / name, slots(letters()), device="cpu")
+
+    make(iterations=1).learn().save(tmp_path / "state", optimizer=True)
+    agent = load("state").learn()
+    agent.save(tmp_path / "policy")
+    new = load("policy").learn()
+    agent.learn(reset=True)
+    assert same(weights(new), weights(agent))
+    assert new.num_attempts == agent.num_attempts
 
 
 @pytest.mark.parametrize("name", ["backtracking", "prioritized_replay"])
