@@ -1,5 +1,6 @@
 """Problems to token ids, and token ids back to text: a prompt template, worked examples and a tokenizer."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,7 +29,7 @@ class PromptEncoder:
         eos_token_ids: Ids that end an attempt beside the tokenizer's own.
         template: Template of the prompts: a name, any text with `{question}` in it, or chat settings, as in
             `prompts.render_prompt`.
-        shots: Number of worked examples before each question, the first of `examples`.
+        shots: Number of worked examples before each question, the first of `examples` that ask something else.
         examples: Source of the worked examples.
         stop: Texts that end a completion; `None` uses the beginning of the next question if there are shots.
 
@@ -104,11 +105,32 @@ class PromptEncoder:
         return np.asarray(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"], dtype=np.int64)
 
     def encode_prompt(self, problem: Problem) -> IntArray:
-        """Token ids of the prompt for `problem`, however many they are."""
-        shots = [] if self._examples is None else [self._examples[index] for index in range(self._shots)]
+        """Token ids of the prompt for `problem`, however many they are.
+
+        Raises:
+            ValueError: There are too few worked examples.
+        """
+        shots = self._worked_examples(problem)
         text = render_prompt(self.template, problem, shots, self.tokenizer, self.problems.instruction)
         # A chat template writes the special tokens itself.
         return self.encode(text, add_special_tokens=not self._is_chat)
+
+    def _worked_examples(self, problem: Problem) -> list[Problem]:
+        """The examples before a problem, which may be one of their split: its own solution is not shown."""
+        found: list[Problem] = []
+        if self._shots and self._examples is not None:
+            size = self._examples.size
+            for index in itertools.count() if size is None else range(size):
+                example = self._examples[index]
+                if example.question != problem.question:
+                    found.append(example)
+                if len(found) == self._shots:
+                    return found
+            raise ValueError(
+                f"shots={self._shots}, and only {len(found)} of {size} examples ask something else than problem "
+                f"{problem.id!r}: lower shots, or give more examples"
+            )
+        return found
 
     def encode_solution(self, problem: Problem) -> IntArray:
         """Token ids of the reference solution of `problem`, an end-of-sequence token at their end.

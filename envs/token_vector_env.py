@@ -66,7 +66,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         reward: Reward: a name, a mapping with "name", or an instance, which belongs to this environment from then on.
         prompt: Template of the prompts: a name, any text with `{question}` in it, or a mapping with "name": "chat" and
             the fields of `prompts.Chat` (system prompt, text of the user, thinking).
-        shots: Number of worked examples before each question, the first of `examples`.
+        shots: Number of worked examples before each question, the first of `examples` that ask something else.
         examples: Source of the worked examples; the registered environments use the validation split.
         stop: Texts that end an attempt, or one text; `None` uses the beginning of the next question ("\nQ:" with the
             "qa" template) if there are shots and no chat, and otherwise none.

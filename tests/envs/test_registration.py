@@ -279,11 +279,19 @@ def test_single_environment_shares_its_random_stream():
 def test_a_source_that_is_made_already_has_other_splits_and_shots():
     from tokengym.envs import Problem, ProblemList
 
-    splits = {name: [Problem(f"{name}-0", f"{name}?", "1", "#### 1")] for name in ("train", "validation")}
+    splits = {
+        name: [Problem(f"{name}-{i}", f"{name} {i}?", str(i), f"#### {i}") for i in range(2)]
+        for name in ("train", "validation")
+    }
     env = gym.make("tokengym/Arithmetic-v0", problems=ProblemList(splits), split="validation", shots=1)
     slots = env.unwrapped.slots  # type: ignore
     assert slots.problems[0].id == "validation-0"
-    assert "#### 1\n\nQ: validation?" in slots.tokenizer.decode(slots.encode_prompt(slots.problems[0]))
+    shown = [slots.tokenizer.decode(slots.encode_prompt(problem)) for problem in slots.problems.problems]
+    assert "Q: validation 1?\nA:\n#### 1\n\nQ: validation 0?" in shown[0]  # and not its own solution
+    assert "Q: validation 0?\nA:\n#### 0\n\nQ: validation 1?" in shown[1]
+    few = gym.make("tokengym/Arithmetic-v0", problems=ProblemList(splits), split="validation", shots=2)
+    with pytest.raises(ValueError, match="shots=2, and only 1 of 2 examples ask something else than problem"):
+        few.reset()
     with pytest.raises(ValueError, match="has no test split"):
         gym.make("tokengym/Arithmetic-v0", problems=ProblemList(splits), split="test")
 
