@@ -7,7 +7,7 @@
 - "dvts" does so in independent groups (diverse verifier tree search, Beeching et al. 2024);
 - "rebase" gives each a share of the slots by the softmax of its score (Wu et al. 2024, arXiv 2408.00724);
 - "resample" draws candidates with weights whose limit, with many slots and a calibrated judge, is the policy that is
-  optimal under a KL penalty, see `tilted_weights`.
+  optimal under a KL penalty, see `log_tilted_weights`.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Candidate:
         logprobs: Log-probabilities of the tokens.
         line: Line that is being written.
         score: Score that the judge gave it last.
-        weight: Tilted weight of that score, for "resample".
+        log_weight: Logarithm of the tilted weight of that score, for "resample".
         ended: True if nothing can follow.
         group: Group of "dvts".
     """
@@ -38,7 +38,7 @@ class Candidate:
     logprobs: list[float] = field(default_factory=list)
     line: OpenLine = field(default_factory=OpenLine)
     score: float = 0.0
-    weight: float = 1.0
+    log_weight: float = 0.0
     ended: bool = False
     group: int = 0
 
@@ -46,7 +46,7 @@ class Candidate:
         """The same solution, to be continued in another way."""
         line = OpenLine(self.line.start, self.line.carried)
         return Candidate(
-            self.tokens.copy(), self.logprobs.copy(), line, self.score, self.weight, self.ended, self.group
+            self.tokens.copy(), self.logprobs.copy(), line, self.score, self.log_weight, self.ended, self.group
         )
 
 
@@ -57,8 +57,8 @@ def first_candidates(config: SearchConfig, start: float) -> list[Candidate]:
         config: Settings of the search.
         start: Score of the bare prompt, for "resample".
     """
-    weight = float(tilted_weights(np.array([start]), config.judge_temperature)[0])
-    return [Candidate(weight=weight, group=slot * config.keep // config.width) for slot in range(config.width)]
+    log_weight = float(log_tilted_weights(np.array([start]), config.judge_temperature)[0])
+    return [Candidate(log_weight=log_weight, group=slot * config.keep // config.width) for slot in range(config.width)]
 
 
 def selected(live: Sequence[Candidate], slots: int, config: SearchConfig) -> list[Candidate]:
@@ -95,15 +95,15 @@ def resampled(candidates: Sequence[Candidate], config: SearchConfig, rng: np.ran
         config: Settings of the search.
         rng: Source of the draws.
     """
-    weights = tilted_weights(np.array([one.score for one in candidates]), config.judge_temperature)
-    ratios = weights / np.array([one.weight for one in candidates])
-    for one, weight in zip(candidates, weights, strict=True):
-        one.weight = float(weight)
-    return [candidates[i].copy() for i in systematic(ratios, rng)]
+    log_weights = log_tilted_weights(np.array([one.score for one in candidates]), config.judge_temperature)
+    log_ratios = log_weights - np.array([one.log_weight for one in candidates])
+    for one, log_weight in zip(candidates, log_weights.tolist(), strict=True):
+        one.log_weight = log_weight
+    return [candidates[i].copy() for i in systematic(np.exp(log_ratios - log_ratios.max()), rng)]
 
 
-def tilted_weights(success: FloatArray, temperature: float) -> FloatArray:
-    """W = 1 + p (e^(1/lambda) - 1), of prefixes from which the policy succeeds with probability p.
+def log_tilted_weights(success: FloatArray, temperature: float) -> FloatArray:
+    """Log w, w = 1 + p (e^(1/lambda) - 1), of prefixes from which the policy succeeds with probability p.
 
     With a reward of 1 for success and a penalty of lambda for each nat of divergence from the policy, the optimal
     policy draws a token with the policy's own probability times w(after) / w(before).
@@ -112,7 +112,8 @@ def tilted_weights(success: FloatArray, temperature: float) -> FloatArray:
         success: Probabilities p of success, of any shape.
         temperature: Temperature lambda; large values leave the policy as it is, small ones condition it on success.
     """
-    return 1 + success * np.expm1(1 / temperature)
+    with np.errstate(divide="ignore"):  # w itself has no number where lambda is small, and log 0 is right
+        return np.logaddexp(np.log1p(-success), np.log(success) + 1 / temperature)
 
 
 def shares(logits: FloatArray, total: int) -> IntArray:

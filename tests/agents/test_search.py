@@ -16,7 +16,15 @@ from tokengym.agents.configs.search import RULES
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.agents.rollouts.searches import SearchCost
 from tokengym.agents.search import Search, SearchConfig
-from tokengym.agents.search_rules import Candidate, selected, shares, systematic, tilted_weights
+from tokengym.agents.search_rules import (
+    Candidate,
+    first_candidates,
+    log_tilted_weights,
+    resampled,
+    selected,
+    shares,
+    systematic,
+)
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv, make_vec_env
 from tokengym.models import OutcomeModel, load, load_tokenizer
 from tokengym.registry import UnknownNameError
@@ -134,10 +142,22 @@ def test_resampling_comes_to_the_policy_that_is_optimal_under_the_penalty(temper
     """F1: success = p0 e^(1/lambda) / w(root)."""
     chances = [0.65, 0.65, 0.65]
     p = math.prod(chances)
-    expected = p * math.exp(1 / temperature) / tilted_weights(np.array([p]), temperature)[0]
+    expected = p * math.exp(1 / temperature - log_tilted_weights(np.array([p]), temperature)[0])
     found = success(chances, SearchConfig("resample", width=64, judge_temperature=temperature), perfect(chances), 40)
     assert abs(found - expected) < 0.06
     assert expected > p + 0.1
+
+
+def test_without_a_penalty_resampling_draws_in_proportion_to_success() -> None:
+    """Lambda to 0: e^(1/lambda), and w with it, is beyond all numbers."""
+    config = SearchConfig("resample", width=10, judge_temperature=1e-4)
+    candidates = first_candidates(config, 0.5)
+    for number, one in enumerate(candidates):
+        one.tokens, one.score = [number], [0.0, 0.2, 0.8, 1.0][number % 4]
+    drawn = [one.score for one in resampled(candidates, config, np.random.default_rng(0))]
+    shares = {0.0: 0.0, 0.2: 0.6 / 4.2, 0.8: 1.6 / 4.2, 1.0: 2.0 / 4.2}
+    assert all(abs(drawn.count(score) - 10 * share) <= 1 for score, share in shares.items())
+    assert drawn.count(0.0) == 0
 
 
 @pytest.mark.parametrize("rule", ["dvts", "rebase"])

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tokengym.agents.search_rules import tilted_weights
+from tokengym.agents.search_rules import log_tilted_weights
 from tokengym.benchmarks.studies.linvit import (
     Experiment,
     Problem,
@@ -49,7 +49,7 @@ def test_values_of_tokens_are_the_closed_form(temperature: float) -> None:
     problem, prior, number, success = token_tree()
     values, q = soft_values(problem, prior, temperature)
     policy = soft_policy(q, prior, temperature)
-    weights = tilted_weights(success, temperature)
+    weights = np.exp(log_tilted_weights(success, temperature))
     for prefix, i in number.items():
         if len(prefix) < DEPTH:
             assert values[len(prefix), i] == pytest.approx(temperature * np.log(weights[i]), abs=1e-12)
