@@ -4,6 +4,7 @@ The state of an attempt is its tokens so far, an action is the next token, an en
 spent token budget truncates. What an attempt is worth is for a reward to say.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
@@ -345,6 +346,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self.encoder.problems = source
         self.encoder.forget()
         self._checked = 0
+        vars(self).pop("size", None)
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -441,6 +443,14 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if size is None or self.on_long_prompt == "error":
             return size
         return sum(len(self.encoder.start(index)[1]) <= self.max_prompt_tokens for index in range(size))
+
+    def indices(self, problems: int) -> list[int]:
+        """Indices of the first `problems` problems that attempts start from: those without skipped prompts."""
+        if self.on_long_prompt == "error":
+            return list(range(problems))
+        size, limit = self.num_indices, self.max_prompt_tokens
+        every = itertools.count() if size is None else range(size)
+        return list(itertools.islice((at for at in every if len(self.encoder.start(at)[1]) <= limit), problems))
 
     def check_prompts(self, problems: int | None = None) -> None:
         """Finds prompts over `max_prompt_tokens` before any attempt meets them, unless they are to be skipped.

@@ -58,7 +58,8 @@ class Evaluation:
         median_response_length: Median number of tokens before the end of a greedy response, which shows whether
             learning to reason makes responses longer (Tsilivis et al. 2025).
         problems, n, temperature, seed: Protocol of the evaluation.
-        episodes, tokens: Cost of the evaluation, the greedy pass included.
+        episodes, tokens: Cost of the evaluation, the greedy pass included; all tokens that were drawn, those of
+            candidates that a search abandoned too.
         seconds: Wall time in seconds.
         top_k, top_p, min_p: Truncation of the samples' distributions, that of the policy; see `SamplingConfig`.
         problem_ids: Ids of the problems, in order.
@@ -190,11 +191,11 @@ def evaluate(
     values: dict[str, list[float]] = {"maj@1": [float(group[0].is_success) for group in greedy]}
     pool = greedy
     scores: list[FloatArray] | None = None
+    found: list[Found] = []
     if n and search is not None:
         if search.width != n:
             raise ValueError(f"the search finds {search.width} attempts at each problem, not n={n}: set n to its width")
-        found: list[Found] = []
-        for one in search(range(problems), seed):
+        for one in search(env.indices(problems), seed):
             found.append(one)
             if on_step is not None:
                 on_step(n)
@@ -209,7 +210,7 @@ def evaluate(
     if on_problem is not None:
         for group in pool:
             on_problem(group)
-    attempts = [attempt for group in (greedy + pool if n else greedy) for attempt in group]
+    drawn = sum(one.cost.policy_tokens for one in found) if found else _tokens(pool) if n else 0
     return Evaluation(
         metrics={name: bootstrap(items) for name, items in values.items()},
         verdicts=dict(Counter(attempt.verdict for group in pool for attempt in group).most_common()),
@@ -218,8 +219,8 @@ def evaluate(
         n=n,
         temperature=temperature,
         seed=seed,
-        episodes=len(attempts),
-        tokens=sum(len(attempt.completion) for attempt in attempts),
+        episodes=problems * (n + 1),
+        tokens=_tokens(greedy) + drawn,
         seconds=time.perf_counter() - started,
         problem_ids=[group[0].problem.id for group in greedy],
         by_problem=values,
@@ -306,6 +307,10 @@ def _pool_values(
         values[f"pass@{k}"] = [pass_at_k(c, n, k) for c in successes]
     values["diversity"] = [float(len(distinct_solutions(group, env))) for group in pool]
     return values
+
+
+def _tokens(pool: Sequence[list[Attempt]]) -> int:
+    return sum(len(attempt.completion) for group in pool for attempt in group)
 
 
 def _powers(n: int) -> list[int]:

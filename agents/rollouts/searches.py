@@ -142,12 +142,13 @@ def search_into(
         folder: Folder where each process has its `attempts-<rank>.jsonl` and `searches-<rank>.jsonl`; `None` writes
             nothing.
         search: Search to run.
-        problems: Indices of the problems, without gaps; those of different processes must not overlap.
+        problems: Numbers of the problems among those without skipped prompts, without gaps; those of different
+            processes must not overlap.
         seed: Seed of the searches' random streams.
         rank: Rank of this process.
         on_step: Function that is called with the number of attempts that have just been found or read.
     """
-    width = search.width
+    width, indices = search.width, search.env.indices(problems.stop)
     numbers = range(problems.start * width, problems.stop * width)
     recorded = None if folder is None else RecordedAttempts(folder, numbers, search.env)
     costs: dict[int, SearchCost] = {}
@@ -163,7 +164,7 @@ def search_into(
 
     for known, group in itertools.groupby(problems, is_known):
         part = list(group)
-        results = None if known else search(part, seed)
+        results = None if known else search([indices[number] for number in part], seed)
         for index in part:
             if results is None:
                 assert recorded is not None  # noqa: S101

@@ -17,6 +17,7 @@ from tokengym.agents.evolution import Archive, Evolution
 from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.rollouts.policy import CausalLMPolicy
+from tokengym.agents.rollouts.searches import search_into
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv, make_vec_env
 from tokengym.envs.curriculum import Sequential
 from tokengym.models import load, load_tokenizer
@@ -176,11 +177,30 @@ def test_the_first_generation_is_plain_sampling_and_later_ones_are_the_policys_o
             first = text_of(env, attempt).split("\n")[0]
             assert any(text_of(env, parent).split("\n")[0] == first for parent in evolved[:2])
 
+    plain, before = evaluate(acting, env, problems=1), search.cost.policy_tokens
     result = evaluate(acting, env, problems=1, n=4, search=search)
+    assert result.tokens == plain.tokens + search.cost.policy_tokens - before
     assert {"maj@4", "pass@4"} <= result.metrics.keys()
     assert "rerank@4" not in result.metrics
     longest = lambda group: np.array([len(one.completion) for one in group])  # noqa: E731
     assert "rerank@4" in evaluate(acting, env, problems=1, n=4, search=search, reranker=longest).metrics
+
+
+def test_searches_pass_over_prompts_that_are_too_long(tmp_path) -> None:
+    problems = [Problem(f"p{i}", "?" * (9 if i in (0, 2) else 1), "1") for i in range(6)]
+    env = TokenVectorEnv(
+        ProblemList(problems), 4, tokenizer=STEPS, prompt="{question}", max_prompt_tokens=2, max_new_tokens=8,
+        on_long_prompt="skip", autoreset_mode="Disabled",
+    )  # fmt: skip
+    search = Evolution(scripted(["b", "gb"] * 4)[0], env, EvolutionConfig(width=2, generations=1))
+    found = list(search_into(tmp_path, search, range(1, 3), seed=0))
+    assert [(one.problem.id, one.number) for one in found] == [("p3", 2), ("p3", 3), ("p4", 4), ("p4", 5)]
+    again = list(search_into(tmp_path, search, range(1, 3), seed=0))
+    assert [one.problem.id for one in again] == [one.problem.id for one in found]
+    assert env.indices(9) == [1, 3, 4, 5]
+    assert env.size == 4
+    env.problems = ProblemList(problems[:3])
+    assert env.size == 1
 
 
 def text_of(env: TokenVectorEnv, attempt: Attempt) -> str:
