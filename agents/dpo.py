@@ -209,8 +209,8 @@ def update_on_pairs(
 
     Returns:
         What `Learner.update` returns, with the `loss` of the pairs, the `accuracy` with which the chosen one is
-        preferred, the mean `margin` of the implicit rewards beta log(pi / pi_ref), and those of both,
-        `chosen_reward` and `rejected_reward`.
+        preferred, the mean `margin` of the implicit rewards beta log(pi / pi_ref), per token for the loss "ipo", and
+        those of both, `chosen_reward` and `rejected_reward`.
     """
     device, lengths = learner.base.device, np.array([len(example.completion) for example in examples])
     ratios = torch.from_numpy(_sums(learner, examples) - reference).requires_grad_()
@@ -223,7 +223,7 @@ def update_on_pairs(
     weights = (slopes - torch.from_numpy(likelihood)).float().to(device)
 
     metrics = learner.update(examples, _weighted(weights), seed)
-    rewards = config.beta * ratios.detach()
+    rewards = config.beta * scaled.detach()
     nll = -(likelihood * (ratios.detach().numpy() + reference)).sum()
     return metrics | {
         "loss": preference.item() + float(nll),

@@ -111,6 +111,7 @@ def test_an_update_has_the_gradient_of_the_loss_of_whole_pairs(make, settings: d
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert metrics["margin"] == pytest.approx(config.beta * margins.mean().item(), rel=1e-4)
+    assert metrics["chosen_reward"] - metrics["rejected_reward"] == pytest.approx(metrics["margin"], rel=1e-4)
     assert metrics["accuracy"] == (margins > 0).float().mean()
 
 
