@@ -393,7 +393,12 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         config, limit = self.config, self.env.max_new_tokens
         if not config.overlong_buffer:
             return [attempt.rewards for attempt in attempts]
-        lengths = np.array([len(attempt.completion) for attempt in attempts])
+        problems = {attempt.problem.id: attempt.problem for attempt in attempts}
+        prompts = {name: len(self.env.encode_prompt(problem)) for name, problem in problems.items()}
+        # The beginning of a solution that the curriculum gave counts towards the limit.
+        lengths = np.array(
+            [len(attempt.prompt) + len(attempt.completion) - prompts[attempt.problem.id] for attempt in attempts]
+        )
         fines = self.config.overlong_penalty * overlong_penalty(
             lengths, limit, max(1, round(self.config.overlong_buffer * limit))
         )

@@ -1,5 +1,7 @@
 """Dynamic sampling, masks, penalties, aggregations, references, corrections and presets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,9 @@ def test_long_attempts_are_fined_on_their_last_token(attempts_of, make) -> None:
         fine = {1: 0, 2: 0, 3: -1, 4: -2}[len(attempt.completion)]  # of a budget of 4
         np.testing.assert_allclose(rewards, attempt.rewards + fine * (np.arange(len(rewards)) == len(rewards) - 1))
     assert {len(attempt.completion) for attempt in attempts} >= {3, 4}
+    (long,) = [attempt for attempt in attempts if len(attempt.completion) == 4][:1]
+    given = replace(long, prompt=long.tokens[:-3], completion=long.completion[1:], rewards=np.zeros(3, np.float32))
+    assert agent.rewards([given])[0].tolist() == [0, 0, -2]  # the budget holds what the curriculum gave, too
 
 
 @pytest.mark.parametrize("aggregation", ["attempts", "tokens", "constant"])
