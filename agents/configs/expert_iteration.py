@@ -90,6 +90,8 @@ class ExpertIterationConfig(FineTuneConfig):
             raise ValueError(f"temperature must be above 0 to explore, and finite, got {self.temperature}")
         if self.orm is None:
             check_unused(self, ("orm_filter", "orm_threshold"), "an outcome model, orm")
+        elif self.orm_filter == "replace":
+            check_unused(self, ("threshold",), 'orm_filter="and"')
         if self.search not in KEEPING:
             check_unused(self, ("search_keep",), 'search="beam", "tot" or "dvts"')
         if self.search != "evolution":

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from ...settings import Count, CountOrZero, Share
+from ...settings import Count, CountOrZero, Share, check_unused
 from .optimizer import FineTuneConfig
 
 
@@ -79,6 +79,7 @@ class RCRLConfig(FineTuneConfig):
         edges = self.return_edges
         if edges is None and self.return_buckets is None:
             return
+        check_unused(self, ("threshold",), "the labels [BAD] and [GOOD]")
         if edges is not None and self.return_buckets is not None:
             raise ValueError("return_edges and return_buckets both divide the returns: set one of them")
         if self.granularity == "step":

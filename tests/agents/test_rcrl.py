@@ -429,6 +429,10 @@ def test_a_base_model_that_does_not_fit(make, make_model, tmp_path) -> None:
         ({"return_edges": (1.0,)}, 'set granularity="attempt"'),
         ({"granularity": "attempt", "return_edges": (2.0, 1.0)}, "one or more ascending numbers"),
         ({"granularity": "attempt", "return_edges": (1.0,), "return_buckets": 3}, "set one of them"),
+        (
+            {"granularity": "attempt", "return_buckets": 3, "threshold": 0.9},
+            "threshold is 0.9, but it counts only with",
+        ),
         ({"granularity": "attempt", "return_buckets": 1}, "return_buckets must be at least 2"),
         ({"rollouts_per_step": 0}, "rollouts_per_step must be at least 1"),
         ({"temperature": 0.0}, "temperature must be above 0"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tokengym.agents import RFT, ExpertIteration, STaR, expert_iteration
+from tokengym.agents.configs.expert_iteration import ExpertIterationConfig
 from tokengym.agents.training.learner import Example
 
 
@@ -92,3 +93,9 @@ def test_star_draws_new_problems_in_every_round_where_they_never_end(
 def test_a_bad_value_is_named(make_agent, setting: str, value: Any) -> None:
     with pytest.raises(ValueError, match=setting):
         make_agent(**{setting: value})
+
+
+def test_the_least_return_counts_beside_an_outcome_model_that_does_not_replace_it() -> None:
+    assert ExpertIterationConfig(orm="orm", orm_filter="and", threshold=0.5).threshold == 0.5
+    with pytest.raises(ValueError, match=r'threshold is 0\.5, but it counts only with orm_filter="and"'):
+        ExpertIterationConfig(orm="orm", threshold=0.5)
