@@ -58,7 +58,7 @@ def test_a_reader_that_leaves_ends_a_command_without_a_word(monkeypatch, capsys)
     read, write = os.pipe()
     with os.fdopen(write, "w") as output:
         monkeypatch.setattr(sys, "stdout", output)
-        monkeypatch.setitem(COMMANDS, "list", lambda _: print("many lines", file=sys.stdout, flush=True))
+        monkeypatch.setitem(COMMANDS, "list", lambda _: print("many lines", file=sys.stdout, flush=True))  # noqa: T201
 
         def other(_: object) -> None:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
