@@ -105,7 +105,7 @@ class MPO(PPO):
         *,
         reset: bool = False,
     ) -> Self:
-        """Trains on easy pairs by DPO, then on the problems of hard ones by PPO; see `PPO.learn`.
+        """Trains on easy pairs by DPO, then on the problems of hard ones, if there are any, by PPO; see `PPO.learn`.
 
         Args:
             total_episodes: Budget of attempts sampled by this call, those that pairs are made of included.
@@ -125,10 +125,10 @@ class MPO(PPO):
                     raise ValueError(f"pairs take {cost} attempts, and total_episodes={total_episodes} leaves none")
                 total_episodes = None if total_episodes is None else total_episodes - cost
             self.preferences = self._prefer(progress_bar)
-            if not self.preferences.hard:
-                self.num_attempts, self.num_tokens = self.preferences.num_attempts, self.preferences.num_tokens
-                self.keep_model()
-                return self
+        if self.preferences is not None and not self.preferences.hard:
+            self.num_attempts, self.num_tokens = self.preferences.num_attempts, self.preferences.num_tokens
+            self.keep_model()
+            return self
         return super().learn(total_episodes, callback, progress_bar, reset=reset)
 
     def _prefer(self, progress_bar: bool) -> EasyPairs:

@@ -59,6 +59,7 @@ def test_all_pairs_easy_is_dpo(make, tmp_path, weights, same) -> None:
     assert not same(weights(mixed), weights(make()))
     again = make(threshold=-math.inf, run=tmp_path / "mpo", resume=True).learn()
     assert same(weights(again), weights(mixed))
+    assert same(weights(again.learn()), weights(mixed))  # no problem is left for PPO
 
 
 def test_no_pair_easy_is_ppo(make, tmp_path, weights, same) -> None:
