@@ -17,6 +17,7 @@ from ..arrays import FloatArray, IntArray
 from ..models.condition_tokens import BAD, GOOD, Labels, add_labels
 from ..models.loading import load, with_lora
 from ..models.outcome import OutcomeModel
+from ..models.positions import check_length
 from ..rewards.steps import newline_tokens, step_ends
 from .base import Agent, Callback
 from .configs.lora import LoRA
@@ -78,11 +79,14 @@ class RCRL(Agent[RCRLConfig]):
         With a run folder each stage continues where a killed process left it, and the pool can serve other runs.
 
         Raises:
-            ValueError: The problems never end and `problems` is not set, the budget does not cover the pool, no attempt
-                has a step boundary, all labels are the same, the base model has another tokenizer, or this agent has
-                learned already.
+            ValueError: The problems never end and `problems` is not set, the budget does not cover the pool, an attempt
+                with a label may be longer than the model's positions, no attempt has a step boundary, all labels are
+                the same, the base model has another tokenizer, or this agent has learned already.
         """
         self.check_learns_once()
+        longest = self.env.max_prompt_tokens + self.env.max_new_tokens + 1  # before anything is sampled
+        advice = ". Lower max_prompt_tokens or max_new_tokens, or take a model with more positions"
+        check_length(self.model.config, longest, "an attempt with a label", advice)
         config, metrics = self.config, dict[str, float]()
         finished = self.run_path is not None and (self.run_path / "model").exists()
         self._ends_step = newline_tokens(self.tokenizer)

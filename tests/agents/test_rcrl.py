@@ -443,6 +443,13 @@ def test_bad_settings(make, settings: dict[str, Any], message: str) -> None:
         make(**settings)
 
 
+def test_there_is_a_position_for_a_label(make) -> None:
+    agent = make(slots(budget=64 - 8))
+    with pytest.raises(ValueError, match="with a label of 65 tokens is longer than the model's 64 positions"):
+        agent.learn()
+    assert agent.num_attempts == 0
+
+
 def test_the_budget_covers_the_pool(make) -> None:
     with pytest.raises(ValueError, match="4 problems x 10 = 40 attempts, more than total_episodes=39"):
         make().learn(39)
