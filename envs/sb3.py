@@ -43,11 +43,19 @@ class SB3VecEnv(VecEnv):
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> VecEnvObs:
-        observation, infos = self.envs.reset(seed=self._seeds[0], options=self._options[0])
+        observation, infos = self.envs.reset(seed=self._seeds[0], options=self._joined_options())
         self.reset_infos = [slot_info(infos, slot) for slot in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
         return observation
+
+    def _joined_options(self) -> dict[str, Any]:
+        """Options for all slots at once, of which SB3 has a dictionary for each slot."""
+        first = self._options[0]
+        if all(options is first for options in self._options):
+            return first
+        names = {name for options in self._options for name in options}
+        return {name: [options.get(name) for options in self._options] for name in names}
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = actions

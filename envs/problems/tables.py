@@ -163,7 +163,7 @@ def read_file(path: str | Path, bad_rows: list[str] | None = None) -> list[Row]:
 
     Args:
         path: Path of the file, whose suffix tells its kind.
-        bad_rows: Function that receives the fault of each malformed row, which is then left out; `None` raises at the
+        bad_rows: List that the fault of each malformed row is added to, which is then left out; `None` raises at the
             first.
 
     Raises:

@@ -71,6 +71,9 @@ def test_seeds_and_options_reach_the_environment():
     one.set_options({"prefix": "7"})
     assert one.reset()["attention_mask"].sum(axis=1).tolist() == [5, 5, 5]
     assert one.reset()["attention_mask"].sum(axis=1).tolist() == [4, 4, 4]
+    one.set_options([{"problem_id": 5}, {}, {"problem_id": 9, "prefix": "7"}])
+    assert one.reset()["attention_mask"].sum(axis=1).tolist() == [4, 4, 5]
+    assert [info["problem_id"].rpartition("-")[2] for info in one.reset_infos][::2] == ["5", "9"]
 
 
 def test_other_autoreset_modes_are_refused():
