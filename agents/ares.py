@@ -71,6 +71,7 @@ class ARES(RoundsAgent[ARESConfig]):
     name = "ares"
     config_class = ARESConfig
     shardable = False
+    follows_curriculum = True  # in the stage of PPO
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         if settings.get("vllm_memory") is not None or settings.get("vllm_servers"):

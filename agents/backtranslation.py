@@ -38,6 +38,7 @@ class Backtranslation(Agent[BacktranslationConfig]):
 
     name = "backtranslation"
     config_class = BacktranslationConfig
+    follows_curriculum = False
 
     problems: list[Problem]
     """Problems that were kept, after `learn`."""

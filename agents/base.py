@@ -18,7 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from ..arrays import IntArray
-from ..envs.curriculum import Sequential
+from ..envs.curriculum import Sequential, Uniform
 from ..envs.token_vector_env import TokenVectorEnv
 from ..extras import need
 from ..files import new_folder, write_json
@@ -116,6 +116,8 @@ class Agent(ABC, Generic[ConfigT]):
     """True if the agent's models can be sharded over processes (`accelerate launch --use_fsdp`)."""
     takes_4bit: ClassVar[bool] = False
     """True if the agent can train adapters on weights in 4 bits."""
+    follows_curriculum: ClassVar[bool] = True
+    """False if the agent takes problems in an order of its own, whatever the environment's curriculum is."""
     config: ConfigT
 
     def __init_subclass__(cls, **settings: Any) -> None:
@@ -188,6 +190,14 @@ class Agent(ABC, Generic[ConfigT]):
         self._vllm: BaseVLLM | None = None
         self._half: tuple[PreTrainedModel, HalfCopy | None] | None = None
         self.env = self.make_env()
+        if self.ranks.is_main and not (
+            self.follows_curriculum or isinstance(self.env.curriculum, Uniform | Sequential)
+        ):
+            _logger.warning(
+                "the agent %r takes problems in an order of its own, so the environment's curriculum, %s, does not "
+                "count: leave it out, or choose an agent that samples in iterations, such as ppo or grpo",
+                self.name, type(self.env.curriculum).__name__,
+            )  # fmt: skip
         half: dict[str, Any] = {"dtype": "bfloat16"} if getattr(self.config, "bf16", False) else {}
         if vllm_memory is not None:
             self._vllm = make_vllm(self.policy, self.env, vllm_memory, **half)

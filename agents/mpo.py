@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 class EasyPairs(DPO):
     """DPO on the pairs whose rewards differ by at least a threshold."""
 
+    follows_curriculum = True  # not here, but in PPO afterwards
     judge: OutcomeModel
     threshold: float | None
     hard: list[str]

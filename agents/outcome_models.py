@@ -70,6 +70,7 @@ class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
     there the policy knows demonstrations by heart.
     """
 
+    follows_curriculum = False
     outcome_model: OutcomeModel
     """Trained outcome model, after `learn`."""
     reports: dict[str, OutcomeReport]

@@ -34,6 +34,7 @@ class Pretrain(Agent[PretrainConfig]):
     name = "pretrain"
     config_class = PretrainConfig
     default_model = NEW
+    follows_curriculum = False
 
     @classmethod
     def work(cls, config: PretrainConfig, policy: "PreTrainedModel") -> Work:

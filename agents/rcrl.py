@@ -44,6 +44,7 @@ class RCRL(Agent[RCRLConfig]):
 
     name = "rcrl"
     config_class = RCRLConfig
+    follows_curriculum = False
     labels: Labels | None
     """Labels of the model as it is now; `None` before it has learned any."""
 

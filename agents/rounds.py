@@ -66,6 +66,7 @@ class RoundsAgent(Agent[RoundsConfigT]):
 
     shardable = True
     takes_4bit = True
+    follows_curriculum = False
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)

@@ -16,6 +16,7 @@ class SFT(Agent[SFTConfig]):
     config_class = SFTConfig
     shardable = True
     takes_4bit = True
+    follows_curriculum = False
 
     def learn(
         self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False

@@ -46,6 +46,14 @@ def test_a_model_object_is_refused(sums, make_model):
         SFT(sums, make_model(), demonstrations=4)
 
 
+def test_an_agent_without_a_use_for_a_curriculum_says_so(folder, make_sums, caplog):
+    PPO(make_sums(2, curriculum="prioritized_replay"), folder, critic_layers=1)
+    SFT(make_sums(2, curriculum="sequential"), folder, demonstrations=4)
+    assert "curriculum" not in caplog.text
+    SFT(make_sums(2, curriculum="prioritized_replay"), folder, demonstrations=4)
+    assert "environment's curriculum, PrioritizedReplay, does not count" in caplog.text
+
+
 def test_an_evaluation_takes_a_gymnasium_environment_and_then_its_test_split(sums, folder):
     agent = SFT(sums, folder, demonstrations=4, num_envs=2)
     seen = []
