@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-all bench docs lint types clean
+.PHONY: install demo test test-all coverage bench docs lint types clean
 
 install: $(STAMP)
 
@@ -22,6 +22,10 @@ test: lint types
 
 test-all: lint types
 	$(BIN)/python -m pytest -n auto
+
+# Of the fast tests; lines that only slow tests or GPUs reach count as missed.
+coverage: install
+	$(BIN)/python -m pytest -n auto -m "not slow and not gpu" --cov --cov-report=term:skip-covered
 
 # The peers need releases of their own: TRL 1.16.0 for GRPO, and 1.12.0, the last one with PPO.
 bench: install .venv-trl/.installed .venv-trl-ppo/.installed
