@@ -42,16 +42,19 @@ def demo(folder: Path | None, seed: int, say: Callable[[Any], None]) -> str:
     agent = ExpertIteration(ENV, "tokengym/tiny", num_envs=256, seed=seed, run=folder, **SETTINGS)
     test = agent.make_env(split="test")
 
-    def on_round(agent: Agent, metrics: dict[str, float]) -> None:
-        name = "SFT" if not results else f"EI round {len(results)}"
+    def measure(name: str, training: str) -> None:
         results[name] = evaluate(agent, test, problems=TEST_PROBLEMS, n=SAMPLES, seed=seed)
         say(
             f"{time.perf_counter() - started:4.0f} s  {name}: maj@1 {results[name].metrics['maj@1']}, "
-            f"pass@{SAMPLES} {results[name].metrics[f'pass@{SAMPLES}']}, "
-            f"trained on {metrics['train/examples']:.0f} solutions"
+            f"pass@{SAMPLES} {results[name].metrics[f'pass@{SAMPLES}']}, {training}"
         )
 
+    def on_round(agent: Agent, metrics: dict[str, float]) -> None:
+        name = "SFT" if len(results) == 1 else f"EI round {len(results) - 1}"
+        measure(name, f"trained on {metrics['train/examples']:.0f} solutions")
+
     say(f"fine-tuning on {SETTINGS['demonstrations']} solutions of {ENV}, then {SETTINGS['rounds']} rounds of EI")
+    measure("built-in model", "before any training")
     agent.learn(callback=on_round, progress_bar=True)
     (folder / "evaluation.json").write_text(
         json.dumps({name: result.to_dict() for name, result in results.items()}, indent=2) + "\n"
