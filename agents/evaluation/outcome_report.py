@@ -9,7 +9,7 @@ import numpy as np
 from ...models.outcome import OutcomeModel
 from ..training.outcome_labels import Labelled
 from .classification import Bin, accuracy, auc, calibration, expected_calibration_error, grouped_auc
-from .rerankers import AGGREGATES
+from .rerankers import AGGREGATES, judged_ends
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,11 @@ class OutcomeReport:
         """The report on labeled attempts, whose scores are those of `OutcomeModel.aggregate`."""
         positions = [len(item.attempt.prompt) + item.ends for item in attempts]
         found = model.score([item.attempt.tokens for item in attempts], positions)
-        scores = [float(AGGREGATES[model.aggregate](score)) for score in found]
+        judged = judged_ends(model, [item.attempt.completion for item in attempts])
+        scores = [
+            float(AGGREGATES[model.aggregate](score[np.isin(item.ends, ends)]))
+            for score, item, ends in zip(found, attempts, judged, strict=True)
+        ]
         outcomes = [item.attempt.is_success for item in attempts]
         stop = None if model.kind == "prm" else -1  # elsewhere the last label is the outcome, which has its own lines
         steps = np.concatenate([score[:stop] for score in found])

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...arrays import FloatArray
+from ...arrays import FloatArray, IntArray
 from ...models.forward import default_micro_batch_tokens
 from ...models.outcome import OutcomeModel
 from ...models.packing import attention_window, plan_rows, takes_shared_prompts
@@ -136,8 +136,8 @@ def score_attempts(model: OutcomeModel, attempts: Sequence[Attempt], aggregate: 
     Args:
         model: Outcome model.
         attempts: Attempts of the model's tokens.
-        aggregate: Score of an attempt: that after its last token, or the least or the product of those after each step,
-            the last token included; `None` is the model's own, `OutcomeModel.aggregate`.
+        aggregate: Score of an attempt: that after its last token, or the least or the product of those at
+            `judged_ends`; `None` is the model's own, `OutcomeModel.aggregate`.
     """
     return score_completions(model, [a.prompt for a in attempts], [a.completion for a in attempts], aggregate)
 
@@ -156,14 +156,28 @@ def score_completions(
         completions: Tokens `[T]` of each completion; T may be 0, and then the prompt's last token is read.
         aggregate: Score of a completion, as in `score_attempts`.
     """
-    lasts = [np.array([len(completion) - 1]) for completion in completions]
     aggregate = aggregate or model.aggregate
-    if aggregate != "last":
-        ends = step_ends(completions, [True] * len(completions), model.tokenizer)
-        lasts = [np.union1d(steps, last) for steps, last in zip(ends, lasts, strict=True)]
-    positions = [len(prompt) + ends for prompt, ends in zip(prompts, lasts, strict=True)]
+    if aggregate == "last":
+        found = [np.array([len(completion) - 1]) for completion in completions]
+    else:
+        found = judged_ends(model, completions)
+    positions = [len(prompt) + ends for prompt, ends in zip(prompts, found, strict=True)]
     sequences = [np.concatenate(pair).astype(np.int64) for pair in zip(prompts, completions, strict=True)]
     return np.array([AGGREGATES[aggregate](scores) for scores in model.score(sequences, positions)])
+
+
+def judged_ends(model: OutcomeModel, completions: Sequence[NDArray[np.integer]]) -> list[IntArray]:
+    """Positions `[S]` in completions after which an outcome model judges them: the ends of steps and the last token.
+
+    A model of single steps has learned nothing of a last token that ends none, such as an end-of-sequence on a line of
+    its own; it judges that only where there is no step.
+    """
+    found: list[IntArray] = []
+    for ends, completion in zip(
+        step_ends(completions, [True] * len(completions), model.tokenizer), completions, strict=True
+    ):
+        found.append(ends if model.kind == "prm" and len(ends) else np.union1d(ends, [len(completion) - 1]))
+    return found
 
 
 @torch.inference_mode()

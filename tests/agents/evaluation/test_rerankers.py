@@ -72,6 +72,11 @@ def test_step_scores_are_combined_as_their_names_say(make_model) -> None:
         for name, value in {"last": scores[-1], "min": scores.min(), "product": scores.prod()}.items():
             assert score_attempts(model, [one], name).tolist() == pytest.approx([value], abs=1e-6)
             assert OutcomeJudge(model, name)([one.problem], [completion], [prompt]) == pytest.approx([value], abs=1e-6)
+    prm = OutcomeModel(model.model, lines, "prm")  # of an end of sequence on its own line it has learned nothing
+    for text, ends in {"ab\nb\n": [2, 4], "ab\nb": [2, 4], "\n": [1]}.items():
+        completion = np.array([*lines.encode(text, add_special_tokens=False), lines.eos_token_id])
+        (scores,) = model.score([np.concatenate([prompt, completion])], [np.array(ends) + len(prompt)])
+        assert OutcomeJudge(prm)([one.problem], [completion], [prompt]) == pytest.approx([scores.prod()], abs=1e-6)
     bare = OutcomeJudge(model, "product")([one.problem], [np.empty(0, np.int64)], [prompt])
     assert bare == pytest.approx(model.score([prompt], [np.array([1])])[0], abs=1e-6)
     with pytest.raises(ValueError, match="needs p\\(correct\\), which 'min' of step scores is not"):
