@@ -80,6 +80,8 @@ class MPO(PPO):
     name = "mpo"
     config_class = MPOConfig
     shardable = False
+    preferences_class = EasyPairs
+    """The DPO that learns from the easy pairs."""
     config: MPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -137,7 +139,7 @@ class MPO(PPO):
         config = self.config
         shared = {item.name: getattr(config, item.name) for item in fields(OptimizerConfig)}
         shared |= {item.name: item.default for item in fields(DPO.config_class) if item.name in _OF_DPO}
-        stage = EasyPairs(
+        stage = self.preferences_class(
             self._source,
             self.model_name,
             validation_env=self._validation_env,

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -114,6 +114,7 @@ def run_plan(
         ValueError: A name is given twice, a job needs one that is not in the plan or needs itself in the end, or a
             result in the folder is of another version or of other settings.
         OSError: The disk is full; what was finished is kept.
+        SystemExit: The process was asked to end (SIGTERM), as schedulers do; its jobs end first.
     """
     plan = _checked(jobs)
     states: dict[str, Done | Missing] = {}
@@ -125,7 +126,7 @@ def run_plan(
         say(f"{len(states)} of {len(jobs)} jobs are done already")
     waiting = [job for job in jobs if job.name not in states]
     running: dict[ForkServerProcess, tuple[Job, float]] = {}
-    try:
+    with _ending_with_the_plan(running):
         while waiting or running:
             for job in list(waiting):
                 lost = [name for name in job.needs if isinstance(states.get(name), Missing)]
@@ -146,10 +147,6 @@ def run_plan(
                 states[job.name] = state = _outcome(job, folder, process.exitcode)
                 took = f"after {time.monotonic() - started:.0f} s"
                 say(f"{job.name}: done {took}" if isinstance(state, Done) else f"{job.name}: {state.reason} ({took})")
-    finally:
-        for process in running:
-            process.terminate()
-            process.join()
     return states
 
 
@@ -197,6 +194,21 @@ def _start(job: Job, plan: Mapping[str, Job], folder: Path) -> ForkServerProcess
     with _ctrl_c_ignored():
         process.start()
     return process
+
+
+@contextmanager
+def _ending_with_the_plan(running: Iterable[ForkServerProcess]) -> Iterator[None]:
+    """Processes that still run when the block is left, by an error or a signal too, are ended."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number)) if is_main else None
+    try:
+        yield
+    finally:
+        for process in running:
+            process.terminate()
+            process.join()
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Plans: every job once, in order of need; what fails takes only those that need it; what was killed goes on."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -177,6 +178,18 @@ def test_a_plan_killed_again_and_again_ends_with_the_same_results(tmp_path) -> N
     subprocess.run(command, check=True)
     values = [json.loads((tmp_path / "plan" / str(i) / "result.json").read_text())["result"]["value"] for i in range(4)]
     assert values == [10, 30, 60, 100]
+
+
+def test_a_plan_that_is_asked_to_end_takes_its_jobs_along(tmp_path) -> None:
+    script = tmp_path / "counting.py"
+    script.write_text(textwrap.dedent(COUNTING))
+    process = subprocess.Popen([sys.executable, str(script), str(tmp_path / "plan")], stderr=subprocess.PIPE)
+    wait_for(tmp_path, 0)
+    process.terminate()
+    assert process.communicate()[1] == b""
+    assert process.returncode == 128 + signal.SIGTERM
+    with (tmp_path / "plan" / "0" / "log.txt").open("a") as log:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody is at work there any more
 
 
 def test_ctrl_c_is_the_plans_and_the_same_command_goes_on(tmp_path) -> None:
