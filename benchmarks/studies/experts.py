@@ -131,12 +131,11 @@ def iterated(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done
         # Where the pool solves nothing everything would be new, which says nothing of exploration.
         new.append(len(solutions - set(before)) if before else None)
     evaluation = measure(agent.policy, settings)
-    tokens = line.get("search/policy_tokens", line["rollout/tokens"]) + line.get("search/judged_tokens", 0)
     return {
         "expert": settings["expert"],
         "seed": settings["seed"],
         "attempts": agent.num_attempts,
-        "tokens": tokens,
+        "tokens": agent.num_tokens,
         "success_rate": line["rollout/success_rate"],
         "distinct": distinct,
         "new": new,
