@@ -49,16 +49,19 @@ class Registry(Generic[T]):
     Args:
         kind: Kind of things that are registered, for messages and for the group's name.
         built_in: Built-ins by name, each as "module:attribute", imported when it is asked for.
-        base: Class that entry points must name concrete subclasses of, as "module:attribute"; by default they may name
-            anything that can be called.
+        base: Class of what is registered, as "module:attribute": entry points name concrete subclasses of it.
+        factories: Take functions, too, whose results are of that class, see `check_made`.
     """
 
-    def __init__(self, kind: str, built_in: Mapping[str, str] | None = None, base: str | None = None) -> None:
+    def __init__(
+        self, kind: str, built_in: Mapping[str, str] | None = None, *, base: str, factories: bool = True
+    ) -> None:
         self.kind = kind
         self.group = f"tokengym.{kind}s"
         self._homes = dict(built_in or {})
         self._registered: dict[str, T] = {}
         self._base = base
+        self._factories = factories
 
     def register(self, name: str) -> Callable[[E], E]:
         """Decorator that registers a built-in under `name`."""
@@ -93,6 +96,16 @@ class Registry(Generic[T]):
             raise unknown_name(self.kind, name, self.names())
         return self._load(points[0])
 
+    def check_made(self, name: str, thing: object) -> None:
+        """Raises `EntryPointError` unless what the entry registered under `name` has made is of the class `base`."""
+        base = attribute(self._base)
+        if not isinstance(thing, base):
+            owners = "".join(f" of {_distribution(point)}" for point in entry_points(group=self.group, name=name))
+            raise EntryPointError(
+                f"{self.kind} {name!r}{owners} makes a {type(thing).__name__}, and no {base.__module__}."
+                f"{base.__qualname__}: repair it"
+            )
+
     def summary(self, name: str) -> str:
         """First line of an entry's docstring; see `summaries`, and `get` for the errors."""
         lazily = name in self._homes and name not in self._registered
@@ -121,12 +134,13 @@ class Registry(Generic[T]):
         except (Exception, SystemExit) as error:  # another package's code may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise EntryPointError(f"{where} cannot be imported: {reason}; repair or uninstall it") from error
-        if self._base is None:
-            fits, wanted = callable(entry), "can be called"
+        base = attribute(self._base)
+        wanted = f"is a subclass of {base.__module__}.{base.__qualname__} with all its methods"
+        if isinstance(entry, type):
+            fits = issubclass(entry, base) and not inspect.isabstract(entry)
         else:
-            base = attribute(self._base)
-            fits = isinstance(entry, type) and issubclass(entry, base) and not inspect.isabstract(entry)
-            wanted = f"is a subclass of {base.__module__}.{base.__qualname__} with all its methods"
+            fits = self._factories and callable(entry)
+            wanted += ", or a function that makes one" if self._factories else ""
         if not fits:
             raise EntryPointError(f"{where} names {entry!r:.80}, which is no {self.kind}: name one that {wanted}")
         return cast(T, entry)

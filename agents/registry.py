@@ -32,7 +32,10 @@ _BUILT_IN = {
 }
 
 AGENTS: "Registry[type[Agent]]" = Registry(
-    "agent", {name: f"{__package__}.{home}" for name, home in _BUILT_IN.items()}, base=f"{__package__}.base:Agent"
+    "agent",
+    {name: f"{__package__}.{home}" for name, home in _BUILT_IN.items()},
+    base=f"{__package__}.base:Agent",
+    factories=False,
 )
 """Agents by name; third parties join through the entry-point group `tokengym.agents`."""
 

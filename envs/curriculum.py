@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..registry import Registry
 
-CURRICULA: "Registry[Callable[..., Curriculum]]" = Registry("curriculum")
+CURRICULA: "Registry[Callable[..., Curriculum]]" = Registry("curriculum", base=f"{__name__}:Curriculum")
 """Curricula by name; third parties join through the entry-point group `tokengym.curriculums`."""
 
 
@@ -395,14 +395,15 @@ def make_curriculum(spec: str | Mapping[str, Any] | Curriculum) -> Curriculum:
 
     Raises:
         UnknownNameError: No curriculum has that name.
-        ValueError: A mapping without a "name".
+        ValueError: A mapping without a "name", or another package's curriculum that cannot be used.
         TypeError: The curriculum takes no such argument.
     """
     if isinstance(spec, Curriculum):
         return spec
-    if isinstance(spec, str):
-        return CURRICULA.get(spec)()
-    arguments = dict(spec)
+    arguments = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "name" not in arguments:
         raise ValueError(f'a curriculum given as a mapping needs a "name", got {arguments}')
-    return CURRICULA.get(arguments.pop("name"))(**arguments)
+    name = arguments.pop("name")
+    curriculum = CURRICULA.get(name)(**arguments)
+    CURRICULA.check_made(name, curriculum)
+    return curriculum

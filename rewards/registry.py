@@ -17,7 +17,7 @@ from .sum import SumReward
 if TYPE_CHECKING:
     from ..models import OutcomeModel
 
-REWARDS: Registry[Callable[..., Reward]] = Registry("reward")
+REWARDS: Registry[Callable[..., Reward]] = Registry("reward", base=f"{Reward.__module__}:Reward")
 REWARDS.register("sparse")(SparseReward)
 REWARDS.register("dense")(DenseReward)
 REWARDS.register("judged")(JudgedReward)
@@ -95,6 +95,5 @@ def make_reward(spec: str | Mapping[str, Any] | Reward) -> Reward:
     except TypeError as error:
         raise ValueError(f"reward {name!r} takes {signature}: {error}") from None
     reward = factory(**arguments)
-    if not isinstance(reward, Reward):
-        raise ValueError(f"{name!r} is registered as a reward but made a {type(reward).__name__}")
+    REWARDS.check_made(name, reward)
     return reward

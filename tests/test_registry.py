@@ -10,10 +10,14 @@ from tokengym import registry
 from tokengym.__main__ import main
 from tokengym.agents import AGENTS, PPO, Agent
 from tokengym.envs import PROBLEMS
+from tokengym.envs.curriculum import make_curriculum
+from tokengym.envs.registration import make_token_env
 from tokengym.registry import EntryPointError, Registry, UnknownNameError, summary
+from tokengym.rewards import make_reward
+from tokengym.rewards.grading.formats import make_format
 
 MODULES = {
-    "plugin_good": 'def make():\n    """Makes nothing.\n\n    More.\n    """\n',
+    "plugin_good": 'def make():\n    """Makes nothing.\n\n    More.\n    """\n\n\nclass Thing:\n    pass\n',
     "plugin_broken": "raise RuntimeError('two\\nlines')\n",
     "plugin_lacking": "import a_package_that_nobody_has\n",
     "plugin_exits": "raise SystemExit(3)\n",
@@ -70,6 +74,24 @@ def test_a_faulty_entry_point_is_one_line_that_names_its_package(install, capsys
     assert capsys.readouterr().err == f"tokengym: {caught.value}\n"
 
 
+@pytest.mark.parametrize(
+    ("group", "make"),
+    [
+        ("rewards", make_reward),
+        ("curriculums", make_curriculum),
+        ("problems", make_token_env),
+        ("answer_formats", make_format),
+    ],
+)
+def test_what_is_of_another_class_is_refused_before_it_is_used(install, group: str, make) -> None:
+    install(f"tokengym.{group}", "theirs", "plugin_good:Thing")
+    install(f"tokengym.{group}", "made", "plugin_good:make")
+    with pytest.raises(EntryPointError, match=r"'theirs' of acme .* names <class 'plugin_good.Thing'>, which is no "):
+        make("theirs")
+    with pytest.raises(EntryPointError, match=r"'made' of acme makes a NoneType, and no tokengym\."):
+        make("made")
+
+
 def test_one_faulty_package_takes_nothing_from_the_others(install, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     install("tokengym.agents", "broken", "plugin_broken:make")
@@ -108,7 +130,7 @@ def test_built_in_agents_are_named_as_they_are_registered() -> None:
 
 
 def test_what_a_process_registers_itself_is_found() -> None:
-    things: Registry[type] = Registry("thing")
+    things: Registry[type] = Registry("thing", base="builtins:object")
     things.register("mine")(dict)
     assert things.names() == ["mine"]
     assert things.get("mine") is dict

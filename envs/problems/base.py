@@ -295,7 +295,7 @@ _BUILT_IN = {
 }
 
 PROBLEMS: Registry[Callable[..., ProblemSource]] = Registry(
-    "problem", {name: f"{__package__}.{home}" for name, home in _BUILT_IN.items()}
+    "problem", {name: f"{__package__}.{home}" for name, home in _BUILT_IN.items()}, base=f"{__name__}:ProblemSource"
 )
 """Problem sources by name; third parties join through the entry-point group `tokengym.problems`."""
 
@@ -305,10 +305,12 @@ def make_problems(source: str | ProblemSource, **arguments: Any) -> ProblemSourc
 
     Raises:
         UnknownNameError: Nothing is registered under that name.
-        ValueError: Arguments came with a source that is already made.
+        ValueError: Arguments came with a source that is already made, or another package's source cannot be used.
     """
     if isinstance(source, str):
-        return PROBLEMS.get(source)(**arguments)
+        made = PROBLEMS.get(source)(**arguments)
+        PROBLEMS.check_made(source, made)
+        return made
     if arguments:
         raise ValueError(f"{source!r} is already made: give it {', '.join(sorted(arguments))} where you make it")
     return source

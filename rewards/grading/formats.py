@@ -113,7 +113,7 @@ class AnswerFormat(ABC):
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
 
-ANSWER_FORMATS: Registry[Callable[..., AnswerFormat]] = Registry("answer_format")
+ANSWER_FORMATS: Registry[Callable[..., AnswerFormat]] = Registry("answer_format", base=f"{__name__}:AnswerFormat")
 """Answer formats by name; third parties join through the entry-point group `tokengym.answer_formats`."""
 
 
@@ -383,4 +383,6 @@ def make_format(spec: str | Mapping[str, Any] | AnswerFormat) -> AnswerFormat:
         signature.bind(**arguments)
     except TypeError as error:
         raise ValueError(f"answer_format {name!r} takes {signature}: {error}") from None
-    return factory(**arguments)
+    made = factory(**arguments)
+    ANSWER_FORMATS.check_made(name, made)
+    return made

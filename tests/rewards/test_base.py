@@ -356,7 +356,7 @@ def test_make_reward_errors(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match="a reward is a name, a mapping"):
             make_reward(spec)  # pyright: ignore[reportArgumentType]
     monkeypatch.setitem(REWARDS._registered, "odd", lambda: 3)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="'odd' is registered as a reward but made a int"):
+    with pytest.raises(ValueError, match=r"reward 'odd' makes a int, and no tokengym\.rewards\.base\.Reward"):
         make_reward("odd")
 
 
