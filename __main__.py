@@ -59,6 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         places = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         sys.stderr.write(f"tokengym: {_message(error)}{places}\n")
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        what = (str(error) or "none is left").splitlines()[0]
+        advice = "lower --num-envs, --micro-batch-tokens or the token limits; `tokengym plan` shows what fits"
+        sys.stderr.write(f"tokengym: not enough memory: {what}; {advice}\n")
+        return 1
     except KeyboardInterrupt as stop:
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     return 0
@@ -73,6 +80,12 @@ def _nobody_reads() -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), output)
     return True
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory could not be had, of the machine or of a device; PyTorch is not loaded to ask."""
+    of_device = type(error).__name__ == "OutOfMemoryError"
+    return of_device or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _message(error: Exception) -> str:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import tokengym
 from tokengym.__main__ import COMMANDS, main
@@ -51,6 +52,28 @@ def test_an_error_shows_its_notes(monkeypatch, capsys) -> None:
     monkeypatch.setitem(COMMANDS, "list", fail)
     assert main(["list"]) == 1
     assert capsys.readouterr().err == "tokengym: no number; raised by Mine.attempt_reward (mine.py, line 3)\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 2 TiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes\nmore"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_memory_that_cannot_be_had_is_one_line_with_what_to_lower(error: Exception, monkeypatch, capsys) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "list", fail)
+    assert main(["list"]) == 1
+    first = (str(error) or "none is left").splitlines()[0]
+    assert capsys.readouterr().err.startswith(f"tokengym: not enough memory: {first}; lower --num-envs, ")
+    error = RuntimeError("a fault of ours")
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main(["list"])
 
 
 def test_a_reader_that_leaves_ends_a_command_without_a_word(monkeypatch, capsys) -> None:
