@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -19,16 +20,20 @@ def evaluation_table(results: Mapping[str, Evaluation], data: str) -> Group:
         results: Evaluations by the policy's name, all under the same protocol.
         data: Name of the data that policies were evaluated on.
     """
-    table = Table("", *results, title=f"{data}, with 95 % bootstrap intervals over problems")
+    table = Table("", *results, title=data, box=SIMPLE_HEAD, show_edge=False, collapse_padding=True)
     first = next(iter(results.values()))
+    # Of more than three policies, intervals stand below their values, so that 80 columns hold four.
+    between = " " if len(results) <= 3 else "\n"
     for metric in first.metrics:
-        table.add_row(metric, *(str(result.metrics[metric]) for result in results.values()))
+        table.add_row(metric, *(str(result.metrics[metric]).replace(" ", between, 1) for result in results.values()))
     table.add_section()
-    table.add_row("attempts (tokens)", *(f"{result.episodes:,} ({result.tokens:,})" for result in results.values()))
+    table.add_row("attempts", *(f"{result.episodes:,}" for result in results.values()))
+    table.add_row("tokens", *(f"{result.tokens:,}" for result in results.values()))
     table.add_row("verdicts", *(_shares(result.verdicts) for result in results.values()))
     protocol = f"{first.problems} problems, maj@1 greedy, pool of n={first.n} at temperature {first.temperature}"
     kept = [f"{name} {value}" for name in ("top_k", "top_p", "min_p") if (value := getattr(first, name)) is not None]
-    return Group(table, Text(", ".join([protocol, *kept, f"seed {first.seed}"])))
+    intervals = "in brackets: 95 % bootstrap intervals over problems"
+    return Group(table, Text(", ".join([protocol, *kept, f"seed {first.seed}"]) + f"\n{intervals}"))
 
 
 def outcome_table(reports: Mapping[str, OutcomeReport]) -> Group:
@@ -71,4 +76,4 @@ def _share(value: float | None) -> str:
 
 def _shares(verdicts: Mapping[str, Any]) -> str:
     total = sum(verdicts.values())
-    return ", ".join(f"{name} {count / total:.0%}" for name, count in verdicts.items())
+    return "\n".join(f"{name} {count / total:.0%}" for name, count in verdicts.items())

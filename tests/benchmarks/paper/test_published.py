@@ -64,8 +64,8 @@ def evaluated(problems: int, n: int, temperature: float = 0.7) -> Evaluation:
     return Evaluation(metrics, {"correct": 3, "wrong": 1}, 20.0, problems, n, temperature, 0, 900, 9000, 1.0, [], {})
 
 
-def printed(*what: RenderableType | None) -> str:
-    console = Console(file=io.StringIO(), width=160)
+def printed(*what: RenderableType | None, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(*what)
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -73,9 +73,18 @@ def printed(*what: RenderableType | None) -> str:
 def test_our_table_in_the_terminal_knows_no_paper() -> None:
     text = printed(evaluation_table({"mine": evaluated(100, 8)}, "made-up problems"))
     assert "0.250 [0.200, 0.300]" in text
-    assert "correct 75%, wrong 25%" in text
+    assert "correct 75%" in text
+    assert "wrong 25%" in text
     assert "Llama" not in text
     assert "paper" not in text
+
+
+@pytest.mark.parametrize("names", [("SFT", "round 1", "round 2"), ("the base model", "SFT", "round 1", "round 2")])
+def test_intervals_stay_whole_in_80_columns(names: tuple[str, ...]) -> None:
+    text = printed(evaluation_table(dict.fromkeys(names, evaluated(100, 8)), "made-up problems"), width=80)
+    for interval in ("[0.200, 0.300]", "[0.200, 0.400]", "[0.400, 0.600]"):
+        assert text.count(interval) == len(names)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_papers_figures_stand_below_its_own_data_and_protocol_as_another_scale() -> None:
