@@ -31,6 +31,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     return UnknownNameError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")
 
 
+def check_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises `UnknownNameError` for the first of some names that is not among `known`."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise unknown_name(kind, name, known)
+
+
 def entry_point_names(group: str) -> list[str]:
     """Names that installed distributions declare in a group of entry points, sorted; imports nothing of theirs."""
     return sorted({point.name for point in entry_points(group=group)})

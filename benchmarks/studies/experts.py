@@ -31,6 +31,7 @@ from ...arrays import FloatArray
 from ...envs.curriculum import Sequential
 from ...files import read_jsonl, write_json
 from ...models.loading import load
+from ...registry import check_known
 from ...rewards.grading.solutions import equation_sequence
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
@@ -70,8 +71,7 @@ class ExpertsStudy:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if unknown := [name for name in self.experts if name not in EXPERTS]:
-            raise ValueError(f"unknown experts {unknown}: choose among {', '.join(EXPERTS)}")
+        check_known("expert", self.experts, EXPERTS)
 
 
 def jobs(experiment: ExpertsStudy) -> list[Job]:

@@ -22,6 +22,7 @@ from ...agents import AGENTS
 from ...agents.on_policy import PolicyGradientAgent
 from ...arrays import FloatArray
 from ...files import read_jsonl, write_json
+from ...registry import check_known
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import crossed_mean
@@ -66,6 +67,7 @@ class OptimizationStudy:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_known("variant", self.variants, VARIANTS)
 
 
 def jobs(experiment: OptimizationStudy) -> list[Job]:

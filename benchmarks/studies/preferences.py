@@ -36,6 +36,7 @@ from ...agents.training.rounds import Round
 from ...arrays import FloatArray
 from ...files import write_json
 from ...models.loading import load
+from ...registry import check_known
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import crossed_mean
@@ -49,7 +50,7 @@ VALIDATION = {"validation_problems": 100}
 ROUNDS: dict[str, Any] = {"problems": PROBLEMS, "samples_per_problem": SAMPLES // 2, "rounds": 2, "patience": 2}
 ONCE: dict[str, Any] = {"problems": PROBLEMS, "samples_per_problem": SAMPLES, "rounds": 1}
 # MPO reads half of the pool, and PPO adds as many attempts again.
-HALF: dict[str, Any] = {"pair_problems": PROBLEMS // 2, "pair_samples": SAMPLES, "dpo_batch_size": 64}
+HALF: dict[str, Any] = {"pair_problems": PROBLEMS // 2, "pair_samples": SAMPLES}
 TINY_PPO: dict[str, Any] = {**PRESETS["tiny"].settings, "patience": None, "validation_iterations": 5}
 VARIANTS: dict[str, str] = {
     "ei": "expert iteration, two rounds",
@@ -65,7 +66,8 @@ VARIANTS: dict[str, str] = {
 }
 COMPARED = (
     ("dpo", "ei"), ("dpo_nll", "ei"), ("iterated_dpo", "ei"), ("dpo_nll", "dpo"), ("iterated_dpo", "dpo_nll"),
-    ("expo", "dpo"), ("mpo", "ppo"), ("flipped_dpo", "dpo_nll"), ("flipped_mpo", "mpo"), ("flipped_mpo", "flipped_dpo"),
+    ("expo", "dpo"), ("mpo", "dpo"), ("mpo", "ppo"), ("flipped_dpo", "dpo_nll"),
+    ("flipped_mpo", "mpo"), ("flipped_mpo", "flipped_dpo"),
 )  # fmt: skip
 
 
@@ -91,8 +93,7 @@ class PreferencesStudy:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if unknown := [name for name in self.variants if name not in VARIANTS]:
-            raise ValueError(f"unknown variants {unknown}: choose among {', '.join(VARIANTS)}")
+        check_known("variant", self.variants, VARIANTS)
 
 
 def jobs(experiment: PreferencesStudy) -> list[Job]:

@@ -32,6 +32,7 @@ from ...agents.search import ExactJudge, Search
 from ...files import write_json
 from ...models.loading import load
 from ...models.outcome import OutcomeModel
+from ...registry import check_known
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import crossed_mean
@@ -69,6 +70,7 @@ class SearchCosts:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_known("search rule", self.rules, SEARCHES)
 
 
 def jobs(experiment: SearchCosts) -> list[Job]:
