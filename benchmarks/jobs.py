@@ -100,7 +100,7 @@ def run_plan(
     folder: Path,
     *,
     workers: int = 1,
-    say: Callable[[str], object] = lambda line: None,
+    say: Callable[[str], object] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[str, Done | Missing]:
     """Does all jobs that can be done, in an order that respects their needs; what became of each, by name.
 
@@ -108,7 +108,8 @@ def run_plan(
         jobs: Jobs of the plan; where nothing else decides, earlier ones start first.
         folder: Folder of the plan; every job has its own inside it.
         workers: Number of jobs that run at the same time.
-        say: Function that receives a line for each job that starts or ends.
+        say: Function that receives a line for each job that starts or ends, with the reason where it failed; the
+            default writes it to the standard error.
 
     Raises:
         ValueError: A name is given twice, a job needs one that is not in the plan or needs itself in the end, or a
