@@ -188,6 +188,23 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     # --------------------------------------------------------------------------------------------- Gymnasium's methods
 
+    @property
+    def np_random(self) -> np.random.Generator:
+        """Random stream of all slots; begun by the environment's `seed` if nothing has begun it before."""
+        if self._np_random is None and self._seed is not None:
+            self._seed_streams(self._seed)
+        return super().np_random
+
+    @np_random.setter
+    def np_random(self, value: np.random.Generator) -> None:
+        self._np_random, self._np_random_seed = value, -1  # as in Gymnasium
+
+    @property
+    def np_random_seed(self) -> int | None:
+        """Seed of the random stream; -1 if the stream was set."""
+        self.np_random  # noqa: B018 - which begins it
+        return super().np_random_seed
+
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Observation, Infos]:
@@ -489,7 +506,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         raise ValueError(f"{_MAX_SKIPS} prompts in a row are over max_prompt_tokens={self.max_prompt_tokens}")
 
     def _find(self, problem_id: str | int) -> tuple[Problem, IntArray]:
-        problem, prompt = self.encoder.start(problem_id if isinstance(problem_id, str) else int(problem_id))
+        try:
+            problem, prompt = self.encoder.start(problem_id if isinstance(problem_id, str) else int(problem_id))
+        except IndexError as error:
+            raise ValueError(f"problem_id: {error}") from error
         if len(prompt) > self.max_prompt_tokens:
             raise self._too_long(problem, prompt)
         return problem, prompt
@@ -594,6 +614,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if patience and self._pending:
             lengths = self._hold_back(terminated, lengths)
         ending = np.flatnonzero(terminated | truncated)
+        ending = ending[np.argsort(lengths[ending], kind="stable")]  # as stepping would have ended them
         rewards = self._score(tokens.shape[1], lengths, terminated * TERMINATED + truncated * TRUNCATED, verdicts)
         if self._reward_log is not None:
             self._reward_log[slots, positions] = rewards[slots, columns]
@@ -607,8 +628,6 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             infos = self._begin_next(infos, beginning)
         terminations, truncations = self._terminations.copy(), self._truncations.copy()
         if len(ending) and self.autoreset_mode is AutoresetMode.SAME_STEP:
-            # In the order in which stepping would have ended them.
-            ending = ending[np.argsort(lengths[ending], kind="stable")]
             infos = self._begin_next(infos, ending)
         return self._observation(), rewards, terminations, truncations, infos
 

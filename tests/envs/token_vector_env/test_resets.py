@@ -49,6 +49,7 @@ def test_one_prefix_serves_all_slots(make, tokens_of):
         ({"prefix": ["1", "2", "3"]}, "3 values for 2 slots"),
         ({"prefix": ["1", 2.5]}, "2.5 is no prefix"),
         ({"problem_id": "sum-99x"}, "sum-99x"),
+        ({"problem_id": 100}, r"index 100 is outside \[0, 100\)"),
         ({"problem_id": ["sum-11"]}, "1 values for 2 slots"),
         ({"problem_id": [3.5, 4]}, "3.5 is no problem_id"),
         ({"problem": "sum-11"}, "unknown reset option 'problem'"),
@@ -154,3 +155,11 @@ def test_encoded_solutions_end_with_end_of_sequence(make, tokens_of):
     assert env.encode_solution(Problem("p", "1+1=", "2", "2")).tolist() == [*tokens_of("2"), EOS]
     with pytest.raises(ValueError, match="'p' has no solution"):
         env.encode_solution(Problem("p", "1+1=", "2"))
+
+
+@pytest.mark.parametrize("look", [TokenVectorEnv.state_dict, lambda env: env.np_random, lambda env: env.np_random_seed])
+def test_looking_at_the_random_stream_does_not_lose_the_seed(make, look):
+    env = make(2, seed=3)
+    look(env)
+    assert data_equivalence(env.reset(), make(2, seed=3).reset())
+    assert env.np_random_seed == 3

@@ -7,7 +7,7 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokengym.envs import slot_info
+from tokengym.envs import Uniform, slot_info
 from tokengym.models import load_tokenizer
 
 MODES = list(AutoresetMode)
@@ -113,3 +113,16 @@ def test_what_lies_beyond_the_lengths_is_not_read(make):
     _, rewards, *_ = env.step_tokens([[1, EOS, 10**9], [-5, -5, -5]], [1, 0])
     assert rewards.shape == (2, 3)
     assert [len(env.completion(slot)) for slot in range(2)] == [1, 0]
+
+
+def test_curricula_are_told_of_ends_in_the_order_of_stepping(make):
+    class Noting(Uniform):
+        ended_ids = ()
+
+        def ended(self, problem, is_success, stage):
+            self.ended_ids += (problem.id,)
+
+    env = make(3, curriculum=(curriculum := Noting()), autoreset_mode="Disabled")
+    env.reset(options={"problem_id": [0, 1, 2]})
+    env.step_tokens([[1, 1, EOS], [1, EOS, 0], [EOS, 0, 0]], [3, 2, 1])
+    assert curriculum.ended_ids == ("sum-02", "sum-01", "sum-00")
