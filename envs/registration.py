@@ -102,6 +102,11 @@ def make_vec_env(
         if env.spec is None:
             raise TypeError(f"{env} has no spec to make {num_envs} slots of: give its id, or a TokenVectorEnv")
         env = env.spec
+        if env.additional_wrappers:
+            names = ", ".join(wrapper.name for wrapper in env.additional_wrappers)
+            raise TypeError(f"{num_envs} slots of {env.id} cannot have its wrappers ({names}): give it without them")
+        if env.max_episode_steps is not None:
+            raise TypeError(f"{env.id} has max_episode_steps={env.max_episode_steps}: set max_new_tokens instead")
     if isinstance(env, str | EnvSpec):
         try:
             env = gym.make_vec(env, num_envs, vectorization_mode="vector_entry_point", **settings)
@@ -176,7 +181,7 @@ def _divide(
         if settings.get("shots") and "examples" not in settings:
             settings["examples"] = problems.with_split("validation")
         return source, {**source.env_settings, **settings}
-    if settings.get("shots") and "split" in of_source:
+    if settings.get("shots") and "examples" not in settings and "split" in of_source:
         settings["examples"] = make_problems(problems, **{**arguments, "split": "validation"})
     source = make_problems(problems, **arguments)
     return source, {**source.env_settings, **settings}

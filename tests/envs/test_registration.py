@@ -164,6 +164,10 @@ def test_worked_examples_come_from_the_validation_split(settings):
     assert slots.tokenizer.decode(slots.prompt(0)) == (
         "Q: What is 7+1?\nA:\n7+1=<<7+1=8>>8\n#### 8\n\nQ: What is 3+1?\nA:\n"
     )
+    mine = ProblemList([Problem("mine", "1+1?", "2", "#### 2")])
+    env = gym.make("tokengym/GSM8K-v0", shots=1, examples=mine, **settings["tokengym/GSM8K-v0"])
+    slots = env.unwrapped.slots
+    assert slots.tokenizer.decode(slots.encode_prompt(slots.problems[3])).startswith("Q: 1+1?\nA:\n#### 2\n")
 
 
 CHARS = {"tokenizer": "chars:0123456789", "prompt": "{question}"}
@@ -214,6 +218,10 @@ def test_agents_are_given_an_id_a_spec_a_single_environment_or_a_vector_one():
         make_vec_env(gym.make("CartPole-v1"), 2)
     with pytest.raises(TypeError, match="has no spec"):
         make_vec_env(make_token_env("arithmetic", **arguments), 2)
+    with pytest.raises(TypeError, match=r"cannot have its wrappers \(TransformReward\)"):
+        make_vec_env(gym.wrappers.TransformReward(single, abs), 2)
+    with pytest.raises(TypeError, match="set max_new_tokens instead"):
+        make_vec_env(gym.make("tokengym/Arithmetic-v0", max_episode_steps=5, **arguments), 2)
 
 
 def test_problem_sources_are_accepted_as_objects():
