@@ -258,7 +258,8 @@ class PrioritizedReplay(Curriculum):
     def probabilities(self) -> NDArray[np.float64]:
         """Probabilities of the remembered problems, `[M]`, in the order in which they were first attempted."""
         levels = np.array(list(self._levels.values()))
-        weights = _mean_ranks(-self._scores(levels)) ** (-1 / self.temperature)
+        ranks = _mean_ranks(-self._scores(levels))
+        weights = (ranks / ranks.min()) ** (-1 / self.temperature)  # or all could be 0 at a low temperature
         ages = self._draws - levels[:, 2] + 1.0
         return (1 - self.staleness) * weights / weights.sum() + self.staleness * ages / ages.sum()
 

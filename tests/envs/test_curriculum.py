@@ -203,6 +203,13 @@ def test_problems_that_are_neither_solved_nor_hopeless_come_again() -> None:
     assert abs(drawn.count("even") / 3000 - weights[1] / weights.sum()) < 0.03
 
 
+def test_probabilities_add_up_at_any_temperature() -> None:
+    curriculum = PrioritizedReplay(temperature=0.001, staleness=0)
+    for i in range(3):
+        curriculum.ended(Problem(f"p{i}", "?", "1"), False, 0)
+    assert curriculum.probabilities() == pytest.approx([1 / 3] * 3)
+
+
 def test_new_problems_are_new_and_end() -> None:
     curriculum, rng, seen = PrioritizedReplay(new=0.5), np.random.default_rng(0), []
     for _ in range(200):
