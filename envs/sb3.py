@@ -30,7 +30,7 @@ class SB3VecEnv(VecEnv):
     `env_method` calls methods that take a slot, `env_method("problem")` for example.
 
     Raises:
-        ValueError: The environment has another autoreset mode.
+        ValueError: The environment has another autoreset mode, or its observations are views that steps change.
     """
 
     def __init__(self, envs: TokenVectorEnv) -> None:
@@ -39,6 +39,8 @@ class SB3VecEnv(VecEnv):
                 f"SB3 needs autoreset_mode={AutoresetMode.SAME_STEP.value!r}, this environment has "
                 f"{envs.autoreset_mode.value!r}"
             )
+        if not envs.copy:
+            raise ValueError("SB3 stores observations after the next step: make the environment with copy=True")
         self.envs = envs
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 

@@ -81,6 +81,11 @@ def test_other_autoreset_modes_are_refused():
         make(2, autoreset_mode="NextStep")
 
 
+def test_observations_that_the_next_step_changes_are_refused():
+    with pytest.raises(ValueError, match="copy=True"):
+        make(2, copy=False)
+
+
 def test_stock_ppo_learns_one_digit_addition():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
