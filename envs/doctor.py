@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .problems.base import SPLITS, Problem, ProblemSource
 from .problems.expressions import evaluate
-from .problems.prompts import Chat, render_prompt
+from .problems.prompts import Chat
 from .problems.tables import malformed_rows
+from .prompt_encoder import PromptEncoder
 from .registration import make_vec_env
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def diagnose(
     prompt: "str | Mapping[str, Any] | Chat" = "qa",
     limit: int = 1000,
     stop: Sequence[str] = (),
+    shots: int = 0,
+    examples: ProblemSource | None = None,
 ) -> Findings:
     """Checks problem sources, each by itself, and against one another for problems that they share.
 
@@ -102,9 +105,11 @@ def diagnose(
         prompt: Template of the prompts, or settings of chats.
         limit: Number of problems to check in an endless source.
         stop: Texts that end an attempt, and that no solution should contain.
+        shots: Number of worked examples before each question.
+        examples: Source of the worked examples.
 
     Raises:
-        ValueError: There is a token limit and no tokenizer.
+        ValueError: There is a token limit and no tokenizer, or too few examples for the shots.
         UnknownNameError: No template or tokenizer has that name.
         OSError: A source cannot be read.
     """
@@ -146,7 +151,8 @@ def diagnose(
             complain += _check_solution(problem)
             complain += _check_stops(source, problem, stop)
         if tokenizer is not None:
-            for index, complaint in _check_lengths(problems, tokenizer, limits, prompt, source.instruction):
+            encoder = PromptEncoder(source, tokenizer, template=prompt, shots=shots, examples=examples, stop=stop)
+            for index, complaint in _check_lengths(problems, encoder, limits):
                 complaints[index].append(complaint)
         findings += [
             Finding(severity, check, source.split, index, problems[index].id, message)
@@ -223,7 +229,8 @@ def check_annotation(annotation: str) -> str | None:
     for (value, result), side in zip(pairwise(values), sides[1:], strict=True):
         # A result such as 3.33 may have been rounded or cut off; a whole one has no excuse.
         places = len(side.partition(".")[2].removesuffix("%"))
-        unit, error = Fraction(1, 10**places), abs(value - result)
+        unit = Fraction(1, 10**places * (100 if side.endswith("%") else 1))
+        error = abs(value - result)
         inexact = 2 * error <= unit or (error < unit and abs(result) < abs(value))
         if error and not (places and inexact):
             return f"the annotation <<{annotation}>> does not compute: it gives {float(value):g}"
@@ -231,25 +238,17 @@ def check_annotation(annotation: str) -> str | None:
 
 
 def _check_lengths(
-    problems: Sequence[Problem],
-    tokenizer: "PreTrainedTokenizerBase",
-    limits: tuple[int | None, int | None],
-    prompt: "str | Mapping[str, Any] | Chat",
-    instruction: str,
+    problems: Sequence[Problem], encoder: PromptEncoder, limits: tuple[int | None, int | None]
 ) -> Iterator[tuple[int, _Complaint]]:
     max_prompt_tokens, max_new_tokens = limits
-
-    def count(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType]
-
     for index, problem in enumerate(problems):
         if max_prompt_tokens is not None:
-            tokens = count(render_prompt(prompt, problem, tokenizer=tokenizer, instruction=instruction))
+            tokens = len(encoder.encode_prompt(problem))
             if tokens > max_prompt_tokens:
                 message = f"the prompt has {tokens} tokens, over max_prompt_tokens={max_prompt_tokens}"
                 yield index, ("error", "prompt_length", message)
         if max_new_tokens is not None and problem.solution is not None:
-            tokens = count(problem.solution) + 1
+            tokens = len(encoder.encode_solution(problem))
             if tokens > max_new_tokens:
                 message = f"the solution has {tokens} tokens, over max_new_tokens={max_new_tokens}"
                 yield index, ("warning", "solution_length", message)
@@ -295,6 +294,8 @@ def diagnose_env(env: "str | EnvSpec", limit: int = 1000, **settings: Any) -> Fi
         first.prompt_template,
         limit,
         first.stop,
+        first.encoder.shots,
+        first.encoder.examples,
     )
     malformed = tuple(_malformed(split, row) for row, split in rows.items())
     return replace(findings, findings=malformed + findings.findings, absent=absent)

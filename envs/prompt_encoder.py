@@ -37,6 +37,8 @@ class PromptEncoder:
         problems: Source of the problems.
         tokenizer: Tokenizer of prompts and completions.
         template: Template as it was given.
+        shots: Number of worked examples before each question.
+        examples: Source of the worked examples.
         stops: Texts that end a completion.
         eos_token_ids: All ids that end an attempt.
         eos_token_id: End-of-sequence id of the tokenizer.
@@ -82,8 +84,8 @@ class PromptEncoder:
         self.is_eos[list(self.eos_token_ids)] = True
         self.problems = problems
         self._kept_stops()  # its errors, too
-        self._shots = shots
-        self._examples = examples
+        self.shots = shots
+        self.examples = examples
         self._recent: dict[int | str, tuple[Problem, IntArray]] = {}
 
     def start(self, key: int | str) -> tuple[Problem, IntArray]:
@@ -118,16 +120,16 @@ class PromptEncoder:
     def _worked_examples(self, problem: Problem) -> list[Problem]:
         """The examples before a problem, which may be one of their split: its own solution is not shown."""
         found: list[Problem] = []
-        if self._shots and self._examples is not None:
-            size = self._examples.size
+        if self.shots and self.examples is not None:
+            size = self.examples.size
             for index in itertools.count() if size is None else range(size):
-                example = self._examples[index]
+                example = self.examples[index]
                 if example.question != problem.question:
                     found.append(example)
-                if len(found) == self._shots:
+                if len(found) == self.shots:
                     return found
             raise ValueError(
-                f"shots={self._shots}, and only {len(found)} of {size} examples ask something else than problem "
+                f"shots={self.shots}, and only {len(found)} of {size} examples ask something else than problem "
                 f"{problem.id!r}: lower shots, or give more examples"
             )
         return found

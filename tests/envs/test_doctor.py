@@ -1,21 +1,19 @@
 import json
+import string
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from tokengym.envs import MATH
 from tokengym.envs.doctor import check_annotation, diagnose, diagnose_env
 from tokengym.envs.problems.arithmetic import Arithmetic
 from tokengym.envs.problems.base import SPLITS, Problem, ProblemList
 from tokengym.envs.problems.dataset import Dataset
+from tokengym.models.tokenizers import EOS, load_tokenizer
 from tokengym.rewards import grade
 
-
-class CharacterTokenizer:
-    """One token per character."""
-
-    def __call__(self, text, add_special_tokens):
-        assert not add_special_tokens
-        return {"input_ids": list(text)}
+CHARACTERS = "chars:" + string.printable
+"""One token per character."""
 
 
 def healthy(count: int = 4, prefix: str = "p") -> list[Problem]:
@@ -93,17 +91,37 @@ def test_token_limits():
     problems = healthy(3)
     problems.insert(1, Problem("long", "x" * 100, "4", "y" * 100 + "\n#### 4"))
     source = ProblemList(problems, "validation")
-    tokenizer = CharacterTokenizer()
     prompt, solution = len("Q: " + "x" * 100 + "\nA:\n"), len("y" * 100 + "\n#### 4") + 1
-    assert found(source, tokenizer=tokenizer, max_prompt_tokens=prompt, max_new_tokens=solution) == []
-    assert found(source, tokenizer=tokenizer, max_prompt_tokens=prompt - 1, max_new_tokens=solution - 1) == [
+    assert found(source, tokenizer=CHARACTERS, max_prompt_tokens=prompt, max_new_tokens=solution) == []
+    assert found(source, tokenizer=CHARACTERS, max_prompt_tokens=prompt - 1, max_new_tokens=solution - 1) == [
         ("error", "prompt_length", "validation", 1, "long"),
         ("warning", "solution_length", "validation", 1, "long"),
     ]
     # A shorter template makes room.
-    assert found(source, tokenizer=tokenizer, max_prompt_tokens=100, prompt="{question}") == []
+    assert found(source, tokenizer=CHARACTERS, max_prompt_tokens=100, prompt="{question}") == []
     with pytest.raises(ValueError, match="needs the tokenizer"):
         diagnose(source, max_prompt_tokens=10)
+
+
+def test_worked_examples_count_as_part_of_prompts():
+    source, example = ProblemList(healthy(1)), ProblemList(healthy(2, "e"), "validation")
+    prompt = len(f"Q: {healthy(1)[0].question}\nA:\n")
+    limits = {"tokenizer": CHARACTERS, "max_prompt_tokens": prompt}
+    assert found(source, **limits) == []
+    assert found(source, **limits, shots=1, examples=example) == [("error", "prompt_length", "train", 0, "p-0")]
+    splits = ProblemList({"train": healthy(1), "validation": healthy(2, "e")})
+    findings = diagnose_env("tokengym/Dataset-v0", problems=splits, shots=1, **limits)
+    assert [finding.check for finding in findings.errors if finding.split == "train"] == ["prompt_length"]
+
+
+def test_special_tokens_count_as_part_of_prompts():
+    tokenizer = load_tokenizer(CHARACTERS)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{EOS} $A", special_tokens=[(EOS, tokenizer.eos_token_id)]
+    )
+    source = ProblemList(healthy(1))
+    limits = {"tokenizer": tokenizer, "max_prompt_tokens": len(f"Q: {source[0].question}\nA:\n")}
+    assert found(source, **limits) == [("error", "prompt_length", "train", 0, "p-0")]
 
 
 def test_a_source_grades_by_its_own_rules():
@@ -170,6 +188,7 @@ def test_annotations_that_compute(annotation):
         ("10/3=3", "does not compute: it gives 3.33333"),
         ("10/3=3.4", "does not compute"),
         ("10/3=3.35", "does not compute"),
+        ("1/2=45.0%", "does not compute: it gives 0.5"),
         ("1+1=2=3", "does not compute: it gives 2"),
         ("48/2", "has no result"),
         ("560//10=56", "cannot be read"),
