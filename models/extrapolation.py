@@ -26,7 +26,8 @@ def extrapolate(weaker: PreTrainedModel, stronger: PreTrainedModel, alpha: float
             `weaker`, and numbers between these interpolate.
 
     Returns:
-        The new model, with float32 weights, on the device of `stronger`.
+        The new model, on the device of `stronger`; with float32 weights, or where `stronger` is adapters on `weaker`,
+        with its own.
 
     Raises:
         ValueError: The models have weights of different names or shapes, or exactly the same weights, or alpha is not

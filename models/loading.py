@@ -95,8 +95,9 @@ def load(
         FileNotFoundError: The *.gguf file does not exist, or the folder holds no model.
         ImportError: The package of an extra is not installed.
         ValueError: The tokenizer has no end-of-sequence token, or has ids that the model lacks; `lora_rank` is below 1,
-            or is given for a folder of adapters; adapters were trained on another model; the model does not support the
-            attention implementation or 4 bits, or its outputs for padded batches differ from those for single rows.
+            is given for a folder of adapters, or is missing beside other settings of LoRA; adapters were trained on
+            another model; the model does not support the attention implementation or 4 bits, or its outputs for padded
+            batches differ from those for single rows.
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
@@ -106,13 +107,18 @@ def load(
     name = str(name_or_path)
     if name.startswith(CHARS):
         raise UnknownNameError(f"no model {name!r}: this names a tokenizer alone")
+    shaped = (lora_alpha, lora_targets, lora_rank_stabilized) != (None, "all-linear", False)
     if is_adapter(adapter := Path(name).expanduser()):
-        if lora_rank is not None:
-            raise ValueError(f"{name!r} holds adapters, and training continues them: leave out lora_rank")
+        if lora_rank is not None or shaped:
+            raise ValueError(
+                f"{name!r} holds adapters, and training continues them: leave out lora_rank and other settings of LoRA"
+            )
         base, tokenizer = load(base_name(adapter), device=device, dtype=dtype, load_in_4bit=load_in_4bit, attn=attn)
         model = with_saved_adapters(base, adapter)
         _adapter_config(model).base_model_name_or_path = base_name(adapter)
         return model.eval(), tokenizer
+    if lora_rank is None and shaped:
+        raise ValueError("lora_alpha, lora_targets and lora_rank_stabilized shape adapters: give lora_rank, too")
     tokenizer = load_tokenizer(name)
     model: Any = _pretrained(name, device, dtype, load_in_4bit, attn)
     check_vocabulary(model, tokenizer)

@@ -130,6 +130,8 @@ def test_a_folder_of_adapters_that_cannot_be_loaded_says_why(tmp_path: Path) -> 
     folder = save(model, tmp_path / "model") / "adapter"
     with pytest.raises(ValueError, match="holds adapters, and training continues them: leave out lora_rank"):
         load(folder, lora_rank=2)
+    with pytest.raises(ValueError, match="holds adapters, and training continues them"):
+        load(folder, lora_alpha=8)
     with pytest.raises(ValueError, match="the model has adapters already"):
         with_lora(model, 2)
     weights = load_file(folder / "adapter_model.safetensors")

@@ -105,6 +105,9 @@ def test_bad_arguments(folder):
         load(folder, dtype="bfloat")
     with pytest.raises(ValueError, match="lora_rank is 0"):
         load(folder, lora_rank=0)
+    for setting in ({"lora_alpha": 8}, {"lora_targets": ["q_proj"]}, {"lora_rank_stabilized": True}):
+        with pytest.raises(ValueError, match="give lora_rank, too"):
+            load(folder, **setting)
 
 
 def test_a_name_of_no_model(tmp_path, monkeypatch):
