@@ -402,8 +402,17 @@ class VLLMDecoder:
 
 
 def max_lora_rank(model: PreTrainedModel) -> int:
-    """The least of the ranks that vLLM takes that has room for a model's adapters."""
+    """The least of the ranks that vLLM takes that has room for a model's adapters.
+
+    Raises:
+        ValueError: There is none.
+    """
     rank = cast(Any, model).peft_config["default"].r
+    if rank > _RANKS[-1]:
+        raise ValueError(
+            f"vLLM takes adapters of rank {_RANKS[-1]} at most, and these have {rank}: lower lora_rank, or load the "
+            "model in float32, in which they are merged before they are handed over"
+        )
     return min(each for each in _RANKS if each >= rank)
 
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from ...files import naming
 from ..adapters import merged_weights
 from ..forward import token_logprobs
-from ..layers import without_adapters
+from ..layers import evaluating, without_adapters
 from .vllm_decoder import BaseVLLM, Requests, max_lora_rank
 from .vllm_http import ADAPTER, RefusedError, ServerRequests, Servers
 
@@ -151,20 +151,23 @@ class VLLMServers(BaseVLLM):
                     )
             return
         self._version, self._adapter = version, adapter
-        if not _is_first(f"{version}/{adapter}", " ".join(self._servers.urls)):
-            self._servers.wait_for(version, adapter)
-            return
         try:
+            if not _is_first(f"{version}/{adapter}", " ".join(self._servers.urls)):
+                self._servers.wait_for(version, adapter)
+                return
             self._load_weights(model)
             if adapter is not None:
                 self._load_adapter(model)
-        except RefusedError as error:
+            self._check_logprobs(model)
+        except BaseException as error:
+            self._version, self._adapter = "", None  # nothing is known of what the servers have
+            if not isinstance(error, RefusedError):
+                raise
             raise ValueError(
                 f"the vLLM server {error.url} does not take the weights of this model from {self._folder.name}: it "
                 "must see that folder, which vllm_folder chooses, and serve the same model. It says: "
                 f"{error.message}. {self._start(model, error.url)}"
             ) from error
-        self._check_logprobs(model)
 
     def _load_weights(self, model: PreTrainedModel) -> None:
         versions = zip(self._servers.urls, self._servers.versions(), strict=True)
@@ -195,11 +198,10 @@ class VLLMServers(BaseVLLM):
             for drawn in requests.step():
                 found[drawn.request] += zip(drawn.tokens, drawn.logprobs, strict=True)
         requests.abort([*found])
-        training = model.training
-        model.eval()
         for url, row in found.items():
             tokens = torch.tensor([*prompt.tolist(), *(token for token, _ in row)], device=model.device)
-            logits = model(tokens[None]).logits[0, len(prompt) - 1 : -1]
+            with evaluating(model):
+                logits = model(tokens[None]).logits[0, len(prompt) - 1 : -1]
             expected = token_logprobs(logits, tokens[len(prompt) :], temperature).cpu()
             error = float((expected - torch.tensor([logprob for _, logprob in row])).abs().mean())
             if not error <= TOLERANCE.get(self._dtype, TOLERANCE["bfloat16"]):
@@ -207,7 +209,6 @@ class VLLMServers(BaseVLLM):
                     f"the log-probabilities of the vLLM server {url} differ from those of the model by {error:.3g} on "
                     f"average: it serves another model, or a quantized one. {self._start(model, url)}"
                 )
-        model.train(training)
 
 
 def _checked_urls(urls: Sequence[str]) -> list[str]:

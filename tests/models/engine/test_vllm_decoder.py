@@ -20,7 +20,7 @@ from tokengym.agents.rollouts.conditioned_policy import ConditionedPolicy
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.models import load
 from tokengym.models.engine.sampling import SamplingConfig
-from tokengym.models.engine.vllm_decoder import VLLM, EngineRequests, VLLMDecoder, merged_weights
+from tokengym.models.engine.vllm_decoder import VLLM, EngineRequests, VLLMDecoder, max_lora_rank, merged_weights
 from tokengym.models.forward import token_logprobs
 
 SLOTS = 4
@@ -294,6 +294,15 @@ def test_without_vllm_one_error_says_how_to_install_it(policy: CausalLMPolicy, c
 def test_a_share_of_the_memory_out_of_range(policy: CausalLMPolicy) -> None:
     with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
         VLLM(policy.model, 4, 64, memory=1.5)
+
+
+def test_a_rank_beyond_what_vllm_takes() -> None:
+    def ranked(rank: int) -> Any:
+        return SimpleNamespace(peft_config={"default": SimpleNamespace(r=rank)})
+
+    assert max_lora_rank(ranked(512)) == 512
+    with pytest.raises(ValueError, match=r"rank 512 at most, and these have 513: lower lora_rank"):
+        max_lora_rank(ranked(513))
 
 
 def test_more_slots_than_it_was_made_for(policy: CausalLMPolicy, env: Any) -> None:

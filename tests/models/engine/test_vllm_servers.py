@@ -206,9 +206,11 @@ def test_a_server_with_another_model(policy: CausalLMPolicy, env: Any, servers: 
     for parameter in servers[1].model.parameters():
         parameter.data.mul_(1.5)
     vllm = make_vllm_servers(policy, env, urls(servers))
-    with pytest.raises(ValueError, match=f"vLLM server {servers[1].url} differ from those of the model by"):
-        collect(policy.with_vllm(vllm), env, 1, seed=0)
-    assert policy.model.training is False
+    policy.model.train()
+    for _ in range(2):  # the second time no weights are new, and the servers are still wrong
+        with pytest.raises(ValueError, match=f"vLLM server {servers[1].url} differ from those of the model by"):
+            vllm._hand_over(policy.model)
+    assert all(part.training for part in policy.model.modules())
 
 
 @pytest.mark.parametrize(("length", "prompt", "drawn"), [(2, 1, 1), (8, 4, 4), (400, 8, 32)])
