@@ -164,14 +164,18 @@ class PromptEncoder:
         return tokens
 
     def decode(self, completion: NDArray[np.integer[Any]]) -> str:
-        """The text of a completion as it is graded: an end-of-sequence token or stop string at its end is left out.
-
-        A stop string with which the answer format ends an answer, such as "</answer>", stays.
-        """
+        """The text of a completion as it is graded: an end-of-sequence token or stop string at its end is left out."""
         ended = len(completion) > 0 and completion[-1] in self.eos_token_ids
         tokens = completion[:-1] if ended else completion
         text = cast(str, self.tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False))
-        return text if ended or not self.stops else self.stops.cut(text, self._kept_stops())
+        return text if ended else self.cut(text)
+
+    def cut(self, text: str) -> str:
+        """The text of a completion before its stop string.
+
+        A stop string with which the answer format ends an answer, such as "</answer>", stays.
+        """
+        return self.stops.cut(text, self._kept_stops()) if self.stops else text
 
     def end_by_token(self, completion: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
         """A finished completion, ended by an end-of-sequence token in the place of a stop string.

@@ -393,6 +393,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """True if a line of a completion is the one that shows its answer ("#### 72"), and no step."""
         return self.problems.answer_format.is_answer(line)
 
+    def cut(self, text: str) -> str:
+        """The part of a completion's text that is graded, see `PromptEncoder.cut`."""
+        return self.encoder.cut(text)
+
     def encode_prompt(self, problem: Problem) -> IntArray:
         """Token ids of the prompt for `problem`, however many they are."""
         return self.encoder.encode_prompt(problem)

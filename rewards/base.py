@@ -56,6 +56,10 @@ class AttemptView(Protocol):
         """True if a line of a completion is the one that shows its answer ("#### 72"), and no step."""
         ...
 
+    def cut(self, text: str) -> str:
+        """The part of a completion's text that is graded: what stands before a stop string."""
+        ...
+
 
 def how_to_register(kind: type) -> str:
     """Advice on registering a class of rewards that environments are to make from plain values."""
@@ -89,8 +93,10 @@ class Reward(ABC):
         return self._view
 
     def bind(self, view: AttemptView) -> None:
-        """Called once, by the environment that owns this reward. Raises `ValueError` if another one already does."""
-        if self._view is not None and self._view is not view:
+        """Called once, by the environment that owns this reward. Raises `ValueError` if one already does."""
+        if self._view is view:
+            raise ValueError(f"this {type(self).__name__} is given twice in one environment: make one for each term")
+        if self._view is not None:
             raise ValueError(
                 f"this {type(self).__name__} already belongs to an environment: make one reward for each, or, for "
                 "agents, which make several, " + how_to_register(type(self))
@@ -194,8 +200,9 @@ class _AttemptProgress:
 class StepReward(Reward):
     """Base of rewards that pay at the last token of each step: override `step_rewards`.
 
-    A step ends at a token whose text contains a newline, or at end-of-sequence; blank lines are no steps. Text is
-    decoded at those tokens only. Step texts of a reset prefix appear in `Step.previous` and are never paid.
+    A step ends at a token whose text contains a newline, or where the attempt ends by itself; blank lines are no steps,
+    and a stop string is no part of one. Text is decoded at those tokens only. Step texts of a reset prefix appear in
+    `Step.previous` and are never paid.
     """
 
     def bind(self, view: AttemptView) -> None:
@@ -244,7 +251,8 @@ class StepReward(Reward):
             progress = self._progress[slot]
             text = ""
             if state == TERMINATED or newline[position]:
-                text = progress.line.finish(tokens, self.decode)
+                beyond = self._beyond(tokens) if state == TERMINATED else 0
+                text = progress.line.finish(tokens, self.decode, beyond)
             if text or state != RUNNING:
                 verdict = None if state == RUNNING else _verdict(verdicts, slot)
                 steps.append(Step(slot, progress.problem, tuple(progress.steps), text, tokens, verdict))
@@ -259,6 +267,11 @@ class StepReward(Reward):
                 raise
             rewards[[step.slot for step in steps], columns] = _finite(paid, (len(steps),), self)
         return rewards
+
+    def _beyond(self, completion: IntArray) -> int:
+        """Number of characters at the end of a completion that are its stop string."""
+        text = self.decode(completion)
+        return len(text) - len(self.view.cut(text))
 
 
 def no_rewards(lengths: IntArray) -> FloatArray:

@@ -22,9 +22,16 @@ class OpenLine:
     start: int = 0
     carried: str = ""  # text after the newline inside the token that ended the last line
 
-    def finish(self, tokens: NDArray[np.integer], decode: Callable[[Any], str]) -> str:
-        """The text of the line that ends with the last of `tokens`, a completion so far; "" if it is blank."""
+    def finish(self, tokens: NDArray[np.integer], decode: Callable[[Any], str], beyond: int = 0) -> str:
+        """The text of the line that ends with the last of `tokens`, a completion so far; "" if it is blank.
+
+        Args:
+            tokens: Token ids [T] of the completion.
+            decode: Function that gives the text of tokens.
+            beyond: Number of characters at the end that are no part of the completion's text: its stop string.
+        """
         text = self.carried + decode(tokens[self.start :])
+        text = text[: max(0, len(text) - beyond)]
         line, newline, rest = text.rpartition("\n")
         self.start, self.carried = len(tokens), rest if newline else ""
         return (line if newline else text).strip()
@@ -34,6 +41,8 @@ def step_ends(
     completions: Sequence[NDArray[np.integer]], terminated: Sequence[bool], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[IntArray]:
     """The last token of each step of finished attempts, by the rules of `StepReward`: indices [S] into each completion.
+
+    But for stop strings, which are not known here: the text of one is the end of a step, or a step.
 
     Args:
         completions: Token ids [T] of each of C attempts.

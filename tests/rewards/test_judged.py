@@ -238,3 +238,33 @@ def test_it_is_made_by_name_in_gymnasium() -> None:
     lines = slots.problem(0).solution.split("\n")
     assert len({line.rpartition("=")[2] for line in lines}) == len(lines) == 4
     assert sum(env.step(token)[1] for token in slots.encode_solution(slots.problem(0)).tolist()) == 0.5 * len(lines)
+
+
+@pytest.mark.parametrize(
+    ("written", "stop", "judged"),
+    [
+        ("1+2=3\n#### 7\nq= ", "\nq=", ["1+2=3", "#### 7"]),
+        ("1+2=3\n#### 7 so much", " so", ["1+2=3", "#### 7"]),
+        ("1+2=3\n#### 7\n\nmore", "\n\n", ["1+2=3", "#### 7"]),
+        ("1+2=3\n#### 7 more", "more", ["1+2=3", "#### 7"]),
+    ],
+)
+def test_a_stop_string_is_no_step_and_no_part_of_one(written: str, stop: str, judged: list[str]) -> None:
+    seen: list[str] = []
+
+    def judge(steps: Sequence[Step]) -> list[float]:
+        seen.extend(step.text for step in steps)
+        return [1.0] * len(steps)
+
+    problems = ProblemList([Problem("only", "q", "7", REFERENCE)])
+    env = TokenVectorEnv(problems, 1, tokenizer=TOKENIZER, prompt="{question}", stop=stop, reward=JudgedReward(judge))
+    env.reset()
+    total, terminated = 0.0, False
+    for token in encode(written):
+        _, rewards, terminations, _, infos = env.step([token])
+        total += rewards[0]
+        if terminated := bool(terminations[0]):
+            break
+    assert terminated
+    assert infos["is_success"][0]
+    assert (seen, total) == (judged, len(judged))

@@ -127,3 +127,9 @@ def test_products_that_cannot_be() -> None:
         make_reward({"name": "product", "terms": [[1.0, "sparse"], [1.0, "dense"]]})
     with pytest.raises(ValueError, match="each term of a product needs a name of its own, got a, a"):
         ProductReward([("a", SparseReward()), ("a", SparseReward())])
+
+
+def test_one_reward_cannot_be_two_terms() -> None:
+    reward = Length()
+    with pytest.raises(ValueError, match="this Length is given twice in one environment"):
+        make(SumReward([("a", 1.0, reward), ("b", 1.0, ProductReward([("c", reward), ("d", SparseReward())]))]))
