@@ -78,7 +78,7 @@ class Uniform(Curriculum):
         self.load_state_dict({})
 
     def next(self, rng: np.random.Generator, size: int) -> int:
-        if self._left == 0:
+        if self._left == 0 or self._index >= size:  # the source may have become another
             self._index, self._left = self._draw(rng, size), self.repeats
         self._left -= 1
         return self._index

@@ -47,6 +47,12 @@ def test_uniform_draws_anew_for_every_k_attempts_and_continues_where_it_was_save
         Uniform(repeats=0)
 
 
+def test_uniform_leaves_an_index_that_another_source_has_no_problem_for():
+    curriculum, rng = Uniform(repeats=3), np.random.default_rng(0)
+    assert curriculum.next(rng, 100) >= 4
+    assert len({curriculum.next(rng, 4) for _ in range(3)}) == 1
+
+
 @pytest.mark.parametrize("saved_after", [0, 1, 4, 17])
 def test_sequential_goes_round_and_continues_where_it_was_saved(saved_after):
     expected = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3] * 2
