@@ -89,7 +89,7 @@ class JudgedReward(StepReward):
                 environment's, or its scores have no middle, and `form` is "centered".
         """
         super().bind(view)
-        if isinstance(self.judge, str) and self.judge != REFERENCE and not Path(self.judge).exists():
+        if isinstance(self.judge, str) and self.judge != REFERENCE and not Path(self.judge).expanduser().exists():
             raise FileNotFoundError(
                 f'there is no judge {self.judge!r}: give "{REFERENCE}", or an outcome model\'s folder'
             )

@@ -14,12 +14,12 @@ number in it, for prompted models that were never taught the marker.
     integer  = digits | digits with a comma before every three and none elsewhere: 12,345 but not 12,34
 
 A final full stop is ignored (`42.`), and so are words after the number (`42 apples left`, `5 miles per hour`, `10cm`)
-unless they may change it (`5 million`, `42 or more`, `5x`, `5 x`), and what is set around it: emphasis and quotation
-marks, LaTeX's delimiters and boxes, signs of currencies and degrees, and after a marker words such as "The answer is"
-or `x =`. An answer may begin on the line after an empty mark. GSM8K's own regular expression, `#### (\-?[0-9\.\,]+)`,
-ignores anything after the number; here `5 + 3`, `42 or 43`, `5 million` and `99999999!` are `unparsed` and not 5, 42,
-5, 99999999. `percent` says what a percentage means in a data set: with `"number"`, as in GSM8K, 20% is 20; with
-`"fraction"`, 0.2.
+unless they may change it (`5 million`, `42 or more`, `5 thirds`, `5 pi`, `5x`, `5 xy`), and what is set around it:
+emphasis and quotation marks, LaTeX's delimiters and boxes, signs of currencies and degrees, and after a marker words
+such as "The answer is" or `x =`. An answer may begin on the line after an empty mark. GSM8K's own regular expression,
+`#### (\-?[0-9\.\,]+)`, ignores anything after the number; here `5 + 3`, `42 or 43`, `5 million` and `99999999!` are
+`unparsed` and not 5, 42, 5, 99999999. `percent` says what a percentage means in a data set: with `"number"`, as in
+GSM8K, 20% is 20; with `"fraction"`, 0.2.
 
 **When numbers are equal.** Exactly, whatever their length and notation: 1.50 = 3/2 = 15e-1, while 0.1 differs from
 0.1000000001. The one exception [choice]: a fraction without a finite decimal expansion also equals a decimal within a
@@ -62,6 +62,10 @@ _NOT_UNITS = frozenset(
     {"and", "or", "not", "to", "plus", "minus", "point", "half", "squared", "cubed", "factorial", "dozen", "dozens"}
     | {"hundred", "thousand", "million", "billion", "trillion"}
     | {"hundreds", "thousands", "millions", "billions", "trillions"}
+    | {"quadrillion", "quintillion", "bn", "lakh", "lakhs", "crore", "crores", "tens"}
+    | {"halves", "thirds", "fourths", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths"}
+    | {"hundredths", "thousandths", "pi", "sqrt", "ln", "exp", "sin", "cos"}
+    | {"xy", "xz", "yz", "xyz", "ab", "bc", "abc"}
 )
 _UNIT_LETTERS = frozenset("mgshlL")  # meters, grams, seconds, hours, liters; any other letter alone is a variable
 # What is set around a number and does not change it.

@@ -268,3 +268,12 @@ def test_a_stop_string_is_no_step_and_no_part_of_one(written: str, stop: str, ju
     assert terminated
     assert infos["is_success"][0]
     assert (seen, total) == (judged, len(judged))
+
+
+def test_a_judge_in_the_home_folder_is_found(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="'~/empty' is not an outcome model"):
+        play("#### 7", {"name": "judged", "judge": "~/empty"})
+    with pytest.raises(FileNotFoundError, match="there is no judge '~/nothing'"):
+        play("#### 7", {"name": "judged", "judge": "~/nothing"})

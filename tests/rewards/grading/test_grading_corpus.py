@@ -245,6 +245,18 @@ UNPARSED_MARKED = {
         *("~42", "\u224842", "42=42", "42 = x", "is 42"),
         *("#42", "42#", "42,", "42;", "42:", "42?", "42, 43", "42 43", "42 or 43", "42-43", "42 to 43", "42:00", "42/"),
         # words that change the number, or hedge it
+        *(
+            "42 thirds",
+            "42 hundredths of it",
+            "42 lakh",
+            "42 quadrillion",
+            "42 bn",
+            "42 tens",
+            "42 pi",
+            "42pi",
+            "42 sqrt",
+        ),
+        *("42 pi", "42 sqrt", "42xy", "42 xyz", "42ab", "42 abc cm"),
         *("42 million", "42 Thousand dollars", "42 dozen", "42 and a half", "42 or more", "42 squared", "42 factorial"),
         *(
             "42 not",

@@ -226,6 +226,7 @@ WRONG = {
         ("18 x", "18"),
         ("18x", "18"),
         (r"18\text{ million}", "18"),
+        *((f"18{words}", "18") for words in ("pi", " pi", "xy", " xyz", "ab", r"\text{ thirds}", " thirds", " lakh")),
         ("1 2", "12"),
         ("12,34", "1234"),
         (r"0.\overline{3}", "0.3"),
