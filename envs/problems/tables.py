@@ -281,6 +281,8 @@ def _read_csv(path: Path) -> Iterator[Row | ValueError]:
         reader = csv.reader(lines, strict=True)
         try:
             header = next(reader, [])
+            if twice := [name for name in header if name and header.count(name) > 1]:
+                raise ValueError(f"{path} has two columns {twice[0]!r}: rename one of them")
             for index, values in enumerate(values for values in reader if values):
                 place = f"{path}, line {reader.line_num}"
                 if len(values) == len(header):

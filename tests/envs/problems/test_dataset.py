@@ -120,6 +120,7 @@ def test_answers_inside_solutions_and_numbers_of_all_types(tmp_path):
         ("a.csv", 'question,answer\nx,1\n"y,2\n', "line 3: not CSV"),
         ("a.csv", "question,answer\nx,1\ny,\n", "line 3: field 'answer' is empty"),
         ("a.csv", "question,answer\nx,1\ny,two\n", "line 3: the gold answer 'two' is not a number"),
+        ("a.csv", "question,answer,answer,,\nx,1,2,,\n", r"a\.csv has two columns 'answer'"),
         ("a.csv", "question,reply\nx,1\n", "there is no column 'answer', only 'question', 'reply'"),
         ("a.json", '[{"question": "x",\n "answer" 1}]', r"a\.json, line 2: not JSON"),
         ("a.json", '[{"question": "x", "answer": 1}, 2]', "row 1: 2 is not an object"),
