@@ -262,20 +262,35 @@ class Tag(_ValueFormat):
         return [text for _, found, answer in answers if found and (text := answer.strip())]
 
 
-# "The answer is (B).", "**Answer:** C", "answer: \boxed{D}"
-_CHOSEN = (
-    r"(?i:answer|option|choice)\W{{0,4}}(?i:\s(?:is|would\s+be))?[\s:*$]{{0,6}}(?:\\boxed\{{)?\s*[(\[*]{{0,3}}"
-    r"([{letters}])(?![\w'’])"
+# "The answer is (B).", "**Answer:** C", "answer: \boxed{D}"; not "answer: E = 5"
+_LETTER = (
+    r"\W{{0,4}}(?i:\s(?:is|would\s+be))?[\s:*$]{{0,6}}(?:\\boxed\{{)?\s*[(\[*]{{0,3}}"
+    r"([{letters}])(?![\w'’^]|-[A-Za-z]|\s*=)"
 )
-_BOXED_LETTER = r"(?:\\(?:text|mathrm|textbf|mathbf)\s*\{{)?\s*\(?\s*([{letters}])\s*\)?\s*\}}?\s*[.:)]?(?:\s.*)?"
-_LINE_LETTER = r"[\s*(\[$]{{0,4}}([{letters}])(?:[\s*)\].:$]{{1,4}}(?P<text>.*))?"
+_CHOSEN = (
+    r"(?i:answer(?:\W{{0,4}}(?:\s(?:is|would\s+be))?\s+(?:the\s+)?(?:correct\s+|right\s+)?(?:option|choice))?"
+    r"|(?:correct|right|best|final|my)\s+(?:option|choice))" + _LETTER
+)
+# Where nothing is called the answer; on the way to one, options may be weighed.
+_NAMED = r"(?i:option|choice)" + _LETTER
+# "A, B", "A or (B)", but not "B, A is wrong".
+_RIVAL = (
+    r"[)\]*}}$]{{0,4}}[ \t]*(?:,|/|&|(?i:or|and)\b)[ \t]*(?:(?i:or|and)\s)?[(\[*$]{{0,3}}"
+    r"([{letters}])(?![\w'’^]|-[A-Za-z]|\s*=|\s(?:is|was|has|does|can|cannot|would)\b)"
+)
+_BOXED_LETTER = (
+    r"(?:\\(?:text|mathrm|textbf|mathbf)\s*\{{)?\s*\(?\s*([{letters}])(?!{rival}|\s*=)\s*\)?\s*\}}?\s*[.:)]?(?:\s.*)?"
+)
+# A bare "A triangle" begins a sentence.
+_LINE_LETTER = r"[\s*(\[$]{{0,4}}(?![AI]\s+[a-z])([{letters}])(?!{rival}|\s*=)(?:[\s*)\].:$]{{1,4}}.*)?"
 
 
 @ANSWER_FORMATS.register("choice")
 class Choice(AnswerFormat):
     r"""The letter of an option: "Answer: B", "the answer is (B)", `\boxed{B}`, or a last line of it, "(B) 21 cm".
 
-    Answers that are marked in different ways must agree, or the attempt is `ambiguous`.
+    Options that are weighed on the way ("option A is wrong") count only where nothing is called the answer. Answers
+    that are marked in different ways must agree, or the attempt is `ambiguous`, as it is with "A or B".
 
     Args:
         letters: Letters of the options.
@@ -297,19 +312,32 @@ class Choice(AnswerFormat):
         return f"Answer: {self._letter(answer) or answer}"
 
     def extract(self, completion: str) -> list[str]:
-        found = [(match.start(), match[1]) for match in re.finditer(_CHOSEN.format(letters=self.letters), completion)]
-        letters = [letter for _, letter in found]
+        rival = _RIVAL.format(letters=self.letters)
+        letters = self._marked(_CHOSEN, completion)
         for text in boxed(completion):
-            match = re.fullmatch(_BOXED_LETTER.format(letters=self.letters), text)
+            match = re.fullmatch(_BOXED_LETTER.format(letters=self.letters, rival=rival), text)
             letters += [match[1]] if match else [text] if text else []
+        letters = letters or self._marked(_NAMED, completion)
         if not letters:
             last = completion.strip().rpartition("\n")[2]
-            match = re.fullmatch(_LINE_LETTER.format(letters=self.letters), last)
+            match = re.fullmatch(_LINE_LETTER.format(letters=self.letters, rival=rival), last)
             letters = [match[1]] if match else []
         return letters[::-1][:MAX_MARKS]
 
+    def _marked(self, pattern: str, completion: str) -> list[str]:
+        """The letters after a mark, and those that are named beside them ("A or B")."""
+        rival = re.compile(_RIVAL.format(letters=self.letters))
+        found: list[str] = []
+        for match in re.finditer(pattern.format(letters=self.letters), completion):
+            found.append(match[1])
+            end = match.end()
+            while (other := rival.match(completion, end)) is not None:
+                found.append(other[1])
+                end = other.end()
+        return found
+
     def is_answer(self, line: str) -> bool:
-        # A line that begins with a letter, "B = 5", may be a step.
+        # A line that begins with a letter, "B = 5", may be a step, and so may one about an option.
         return bool(boxed(line) or re.search(_CHOSEN.format(letters=self.letters), line))
 
     def compare(self, answers: list[str], gold: str) -> Verdict:

@@ -43,6 +43,26 @@ DAPO = {"name": "marker", "marker": "Answer:", "answers": "latex"}
         ("choice", r"\boxed{21}", "B", "unparsed"),
         ("choice", "I do not know", "B", "no_answer"),
         ("choice", "The answer is 21. A good one", "A", "no_answer"),
+        ("choice", "So it is.\nA good guess", "A", "no_answer"),
+        ("choice", "So it is.\n(A) good guess", "A", "correct"),
+        ("choice", "So it is.\nB = 5", "B", "no_answer"),
+        ("choice", "Answer: B = 5", "B", "no_answer"),
+        ("choice", "Answer: E-mail it", "E", "no_answer"),
+        ("choice", "Answer: A or B", "A", "ambiguous"),
+        ("choice", "the answer is (A), (C)", "A", "ambiguous"),
+        ("choice", "Answer: A, B, C, D, E", "A", "ambiguous"),
+        ("choice", "Answer: **B** and D", "B", "ambiguous"),
+        ("choice", "Answer: B, A is wrong", "B", "correct"),
+        ("choice", "Option A is 5 and option B is 6.\nAnswer: B", "B", "correct"),
+        ("choice", "Choice A is 5.\n\\boxed{B}", "B", "correct"),
+        ("choice", "Choice A is wrong, choice B right", "B", "ambiguous"),
+        ("choice", "The correct option is B, not option A", "B", "correct"),
+        ("choice", "The answer is option C.\nAnswer: B", "B", "ambiguous"),
+        ("choice", "It is option B.", "B", "correct"),
+        ("choice", "Answer: B, and nothing else", "B", "correct"),
+        ("choice", r"\boxed{A or B}", "A", "unparsed"),
+        ("choice", r"\boxed{\text{A and B}}", "A", "unparsed"),
+        ("choice", "A or B", "A", "no_answer"),
         ({"name": "choice", "letters": "AB"}, "Answer: C", "B", "no_answer"),
         ("last_number", "7 + 2 = 9, so there are 9 apples.", "9", "correct"),
         ("last_number", "9, I think of 3", "9", "wrong"),
@@ -76,7 +96,7 @@ def test_a_completed_solution_shows_its_answer_and_the_instruction_asks_for_it(s
 def test_the_line_of_the_answer_is_no_step(spec):
     answer_format = make_format(spec)
     assert answer_format.is_answer(answer_format.show("B" if spec == "choice" else "72"))
-    for step in ("48/2 = 24 clips", "B = 5 is the base", "In all there are 72."):
+    for step in ("48/2 = 24 clips", "B = 5 is the base", "In all there are 72.", "Option A would be 70+2 = 72"):
         assert not answer_format.is_answer(step)
 
 
