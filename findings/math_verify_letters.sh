@@ -1,14 +1,16 @@
 #!/bin/bash
 # math-verify 0.9.0 with latex2sympy2_extended 1.11.0: letters at the end of an answer are taken for units and dropped.
 #
-# `parse` strips units by default, from a list of words that holds t, s, h, m, g, d, c, l and "ab" as well as cm and feet. One
-# that stands at the end after a digit, a closing brace or a space goes, whether or not it is a variable: 3t, 3s and 3
-# are one answer, and so are x^2 - 3t and x^2 - 3. Not so inside: 3t + 1 is not 3s + 1, and letters off the list stay, so 3x is
-# not 3. That units of measurement are left out is told in the project's issue 36; that variables are is not.
+# `parse` strips units by default, from a list of words that holds t, s, h, m, g, d, c, l and "ab" as well as cm and
+# feet. One that stands at the end after a digit, a closing brace or a space goes, whether or not it is a variable: 3t,
+# 3s and 3 are one answer, and so are x^2 - 3t and x^2 - 3. Not so inside: 3t + 1 is not 3s + 1, and letters off the
+# list stay, so 3x is not 3. That units of measurement are left out is told in the project's issue 36; that variables
+# are is not.
 #
 # Answers of algebra problems (a distance of 60t, a cost of 5c, a perimeter of 4s) are then found equal to any other
 # letter of the list, or to none. What helps: LatexExtractionConfig(normalization_config=NormalizationConfig(
-# basic_latex=True, malformed_operators=True, nits=True, boxed="all", units=False)) wherever answers may hold variables.
+# basic_latex=True, malformed_operators=True, nits=True, boxed="all", units=False)) wherever answers may hold
+# variables.
 #
 # Seen: "3t = 3s: True", "3t = 3: True", "x^2-3t = x^2-3: True", "\sqrt{2}h = \sqrt{2}: True", "3t+1 = 3s+1: False",
 # "3x = 3: False", "without units 3t = 3s: False".
