@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -63,8 +64,9 @@ class Planned:
         """Tokens in one forward pass of an update."""
         return cast(int, self.config.micro_batch_tokens)
 
+    @cached_property
     def plan(self) -> MemoryPlan:
-        """Counts the memory of one process.
+        """The memory of one process, counted when it is first asked for.
 
         Raises:
             ValueError: The longest attempt has more tokens than the model has positions.
@@ -119,11 +121,11 @@ def propose(wanted: Planned) -> Planned | None:
     """
     for choice in _choices(wanted):
         smallest = choice.sized(min(choice.limits.longest, choice.micro_batch_tokens), 1)
-        least = smallest.plan()
+        least = smallest.plan
         if least.peak > wanted.usable:
             continue
         # Memory grows in a line with tokens and with slots, but for steps: the guess is lowered until it fits.
-        whole, size = choice.plan(), []
+        whole, size = choice.plan, []
         for phase, small, large in (
             ("learning", smallest.micro_batch_tokens, choice.micro_batch_tokens),
             ("sampling", 1, choice.limits.num_envs),
@@ -133,7 +135,7 @@ def propose(wanted: Planned) -> Planned | None:
                 growth = whole.total(phase) - least.total(phase)
                 room = (wanted.usable - least.total(phase)) / growth if growth else 1.0
             size.append(_rounded(small, large, room))
-        while (fitting := choice.sized(*size)).plan().peak > wanted.usable:
+        while (fitting := choice.sized(*size)).plan.peak > wanted.usable:
             size = [
                 _rounded(small, large, 0.8) for small, large in zip((smallest.micro_batch_tokens, 1), size, strict=True)
             ]
@@ -174,7 +176,7 @@ def describe(planned: Planned) -> str:
     Args:
         planned: Training to plan.
     """
-    plan, devices = planned.plan(), planned.limits.processes
+    plan, devices = planned.plan, planned.limits.processes
     each = "" if devices == 1 else f", each of {devices} GPUs{' by FSDP' if planned.limits.sharded else ''}"
     text = f"{planned.agent.name} on {planned.model.model_type}{each}: sequences of at most {planned.limits.longest} "
     text += f"tokens, {planned.dtype}\n\n{plan}\n\n"
@@ -188,7 +190,7 @@ def describe(planned: Planned) -> str:
             ", nor does one sequence with gradient checkpointing, bfloat16 and adapters: take a smaller model or "
             "shorter attempts"
         )
-    fitting, launched = proposal.plan(), ""
+    fitting, launched = proposal.plan, ""
     if proposal.limits.sharded and not planned.limits.sharded:
         launched = f"    {LAUNCH} --num_processes {devices} -m tokengym train ...\n"
     return text + f"; {fitting.peak / GIB:.2f} GiB with\n\n{launched}    {proposal.flags(planned)}\n\n{fitting}"

@@ -50,7 +50,7 @@ def measured_peak(function: Callable[[], object]) -> int:
 
 
 def plan(kind: Any, config: Any, limits: Limits = LIMITS, **model: Any) -> MemoryPlan:
-    return Planned(kind, config, CONFIG, limits, GIB, **model).plan()
+    return Planned(kind, config, CONFIG, limits, GIB, **model).plan
 
 
 def size(found: MemoryPlan, phase: str, *names: str) -> int:
@@ -75,7 +75,7 @@ def test_weights_in_4_bits_take_what_the_plan_says(tmp_path: Path, measured: boo
     load_tokenizer("chars:0123456789").save_pretrained(tmp_path)
     model, _ = load(tmp_path, device="cpu", load_in_4bit=True, lora_rank=4)
     config = SFT.config_class(**SMALL)
-    planned = Planned(SFT, config, wide, LIMITS, GIB, lora_rank=4, load_in_4bit=True).plan()
+    planned = Planned(SFT, config, wide, LIMITS, GIB, lora_rank=4, load_in_4bit=True).plan
     with dry_run() as counter:
         loaded = plan_memory(SFT.work(config, without_weights(model)), config, LIMITS, counter)
     states = [parameter.quant_state for parameter in model.parameters() if hasattr(parameter, "quant_state")]
@@ -177,7 +177,7 @@ def test_a_rollout_takes_what_the_plan_says_and_leaves_nothing(folder: Path, mak
         assert max(len(attempt.completion) for attempt in rollout) > 20
 
     limits = Limits(32, 16, 40)
-    found = Planned(type(agent), agent.config, agent.model.config, limits, GIB).plan()
+    found = Planned(type(agent), agent.config, agent.model.config, limits, GIB).plan
     gc.disable()
     try:
         peak = measured_peak(sample)
@@ -200,7 +200,7 @@ def test_the_plan_of_a_run_is_what_the_run_takes(folder: Path, make_sums: Any) -
     }  # fmt: skip
     limits, made = Limits(8, 16, 40), []
     config = PPO.config_class(**settings)
-    found = Planned(PPO, config, AutoConfig.from_pretrained(folder), limits, GIB).plan()
+    found = Planned(PPO, config, AutoConfig.from_pretrained(folder), limits, GIB).plan
     env = make_sums(num_envs=8, max_new_tokens=40)
     make_agent("ppo", env, folder, num_envs=8, validation_env=env, **settings)  # what is loaded once
 
@@ -229,7 +229,7 @@ def test_the_guard_stops_what_cannot_fit_and_nothing_else(folder: Path, make_sum
     make_work = lambda policy: PPO.work(agent.config, policy)  # noqa: E731
     for free in (None, 2**40):
         memory.check_memory(make_work, agent.model, agent.config, limits, CPU, free)
-    needed = Planned(PPO, replace(agent.config, micro_batch_tokens=1), agent.model.config, limits, GIB).plan()
+    needed = Planned(PPO, replace(agent.config, micro_batch_tokens=1), agent.model.config, limits, GIB).plan
     with pytest.raises(
         NotEnoughMemoryError,
         match=r"one sequence of 20 tokens takes .*, and 0\.1 MiB are free on cpu .*lora_rank=16.*bfloat16.*kl_coef=0",
@@ -274,15 +274,23 @@ def test_agents_are_guarded_by_the_memory_of_their_device(
         make_agent("sft", make_sums(), folder)
 
 
-def test_proposals_fit_and_prefer_what_changes_no_result() -> None:
+def test_proposals_fit_and_prefer_what_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple[int | None, int]] = []
+
+    def count(work: Any, config: Any, limits: Limits, counter: Any) -> MemoryPlan:
+        counted.append((config.micro_batch_tokens, limits.num_envs))
+        return plan_memory(work, config, limits, counter)
+
+    monkeypatch.setattr("tokengym.agents.planning.plan_memory", count)
     wanted = Planned(SFT, SFT.config_class(), SHALLOW, LIMITS, 2**27)
     text = describe(wanted)
+    assert len(counted) == len(set(counted)) > 2, "each size is counted once"
     found = propose(wanted)
     assert found is not None
-    assert found.plan().peak <= found.usable
+    assert found.plan.peak <= found.usable
     assert (found.dtype, found.lora_rank, found.config.gradient_checkpointing) == ("float32", None, False)
     assert 80 <= found.config.micro_batch_tokens < 16_384
-    assert f"does not fit in 95% of 0.125 GiB; {found.plan().peak / GIB:.2f} GiB with" in text
+    assert f"does not fit in 95% of 0.125 GiB; {found.plan.peak / GIB:.2f} GiB with" in text
     assert f"--micro-batch-tokens {found.config.micro_batch_tokens}" in text
 
 
@@ -290,11 +298,11 @@ def test_proposals_fit_and_prefer_what_changes_no_result() -> None:
 def test_proposals_end_with_adapters_and_with_nothing() -> None:
     wanted = Planned(SFT, SFT.config_class(**SMALL), CONFIG, LIMITS, 2**30)
     least = wanted.sized(80, 1)
-    recomputed = propose(replace(wanted, memory=int(least.plan().peak * 0.99 / 0.95)))
+    recomputed = propose(replace(wanted, memory=int(least.plan.peak * 0.99 / 0.95)))
     assert recomputed is not None
     assert recomputed.config.gradient_checkpointing
     half = replace(least, config=replace(least.config, gradient_checkpointing=True), dtype="bfloat16")
-    adapted = propose(replace(wanted, memory=int(half.plan().peak * 0.99 / 0.95)))
+    adapted = propose(replace(wanted, memory=int(half.plan.peak * 0.99 / 0.95)))
     assert adapted is not None
     assert (adapted.dtype, adapted.lora_rank) == ("bfloat16", 16)
     assert "take a smaller model" in describe(replace(wanted, memory=2**18))
@@ -315,7 +323,7 @@ def test_the_seven_billion_of_llama_have_the_sizes_that_are_known() -> None:
             Limits(8, 512, 512),
             GIB,
             "bfloat16",
-        ).plan()
+        ).plan
         for depth in (1, 2)
     )  # fmt: skip
     grown = lambda phase, name: size(deep, phase, name) - size(shallow, phase, name)  # noqa: E731

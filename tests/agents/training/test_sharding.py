@@ -145,7 +145,7 @@ def test_masters_of_some_rows_are_rows_of_the_masters(count: int, width: list[in
 
 def sizes(limits: Limits, **model: Any) -> dict[str, int]:
     planned = Planned(GRPO, GRPO.config_class(kl_coef=0.1, micro_batch_tokens=100), CONFIG, limits, GIB, **model)
-    plan = planned.plan()
+    plan = planned.plan
     return {item.name: item.size for item in (*plan.kept, *plan.phases["sampling"], *plan.phases["learning"])}
 
 
@@ -165,7 +165,7 @@ def test_shards_are_proposed_before_anything_that_changes_a_result() -> None:
     def too_large(processes: int) -> Planned:
         config = SFT.config_class(micro_batch_tokens=32, gradient_checkpointing=True)
         planned = Planned(SFT, config, CONFIG, Limits(1, 16, 16, processes), GIB)
-        return replace(planned, memory=int(planned.plan().peak * 0.99 / 0.95))
+        return replace(planned, memory=int(planned.plan.peak * 0.99 / 0.95))
 
     planned = too_large(8)
     proposal = cast(Planned, propose(planned))
