@@ -26,6 +26,9 @@ class OutcomeReward(StepReward):
     tokens has no outcome: neither it nor the line that was cut off is paid. Steps of a reset prefix are read but not
     paid.
 
+    What is paid for whole attempts, sparse or shaped by potential, may come from a preference model, too: the sigmoid
+    of its reward. Process reward models judge steps: they can only be paid for each step.
+
     The model runs on each token once, and only when a score is due: see `models.engine.scorer.SlotScorer`.
 
     Args:
@@ -70,12 +73,26 @@ class OutcomeReward(StepReward):
 
         Raises:
             FileNotFoundError: There is no such folder.
-            ValueError: The folder holds no outcome model, or the model was trained with another tokenizer than the
-                environment's.
+            ValueError: The folder holds no outcome model, the model was trained with another tokenizer than the
+                environment's, or its kind says nothing of what is paid.
         """
         super().bind(view)
-        self._scores.bind(view)
+        self._check_kind(self._scores.bind(view).kind)
         self._potentials = np.zeros(view.num_envs)
+
+    def _check_kind(self, kind: str) -> None:
+        """Raises `ValueError` unless scores of that kind of model say something of what is paid."""
+        each_step = self.dense and self.shaping is None
+        if kind == "prm" and not each_step:
+            raise ValueError(
+                "a process reward model judges single steps, and this reward pays for whole attempts: take dense_orm "
+                "without shaping, or train an outcome model with `tokengym train orm`"
+            )
+        if kind == "preference" and each_step:
+            raise ValueError(
+                "a preference model compares whole attempts at one problem, and this reward pays for every step: take "
+                'sparse_orm, or dense_orm with shaping="potential"'
+            )
 
     def begin(self, slots: IntArray, problems: Sequence[ProblemLike], prefix_lengths: IntArray) -> None:
         if self.dense:

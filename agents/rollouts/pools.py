@@ -1,6 +1,7 @@
 """Pools: attempts that an earlier run sampled, to learn from without sampling."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ _CHECKED = 10
 
 
 def pool_files(path: str) -> list[Path]:
-    """The files of training attempts at a path: a file itself, or those in the folder of a run.
+    """The files of training attempts at a path: a file itself, or those in the folder of a run, round by round.
 
     Raises:
         FileNotFoundError: There is nothing at that path.
@@ -23,12 +24,18 @@ def pool_files(path: str) -> list[Path]:
         raise FileNotFoundError(f"there is no pool {path!r}: no such file or folder as {place.absolute()}")
     if place.is_file():
         return [place]
-    files = sorted(file for file in place.rglob("attempts-*.jsonl") if file.parent.name != "validation")
+    found = (file for file in place.rglob("attempts-*.jsonl") if file.parent.name != "validation")
+    files = sorted(found, key=lambda file: _by_number(file.relative_to(place)))
     if not files:
         raise ValueError(
             f"the folder {path!r} holds no attempts-*.jsonl: a pool is a file of attempts, or a run's folder"
         )
     return files
+
+
+def _by_number(path: Path) -> list[tuple[str, int]]:
+    """A key that sorts paths by name, and numbers in their names by value: `round-2` is before `round-10`."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", str(path))]
 
 
 def read_pool(path: str, env: TokenVectorEnv, problems: int | None, samples: int | None) -> dict[str, list[Attempt]]:

@@ -82,7 +82,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.path)
         if begun and resume:
-            before = read_json(record)
+            # A run that failed at its start may be begun with other settings, such as those its error advises.
+            before = read_json(record) if has_progress(self.path) else config
             changed = {name for name, *_ in differing(before, config)}
             unknown = _CONTENTS.keys() - before.keys()  # a version that took no such digest began the run
             if refused := changed.difference(FREE, LENGTHS, unknown):

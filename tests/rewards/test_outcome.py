@@ -1,8 +1,10 @@
 """Outcome models as rewards, in the environment, against one forward pass over each attempt."""
 
+import copy
 import json
 import pickle
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import gymnasium as gym
@@ -282,6 +284,20 @@ def test_a_part_of_a_sum() -> None:
     env.reset(options={"problem_id": "sum-1"})
     right = [0] * 6 + [1 + 0.5 * p(MODELS["llama"], encode("1+2=#### 3"), [EOS])]
     np.testing.assert_allclose(attempt(env, "#### 3"), right, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["orm", "sorm", "preference", "prm"])
+def test_each_kind_of_model_is_paid_for_what_it_judges(kind: str) -> None:
+    model = copy.copy(MODELS["llama"])
+    model.kind = kind
+    for paid, refused in (
+        ({"dense": False}, kind == "prm"),
+        ({"dense": True, "shaping": "potential"}, kind == "prm"),
+        ({"dense": True}, kind == "preference"),
+    ):
+        message = "a process reward model judges single steps" if kind == "prm" else "a preference model compares whole"
+        with pytest.raises(ValueError, match=message) if refused else nullcontext():
+            make(OutcomeReward(model, **paid))
 
 
 def test_bad_arguments(tmp_path) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tokengym.agents.rollouts.pools import read_pool
+from tokengym.agents.rollouts.pools import pool_files, read_pool
 
 
 @pytest.mark.parametrize("place", ["", "train/attempts-0.jsonl"])
@@ -30,6 +30,15 @@ def test_of_a_pool_the_first_attempts_at_the_first_problems_are_taken(records, m
         if r["problem_id"] == "train-z"
     ]
     assert [a.completion.tolist() for a in pool["train-z"]] == expected[:5]
+
+
+def test_the_rounds_of_a_run_are_read_in_order(tmp_path) -> None:
+    names = ["round-1/attempts-2.jsonl", "round-1/attempts-10.jsonl", "round-2/attempts-0.jsonl",
+             "round-10/attempts-0.jsonl", "round-10/validation/attempts-0.jsonl"]  # fmt: skip
+    for name in reversed(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [str(file.relative_to(tmp_path)) for file in pool_files(str(tmp_path))] == names[:-1]
 
 
 def test_a_pool_that_is_not_there_or_not_of_this_policy_is_an_error(even, records, slots, make_agent, tmp_path) -> None:

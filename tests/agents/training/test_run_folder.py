@@ -50,7 +50,7 @@ def test_resuming_what_is_not_there_begins_it_only_if_asked_to(tmp_path) -> None
 
 
 def test_resuming_with_another_configuration_names_what_differs_and_nothing_else(tmp_path) -> None:
-    RunFolder(tmp_path / "run", CONFIG)
+    RunFolder(tmp_path / "run", CONFIG).log(0, {"a": 1.0})
     other = {"agent": "ei", "seed": 1, "config": {"rounds": 3, "betas": (0.9, 0.99)}}
     with pytest.raises(ValueError, match="another configuration") as caught:
         RunFolder(tmp_path / "run", other, resume=True)
@@ -60,8 +60,17 @@ def test_resuming_with_another_configuration_names_what_differs_and_nothing_else
     assert "agent" not in str(caught.value)
 
 
+def test_a_start_that_left_nothing_may_be_begun_again_with_other_settings(tmp_path) -> None:
+    RunFolder(tmp_path / "run", CONFIG)  # and an error, such as prompts over the limit
+    run = RunFolder(tmp_path / "run", {**CONFIG, "seed": 1}, resume=True)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 1
+    run.log(0, {"a": 1.0})
+    with pytest.raises(ValueError, match="seed: 1 -> 0"):
+        RunFolder(tmp_path / "run", CONFIG, resume=True)
+
+
 def test_digests_of_contents_are_compared_where_the_run_has_them(tmp_path) -> None:
-    RunFolder(tmp_path / "run", CONFIG)  # of a version without them
+    RunFolder(tmp_path / "run", CONFIG).log(0, {"a": 1.0})  # of a version without them
     for weights in ("1", "1"):
         RunFolder(tmp_path / "run", {**CONFIG, "weights": weights}, resume=True)
     with pytest.raises(ValueError, match=r"\(its model had other weights\)"):
@@ -80,7 +89,7 @@ def test_what_changes_no_result_may_differ_and_a_run_may_become_longer(tmp_path)
 
 def test_of_a_changed_environment_only_what_changed_is_named(tmp_path) -> None:
     spec = lambda limit: json.dumps({"id": "tokengym/GSM8K-v0", "kwargs": {"data": "x" * 400, "max_new_tokens": limit}})  # noqa: E731
-    RunFolder(tmp_path / "run", {"env": spec(8)})
+    RunFolder(tmp_path / "run", {"env": spec(8)}).log(0, {"a": 1.0})
     with pytest.raises(ValueError, match=r"\(env\.kwargs\.max_new_tokens: 8 -> 9\)"):
         RunFolder(tmp_path / "run", {"env": spec(9)}, resume=True)
 
