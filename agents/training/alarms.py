@@ -15,12 +15,15 @@ KL_PER_TOKEN = 0.2
 REFERENCE_KL = 100.0
 MISMATCH_KL = 0.01
 MISMATCH_GROWTH = 10.0
+REPEAT_AFTER = 10
+"""Iterations after its first warning from which on a cause that was gone is warned of again; twice as many each time."""
 
 
 class Alarms:
     """Watches the metrics of policy-gradient agents.
 
-    A warning is given when its cause appears, and again only after it was gone.
+    A warning is given when its cause appears, and again only after it was gone, and later each time: in a long run
+    causes come and go, and the metrics show when.
     """
 
     def __init__(self) -> None:
@@ -30,19 +33,24 @@ class Alarms:
         """What warnings depend on besides the newest metrics, as JSON values."""
         first = {"entropy": self._entropy, "mismatch": self._mismatch}
         state = {name: None if math.isnan(value) else value for name, value in first.items()}
-        return {**state, "uniform": self._uniform, "ringing": sorted(self._ringing)}
+        return {**state, "uniform": self._uniform, "ringing": sorted(self._ringing), "warned": self._warned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from what `state_dict` returned; an empty mapping is the beginning."""
         first = [state.get(name) for name in ("entropy", "mismatch")]
         self._entropy, self._mismatch = (math.nan if value is None else float(value) for value in first)
         self._uniform, self._ringing = int(state.get("uniform", 0)), set(state.get("ringing", ()))
+        # The iteration of each cause's newest warning, and how many there were.
+        self._warned = {name: (int(last), int(count)) for name, (last, count) in state.get("warned", {}).items()}
 
     def watch(self, metrics: Mapping[str, float], iteration: int) -> dict[str, float]:
         """Warns of what an iteration's metrics show; what is to be logged of it, `alarm/<name>`: 1 for each cause."""
         found = self._causes(metrics)
         for name in sorted(found.keys() - self._ringing):
-            _logger.warning("iteration %d: %s", iteration, found[name])
+            last, count = self._warned.get(name, (0, 0))
+            if not count or iteration >= last + REPEAT_AFTER * 2 ** (count - 1):
+                _logger.warning("iteration %d: %s", iteration, found[name])
+                self._warned[name] = iteration, count + 1
         self._ringing = set(found)
         return {f"alarm/{name}": 1.0 for name in sorted(found)}
 

@@ -41,9 +41,16 @@ def test_each_cause_is_named_once_while_it_lasts_and_logged_all_along(name: str,
     assert re.search(words, caplog.messages[0])
     assert alarms.watch(QUIET, 5) == {}
     for i in range(patience):
-        alarms.watch(QUIET | metrics, 6 + i)
-    assert alarms.watch(QUIET | metrics, 9) == {key: 1.0}
+        alarms.watch(QUIET | metrics, 11 + i)
+    assert alarms.watch(QUIET | metrics, 13) == {key: 1.0}
     assert len(caplog.messages) == 2
+
+
+def test_what_comes_and_goes_is_warned_of_ever_more_rarely(caplog) -> None:
+    alarms = Alarms()
+    for iteration in range(1000):
+        alarms.watch(QUIET | ({"rollout/entropy": 0.05} if iteration % 2 else {}), iteration)
+    assert [int(message.split()[1][:-1]) for message in caplog.messages] == [1, 11, 31, 71, 151, 311, 631]
 
 
 def test_what_is_not_measured_raises_no_alarm(caplog) -> None:
