@@ -119,8 +119,7 @@ class ARES(RoundsAgent[ARESConfig]):
         of sampling and of fine-tuning too. A second call runs as many rounds again, see `RoundsAgent`.
 
         Raises:
-            ValueError: The problems never end and `problems` is not set, the budget does not cover one round, or
-                problems have no solution and there is no proposer.
+            ValueError: The budget does not cover one round, or problems have no solution and there is no proposer.
         """
         config = self.config
         corrected = self.count_problems(config.problems) if config.sft_epochs else 0

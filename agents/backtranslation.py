@@ -23,6 +23,7 @@ from .configs.optimizer import FineTuneConfig
 from .rollouts.attempts import Attempt
 from .rollouts.policy import CausalLMPolicy
 from .sft import SFT
+from .training.memory import check_held
 
 MARKER = "####"
 LIKE, ASK = "Like these:\n{question}\n\nSolution:\n", "Solution:\n{question}\n\nQuestion:\n"
@@ -58,7 +59,9 @@ class Backtranslation(Agent[BacktranslationConfig]):
             raise ValueError(
                 "backtranslation needs no budget: set proposals and samples_per_problem, not total_episodes"
             )
-        config, known = self.config, self._known()
+        config = self.config
+        check_held(config.proposals, "proposals", "`proposals`")
+        known = self._known(progress_bar)
         solutions = self._solutions(known, progress_bar)
         new = self._asked(known, solutions, progress_bar) if solutions else []
         new = [problem for problem in new if len(self.env.encode_prompt(problem)) <= self.env.max_prompt_tokens]
@@ -130,9 +133,10 @@ class Backtranslation(Agent[BacktranslationConfig]):
             for name, question in questions.items()
         ]
 
-    def _known(self) -> list[Problem]:
+    def _known(self, progress_bar: bool) -> list[Problem]:
         """Problems with solutions; those over the environment's limits are left out."""
-        known = [self.env.problems.find(name) for name in self.demonstrations(self.config.demonstrations)]
+        solved = self.demonstrations(self.config.demonstrations, progress_bar)
+        known = [self.env.problems.find(name) for name in solved]
         for problem in known:
             if _answer(problem.solution or "") is None:
                 raise ValueError(f"problem {problem.id!r} has no solution that ends with '{MARKER} answer'")

@@ -38,7 +38,7 @@ from .rollouts.policy import CausalLMPolicy, PolicyState
 from .rollouts.slots import check_vllm, make_rollout_env, make_vllm, make_vllm_servers
 from .rollouts.source import Environment, find_source, fingerprint
 from .training.learner import Example, Learner
-from .training.memory import Limits, Work, check_memory, free_memory
+from .training.memory import Limits, Work, check_held, check_memory, free_memory
 from .training.progress import progress
 from .training.ranks import Ranks, find_main_process
 from .training.run_folder import Resume, RunFolder, hyperparameters
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _logger = logging.getLogger(__name__)
+
+DEFAULT_PROBLEMS = 256
+"""Problems of an endless source that an agent learns from where its settings leave that open. [choice]"""
 
 ConfigT = TypeVar("ConfigT")
 """Type of an agent's configuration."""
@@ -206,6 +209,7 @@ class Agent(ABC, Generic[ConfigT]):
         self.policy.check()
         self._check_memory()
         self._learned = False  # of agents that learn once
+        self._defaulted: set[str] = set()  # settings whose default for endless sources was named
         self.num_attempts = 0
         """Attempts sampled for learning so far: the cost that all algorithms count."""
         self.num_tokens = 0
@@ -422,18 +426,26 @@ class Agent(ABC, Generic[ConfigT]):
         return self._validation_env or self.make_env(split="validation", reward="sparse")
 
     def count_problems(self, limit: int | None, setting: str = "problems") -> int:
-        """Number of problems that attempts are sampled at: as many as there are, but no more than `limit`.
+        """Number of problems to learn from: as many as there are, but no more than `limit`.
+
+        Of an endless source without a limit they are `DEFAULT_PROBLEMS`, which is said once.
 
         Args:
             limit: Value of the setting that limits them.
             setting: Name of that setting.
 
         Raises:
-            ValueError: The source is endless and there is no limit, or prompts exceed the environment's limit.
+            ValueError: Prompts exceed the environment's limit.
         """
         counts = [count for count in (limit, self.env.size) if count is not None]
         if not counts:
-            raise ValueError(f"this environment's problems never end: set `{setting}`, how many to sample attempts at")
+            counts = [DEFAULT_PROBLEMS]
+            if self.ranks.is_main and setting not in self._defaulted:
+                _logger.warning(
+                    "this environment's problems never end: %s is %d, unless another number is given",
+                    setting, DEFAULT_PROBLEMS,
+                )  # fmt: skip
+            self._defaulted.add(setting)
         self.env.check_prompts(min(counts))
         return min(counts)
 
@@ -461,8 +473,12 @@ class Agent(ABC, Generic[ConfigT]):
                 sampled again.
             description: Text of the progress bar.
             progress_bar: Show a progress bar.
+
+        Raises:
+            NotEnoughMemoryError: So many attempts can never be in memory together.
         """
         share = self.ranks.share(problems)
+        check_held((share.stop - share.start) * samples, "attempts", "the number of problems, or of attempts at each")
         numbers = range(share.start * samples, share.stop * samples)
         curriculum, env.curriculum = env.curriculum, Sequential(repeats=samples)
         try:
@@ -525,40 +541,41 @@ class Agent(ABC, Generic[ConfigT]):
             )
         return counts, sum(self.ranks.gather(sampled), Counter[str]())
 
-    def demonstrations(self, count: int | None) -> dict[str, Example]:
+    def demonstrations(self, count: int | None, progress_bar: bool = False) -> dict[str, Example]:
         """Reference solutions of the environment's first problems, by problem id.
 
         With `on_long_prompt="skip"` problems over the token limits are passed over for later ones, as far as there are.
 
         Args:
-            count: Number of problems; `None` takes all that the environment's curriculum chooses from.
+            count: Number of problems; `None` takes all that the environment's curriculum chooses from, see
+                `count_problems`.
+            progress_bar: Show a progress bar.
 
         Raises:
-            ValueError: The source is endless and there is no count, or a problem has no solution.
+            NotEnoughMemoryError: So many solutions can never be in memory together.
+            ValueError: A problem has no solution, or is over the environment's limits.
         """
-        size = self.env.size
-        if count is None and size is None:
-            raise ValueError("this environment's problems never end: set `demonstrations`, how many to train on")
-        wanted = size if count is None else count if size is None else min(count, size)
-        assert wanted is not None  # noqa: S101
-        self.env.check_prompts(wanted)
+        wanted = self.count_problems(count, "demonstrations")
+        check_held(wanted, "reference solutions", "`demonstrations`")
         examples: dict[str, Example] = {}
         left_out = 0
-        for index in range(wanted if self.env.num_indices is None else self.env.num_indices):
-            if len(examples) == wanted:
-                break
-            problem = self.env.problems[index]
-            prompt, solution = self.env.encode_prompt(problem), self.env.encode_solution(problem)
-            if len(prompt) <= self.env.max_prompt_tokens and len(solution) <= self.env.max_new_tokens:
-                examples[problem.id] = Example(prompt, solution)
-            elif self.env.on_long_prompt == "error":
-                raise ValueError(
-                    f"problem {problem.id!r} has {len(prompt)} prompt and {len(solution)} solution tokens, over the "
-                    f"limits of {self.env.max_prompt_tokens} and {self.env.max_new_tokens}: raise max_prompt_tokens or "
-                    'max_new_tokens, or leave such problems out with on_long_prompt="skip"'
-                )
-            else:
-                left_out += 1
+        with self.progress(wanted, "reading solutions", progress_bar) as bar:
+            for index in range(wanted if self.env.num_indices is None else self.env.num_indices):
+                if len(examples) == wanted:
+                    break
+                problem = self.env.problems[index]
+                prompt, solution = self.env.encode_prompt(problem), self.env.encode_solution(problem)
+                if len(prompt) <= self.env.max_prompt_tokens and len(solution) <= self.env.max_new_tokens:
+                    examples[problem.id] = Example(prompt, solution)
+                    bar.update()
+                elif self.env.on_long_prompt == "error":
+                    raise ValueError(
+                        f"problem {problem.id!r} has {len(prompt)} prompt and {len(solution)} solution tokens, over "
+                        f"the limits of {self.env.max_prompt_tokens} and {self.env.max_new_tokens}: raise "
+                        'max_prompt_tokens or max_new_tokens, or leave such problems out with on_long_prompt="skip"'
+                    )
+                else:
+                    left_out += 1
         if left_out:
             _logger.warning("%d problems are over the token limits: their solutions are left out", left_out)
         return examples

@@ -62,9 +62,8 @@ class DPO(RoundsAgent[DPOConfig]):
         sampling or its training too. A second call runs as many rounds again, see `RoundsAgent`.
 
         Raises:
-            ValueError: The problems never end and `problems` is not set, the budget does not cover one round, the
-                pool has other problems or another tokenizer, or exact labels of steps are asked of problems that have
-                none.
+            ValueError: The budget does not cover one round, the pool has other problems or another tokenizer, or exact
+                labels of steps are asked of problems that have none.
             NothingToLearnError: No problem has both a right and a wrong attempt, or no two steps make a pair.
         """
         if self.config.step_labels == "exact":

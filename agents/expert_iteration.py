@@ -153,15 +153,14 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         again, see `RoundsAgent`.
 
         Raises:
-            ValueError: The problems never end and `problems` is not set, the budget does not cover one round, prompts
-                exceed the environment's limit, or there is nothing to fine-tune on: no demonstrations and no attempt
-                that was kept.
+            ValueError: The budget does not cover one round, prompts exceed the environment's limit, or there is nothing
+                to fine-tune on: no demonstrations and no attempt that was kept.
         """
         problems = self.count_problems(self.config.problems)
         if self.config.shots:
             self.make_env(shots=self.config.shots).check_prompts(problems)
         if self._done is None:
-            self._kept = self._demonstrations()
+            self._kept = self._demonstrations(progress_bar)
         self._dataset = self._kept  # without what an interrupted call has added
         self.learn_in_rounds(problems, total_episodes, callback, progress_bar)
         self._kept = self._dataset
@@ -175,10 +174,10 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
                 restore(self.model, base)
             self._fine_tune(number, self._dataset, metrics, progress_bar)
 
-    def _demonstrations(self) -> Dataset:
+    def _demonstrations(self, progress_bar: bool) -> Dataset:
         if self.config.demonstrations == 0:
             return {}
-        examples = self.demonstrations(self.config.demonstrations)
+        examples = self.demonstrations(self.config.demonstrations, progress_bar)
         return {
             (problem_id, self._key(self.env.decode(example.completion))): example
             for problem_id, example in examples.items()

@@ -35,7 +35,7 @@ from .training.checkpoints import load_checkpoint, load_tensors, save_checkpoint
 from .training.fine_tuning import restore, snapshot
 from .training.learner import Learner, NonFiniteError, with_rate
 from .training.losses import importance_weights, k3_divergence, log_ratios, masked_aggregate
-from .training.memory import Work
+from .training.memory import Work, check_held
 
 _logger = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
             )
         self._progress: Progress | None = None
         self._loaded: Path | None = None  # checkpoint that a loaded agent continues from
+        self._interrupted = False  # within an iteration
 
     @classmethod
     def work(cls, config: PolicyGradientConfig, policy: PreTrainedModel) -> Work:
@@ -141,13 +142,15 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
                 anew, and the policy is the reference; PPO's critic stays. The default continues.
 
         Raises:
-            ValueError: The budget does not cover one iteration, prompts exceed the environment's limit, or `reset`
-                would begin a run anew in a folder that holds one.
+            ValueError: The budget does not cover one iteration, prompts exceed the environment's limit, `reset` would
+                begin a run anew in a folder that holds one, or an earlier call was interrupted within an iteration.
             NonFiniteError: A reward, a loss or a gradient is infinite or NaN. The attempts of that iteration are
                 written to the run's folder.
         """
         config = self.config
         iterations = self._iterations(total_episodes)
+        if not reset:
+            self._check_whole()
         self.env.check_prompts()
         self.shard()
         self._check_pass_rates(total_episodes, begins=reset or (self._progress is None and self._loaded is None))
@@ -167,6 +170,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
                         break
                     began = time.perf_counter()
                     self.env.curriculum = Batch(chosen, config.samples_per_problem)
+                    self._interrupted = True
                     attempts, metrics = self._iterate(iteration, left, curriculum, bar.update)
                     last = iteration + 1 == end or budget - self.num_attempts < episodes
                     if validation is not None and (last or (iteration + 1) % config.validation_iterations == 0):
@@ -177,6 +181,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
                         metrics[f"time/{part}_share"] = seconds / (time.perf_counter() - began)
                     metrics |= progress.alarms.watch(metrics, iteration)
                     progress.iteration = iteration + 1
+                    self._interrupted = False
                     going_on = self.log(metrics, callback)
                     last = last or not going_on or progress.best.age == config.patience
                     if self._checkpoints is not None and (last or (iteration + 1) % config.save_iterations == 0):
@@ -188,6 +193,16 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
             restore(self.model, progress.best.weights)
         self.keep_model()
         return self
+
+    def _check_whole(self) -> None:
+        """Raises `ValueError` if learning was interrupted within an iteration, which may be half done."""
+        if self._interrupted:
+            remedy = "reset=True takes the policy as it is, and begins anew"
+            if self.run_path is not None:
+                remedy = f"make the agent again with run={str(self.run_path)!r} and resume=True"
+            raise ValueError(
+                f"this {self.name} agent was interrupted within an iteration, whose updates may be half made: {remedy}"
+            )
 
     @property
     def _checkpoints(self) -> Path | None:
@@ -207,6 +222,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
             )
         if reset and self._progress is not None:
             self.begin_anew()
+        self._interrupted = False
         if reset or self._progress is None:
             return self._begin(iterations, reset)
         self._progress.extend(iterations, self.updates_per_iteration, self.num_attempts)
@@ -289,11 +305,6 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
         config = self.config
         if not config.filters:
             return
-        if config.pass_rate_problems is None and self.env.size is None:
-            raise ValueError(
-                "this environment's problems never end: set `pass_rate_problems`, how many to choose from by their "
-                "pass rates"
-            )
         pool = self._rated_problems() * config.pass_rate_attempts
         episodes = config.problems_per_iteration * config.samples_per_problem
         if begins and budget is not None and budget < pool + episodes:
@@ -303,7 +314,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
             )
 
     def _rated_problems(self) -> int:
-        return self.count_problems(self.config.pass_rate_problems)
+        return self.count_problems(self.config.pass_rate_problems, "pass_rate_problems")
 
     def _filter(self, progress_bar: bool) -> list[int]:
         """Indices of the problems whose pass rates are within the bounds, by attempts of the policy as it is."""
@@ -366,8 +377,11 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
                 whose `learn` continues. The default writes what acts, and PPO's critic.
 
         Raises:
-            ValueError: There is no state yet, or it is of adapters, which are merged into what is saved.
+            ValueError: There is no state yet, an iteration was interrupted, or the state is of adapters, which are
+                merged into what is saved.
         """
+        if optimizer:
+            self._check_whole()
         if optimizer and self._progress is None:
             raise ValueError("the optimizer has no state before learn: save without optimizer=True")
         if optimizer and hasattr(self.model, "disable_adapter"):
@@ -459,6 +473,7 @@ class PolicyGradientAgent(Agent[PolicyGradientConfigT]):
     def _iterations(self, budget: int | None) -> int:
         config = self.config
         episodes = config.problems_per_iteration * config.samples_per_problem
+        check_held(episodes, "attempts", "`problems_per_iteration` or `samples_per_problem`")
         if budget is not None and budget < episodes:
             raise ValueError(
                 f"one iteration samples {config.problems_per_iteration} problems x {config.samples_per_problem} = "

@@ -123,8 +123,8 @@ class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
         run is left as it is.
 
         Raises:
-            ValueError: `total_episodes` is given, the problems never end and `problems` is not set, the pool has other
-                problems or another tokenizer, or there is nothing to learn because all labels are equal.
+            ValueError: `total_episodes` is given, the pool has other problems or another tokenizer, or there is nothing
+                to learn because all labels are equal.
         """
         if total_episodes is not None:
             raise ValueError(f"{self.name} samples by problems and samples_per_problem: set these")

@@ -15,7 +15,7 @@ from .evaluation.evaluate import validate
 from .training.checkpoints import load_checkpoint, save_checkpoint
 from .training.fine_tuning import nll
 from .training.learner import Example, Learner
-from .training.memory import Work
+from .training.memory import Work, check_held
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,6 +76,7 @@ class Pretrain(Agent[PretrainConfig]):
         if total_episodes is not None:
             raise ValueError("pretraining samples no attempts: set steps and batch_size, not total_episodes")
         config = self.config
+        check_held(config.batch_size, "demonstrations", "`batch_size`")
         learner = Learner(self.model, config, config.steps, self.accelerator, num_token_ids(self.tokenizer))
         training = None if self.run_path is None else self.run_path / "training"
         load_checkpoint(learner, training)

@@ -80,9 +80,9 @@ class RCRL(Agent[RCRLConfig]):
         With a run folder each stage continues where a killed process left it, and the pool can serve other runs.
 
         Raises:
-            ValueError: The problems never end and `problems` is not set, the budget does not cover the pool, an attempt
-                with a label may be longer than the model's positions, no attempt has a step boundary, all labels are
-                the same, the base model has another tokenizer, or this agent has learned already.
+            ValueError: The budget does not cover the pool, an attempt with a label may be longer than the model's
+                positions, no attempt has a step boundary, all labels are the same, the base model has another
+                tokenizer, or this agent has learned already.
         """
         self.check_learns_once()
         longest = self.env.max_prompt_tokens + self.env.max_new_tokens + 1  # before anything is sampled

@@ -30,7 +30,7 @@ class SFT(Agent[SFTConfig]):
             raise ValueError("SFT samples no attempts: set epochs and demonstrations, not total_episodes")
         self.check_learns_once()
         self.shard()
-        examples = list(self.demonstrations(self.config.demonstrations).values())
+        examples = list(self.demonstrations(self.config.demonstrations, progress_bar).values())
         finished = self.run_path is not None and (self.run_path / "model").exists()
         with self.progress(None, "fine-tuning", progress_bar) as bar:
 

@@ -53,13 +53,19 @@ def test_each_run_has_a_folder_of_its_own_and_runs_lists_them(here: Path, capsys
 
 
 def test_a_start_that_failed_leaves_nothing_in_the_way(monkeypatch, capsys) -> None:
-    assert main(["train", "ei", "--run", "runs/a"]) == 1
-    assert "never end: set --problems, how many" in capsys.readouterr().err
-    assert main([*SMALL, "--run", "runs/a"]) == 0
+    short = ["--run", "runs/a", "--env-args", "num_problems=8", "max_prompt_tokens=40"]
+    assert main([*SMALL, *short]) == 1
+    advice = 'pass over such problems with on_long_prompt="skip"'
+    assert advice in capsys.readouterr().err
+    assert main([*SMALL, *short, "on_long_prompt=skip", "--resume"]) == 0, "the advice holds with --resume, too"
     assert main([*SMALL, "--run", "runs/a"]) == 1
     assert "runs/a holds a run already: continue it by --resume, or" in capsys.readouterr().err
-    assert main(["train", "rcrl"]) == 1  # without any options
-    assert "never end: set --problems, how many" in capsys.readouterr().err
+
+
+def test_of_problems_that_never_end_a_default_number_is_taken_and_named(monkeypatch, caplog) -> None:
+    monkeypatch.setattr("tokengym.agents.base.DEFAULT_PROBLEMS", 2)
+    assert main(["train", "sft", "--epochs", "1", "--batch-size", "2", "--validation-problems", "0"]) == 0
+    assert "problems never end: demonstrations is 2, unless another number is given" in caplog.text
 
 
 def test_resume_alone_needs_a_run_and_auto_does_not(capsys) -> None:

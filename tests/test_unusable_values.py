@@ -8,6 +8,8 @@ from tokengym.agents import SFT
 from tokengym.models import load
 from tokengym.models.outcome import OutcomeModel
 
+TOO_MANY = "at a time take more than 9313.23 GiB, and there are "
+
 
 @pytest.mark.parametrize(
     ("command", "message"),
@@ -27,6 +29,12 @@ from tokengym.models.outcome import OutcomeModel
         ("eval --output nowhere/results.json", "nowhere/results.json cannot be written: there is no folder nowhere"),
         ("render --output nowhere/page.html", "nowhere/page.html cannot be written: there is no folder nowhere"),
         ("render --count 0", "count must be at least 1, got 0"),
+        ("train sft --demonstrations 100000000000", f"100,000,000,000 reference solutions {TOO_MANY}"),
+        ("train pretrain --batch-size 100000000000", f"100,000,000,000 demonstrations {TOO_MANY}"),
+        ("train backtranslation --proposals 100000000000", f"100,000,000,000 proposals {TOO_MANY}"),
+        ("train grpo --samples-per-problem 1562500000", f"100,000,000,000 attempts {TOO_MANY}"),
+        ("train orm --problems 1 --samples-per-problem 100000000000", f"100,000,000,000 attempts {TOO_MANY}"),
+        ("eval --problems 1 --n 99999999999", f"100,000,000,000 attempts {TOO_MANY}"),
     ],
 )
 def test_commands_refuse_in_one_line(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

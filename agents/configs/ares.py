@@ -15,7 +15,7 @@ class ARESConfig(PPOConfig):
         judge: Judge of steps in environments that name no reward: "reference", the reference solution, or the folder of
             an outcome model or process reward model; see `JudgedReward`. [choice]
         problems: Number of problems whose attempts are corrected in each round, the first of the split; `None` uses
-            all.
+            all, or 256 where they never end.
         proposer: Model that continues attempts from their last right step, of the policy's tokenizer; `None` takes
             the rest of the reference solution.
         proposals: Continuations that the proposer draws for each attempt, the first right one of which counts. [choice]

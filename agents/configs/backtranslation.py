@@ -17,7 +17,8 @@ class BacktranslationConfig(FineTuneConfig):
 
     Attributes:
         base: Model that the proposer and the writer are fine-tuned from; `None` uses the agent's `model`, the student.
-        demonstrations: Number of problems with solutions to learn from, the first of the split; `None` uses all.
+        demonstrations: Number of problems with solutions to learn from, the first of the split; `None` uses all, or 256
+            where they never end.
         neighbors: Number of known solutions, each other's nearest, that a new one is modeled
             on. [Havrilla et al. 2024]
         proposals: Number of new solutions to write, each with a question. [choice]

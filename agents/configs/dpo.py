@@ -19,7 +19,8 @@ class DPOConfig(StepPairsConfig):
         samples_per_problem: Attempts at each problem in a round. [Pang et al. 2024]
         pairs_per_problem: Largest number of pairs from one problem in a round. [Pang et al. 2024]
         temperature: Sampling temperature of the attempts. [choice]
-        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all.
+        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all, or 256
+            where they never end.
         pool: Attempts of an earlier run to learn from instead of sampling (offline DPO, in one round): a file or the
             folder of a run.
         beta: Weight of the divergence from the reference. [Rafailov et al. 2023]

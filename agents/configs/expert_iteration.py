@@ -48,12 +48,12 @@ class ExpertIterationConfig(FineTuneConfig):
         restart: Checkpoint that each round trains from: the "base" model, which the source calls crucial, or
             the "previous" round's policy. [Havrilla et al. 2024]
         demonstrations: Number of reference solutions in the training data, the first of the split, on which the policy
-            is fine-tuned before the first round. `None` uses all; with 0 the first round samples from the model as it
-            is.
+            is fine-tuned before the first round. `None` uses all, or 256 where problems never end; with 0 the first
+            round samples from the model as it is.
         shots: Number of worked examples in the first round's prompts, for a model that starts without
             demonstrations. [choice]
-        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all. Where
-            problems never end, STaR draws new ones in each round.
+        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all, or 256
+            where they never end; there STaR draws new ones in each round.
         validation_problems: Validation problems that maj@1, pass@1 and response length are measured on after each
             round. [choice]
         patience: Stop after this many rounds without a better validation maj@1. [choice]

@@ -18,7 +18,8 @@ class MPOConfig(PPOConfig):
             its run.
         threshold: Least reward of the chosen attempt above that of the rejected one, in logits, with which a pair
             counts as easy; `None` uses the median of all pairs. [choice]
-        pair_problems: Number of problems that pairs are made at, the first of the split; `None` uses all.
+        pair_problems: Number of problems that pairs are made at, the first of the split; `None` uses all, or 256 where
+            they never end.
         pair_samples: Attempts at each problem that pairs are made of. [choice]
         pairs_per_problem: Largest number of pairs from one problem. [Pang et al. 2024]
         pair_temperature: Sampling temperature of the attempts that pairs are made of. [choice]

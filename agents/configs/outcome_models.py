@@ -14,7 +14,8 @@ class OutcomeModelConfig(FineTuneConfig):
     """Settings that all agents which train an outcome model share.
 
     Attributes:
-        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all.
+        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all, or 256
+            where they never end.
         samples_per_problem: Attempts at each problem. [choice]
         temperature: Sampling temperature of the attempts, that of the samples which the source
             reranks. [Havrilla et al. 2024]

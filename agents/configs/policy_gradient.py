@@ -46,7 +46,7 @@ class PolicyGradientConfig(OptimizerConfig):
         pass_rate_attempts: Attempts at each problem that its pass rate is measured by, where there are
             bounds. [choice]
         pass_rate_problems: Number of problems whose pass rates are measured, the first of the split; `None` measures
-            all, and endless sources need a number. [choice]
+            all, or 256 where they never end. [choice]
         truncated: Treatment of attempts that reach their token limit: "learn" trains on them like on others, "mask"
             leaves them out of the loss (DAPO's overlong filtering). [choice]
         overlong_buffer: Last share of the token limit over which a penalty on the reward grows linearly (DAPO's soft

@@ -19,7 +19,8 @@ class RCRLConfig(FineTuneConfig):
         base: Model to train; `None` uses the agent's `model`, which attempts are sampled from. The source samples from
             the best policy of expert iteration and trains the checkpoint that it started from.
         pool: Folder `pool` of an earlier run, whose attempts and labels are used instead of sampling.
-        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all.
+        problems: Number of problems that attempts are sampled at, the first of the split; `None` uses all, or 256
+            where they never end.
         samples_per_problem: Attempts at each problem. [choice]
         temperature: Sampling temperature of the attempts, and of the continuations that labels are estimated
             from. [choice]

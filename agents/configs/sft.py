@@ -11,7 +11,8 @@ class SFTConfig(FineTuneConfig):
     """Settings of `SFT`.
 
     Attributes:
-        demonstrations: Number of reference solutions to train on, the first of the split; `None` uses all.
+        demonstrations: Number of reference solutions to train on, the first of the split; `None` uses all, or 256 where
+            problems never end.
         validation_problems: Validation problems that maj@1 is measured on after training; 0 turns validation
             off. [choice]
     """

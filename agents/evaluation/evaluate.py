@@ -22,6 +22,7 @@ from ..rollouts.collect import collect
 from ..rollouts.policy import CausalLMPolicy
 from ..rollouts.searches import Found, ProblemSearch
 from ..rollouts.slots import make_rollout_env
+from ..training.memory import check_held
 from ..training.ranks import Ranks
 from .rerankers import Reranker, score_attempts
 
@@ -177,6 +178,7 @@ def evaluate(
     Raises:
         ValueError: Prompts exceed the environment's limit, `problems` is below 1 or `n` below 0, or there are a
             reranker and fewer than two samples to choose from.
+        NotEnoughMemoryError: So many attempts can never be in memory together.
     """
     if reranker is not None and n < 2:
         raise ValueError(f"reranking chooses among n samples: n must be at least 2, got {n}")
@@ -185,6 +187,7 @@ def evaluate(
     policy = policy if isinstance(policy, CausalLMPolicy) else policy.policy
     env = env if isinstance(env, TokenVectorEnv) else _test_slots(env, policy)
     problems = min(problems, env.size) if env.size is not None else problems
+    check_held(problems * (n + 1), "attempts", "`problems` or `n`")
     env.check_prompts(problems)
     started = time.perf_counter()
     greedy = _pool(policy.with_sampling(temperature=0.0), env, problems, 1, seed, on_step)

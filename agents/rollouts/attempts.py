@@ -1,5 +1,6 @@
 """Attempts at problems: as values, in files, and counted."""
 
+import itertools
 import json
 import logging
 import re
@@ -185,7 +186,7 @@ class RecordedAttempts:
     """
 
     def __init__(self, folder: Path, numbers: range, env: TokenVectorEnv) -> None:
-        self._env = env
+        self._env, self._numbers = env, numbers
         self._places: dict[int, tuple[Path, int]] = {}
         for path in attempt_files(folder):
             for line, offset, content in lines(path):
@@ -198,6 +199,18 @@ class RecordedAttempts:
 
     def __contains__(self, number: int) -> bool:
         return number in self._places
+
+    def parts(self) -> Iterator[tuple[bool, range]]:
+        """All numbers in order, as ranges of those that are there and of those that are missing, by turns."""
+        due = self._numbers.start
+        for _, group in itertools.groupby(enumerate(sorted(self._places)), lambda place: place[1] - place[0]):
+            found = [number for _, number in group]
+            if due < found[0]:
+                yield False, range(due, found[0])
+            due = found[-1] + 1
+            yield True, range(found[0], due)
+        if due < self._numbers.stop:
+            yield False, range(due, self._numbers.stop)
 
     def read(self, numbers: range) -> Iterator[Attempt]:
         """The attempts with these numbers, in order."""

@@ -94,9 +94,7 @@ def collect_into(
         yield from collect(policy, env, numbers.stop, seed=seed, start=numbers.start, on_step=on_step)
         return
     recorded = RecordedAttempts(folder, numbers, env)
-    for known, group in itertools.groupby(numbers, recorded.__contains__):
-        first, *others = group
-        part = range(first, first + 1 + len(others))
+    for known, part in recorded.parts():
         if known:
             for attempt in recorded.read(part):
                 if on_step is not None:

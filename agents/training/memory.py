@@ -7,6 +7,7 @@ on one micro-batch, `SlotDecoder` with all slots at their longest.
 
 import logging
 import math
+import resource
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -402,10 +403,46 @@ def free_memory(device: torch.device, processes: int = 1) -> int | None:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    if device.type != "cpu" or not (information := Path("/proc/meminfo")).exists():
+    if device.type != "cpu" or not _MEMORY.exists():
         return None
-    available = next(line for line in information.read_text().splitlines() if line.startswith("MemAvailable:"))
+    available = next(line for line in _MEMORY.read_text().splitlines() if line.startswith("MemAvailable:"))
     return int(available.split()[1]) * 1024 // processes
+
+
+def check_held(count: int, what: str, settings: str) -> None:
+    """Makes sure, before any work, that what is held together can be in this machine's memory at all.
+
+    Args:
+        count: Number of attempts or examples that are held.
+        what: Word for them, in the plural.
+        settings: Settings that lower their number, in backticks.
+
+    Raises:
+        NotEnoughMemoryError: They take more than there is, however short they are.
+    """
+    size, there_is = count * _LEAST_BYTES, _main_memory()
+    if there_is is not None and size > there_is:
+        raise NotEnoughMemoryError(
+            f"{count:,} {what} at a time take more than {_gib(size)}, and there are {_gib(there_is)} in all: "
+            f"lower {settings}"
+        )
+
+
+# Bytes of an attempt or an example at the least: an empty array of NumPy's alone has 112.
+_LEAST_BYTES = 100
+
+
+def _main_memory() -> int | None:
+    """Bytes that this process may have at most: the machine's memory with its swap, or what `ulimit -v` allows."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    known = [] if limit == resource.RLIM_INFINITY else [limit]
+    if _MEMORY.exists():
+        values = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
+        known.append(sum(int(values[name].split()[0]) for name in ("MemTotal", "SwapTotal")) * 1024)
+    return min(known, default=None)
+
+
+_MEMORY = Path("/proc/meminfo")
 
 
 class _SingleProcess:

@@ -1,6 +1,7 @@
 """Progress as people read it: bars in a terminal, plain lines in a log file, and the key numbers of a round."""
 
 import sys
+import threading
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -20,26 +21,48 @@ _WITHOUT_TOTAL = "{desc}: {n_fmt} in {elapsed}, {rate_fmt}"
 class LineProgress(tqdm):
     """Progress as a line of text every few seconds, for log files: no carriage returns, nothing is drawn over.
 
-    A stage that ends before its first line is due writes none.
+    The first line comes when it is due, whether anything was done by then or not, so that a stage whose updates are
+    hours apart says how long it is; others come with updates. A stage that ends before its first line writes none.
     """
 
-    monitor_interval = 0  # no thread: lines come with updates
+    monitor_interval = 0  # no thread of tqdm's
     seconds: ClassVar[float] = 10.0
     """Seconds from one line to the next."""
 
     def __init__(self, **settings: Any) -> None:
+        self._writing, self._silent = threading.Lock(), True
+        self._timer = threading.Timer(self.seconds, self._begin)
+        self._timer.daemon = True
         super().__init__(**settings, mininterval=self.seconds, delay=self.seconds, miniters=1)
+        if not self.disable:
+            self._timer.start()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Writes a line."""
-        self.bar_format = _OF_TOTAL if self.total else _WITHOUT_TOTAL
-        self.fp.write(f"{self if msg is None else msg}\n")
+        with self._writing:
+            self._write(str(self) if msg is None else msg)
+
+    def _begin(self) -> None:
+        """Writes the first line if nothing has been written yet."""
+        with self._writing:
+            if self._silent and not self.disable:
+                self._write(str(self))
+
+    def _write(self, line: str) -> None:
+        self._silent = False
+        self.fp.write(f"{line}\n")
         self.fp.flush()
+
+    def __str__(self) -> str:
+        self.bar_format = _OF_TOTAL if self.total else _WITHOUT_TOTAL
+        return super().__str__()
 
     def close(self) -> None:
         """Ends without a trace."""
         if not self.disable:
-            self.disable = True
+            self._timer.cancel()
+            with self._writing:
+                self.disable = True
             self._decr_instances(self)  # pyright: ignore[reportAttributeAccessIssue]
 
 

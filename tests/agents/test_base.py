@@ -12,6 +12,7 @@ import torch
 
 from tokengym import registry
 from tokengym.agents import AGENTS, RFT, SFT, Agent, ExpertIteration, STaR, make_agent
+from tokengym.agents.base import DEFAULT_PROBLEMS
 from tokengym.agents.evaluation.evaluate import evaluate
 from tokengym.agents.rollouts.collect import collect
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
@@ -142,8 +143,7 @@ def test_demonstrations_are_the_first_problems_and_too_long_ones_are_errors(fold
         assert agent.env.decode(example.prompt) == problem.question
         assert agent.env.decode(example.completion) == problem.solution
         assert example.completion[-1] == agent.tokenizer.eos_token_id
-    with pytest.raises(ValueError, match="never end"):
-        agent.demonstrations(None)
+    assert len(agent.demonstrations(None)) == DEFAULT_PROBLEMS, "of a source without an end"
     short = gym.make(sums.spec.id, **{**sums.spec.kwargs, "max_new_tokens": 2, "num_problems": 30})
     with pytest.raises(ValueError, match=r"'arithmetic-train-0-0' has 5 prompt and 3 solution tokens.*max_new_tokens"):
         ExpertIteration(short, folder, **SMALL).demonstrations(None)
@@ -156,6 +156,22 @@ def test_demonstrations_are_the_first_problems_and_too_long_ones_are_errors(fold
     assert list(ExpertIteration(skipping, folder, **SMALL).demonstrations(3)) == list(some)[:3]
     assert next(i for i in range(30) if agent.env.problems[i].id == list(some)[2]) > 2
     assert all(len(example.completion) <= 2 for example in some.values())
+
+
+@pytest.mark.parametrize("name", sorted({*AGENTS.names()} - {"backtranslation", "mpo"}))
+def test_every_agent_has_defaults_for_an_endless_source(folder, sums, monkeypatch, caplog, name) -> None:
+    """Agents that need a number of problems ask `count_problems`; those that never end by themselves do without."""
+
+    def stop(*args: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    for work in ("Agent.collect_attempts", "Learner.__init__", "RolloutStatistics.__init__"):
+        monkeypatch.setattr(f"tokengym.agents.base.{work}", stop)
+    shallow = {"critic_layers": 1} if hasattr(AGENTS.get(name).config_class, "critic_layers") else {}
+    agent = AGENTS.get(name)(sums, folder, **shallow)
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn()
+    assert caplog.text.count("never end: ") == len(agent._defaulted)
 
 
 @pytest.mark.parametrize("name", ["ei", "sft", "reinforce"])

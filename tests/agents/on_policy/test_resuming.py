@@ -4,6 +4,7 @@ import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from tokengym.agents import GRPO
 from tokengym.agents.on_policy import PolicyGradientAgent
-from tokengym.agents.training.learner import NonFiniteError
+from tokengym.agents.training.learner import Learner, NonFiniteError
 from tokengym.envs.curriculum import make_curriculum
 from tokengym.files import DamagedFileError
 
@@ -154,6 +155,45 @@ def test_learn_begins_anew_if_asked_to(same, weights, make, tmp_path) -> None:
         make().save(tmp_path / "early", optimizer=True)
     with pytest.raises(ValueError, match="adapters are merged"):
         make(iterations=1, lora_rank=2).learn().save(tmp_path / "adapters", optimizer=True)
+
+
+@pytest.mark.parametrize("folder", [None, "run"])
+def test_what_was_interrupted_within_an_iteration_is_not_continued(same, weights, make, tmp_path, folder) -> None:
+    settings: dict[str, Any] = {"iterations": 3, "save_iterations": 1, "run": folder and tmp_path / folder}
+    agent = make(**settings)
+    update = Learner.update
+
+    def interrupted(learner: Learner, *args: Any) -> dict[str, float]:
+        if learner.steps == 8:  # in the middle of the second iteration
+            raise KeyboardInterrupt
+        return update(learner, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            agent.learn()
+    message = "was interrupted within an iteration, whose updates may be half made: "
+    with pytest.raises(ValueError, match=message + ("make the agent again" if folder else "reset=True")):
+        agent.learn()
+    with pytest.raises(ValueError, match=message):
+        agent.save(tmp_path / "state", optimizer=True)
+    if folder is None:
+        assert agent.learn(reset=True).num_attempts == make(**settings).learn().num_attempts
+    else:
+        del agent
+        resumed = make(resume=True, **settings).learn()
+        assert same(weights(make(iterations=3).learn()), weights(resumed))
+
+
+def test_what_is_interrupted_between_iterations_is_continued(same, weights, make) -> None:
+    def stop(agent: PolicyGradientAgent, metrics: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    agent = make(iterations=1)
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(callback=stop)
+    agent.learn()
+    assert same(weights(make(iterations=2).learn()), weights(agent))
 
 
 def test_learning_anew_is_that_of_a_new_agent_of_the_same_policy(letters, same, slots, weights, make, tmp_path) -> None:

@@ -46,6 +46,16 @@ def test_a_stage_that_ends_before_its_first_line_writes_none(monkeypatch: pytest
     assert run(monkeypatch, io.StringIO(), 0.0, shown=False) == ""
 
 
+def test_a_stage_whose_updates_are_far_apart_says_how_long_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
+    monkeypatch.setattr(LineProgress, "seconds", 0.01)
+    with progress(20, "sampling") as bar:
+        bar._timer.join(5)
+        assert stream.getvalue() == "sampling: 0 of 20 in 00:00, ?it/s, ? left\n"
+        bar._begin()
+        assert stream.getvalue().count("\n") == 1, "that is said once"
+
+
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = run(monkeypatch, Terminal(), 3600.0)
     assert "\r" in shown

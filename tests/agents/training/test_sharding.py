@@ -330,12 +330,13 @@ def launch(processes: int, tmp_path: Path, *arguments: Any) -> None:
 
 @pytest.mark.slow
 def test_two_processes_with_shards_learn_what_one_learns_and_hold_half_of_it(folder: Path, tmp_path: Path) -> None:
-    """Losses, norms of gradients, weights, critics and saved models, for whole weights and adapters."""
+    """Losses, norms of gradients, weights, critics and saved models, for whole weights and adapters; shown by `-s`."""
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
         launch(processes, tmp_path, folder, tmp_path / str(processes), "agents")
     names = [path.stem for path in sorted((tmp_path / "1").glob("*.safetensors"))]
     assert len(names) == 14
+    sys.stdout.write("\n| agent | updates | loss | gradient norm | weights | bytes of each process |\n")
     for name in names:
         one, two = (load_file(tmp_path / part / f"{name}.safetensors") for part in ("1", "2"))
         half = name.endswith("bfloat16")
@@ -347,6 +348,11 @@ def test_two_processes_with_shards_learn_what_one_learns_and_hold_half_of_it(fol
                 where = f"{name}, {key}"
                 torch.testing.assert_close(two[key], tensor, **tolerances, msg=lambda m, where=where: f"{where}: {m}")
         whole = int(one["bytes"])
+        far = {key: (two[key] - tensor).abs() for key, tensor in one.items() if key != "bytes"}
+        loss, norm, _ = far.pop("updates").amax(0).tolist()
+        weights, shares = max(float(tensor.max()) for tensor in far.values()), (two["bytes"] / whole).tolist()
+        held = " and ".join(f"{share:.1%}" for share in shares)
+        sys.stdout.write(f"| {name} | {len(one['updates'])} | {loss:.0e} | {norm:.0e} | {weights:.0e} | {held} |\n")
         assert 0.5 * whole <= max(two["bytes"].tolist()) <= 0.6 * whole, name
         models = [tmp_path / part / name / "model" for part in ("1", "2")]
         saved, again = (sorted(path.relative_to(model) for path in model.rglob("*")) for model in models)
