@@ -21,7 +21,7 @@ def test_settings_by_their_names_of_the_version_before(make_agent, caplog) -> No
         make_agent(continuations=3)
 
 
-def test_settings_that_cannot_be(endless, slots, make_agent) -> None:
+def test_settings_that_cannot_be(make_agent) -> None:
     for name, wrong in {"problems": 0, "samples_per_problem": 0, "temperature": 0, "validation_problems": 0}.items():
         with pytest.raises(ValueError, match=f"{name} must be"):
             make_agent(**{name: wrong})
@@ -31,8 +31,6 @@ def test_settings_that_cannot_be(endless, slots, make_agent) -> None:
         make_agent().learn(total_episodes=100)
     with pytest.raises(ValueError, match="leave out lora_rank"):
         make_agent(lora_rank=2)
-    with pytest.raises(ValueError, match="set `problems`"):
-        make_agent(env=slots(endless())).learn()
 
 
 def test_labels_that_are_all_equal_teach_nothing(even, slots, make_agent) -> None:
