@@ -16,7 +16,7 @@ REFERENCE_KL = 100.0
 MISMATCH_KL = 0.01
 MISMATCH_GROWTH = 10.0
 REPEAT_AFTER = 10
-"""Iterations after its first warning from which on a cause that was gone is warned of again; twice as many each time."""
+"""Iterations between the first two warnings of a cause that comes and goes; then twice as many each time."""
 
 
 class Alarms:

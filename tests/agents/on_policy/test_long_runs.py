@@ -4,8 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
 ITERATIONS, SECONDS = 36, 1200  # twelve hours
 
 

@@ -116,13 +116,3 @@ class Killed(BaseException):
 def killed() -> type[Killed]:
     """As abrupt as Ctrl-C."""
     return Killed
-
-
-class Endless(Even):
-    size = None
-
-
-@pytest.fixture(scope="session")
-def endless() -> type[Endless]:
-    """The same problems, as if there were no end of them."""
-    return Endless
