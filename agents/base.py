@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from tqdm import tqdm
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ..envs.problems.base import ProblemSource
+
 _logger = logging.getLogger(__name__)
 
 DEFAULT_PROBLEMS = 256
@@ -220,6 +222,8 @@ class Agent(ABC, Generic[ConfigT]):
         loading = {"dtype": dtype, **lora.to_dict(), "load_in_4bit": load_in_4bit}
         if run is not None and self.ranks.is_main:
             contents = {"data": fingerprint(self.env.problems), "weights": weights_fingerprint(self.model)}
+            if (validation := self._validation_problems()) is not None:
+                contents["validation"] = fingerprint(validation)
             description = self._description() | contents
             self.run = RunFolder(run, description | loading, resume)
         self._samples: Sequence[Attempt] = ()
@@ -240,6 +244,14 @@ class Agent(ABC, Generic[ConfigT]):
             model, device=device, dtype=dtype, attn=self._attn, lora_seed=self.seed, load_in_4bit=self._in_4bit,
             **lora.to_dict(),
         )  # fmt: skip
+
+    def _validation_problems(self) -> "ProblemSource | None":
+        """The source that learning is validated on, if it is."""
+        if self._validation_env is not None:
+            return self._validation_env.problems
+        if getattr(self.config, "validation_problems", 0) and isinstance(self._source, EnvSpec):
+            return make_rollout_env(self._source, self.policy, 1, split="validation", reward="sparse").problems
+        return None
 
     def _check_sharding(self) -> None:
         """Raises `ValueError` unless the agent's models can be sharded with its settings."""

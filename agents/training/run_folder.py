@@ -35,7 +35,11 @@ FREE = ("num_envs", "config.micro_batch_tokens", "config.gradient_checkpointing"
 LENGTHS = ("config.iterations", "config.rounds", "config.patience")
 
 # What a configuration has a digest of, in words.
-_CONTENTS = {"data": "its data were others", "weights": "its model had other weights"}
+_CONTENTS = {
+    "data": "its data were others",
+    "validation": "its validation data were others",
+    "weights": "its model had other weights",
+}
 
 Resume = bool | Literal["auto"]
 """Choice to continue the run in a folder: `True` needs one there, "auto" starts it if there is none."""

@@ -207,7 +207,7 @@ def test_killed_and_resumed_equals_never_stopped_bit_for_bit(make, tmp_path, mon
 
 
 def test_a_run_whose_data_changed_is_not_resumed(make, tmp_path, monkeypatch, letters) -> None:
-    make(run=tmp_path / "run")
+    make(run=tmp_path / "run").run.log(0, {"a": 1.0})
     monkeypatch.setattr(letters, "__getitem__", lambda self, index: Problem(f"train-{index}", "b?", "a"))
     with pytest.raises(ValueError, match="its data were others"):
         make(run=tmp_path / "run", resume=True)

@@ -4,7 +4,7 @@ import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -194,6 +194,19 @@ def test_what_is_interrupted_between_iterations_is_continued(same, weights, make
         agent.learn(callback=stop)
     agent.learn()
     assert same(weights(make(iterations=2).learn()), weights(agent))
+
+
+def test_a_run_is_not_resumed_with_other_validation_data(letters, slots, letters_folders, tmp_path) -> None:
+    def make(validation: str, resume: bool) -> GRPO:
+        return GRPO(
+            slots(letters()), letters_folders["gpt2"], validation_env=slots(letters(validation)), device="cpu",
+            run=tmp_path / "run", resume=resume,
+        )  # fmt: skip
+
+    cast(Any, make("validation", False).run).log(0, {"a": 1.0})
+    make("validation", True)
+    with pytest.raises(ValueError, match=r"\(its validation data were others\)"):
+        make("test", True)
 
 
 def test_learning_anew_is_that_of_a_new_agent_of_the_same_policy(letters, same, slots, weights, make, tmp_path) -> None:
