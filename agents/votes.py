@@ -13,7 +13,7 @@ import numpy as np
 
 from ..arrays import FloatArray, IntArray
 from ..envs.problems.base import Problem
-from ..envs.problems.prompts import Chat, render_prompt
+from ..envs.problems.prompts import Chat, encode_rendered, render_prompt
 from ..envs.token_vector_env import TokenVectorEnv
 from ..models.engine.sampling import stream_key
 from .rollouts.policy import CausalLMPolicy
@@ -131,7 +131,7 @@ class VoteJudge:
             template = self.template.replace("{solution}", solution)
         asked = Problem(problem.id, problem.question, problem.answer)  # without messages of its own
         text = render_prompt(template, asked, (), tokenizer)
-        return np.asarray(tokenizer(text, add_special_tokens=not chat)["input_ids"], np.int64)
+        return encode_rendered(text, tokenizer, is_chat=chat)
 
     def _answers(self, solutions: Sequence[tuple[Problem, str]]) -> tuple[list[list[str]], list[int]]:
         """The answers about each solution of a problem, `votes` of them, and the tokens read and drawn for it."""

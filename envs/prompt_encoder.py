@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..arrays import BoolArray, IntArray
 from ..models.vocabulary import num_token_ids
 from .problems.base import Problem, ProblemSource
-from .problems.prompts import Chat, next_question, render_prompt, resolve_template
+from .problems.prompts import Chat, encode_rendered, next_question, render_prompt, resolve_template
 from .stop_strings import StopStrings
 
 if TYPE_CHECKING:
@@ -102,9 +102,9 @@ class PromptEncoder:
         """Drops the prompts that were kept, as those of another source."""
         self._recent.clear()
 
-    def encode(self, text: str, *, add_special_tokens: bool = False) -> IntArray:
+    def encode(self, text: str) -> IntArray:
         """Token ids of a text."""
-        return np.asarray(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"], dtype=np.int64)
+        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
 
     def encode_prompt(self, problem: Problem) -> IntArray:
         """Token ids of the prompt for `problem`, however many they are.
@@ -114,8 +114,7 @@ class PromptEncoder:
         """
         shots = self._worked_examples(problem)
         text = render_prompt(self.template, problem, shots, self.tokenizer, self.problems.instruction)
-        # A chat template writes the special tokens itself.
-        return self.encode(text, add_special_tokens=not self._is_chat)
+        return encode_rendered(text, self.tokenizer, is_chat=self._is_chat)
 
     def _worked_examples(self, problem: Problem) -> list[Problem]:
         """The examples before a problem, which may be one of their split: its own solution is not shown."""

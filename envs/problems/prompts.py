@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ...arrays import IntArray
 from ...registry import unknown_name
 from ...rewards.grading.formats import Marker
 from .base import Message, Problem
@@ -105,7 +108,7 @@ def render_prompt(
         problem: Problem to ask.
         shots: Problems to show with their solutions first.
         tokenizer: Tokenizer whose chat template is used; only "chat" needs it. The special tokens are part of the text
-            then: encode it with `add_special_tokens=False`.
+            then: see `encode_rendered`.
         instruction: Sentence that asks for an answer as the problem's source reads it; chats end with it.
 
     Raises:
@@ -136,6 +139,19 @@ def render_prompt(
     begin = int(asked[0]["role"] == "system")
     system = asked[:begin] if chat.system is None else [Message("system", chat.system)._asdict()]
     return _apply(tokenizer, [*system, *examples, *asked[begin:]], chat)
+
+
+def encode_rendered(text: str, tokenizer: "PreTrainedTokenizerBase", *, is_chat: bool) -> IntArray:
+    """Token ids of a prompt that `render_prompt` made, with the special tokens that the tokenizer begins a text with.
+
+    Those of a chat are in its text. An end-of-sequence token that the tokenizer ends a text with is left out, because
+    nothing would continue it.
+    """
+    plain = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
+    if is_chat:
+        return plain
+    tokens = np.asarray(tokenizer(text, add_special_tokens=True)["input_ids"], np.int64)
+    return tokens[:-1] if len(plain) and tokens[-1] == tokenizer.eos_token_id != plain[-1] else tokens
 
 
 def _apply(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, Any]], chat: Chat) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode
+from tokenizers.processors import TemplateProcessing
 
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load_tokenizer
@@ -140,6 +141,18 @@ def test_long_prompts_are_skipped_and_counted_and_nothing_is_cut(make):
         env.reset(options={"problem_id": "p6"})
     with pytest.raises(ValueError, match="in a row"):
         make(1, LENGTHS, max_prompt_tokens=2, on_long_prompt="skip").reset()
+
+
+@pytest.mark.parametrize(("pattern", "expected"), [("$A {}", "12"), ("{} $A", "{}12"), ("{} $A {}", "{}12")])
+def test_a_prompt_is_not_ended_by_a_tokenizer_that_ends_texts(make, tokens_of, pattern, expected):
+    name = TOKENIZER.eos_token
+    tokenizer = load_tokenizer("chars:0123456789+=#\n")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=pattern.format(*[name] * 2), special_tokens=[(name, EOS)]
+    )
+    env = make(tokenizer=tokenizer, problems=ProblemList([Problem("a", "12", "3")]))
+    env.reset()
+    assert env.prompt(0).tolist() == [EOS] * expected.count("{}") + tokens_of("12")
 
 
 def test_worked_examples_come_before_the_question(make, sums):
