@@ -15,6 +15,10 @@ CURRICULA: "Registry[Callable[..., Curriculum]]" = Registry("curriculum", base=f
 """Curricula by name; third parties join through the entry-point group `tokengym.curriculums`."""
 
 
+NO_STAGE = -1
+"""Stage of attempts whose problem or prefix the caller of `reset` chose."""
+
+
 class _Problem(Protocol):
     @property
     def id(self) -> str: ...
@@ -46,7 +50,7 @@ class Curriculum(ABC):
         return 0
 
     def ended(self, problem: _Problem, is_success: bool, stage: int) -> None:  # noqa: B027 (most do not learn)
-        """An attempt at `problem`, which began at `stage`, has ended."""
+        """An attempt at `problem` has ended; it began at `stage`, `NO_STAGE` if the caller of `reset` chose it."""
 
     def metrics(self) -> dict[str, float]:
         """Metrics of its present state to log."""
@@ -185,7 +189,7 @@ class Backtracking(Curriculum):
 
     def ended(self, problem: _Problem, is_success: bool, stage: int) -> None:
         if stage != self._level:
-            return  # it was given more than attempts are now
+            return  # it was given something else than attempts are now
         self._seen += 1
         self._successes += is_success
         if self._seen == self.window:

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..arrays import BoolArray, FloatArray, IntArray
 from ..rewards import Reward, Verdict, make_reward
 from ..rewards.base import TERMINATED, TRUNCATED
-from .curriculum import Curriculum, make_curriculum
+from .curriculum import NO_STAGE, Curriculum, make_curriculum
 from .infos import Infos, add_infos, end_infos, objects, start_infos
 from .pending_verdicts import PendingVerdicts
 from .problems.base import Problem, ProblemSource
@@ -253,6 +253,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             self._terminations[:] = True
             self._reset_needed = False
         infos = self._begin({}, slots, starts, encoded_prefixes)
+        chosen = [problem_ids[i] is not None or prefixes[i] is not None for i in range(len(slots))]
+        self._stages[slots[chosen]] = NO_STAGE
         return self._observation(), infos
 
     def step(self, actions: ArrayLike) -> StepResult:

@@ -177,6 +177,16 @@ def test_attempts_count_for_the_level_they_began_at_and_no_level_is_passed_over(
     assert taus == [0.8, 0.7, 0.6]
 
 
+@pytest.mark.parametrize("options", [{"problem_id": "worked"}, {"prefix": "1 + 1"}])
+def test_attempts_that_callers_begin_elsewhere_count_for_no_level(options: dict[str, str]) -> None:
+    curriculum = Backtracking(window=1)
+    env = TokenVectorEnv(ProblemList([WORKED]), 1, curriculum=curriculum, autoreset_mode="Disabled")
+    solution = env.encode_solution(WORKED)
+    env.reset(options=options)
+    env.step_tokens([solution], [len(solution)])
+    assert curriculum.tau == 0.9
+
+
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_no_problem_comes_again_before_all_have_come(size: int) -> None:
     rng = np.random.default_rng(0)
