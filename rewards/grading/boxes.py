@@ -2,7 +2,7 @@ r"""Answers in boxes: the text of a completion inside its boxes, as in MATH: `\b
 
 import re
 
-from .numbers import MAX_MARKS
+from .numbers import MAX_MARKS, after_thinking
 from .reader import clean
 
 _BRACES = re.compile(
@@ -63,7 +63,7 @@ def boxed_answers(completion: str, question: str | None = None) -> list[str]:
         completion: Text of an attempt.
         question: Question that it answers.
     """
-    answers = [text for text in boxed(completion.rpartition("</think>")[2]) if not _PLACEHOLDER.fullmatch(text[:300])]
+    answers = [text for text in boxed(after_thinking(completion)) if not _PLACEHOLDER.fullmatch(text[:300])]
     if question and "boxed" in question:
         given = {clean(text) for text in boxed(question)}
         answers = [text for text in answers if clean(text) not in given]

@@ -6,8 +6,8 @@ r"""Answer formats: where a completion shows its final answer, and what a prompt
     choice       the letter of an option
     last_number  the last number, for models that were asked for nothing
 
-A format of one's own is a subclass of `AnswerFormat`, given as an instance, or by a name from the entry-point group
-`tokengym.answer_formats`.
+What comes before `</think>` is no answer in any of them. A format of one's own is a subclass of `AnswerFormat`, given
+as an instance, or by a name from the entry-point group `tokengym.answer_formats`.
 """
 
 import inspect
@@ -24,6 +24,7 @@ from .numbers import (
     MAX_MARKS,
     Percent,
     Verdict,
+    after_thinking,
     compare_numbers,
     find_last_number,
     grade,
@@ -192,12 +193,15 @@ class Marker(_ValueFormat):
         return f"{self.marker} {answer}"
 
     def extract(self, completion: str) -> list[str]:
-        return marked(completion, self.marker)
+        return marked(self._said(completion), self.marker)
+
+    def _said(self, completion: str) -> str:
+        return completion if "</think>" in self.marker else after_thinking(completion)
 
     def grade(self, completion: str, answer: str, *, question: str | None = None) -> Verdict:
         if self.answers == "latex":
             return super().grade(completion, answer, question=question)
-        return grade(completion, answer, marker=self.marker, percent=self.percent, units=self.units)
+        return grade(self._said(completion), answer, marker=self.marker, percent=self.percent, units=self.units)
 
 
 @ANSWER_FORMATS.register("boxed")
@@ -257,7 +261,7 @@ class Tag(_ValueFormat):
     def extract(self, completion: str) -> list[str]:
         opening, closing = f"<{self.tag}>", f"</{self.tag}>"
         # Of each closing tag, what comes after the last opening one before it.
-        parts = completion.rsplit(closing, MAX_MARKS)[:-1]
+        parts = after_thinking(completion).rsplit(closing, MAX_MARKS)[:-1]
         answers = (part.rpartition(opening) for part in reversed(parts))
         return [text for _, found, answer in answers if found and (text := answer.strip())]
 
@@ -312,6 +316,7 @@ class Choice(AnswerFormat):
         return f"Answer: {self._letter(answer) or answer}"
 
     def extract(self, completion: str) -> list[str]:
+        completion = after_thinking(completion)
         rival = _RIVAL.format(letters=self.letters)
         letters = self._marked(_CHOSEN, completion)
         for text in boxed(completion):
@@ -387,6 +392,7 @@ class LastNumber(_ValueFormat):
         return GSM8K_MARKER in line or line.strip().lower().startswith("the answer is")
 
     def extract(self, completion: str) -> list[str]:
+        completion = after_thinking(completion)
         return marked(completion, GSM8K_MARKER) or find_last_number(completion)
 
 

@@ -250,6 +250,11 @@ def is_unit(words: str) -> bool:
     return _UNIT.fullmatch(words) is not None and _NOT_UNITS.isdisjoint(_WORD.findall(words.lower()))
 
 
+def after_thinking(completion: str) -> str:
+    """A completion after its last `</think>`: nothing before that is an answer."""
+    return completion.rpartition("</think>")[2]
+
+
 def marked(completion: str, marker: str) -> list[str]:
     """The marked answers, the last one first."""
     if marker not in completion:

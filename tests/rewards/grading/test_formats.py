@@ -93,6 +93,16 @@ def test_a_completed_solution_shows_its_answer_and_the_instruction_asks_for_it(s
 
 
 @pytest.mark.parametrize("spec", ["marker", "boxed", ANSWER_TAG, "choice", "last_number", DAPO])
+def test_what_comes_before_the_end_of_thinking_is_no_answer(spec):
+    answer_format = make_format(spec)
+    gold, other = ("B", "C") if spec == "choice" else ("72", "7")
+    right, wrong = answer_format.show(gold), answer_format.show(other)
+    assert answer_format.grade(f"<think>{wrong}\nNo.</think>\n{right}", gold).reason == "correct"
+    assert answer_format.grade(f"<think>{right}</think>\nI do not know.", gold).reason == "no_answer"
+    assert make_format({"name": "marker", "marker": "</think>"}).grade("2*36\n</think> 72", "72").correct
+
+
+@pytest.mark.parametrize("spec", ["marker", "boxed", ANSWER_TAG, "choice", "last_number", DAPO])
 def test_the_line_of_the_answer_is_no_step(spec):
     answer_format = make_format(spec)
     assert answer_format.is_answer(answer_format.show("B" if spec == "choice" else "72"))
