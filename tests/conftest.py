@@ -49,15 +49,24 @@ def make_stand_in() -> Iterator[Callable[..., object]]:
         worker.close()
 
 
-@pytest.fixture
-def short_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session")
+def shorten_problems() -> Callable[[pytest.MonkeyPatch], None]:
     """Generated word problems have one step, and answers at most 64 tokens, where nothing else is asked for."""
     import gymnasium as gym
 
     import tokengym  # noqa: F401 - registers the environments
 
-    for name, value in {"steps": 1, "max_new_tokens": 64}.items():
-        monkeypatch.setitem(gym.registry["tokengym/Arithmetic-v0"].kwargs, name, value)
+    def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in {"steps": 1, "max_new_tokens": 64}.items():
+            monkeypatch.setitem(gym.registry["tokengym/Arithmetic-v0"].kwargs, name, value)
+
+    return shorten
+
+
+@pytest.fixture
+def short_problems(monkeypatch: pytest.MonkeyPatch, shorten_problems: Callable[[pytest.MonkeyPatch], None]) -> None:
+    """Applies `shorten_problems` to one test."""
+    shorten_problems(monkeypatch)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,6 @@
 """The experiment over PPO's rewards, at its smallest."""
 
+import pytest
 import torch
 
 from tokengym.benchmarks.jobs import Done
@@ -19,6 +20,7 @@ def untrained(folder, settings, needs):
     return {"attempts": 0}
 
 
+@pytest.mark.usefixtures("short_problems")
 def test_every_variant_runs_on_what_it_needs_and_the_table_compares_them(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(ppo, "NUM_ENVS", 8)
     monkeypatch.setattr(ppo, "PPO_SETTINGS", ppo.PPO_SETTINGS | SMALL)

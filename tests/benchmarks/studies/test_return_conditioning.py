@@ -1,6 +1,7 @@
 """The experiment on return conditioning, small: its jobs fit together, and its counts are what they say."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> tuple[rc.ReturnConditioning, dict[str, Any], list[str]]:
+def experiment(
+    tmp_path_factory: pytest.TempPathFactory, shorten_problems: Callable[[pytest.MonkeyPatch], None]
+) -> tuple[rc.ReturnConditioning, dict[str, Any], list[str]]:
     """All jobs, one after the other in this process."""
     experiment = rc.ReturnConditioning(
         tmp_path_factory.mktemp("rcrl"), problems=12, samples_per_problem=2, rollouts_per_step=2, ratios=(0.5, 0.8),
@@ -41,6 +44,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> tuple[rc.ReturnCondi
 
     with pytest.MonkeyPatch.context() as patch:
         threads = torch.get_num_threads()
+        shorten_problems(patch)
         patch.setattr(rc, "SETTINGS", SMALL)
         patch.setattr(rc, "_LIGHT", {"epochs": 1, "batch_size": 8})
         patch.setattr(rc, "NUM_ENVS", 16)
