@@ -45,6 +45,8 @@ from .ppo_rewards import NUM_ENVS, SFT_SETTINGS, measure, start, supervised
 
 ATTEMPTS, PROBLEMS, SAMPLES = 6_400, 400, 16
 FLIPPED = 0.2
+RATE = 5e-5
+"""DPO's default learning rate for the built-in model."""
 ALPHAS = (0.0, 0.25, 0.5, 1.0, 2.5)
 VALIDATION = {"validation_problems": 100}
 ROUNDS: dict[str, Any] = {"problems": PROBLEMS, "samples_per_problem": SAMPLES // 2, "rounds": 2, "patience": 2}
@@ -56,6 +58,8 @@ VARIANTS: dict[str, str] = {
     "ei": "expert iteration, two rounds",
     "dpo": "DPO",
     "dpo_nll": "DPO with NLL",
+    "dpo_nll_4x": "DPO with NLL, four times the rate",
+    "dpo_nll_10x": "DPO with NLL, ten times the rate",
     "iterated_dpo": "DPO with NLL, two rounds",
     "fifth": "DPO, a fifth of the updates",
     "expo": "the same, extrapolated",
@@ -65,7 +69,8 @@ VARIANTS: dict[str, str] = {
     "flipped_mpo": "MPO, 20 % flipped",
 }
 COMPARED = (
-    ("dpo", "ei"), ("dpo_nll", "ei"), ("iterated_dpo", "ei"), ("dpo_nll", "dpo"), ("iterated_dpo", "dpo_nll"),
+    ("dpo", "ei"), ("dpo_nll", "ei"), ("iterated_dpo", "ei"), ("dpo_nll", "dpo"), ("dpo_nll_4x", "dpo_nll"),
+    ("dpo_nll_4x", "ei"), ("iterated_dpo", "dpo_nll"),
     ("expo", "dpo"), ("mpo", "dpo"), ("mpo", "ppo"), ("flipped_dpo", "dpo_nll"),
     ("flipped_mpo", "mpo"), ("flipped_mpo", "flipped_dpo"),
 )  # fmt: skip
@@ -107,6 +112,8 @@ def jobs(experiment: PreferencesStudy) -> list[Job]:
             "ei": (iterated, {**SFT_SETTINGS, **ROUNDS}, ()),
             "dpo": (preferred, {**ONCE, "nll_coef": 0.0}, ("sft",)),
             "dpo_nll": (preferred, {**ONCE, "nll_coef": 1.0}, ("sft", "dpo")),
+            "dpo_nll_4x": (preferred, {**ONCE, "nll_coef": 1.0, "learning_rate": 4 * RATE}, ("sft", "dpo")),
+            "dpo_nll_10x": (preferred, {**ONCE, "nll_coef": 1.0, "learning_rate": 10 * RATE}, ("sft", "dpo")),
             "iterated_dpo": (preferred, {**ROUNDS, "nll_coef": 1.0}, ("sft",)),
             "fifth": (preferred, {**ONCE, "problems": PROBLEMS // 5, "nll_coef": 0.0}, ("sft", "dpo")),
             "expo": (beyond, {"alphas": ALPHAS, **VALIDATION}, ("sft", "fifth")),
@@ -141,7 +148,7 @@ def iterated(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done
 
 def preferred(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done]) -> dict[str, Any]:
     """DPO; of one round the policy that it ends with, whether or not it validates better than the start."""
-    own = {name: settings[name] for name in (*ONCE, "nll_coef", "patience") if name in settings}
+    own = {name: settings[name] for name in (*ONCE, "nll_coef", "learning_rate", "patience") if name in settings}
     kind = FlippedDPO if settings.get("flipped") else DPO
     agent = kind(ENV, start(needs), pool=_pool(needs), **_shared(folder, settings), **own)
     agent.learn()

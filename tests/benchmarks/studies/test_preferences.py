@@ -16,7 +16,7 @@ def test_a_variant_brings_what_it_builds_on() -> None:
 
 def test_all_offline_variants_learn_from_the_same_attempts() -> None:
     plan = {job.name: job for job in jobs(PreferencesStudy(seeds=(0, 1)))}
-    for name in ("dpo_nll", "fifth", "judge", "mpo", "flipped_dpo", "flipped_judge", "flipped_mpo"):
+    for name in ("dpo_nll", "dpo_nll_4x", "fifth", "judge", "mpo", "flipped_dpo", "flipped_judge", "flipped_mpo"):
         for seed in (0, 1):
             assert {f"seed-{seed}/sft", f"seed-{seed}/dpo"} <= set(plan[f"seed-{seed}/{name}"].needs)
 
