@@ -220,7 +220,7 @@ def test_problems_that_are_neither_solved_nor_hopeless_come_again() -> None:
 
 
 def test_probabilities_add_up_at_any_temperature() -> None:
-    curriculum = PrioritizedReplay(temperature=0.001, staleness=0)
+    curriculum = PrioritizedReplay(temperature=0.0005, staleness=0)
     for i in range(3):
         curriculum.ended(Problem(f"p{i}", "?", "1"), False, 0)
     assert curriculum.probabilities() == pytest.approx([1 / 3] * 3)
