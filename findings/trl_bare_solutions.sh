@@ -3,18 +3,17 @@
 # its numbers.
 #
 # The reward parses the column "solution" by `parse(sol)`, which reads LaTeX inside of $...$, \[...\] or \boxed alone,
-# and otherwise takes a plain number from the text. Of 3\sqrt{13} it takes 3: the right answer gets 0, and the answer 3
-# gets 1. Of \sqrt{2}, where there is no plain number, nothing is left, and the reward is None, which trains nothing.
+# and otherwise takes a plain number from the text. Of 3\sqrt{13} it takes 3, and the right answer gets 0. Of \sqrt{2}, where there is no plain number, nothing is left, and the reward is None, which trains nothing.
 # Bare fractions are an exception that math-verify reads, and the docstring's example is one ("\frac{1}{3}", without
 # dollars), so that trials with fractions and numbers look right. Answers of MATH-500, DeepScaleR and others come
 # without dollars. (Math-Verify's issue 56 and its README tell of `parse` wanting dollars; TRL's documentation does
 # not.) What helps: writing f"${solution}$" into the column.
 #
-# The answer in \boxed{} and the solution the same, without and with dollars, and a wrong answer that is paid.
+# The answer in \boxed{} and the solution the same, without and with dollars.
 #
 # Seen: "\frac{1}{3}: bare 1.0, in dollars 1.0", "3\sqrt{13}: bare 0.0, in dollars 1.0", "2\pi: bare 0.0, in dollars
 # 1.0", "6 - 5i: bare 0.0, in dollars 1.0", "\left( 3, \frac{\pi}{2} \right): bare 0.0, in dollars 1.0", "\sqrt{2}:
-# bare None, in dollars 1.0", "the answer 3 to 3\sqrt{13}: bare 1.0, in dollars 0.0".
+# bare None, in dollars 1.0".
 # Exit status 0 while this is so, 1 if it changes.
 set -euo pipefail
 folder=$(mktemp -d)
@@ -49,7 +48,5 @@ for solution, seen in SEEN.items():
     found = rewards(solution, solution)
     print("{}: bare {}, in dollars {}".format(solution, *found))
     same = same and found == seen
-found = rewards("3", r"3\sqrt{13}")
-print("the answer 3 to 3\\sqrt{{13}}: bare {}, in dollars {}".format(*found))
-raise SystemExit(0 if same and found == (1.0, 0.0) else 1)
+raise SystemExit(not same)
 PYTHON
