@@ -150,10 +150,10 @@ def slots() -> Callable[..., TokenVectorEnv]:
     letters = load_tokenizer("chars:ab?")
 
     def slots(problems: ProblemList, num_envs: int = 16, **settings: Any) -> TokenVectorEnv:
-        settings = {"autoreset_mode": "Disabled", "max_new_tokens": 4} | settings
+        settings = {"autoreset_mode": "Disabled", "max_new_tokens": 4, "copy": False} | settings
         return TokenVectorEnv(
             problems, num_envs, tokenizer=letters, prompt="{question}", max_prompt_tokens=8,
-            copy=False, eos_token_ids=[letters.pad_token_id], **settings,
+            eos_token_ids=[letters.pad_token_id], **settings,
         )  # fmt: skip
 
     return slots

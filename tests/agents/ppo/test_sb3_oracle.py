@@ -61,7 +61,7 @@ def test_a_phase_of_updates_equals_that_of_stable_baselines3(
     disturb(agent)
     attempts = attempts_of(agent)
 
-    env = SB3VecEnv(slots(letters(), 1, autoreset_mode="SameStep"))
+    env = SB3VecEnv(slots(letters(), 1, autoreset_mode="SameStep", copy=True))
     sb3 = SB3PPO(
         SB3CausalLMPolicy, env, n_steps=8, batch_size=8, n_epochs=config.epochs, learning_rate=config.learning_rate,
         clip_range=config.clip, ent_coef=config.entropy_coef, vf_coef=config.value_coef / 2,
