@@ -46,6 +46,8 @@ class LineProgress(tqdm):
         """Writes the first line if nothing has been written yet."""
         with self._writing:
             if self._silent and not self.disable:
+                # Updates write no line at the same moment.
+                self.last_print_t = self._time()  # pyright: ignore[reportAttributeAccessIssue]
                 self._write(str(self))
 
     def _write(self, line: str) -> None:

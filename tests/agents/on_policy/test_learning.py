@@ -50,7 +50,7 @@ def test_the_penalty_holds_the_policy_back_also_with_adapters(make) -> None:
         assert distances[1] < 0.5 * distances[0]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_agent_finds_the_best_arm(bandit, make, kind: str, seed: int) -> None:
     told: list[dict[str, float]] = []
     agent = make(

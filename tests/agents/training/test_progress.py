@@ -50,10 +50,21 @@ def test_a_stage_whose_updates_are_far_apart_says_how_long_it_is(monkeypatch: py
     monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
     monkeypatch.setattr(LineProgress, "seconds", 0.01)
     with progress(20, "sampling") as bar:
-        bar._timer.join(5)
-        assert stream.getvalue() == "sampling: 0 of 20 in 00:00, ?it/s, ? left\n"
+        bar._timer.join()
+        assert re.fullmatch(r"sampling: 0 of 20 in \d\d:\d\d, \?it/s, \? left\n", stream.getvalue())
         bar._begin()
         assert stream.getvalue().count("\n") == 1, "that is said once"
+
+
+def test_updates_write_no_line_beside_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
+    monkeypatch.setattr(LineProgress, "seconds", 3600.0)
+    with progress(20, "sampling") as bar:
+        for seconds, lines in ((3600.0, 1), (3601.0, 1), (7200.0, 2)):
+            bar._time = lambda seconds=seconds: bar.start_t + seconds
+            bar._begin()
+            bar.update()
+            assert stream.getvalue().count("\n") == lines
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
