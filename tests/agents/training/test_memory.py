@@ -87,7 +87,7 @@ def test_weights_in_4_bits_take_what_the_plan_says(tmp_path: Path, measured: boo
     assert size(planned, "learning", *names) == pytest.approx(size(loaded, "learning", *names), rel=0.01)
     if not measured:
         return
-    learner = SFT.work(config, model).make_learner(memory._Alone(), 300)
+    learner = SFT.work(config, model).make_learner(memory._SingleProcess(), 300)
     rng = np.random.default_rng(0)
     examples = [Example(rng.integers(0, 300, 8), rng.integers(0, 300, LIMITS.max_new_tokens)) for _ in range(32)]
     learner.logprobs(examples[:1])
