@@ -147,11 +147,11 @@ def encode_rendered(text: str, tokenizer: "PreTrainedTokenizerBase", *, is_chat:
     Those of a chat are in its text. An end-of-sequence token that the tokenizer ends a text with is left out, because
     nothing would continue it.
     """
-    plain = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
-    if is_chat:
-        return plain
-    tokens = np.asarray(tokenizer(text, add_special_tokens=True)["input_ids"], np.int64)
-    return tokens[:-1] if len(plain) and tokens[-1] == tokenizer.eos_token_id != plain[-1] else tokens
+    tokens = np.asarray(tokenizer(text, add_special_tokens=not is_chat)["input_ids"], np.int64)
+    if is_chat or not len(tokens) or tokens[-1] != tokenizer.eos_token_id:
+        return tokens
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]  # may end with that token by its own words
+    return tokens[:-1] if plain and plain[-1] != tokens[-1] else tokens
 
 
 def _apply(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, Any]], chat: Chat) -> str:
