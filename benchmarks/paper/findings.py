@@ -154,8 +154,9 @@ def novelty(solutions: Solutions, known: Solutions) -> tuple[FloatArray, FloatAr
     """Distinct correct solutions in the second half of the samples at each problem, and those that `known` lacks.
 
     `known` is looked up in the first half of its own samples, so that a pool can be compared with itself: what another
-    half of the same policy's samples would lack, too, is chance and no exploration. Only problems that both solve
-    count, for at others everything is new.
+    half of the same policy's samples would lack, too, is chance and no exploration. Only problems that this half solves
+    count, for at others everything is new. A condition on all of `known`'s samples would not be the same for its own
+    second half as for another policy's, and make the same policy look less new than itself.
 
     Args:
         solutions: Equation sequences of the samples by problem, `None` where incorrect.
@@ -166,12 +167,11 @@ def novelty(solutions: Solutions, known: Solutions) -> tuple[FloatArray, FloatAr
     """
     new, total = np.zeros(len(solutions)), np.zeros(len(solutions))
     for i, (problem, samples) in enumerate(solutions.items()):
-        half = len(samples) // 2
-        before = known[problem]
-        found = {item for item in samples[half:] if item is not None}
-        if found and any(item is not None for item in before):
+        found = set(samples[len(samples) // 2 :]) - {None}
+        before = set(known[problem][: len(known[problem]) // 2]) - {None}
+        if before:
             total[i] = len(found)
-            new[i] = len(found - set(before[: len(before) // 2]))
+            new[i] = len(found - before)
     return new, total
 
 

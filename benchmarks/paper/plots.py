@@ -161,8 +161,8 @@ def _exploration(results: Results) -> Figure | None:
     right.set(xlabel="share that SFT's samples lack", xlim=(0, 1))
     caption = (
         "Distinct correct solutions, by their equations, per test problem; and the share of those in the second half "
-        "of the samples that are not in the first half of SFT's, at problems that both solve. SFT's own share is what "
-        "chance leaves."
+        "of the samples that are not in the first half of SFT's, at problems that this half solves. SFT's own share is "
+        "what chance leaves."
     )
     return Figure("exploration", "Diversity, and overlap with the SFT pool", caption, to_svg(plot))
 

@@ -71,9 +71,26 @@ def test_evidence_and_certainty_in_words() -> None:
 
 def test_novelty_by_hand() -> None:
     known = {"p": ["a", None, "b", "c"], "q": [None, None, "d", "d"], "r": [None] * 4}
-    # First half of what is known: a at p, nothing at q. Second halves have at p b and c, of which neither is known.
-    assert [part.tolist() for part in novelty(known, known)] == [[2, 1, 0], [2, 1, 0]]
+    # First half of what is known: a at p, nothing at q and r. The second half has at p b and c, which are not known.
+    assert [part.tolist() for part in novelty(known, known)] == [[2, 0, 0], [2, 0, 0]]
     theirs = {"p": ["x", "x", "a", "b"], "q": ["d", "d", "d", None], "r": ["e", "e", "e", "e"]}
     new, total = novelty(theirs, known)
-    assert new.tolist() == [1, 1, 0]  # a is known, b and d are not
-    assert total.tolist() == [2, 1, 0]  # r is a problem that only one solves
+    assert new.tolist() == [1, 0, 0]  # a is known, b is not
+    assert total.tolist() == [2, 0, 0]
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.4])
+def test_the_same_policy_is_as_new_as_itself(rate: float) -> None:
+    """Another pool of one policy has the share of new solutions that its own second half has, however hard problems."""
+    rng = np.random.default_rng(0)
+
+    def pool() -> dict[str, list[str | None]]:
+        right, which = rng.random((4_000, 8)) < rate, rng.integers(2, size=(4_000, 8))
+        return {
+            str(i): [f"s{b}" if a else None for a, b in zip(*row, strict=True)]
+            for i, row in enumerate(zip(right, which, strict=True))
+        }
+
+    known, other = pool(), pool()
+    own, others = (new.sum() / total.sum() for new, total in (novelty(known, known), novelty(other, known)))
+    assert own == pytest.approx(others, abs=0.07)
