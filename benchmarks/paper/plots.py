@@ -41,12 +41,16 @@ def figures(results: Results) -> Iterator[Figure]:
 
 
 def mean_curve(curves: Sequence[Curve], at: str) -> list[tuple[float, float, float, float]]:
-    """Over seeds: place, mean, lowest and highest validation maj@1, at places where all of them have one."""
-    by_seed = [{point[at]: point["eval/maj@1"] for point in curve if at in point} for curve in curves]
-    places = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
+    """Over seeds: mean place, mean, lowest and highest validation maj@1, as often as all of them validated.
+
+    Points are matched by their order: places in attempts differ between seeds where steps are labelled by
+    continuations, of which each seed samples other numbers.
+    """
+    by_seed = [[point for point in curve if at in point] for curve in curves]
     found: list[tuple[float, float, float, float]] = []
-    for place in places:
-        values = [points[place] for points in by_seed]
+    for points in zip(*by_seed, strict=False):
+        values = [point["eval/maj@1"] for point in points]
+        place = float(np.mean([point[at] for point in points]))
         found.append((place, float(np.mean(values)), min(values), max(values)))
     return found
 
@@ -58,10 +62,9 @@ def _sample_complexity(results: Results) -> Figure | None:
     titles = _titles(results)
     for start, axes in panels.items():
         for name in _ALGORITHMS:
-            points = mean_curve(list(results.curves(start + name).values()), "step")
-            before = _attempts_before(results, start + name) if points else 0.0
-            shifted = [(p[0] + before, *p[1:]) for p in points if p[0] > 0]
-            _line(axes, shifted, _label(titles, start, name), **_style(name))
+            points = mean_curve(list(results.cumulative_curves(start + name).values()), "step")
+            # The axis is logarithmic: a start that nothing was sampled for has no place there.
+            _line(axes, [point for point in points if point[0] > 0], _label(titles, start, name), **_style(name))
         reference = "sft" if not start else "pretrained/prompted"
         _level(axes, results, reference)
         axes.set(xscale="log", xlabel="attempts sampled for learning", title=_STARTS[start])
@@ -165,12 +168,6 @@ def _exploration(results: Results) -> Figure | None:
         "what chance leaves."
     )
     return Figure("exploration", "Diversity, and overlap with the SFT pool", caption, to_svg(plot))
-
-
-def _attempts_before(results: Results, system: str) -> float:
-    """Attempts sampled for what a system builds on, a seed's mean."""
-    done = [results.done(name, seed, "train") for name in results.builds_on(system) for seed in results.seeds]
-    return sum(state.result["attempts"] for state in done if state is not None) / len(results.seeds)
 
 
 def _panels(results: Results, names: Sequence[str]) -> "tuple[Plot | None, dict[str, Axes]]":

@@ -126,6 +126,15 @@ class Results:
         done = {seed: self.done(system, seed, "train") for seed in self.seeds}
         return {seed: job.result["curve"] for seed, job in done.items() if job is not None}
 
+    def cumulative_curves(self, system: str) -> dict[int, list[dict[str, float]]]:
+        """The same at steps that count the attempts sampled for what a system builds on in its seed, too."""
+        found: dict[int, list[dict[str, float]]] = {}
+        for seed, curve in self.curves(system).items():
+            done = [self.done(name, seed, "train") for name in self.builds_on(system)]
+            before = sum(job.result["attempts"] for job in done if job is not None)
+            found[seed] = [{**point, "step": point["step"] + before} for point in curve]
+        return found
+
     def file(self, system: str, seed: int, what: str, name: str) -> Any:
         """The JSON values in a file that a job left in its folder; `None` without the job's result."""
         job = self.done(system, seed, what)

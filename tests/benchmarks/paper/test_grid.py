@@ -22,6 +22,7 @@ from tokengym.benchmarks.jobs import Done, Job, Missing
 from tokengym.benchmarks.paper import grid as paper
 from tokengym.benchmarks.paper.grid import PaperGrid, missing, plan
 from tokengym.benchmarks.paper.jobs import evaluate_system, expected_attempts, rerank_system, resolved, train_system
+from tokengym.benchmarks.paper.plots import mean_curve
 from tokengym.benchmarks.paper.published import paper_row
 from tokengym.benchmarks.paper.report import assemble
 from tokengym.benchmarks.paper.results import METRICS, Results, job_name
@@ -358,6 +359,28 @@ def test_costs_count_what_was_sampled_for_a_system(tmp_path) -> None:
     runs = {run.name: run for run in report_of(results).runs}
     assert runs["ORM RCRL"].builds_on.attempts == 3 * 3 * 8000
     assert "with what it builds on" in report_text.run_cost(runs["ORM RCRL"])
+
+
+def test_curves_count_the_attempts_of_their_own_seed(tmp_path) -> None:
+    results = made_up(tmp_path, broken={"seed-1/ei/train": "OSError: gone"})
+    found = results.cumulative_curves("orm_rcrl")
+    assert {seed: curve[0]["step"] for seed, curve in found.items()} == {0: 24_000, 2: 24_000}
+    assert results.cumulative_curves("ei") == results.curves("ei")
+
+
+def test_curves_are_averaged_by_the_number_of_the_validation() -> None:
+    # Labels by continuations take other numbers of attempts in each seed; the second was validated once more.
+    curves = [
+        [{"step": 700, "eval/maj@1": 0.25}, {"step": 900, "round": 1, "eval/maj@1": 0.5}],
+        [
+            {"step": 702, "eval/maj@1": 0.75},
+            {"step": 904, "round": 1, "eval/maj@1": 0.25},
+            {"step": 1000, "eval/maj@1": 1},
+        ],
+    ]
+    assert mean_curve(curves, "step") == [(701, 0.5, 0.25, 0.75), (902, 0.375, 0.25, 0.5)]
+    assert mean_curve(curves, "round") == [(1, 0.375, 0.25, 0.5)]
+    assert mean_curve([], "step") == []
 
 
 def test_one_seed_has_its_interval_over_problems(tmp_path) -> None:
