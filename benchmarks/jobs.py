@@ -113,7 +113,7 @@ def run_plan(
 
     Raises:
         ValueError: A name is given twice, a job needs one that is not in the plan or needs itself in the end, or a
-            result in the folder is of another version or of other settings.
+            result in the folder is of another version or of other settings, or was made from one that is gone.
         OSError: The disk is full; what was finished is kept.
         SystemExit: The process was asked to end (SIGTERM), as schedulers do; its jobs end first.
     """
@@ -123,6 +123,13 @@ def run_plan(
         found = read_result(job, folder)
         if found is not None:
             states[job.name] = found
+    for job in jobs:
+        gone = [name for name in job.needs if name not in states]
+        if job.name in states and gone:
+            raise ValueError(
+                f"{folder / job.name / RESULT} was made from a result of {gone[0]} that is gone, and the next one may "
+                f"be another: delete {folder / job.name}, too, or choose another folder"
+            )
     if states:
         say(f"{len(states)} of {len(jobs)} jobs are done already")
     waiting = [job for job in jobs if job.name not in states]
@@ -163,7 +170,10 @@ def read_result(job: Job, folder: Path) -> Done | None:
     record, expected = json.loads(path.read_text()), _identity(job)
     expected["settings"].pop("threads", None)  # a plan may continue with another number
     if changes := differences(record, expected):
-        raise ValueError(f"{path} is the result of another run ({changes}): choose another folder, or delete it")
+        raise ValueError(
+            f"{path} is the result of another run ({changes}): choose another folder, or delete {path.parent} and what "
+            "was made from it"
+        )
     return Done(path.parent, record["result"], record["seconds"])
 
 

@@ -114,6 +114,19 @@ def test_plans_that_cannot_be_done(tmp_path, jobs: list[Job], message: str) -> N
         run_plan(jobs, tmp_path)
 
 
+def test_a_result_does_not_outlive_what_it_was_made_from(tmp_path) -> None:
+    run_plan(diamond(), tmp_path)
+    (tmp_path / "a" / "result.json").unlink()
+    with pytest.raises(ValueError, match=r"c.result\.json was made from a result of a that is gone.*: delete .*c, too"):
+        run_plan(diamond(a=2), tmp_path)
+    for name in "bcd":
+        (tmp_path / name / "result.json").unlink()
+    states = run_plan(diamond(a=2), tmp_path)
+    assert {name: state.result["value"] for name, state in states.items() if isinstance(state, Done)} == {
+        "a": 2, "b": 12, "c": 102, "d": 1114
+    }  # fmt: skip
+
+
 def test_results_of_other_settings_or_versions_are_refused_before_anything_runs(tmp_path) -> None:
     run_plan(diamond(), tmp_path)
     with pytest.raises(ValueError, match=r"b.result\.json is the result of another run \(settings\.number: 10 -> 11\)"):
