@@ -62,15 +62,19 @@ class Estimate:
 
         A single seed says nothing about other seeds: 1. So does data in which nothing varies.
         """
+        return self._p_value(self.mean - bound)
+
+    def p_below(self, bound: float) -> float:
+        """One-sided p-value of the claim that the mean is below `bound`; see `p_above`."""
+        return self._p_value(bound - self.mean)
+
+    def _p_value(self, distance: float) -> float:
+        """Chance of a distance at least as large where the true one is 0."""
         from scipy import stats
 
         if self.seeds < 2 or self.error == 0:
             return 1.0
-        return float(stats.t.sf((self.mean - bound) / self.error, self.degrees))
-
-    def p_below(self, bound: float) -> float:
-        """One-sided p-value of the claim that the mean is below `bound`."""
-        return 1.0 if self.seeds < 2 or self.error == 0 else 1.0 - self.p_above(bound)
+        return float(stats.t.sf(distance / self.error, self.degrees))
 
     def power(self, effect: float) -> float:
         """Chance that the interval excludes a bound when the true mean is `effect` away from it.
@@ -99,6 +103,9 @@ def crossed_mean(values: FloatArray, bounds: tuple[float, float] = (0.0, 1.0)) -
         raise ValueError(f"need a matrix [S, P], got shape {values.shape}")
     if not values.size:
         raise ValueError("there is nothing to take a mean of")
+    wrong = values[~((bounds[0] - 1e-9 <= values) & (values <= bounds[1] + 1e-9))]  # not a number is, too
+    if wrong.size:
+        raise ValueError(f"values must be between {bounds[0]} and {bounds[1]}, got {wrong[0]}")
     return _estimate(float(values.mean()), values, bounds)
 
 
@@ -145,8 +152,6 @@ def _share(numerators: FloatArray, denominators: FloatArray) -> tuple[float, Flo
 
 
 def _estimate(mean: float, values: FloatArray, bounds: tuple[float, float]) -> Estimate:
-    if not bounds[0] - 1e-9 <= mean <= bounds[1] + 1e-9:  # not a number is not
-        raise ValueError(f"the mean must be between {bounds[0]} and {bounds[1]}, got {mean}")
     seeds, problems = values.shape
     return Estimate(min(max(mean, bounds[0]), bounds[1]), *_standard_error(values), seeds, problems, bounds)
 

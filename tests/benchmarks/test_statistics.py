@@ -79,10 +79,25 @@ def test_a_single_seed_says_nothing_about_others() -> None:
     assert one.power(1.0) == 0.0
 
 
-@pytest.mark.parametrize("values", [np.full((2, 3), np.nan), np.full((2, 3), 2.0), np.ones(3), np.ones((0, 3))])
-def test_values_that_are_none(values) -> None:
-    with pytest.raises(ValueError, match=r"the mean must be|need a matrix|nothing to take"):
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((2, 3), np.nan), "values must be between 0.0 and 1.0, got nan"),
+        (np.array([[2.0, -1.0]]), "values must be between 0.0 and 1.0, got 2.0"),  # though their mean is a share
+        (np.array([[0.5, np.inf]]), "values must be between 0.0 and 1.0, got inf"),
+        (np.ones(3), "need a matrix"),
+        (np.ones((0, 3)), "nothing to take"),
+    ],
+)
+def test_values_that_are_none(values, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         crossed_mean(values)
+
+
+def test_a_small_p_value_is_not_rounded_to_nothing() -> None:
+    estimate = Estimate(-0.5, 0.01, 200.0, 3, 100, (-1.0, 1.0))
+    assert 0 < estimate.p_below(0.0) < 1e-100
+    assert estimate.p_below(0.0) == Estimate(0.5, 0.01, 200.0, 3, 100, (-1.0, 1.0)).p_above(0.0)
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=3, max_size=3), min_size=1, max_size=5))
