@@ -104,7 +104,10 @@ def _finding(question: Question, adjusted: float, count: int) -> CheckedClaim:
 
 
 def _certainty(verdict: Outcome, question: Question, adjusted: float, count: int) -> str:
-    seeds = min(0 if claim.estimate is None else claim.estimate.seeds for claim in question.claims)
+    deciding = (
+        [min(question.claims, key=lambda claim: claim.p_fails)] if verdict == "does not hold" else question.claims
+    )
+    seeds = min(0 if claim.estimate is None else claim.estimate.seeds for claim in deciding)
     if seeds < 2:
         return f"none: {'one seed tells' if seeds else 'without a result there is'} nothing about other seeds."
     p = f"p = {question.p_value:.2g}, and {adjusted:.2g} by Holm's procedure for {count} findings at once"

@@ -69,6 +69,12 @@ def test_evidence_and_certainty_in_words() -> None:
     assert sure.certainty.endswith("over 3 seeds.")
 
 
+def test_a_finding_that_one_claim_contradicts_is_as_sure_as_that_claim() -> None:
+    (found,) = decide([Question("f", [claim("a", {}), claim("b", {0: -0.1, 1: -0.11, 2: -0.12})])])
+    assert found.verdict == "does not hold"
+    assert found.certainty.endswith("over 3 seeds.")
+
+
 def test_novelty_by_hand() -> None:
     known = {"p": ["a", None, "b", "c"], "q": [None, None, "d", "d"], "r": [None] * 4}
     # First half of what is known: a at p, nothing at q and r. The second half has at p b and c, which are not known.
