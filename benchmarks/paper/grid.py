@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -152,12 +153,17 @@ class PaperGrid:
 
     @property
     def command(self) -> str:
-        """That runs it again."""
-        options = {"scale": self.scale, "seeds": self.seeds, "folder": self.path, "workers": self.processes}
+        """Command that runs it again."""
+        options: dict[str, Any] = {
+            "scale": self.scale,
+            "seeds": self.seeds,
+            "folder": self.path,
+            "workers": self.processes,
+        }
         if self.data is not None:
             options["data"] = self.data
-        flags = ["--ablations"] if self.ablations else []
-        return " ".join(["tokengym bench paper", *(f"--{name} {value}" for name, value in options.items()), *flags])
+        given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        return shlex.join(["tokengym", "bench", "paper", *given, *(["--ablations"] if self.ablations else [])])
 
 
 def run(grid: PaperGrid, say: Callable[[Any], object] = lambda line: None) -> Report:

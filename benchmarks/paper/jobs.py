@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...agents import AGENTS, Agent, make_agent
+from ...agents.configs.outcome_models import SORMConfig
 from ...agents.configs.ppo import PPOConfig
 from ...agents.configs.rcrl import RCRLConfig
 from ...agents.configs.sft import SFTConfig
@@ -151,7 +152,7 @@ def rerank_system(folder: Path, settings: Mapping[str, Any], needed: Mapping[str
 
 
 def _shown(policy: CausalLMPolicy, settings: Mapping[str, Any], problems: int) -> list[Attempt]:
-    """Attempts at the first test problems as training would reward them: the greedy one, then the pool's first."""
+    """Attempts at the first test problems as training would reward them: the greedy one, then others at random."""
     if not problems:
         return []
     spec = make_spec({**settings["env"], "reward": settings["reward"]})
@@ -179,7 +180,10 @@ def resolved(settings: Any, needed: Mapping[str, Done]) -> Any:
 
 
 def expected_attempts(job: Job) -> int:
-    """Attempts that a job samples, those of validation left out; a labelled attempt of RCRL counts as three steps."""
+    """Attempts that a job samples, those of validation left out; an attempt whose steps are labelled counts as three.
+
+    Steps are labelled by continuations in RCRL by Monte Carlo and in SORMs.
+    """
     settings = job.settings
     if job.work is evaluate_system:
         return settings["problems"] * (settings["n"] + 1)
@@ -191,9 +195,10 @@ def expected_attempts(job: Job) -> int:
     if isinstance(config, SFTConfig) or getattr(config, "pool", None) is not None:
         return 0
     attempts = config.problems * config.samples_per_problem
-    if isinstance(config, RCRLConfig):
+    if isinstance(config, RCRLConfig | SORMConfig):
         return attempts * (1 + _STEPS * config.rollouts_per_step)
     return attempts * getattr(config, "rounds", 1)
 
 
 _STEPS = 3
+"""Steps of an attempt, about."""

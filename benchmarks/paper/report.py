@@ -67,7 +67,7 @@ def _table(results: Results, name: str) -> ResultTable:
         for line in TABLES[name]
     )
     interval = (
-        "One seed, with its 95 % bootstrap interval over problems, which says nothing about other seeds"
+        "One seed, with its 95 % interval over problems, which says nothing about other seeds"
         if single
         else "Mean over seeds and problems, with its 95 % interval over both"
     )

@@ -69,10 +69,15 @@ class Results:
 
     def stands_for(self, system: str, seed: int) -> str:
         """The system whose evaluation counts: itself, or its start where there was nothing to learn from."""
-        state = self.states.get(job_name(system, seed, "train"))
+        state = self.states.get(self._training(system, seed))
         if isinstance(state, Missing) and state.reason.startswith("NothingToLearnError"):
             return self._system(system).start
         return system
+
+    def _training(self, system: str, seed: int) -> str:
+        """The job that trains a system's policy; that of a round is expert iteration's."""
+        known = self._system(system)
+        return job_name(system if known.after_round is None else known.needs[0], seed, "train")
 
     def values(self, system: str, metric: str) -> dict[int, float]:
         """A metric of an evaluation by seed, where there is one."""
@@ -98,7 +103,7 @@ class Results:
             return MissingCell(next(iter(missing.values())))
         estimate = crossed_mean(np.stack(list(found.values())))
         missing |= {
-            seed: f"{self.reason(job_name(system, seed, 'train'))}; counted as {self.title(source)}"
+            seed: f"{self.reason(self._training(system, seed))}; counted as {self.title(source)}"
             for seed in found
             if (source := self.stands_for(system, seed)) != system
         }

@@ -131,6 +131,8 @@ def test_expected_attempts_by_hand() -> None:
     assert expected["rcrl/train"] == 300 * 2 * (1 + 3 * 4)
     assert expected["sft/evaluate"] == 500 * 9
     assert expected["sft/train"] == expected["orm_rcrl/train"] == expected["ei/rerank"] == 0
+    more = {job.name: expected_attempts(job) for job in plan(PaperGrid("tiny", ablations=True).settings, [0])}
+    assert more["seed-0/ablations/sorm/train"] == 150 * 4 * (1 + 3 * 8)  # whose prefixes are continued
 
 
 def test_outputs_become_paths(tmp_path) -> None:
@@ -344,6 +346,20 @@ def test_a_seed_with_nothing_to_learn_from_counts_as_its_start(tmp_path) -> None
     assert report_text.lacking(cell) == "another value for seed 1"
 
 
+def test_rounds_of_a_run_with_nothing_to_learn_from_count_as_its_start(tmp_path) -> None:
+    why = "NothingToLearnError: no attempt was kept"
+    results = made_up(tmp_path, broken={"seed-1/pretrained/ei/train": why})
+    found = results.cell("pretrained/ei/last_round", "maj@1")
+    assert isinstance(found, Cell)
+    assert found.values[1] == results.values("pretrained/prompted", "maj@1")[1]
+    assert found.missing == {1: f"seed-1/pretrained/ei/train failed: {why}; counted as Pretrained"}
+
+
+def test_the_command_of_a_report_can_be_given_again() -> None:
+    command = PaperGrid("tiny", folder=Path("my runs"), workers=1).command
+    assert shlex.split(command)[-4:] == ["--folder", "my runs", "--workers", "1"]
+
+
 def test_evaluations_of_other_problems_are_not_compared(tmp_path) -> None:
     results = made_up(tmp_path)
     path = tmp_path / "seed-2" / "ei" / "evaluate" / "outcomes.json"
@@ -390,7 +406,7 @@ def test_one_seed_has_its_interval_over_problems(tmp_path) -> None:
     assert cell.low is not None
     assert cell.high is not None
     assert 0 < cell.high - cell.low < 1
-    assert "over problems" in report.tables[0].interval
+    assert report.tables[0].interval.startswith("One seed, with its 95 % interval over problems")
     assert {finding.verdict for finding in report.findings} == {"undecided"}
     assert all("one seed" in finding.certainty for finding in report.findings)
 
