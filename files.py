@@ -75,7 +75,12 @@ def _retire(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one step."""
+    """Replaces a file in one step, that which a link leads to; a pipe or a device is written to."""
+    if path.exists() and not path.is_file():
+        with naming(path):
+            path.write_text(text)
+        return
+    path = path.resolve()
     partial = path.with_name(f".{path.name}.partial")
     with naming(path):
         try:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from ..settings import Count, CountOrZero, check_settings
 from .options import MAIN, EnvChoice
 from .terminal import run_command, say
 
@@ -27,12 +28,13 @@ def doctor(arguments: Sequence[str]) -> None:
 
         env: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENV")] = "tokengym/Arithmetic-v0"
         model: str = "tokengym/tiny"
-        limit: int = 2000
-        show: int = 20
+        limit: Count = 2000
+        show: CountOrZero = 20
 
     def run(options: Annotated[DoctorOptions, MAIN]) -> None:
         from ..envs.doctor import diagnose_env
 
+        check_settings(options)
         findings = diagnose_env(options.spec(tokenizer=options.model), limit=options.limit)
         printed: Counter[tuple[str, ...]] = Counter()
         for finding in findings.findings:

@@ -56,6 +56,11 @@ class EnvChoice:
             name, equals, value = item.partition("=")
             if not equals:
                 raise ValueError(f"--env-args takes NAME=VALUE, got {item!r}")
+            if name in settings and settings[name] != _value(value):
+                raise ValueError(
+                    f"--env-args {item} is of no effect here, where {name} is {settings[name]!r}: this command sets it "
+                    "itself, or has an option for it"
+                )
             spec.kwargs[name] = _value(value)
         if self.data is not None:
             spec.kwargs["data"] = self.data

@@ -57,13 +57,14 @@ def _renamed(argument: str, renamed: Mapping[str, str]) -> str:
 
 
 def flag(arguments: Sequence[str], name: str) -> str | None:
-    """The value of a flag, if it is given."""
+    """The value of a flag, if it is given; the last one, which is the one that counts."""
+    value: str | None = None
     for argument, following in pairwise((*arguments, None)):
         if argument == name:
-            return following
-        if argument is not None and argument.startswith(f"{name}="):
-            return argument.partition("=")[2]
-    return None
+            value = following
+        elif argument is not None and argument.startswith(f"{name}="):
+            value = argument.partition("=")[2]
+    return value
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
@@ -88,7 +89,7 @@ def check_output(path: Path | None) -> None:
         FileNotFoundError: Its folder is not there; the message names both.
         OSError: It cannot; the message names the file.
     """
-    if path is None:
+    if path is None or path.is_fifo() or path.is_char_device():  # whose reader must not see it opened twice
         return
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}, make it first")

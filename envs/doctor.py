@@ -8,7 +8,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from .problems.base import SPLITS, Problem, ProblemSource
+from .problems.base import SPLITS, MissingSplitError, Problem, ProblemSource
 from .problems.expressions import evaluate
 from .problems.prompts import Chat
 from .problems.tables import malformed_rows
@@ -31,10 +31,11 @@ class Finding:
     Attributes:
         severity: Severity: "error" if it would falsify a result or stop a run, else "warning".
         check: Check that complains: "gold_answer", "duplicate", "overlap", "prompt_length", "solution_length",
-            "annotation", "solution_steps", "stop" or "row".
+            "annotation", "solution_steps", "stop", "row" or "split".
         split: Split of the source.
-        index: Index of the problem in its source; -1 for a malformed row, which is not a problem of it.
-        problem_id: Id of the problem, which names the row if the data has rows; "" for a malformed row.
+        index: Index of the problem in its source; -1 for a malformed row, which is not a problem of it, and for a whole
+            split that cannot be read.
+        problem_id: Id of the problem, which names the row if the data has rows; "" where `index` is -1.
         message: Fault in one sentence.
     """
 
@@ -109,12 +110,15 @@ def diagnose(
         examples: Source of the worked examples.
 
     Raises:
-        ValueError: There is a token limit and no tokenizer, or too few examples for the shots.
+        ValueError: There is a token limit and no tokenizer, `limit` is below 1, or there are too few examples for the
+            shots.
         UnknownNameError: No template or tokenizer has that name.
         OSError: A source cannot be read.
     """
     sources = [sources] if isinstance(sources, ProblemSource) else list(sources)
     limits = (max_prompt_tokens, max_new_tokens)
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
     if tokenizer is None and limits != (None, None):
         raise ValueError("a token limit needs the tokenizer to count with")
     if isinstance(tokenizer, str):
@@ -257,7 +261,7 @@ def _check_lengths(
 def diagnose_env(env: "str | EnvSpec", limit: int = 1000, **settings: Any) -> Findings:
     """`diagnose` for the splits that a registered environment has, with its own tokenizer, prompt and token limits.
 
-    A malformed row is a finding, and the others are checked all the same.
+    A malformed row, or a split that is there and cannot be read, is a finding, and the others are checked all the same.
 
     Args:
         env: Environment id or spec.
@@ -265,21 +269,25 @@ def diagnose_env(env: "str | EnvSpec", limit: int = 1000, **settings: Any) -> Fi
         settings: Arguments of the environment.
 
     Raises:
-        ValueError: No split can be made; the message gives the reason for the first.
+        ValueError: No split can be made, the message gives the reason for the first; or `limit` is below 1.
         OSError: No split can be read; the message gives the reason for the first.
     """
     made: list[TokenVectorEnv] = []
     absent: dict[str, str] = {}
     failures: list[Exception] = []
     rows: dict[str, str] = {}  # a malformed row, and the first split that it was met in
+    unreadable: dict[str, str] = {}  # likewise the fault of a split that is there
     for split in SPLITS:
         with malformed_rows() as found:
             try:
                 one = make_vec_env(env, 1, **{**settings, "split": split})
                 one.problems.size  # noqa: B018 - sources may read their rows only now
                 made.append(one)
-            except (ValueError, FileNotFoundError) as error:
+            except (MissingSplitError, FileNotFoundError) as error:
                 absent[split] = str(error)
+                failures.append(error)
+            except ValueError as error:
+                unreadable.setdefault(str(error), split)
                 failures.append(error)
         for row in found:
             rows.setdefault(row, split)
@@ -298,4 +306,5 @@ def diagnose_env(env: "str | EnvSpec", limit: int = 1000, **settings: Any) -> Fi
         first.encoder.examples,
     )
     malformed = tuple(_malformed(split, row) for row, split in rows.items())
+    malformed += tuple(Finding("error", "split", split, -1, "", fault) for fault, split in unreadable.items())
     return replace(findings, findings=malformed + findings.findings, absent=absent)

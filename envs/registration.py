@@ -112,6 +112,11 @@ def make_vec_env(
             env = gym.make_vec(env, num_envs, vectorization_mode="vector_entry_point", **settings)
         except gym.error.UnregisteredEnv as error:
             raise unknown_name("environment", str(env), IDS) from error
+        except TypeError as error:
+            spec = gym.spec(env) if isinstance(env, str) else env
+            if "problems" in spec.kwargs:
+                raise
+            raise TypeError(_no_tokens(spec)) from error  # it takes none of our settings
     elif settings:
         raise ValueError(f"{env} is made already: give it {', '.join(sorted(settings))} where you make it")
     if not isinstance(env, TokenVectorEnv):
@@ -141,7 +146,7 @@ def token_limits(spec: EnvSpec) -> tuple[int, int]:
     from .token_vector_env import TokenVectorEnv
 
     if "problems" not in spec.kwargs:
-        raise TypeError(f"{spec.id} is no environment of tokens: choose one of {', '.join(IDS)}")
+        raise TypeError(_no_tokens(spec))
     names = ("max_prompt_tokens", "max_new_tokens")
     given = dict(spec.kwargs)
     if not all(name in given for name in names):
@@ -150,6 +155,10 @@ def token_limits(spec: EnvSpec) -> tuple[int, int]:
     parameters = inspect.signature(TokenVectorEnv.__init__).parameters
     longest_prompt, longest_completion = (given.get(name, parameters[name].default) for name in names)
     return longest_prompt, longest_completion
+
+
+def _no_tokens(spec: EnvSpec) -> str:
+    return f"{spec.id} is no environment of tokens: choose one of {', '.join(IDS)}"
 
 
 def _divide(

@@ -12,7 +12,9 @@ import torch
 
 import tokengym
 from tokengym.__main__ import COMMANDS, main
+from tokengym.benchmarks.after_pretraining.grid import MultiplicationExperiment, ParityExperiment
 from tokengym.commands.bench import MEASUREMENTS
+from tokengym.commands.terminal import flag
 
 
 def test_the_version(capsys) -> None:
@@ -103,3 +105,20 @@ def test_every_measurement_has_help_and_its_module(name: str, capsys) -> None:
     if name in MEASUREMENTS:
         path = MEASUREMENTS[name][0].replace(".", "/")
         assert Path(tokengym.__file__).with_name("benchmarks").joinpath(f"{path}.py").is_file()
+
+
+def test_of_a_flag_given_twice_the_last_counts() -> None:
+    assert flag(["--preset", "dapo", "--preset=gspo"], "--preset") == "gspo"
+    assert flag(["--preset=dapo", "--preset", "gspo"], "--preset") == "gspo"
+    assert flag(["--run", "a"], "--preset") is None
+
+
+@pytest.mark.parametrize("setting", ["split=train", "shots=4"])
+def test_a_setting_that_a_command_sets_itself_is_refused_among_the_environments(setting: str, capsys) -> None:
+    assert main(["eval", "--problems", "1", "--n", "0", "--env-args", setting]) == 1
+    assert f"--env-args {setting} is of no effect here" in capsys.readouterr().err
+
+
+def test_the_grids_after_pretraining_have_folders() -> None:
+    assert ParityExperiment().folder == Path("runs/parity")
+    assert MultiplicationExperiment().folder == Path("runs/multiplication")

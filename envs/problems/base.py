@@ -45,6 +45,10 @@ class Problem:
     messages: tuple[Message, ...] | None = None
 
 
+class MissingSplitError(ValueError):
+    """Data have no such split, which is no fault of the data: the splits that they have can be used."""
+
+
 def check_split(split: str) -> str:
     """`split` itself when it is one of `SPLITS`; raises `UnknownNameError` otherwise."""
     if split not in SPLITS:
@@ -110,11 +114,11 @@ class ProblemSource(ABC):
         """The same source for another split.
 
         Raises:
-            ValueError: This source was made by hand and has no other split.
+            MissingSplitError: This source was made by hand and has no other split.
         """
         if split == self.split:
             return self
-        raise ValueError(
+        raise MissingSplitError(
             f"{self} was made by hand for the {self.split} split: override with_split, or register its class with a "
             "`split` argument, so that it is made for each split"
         )
@@ -238,7 +242,7 @@ class ProblemList(FiniteSource):
 
     Raises:
         UnknownNameError: There is no such split or format.
-        ValueError: There are no problems for `split`.
+        MissingSplitError: There are no problems for `split`.
         TypeError: One of the problems is no `Problem`.
     """
 
@@ -259,7 +263,7 @@ class ProblemList(FiniteSource):
                         f"{name} problem {row} is {problem!r}: give Problem(id, question, answer, solution)"
                     )
         if split not in self._splits:
-            raise ValueError(f"a ProblemList of {', '.join(self._splits)} has no {split} split")
+            raise MissingSplitError(f"a ProblemList of {', '.join(self._splits)} has no {split} split")
 
     def load(self) -> Sequence[Problem]:
         return self._splits[self.split]
@@ -268,10 +272,10 @@ class ProblemList(FiniteSource):
         """The problems of another split.
 
         Raises:
-            ValueError: The source was made by hand and has no other split.
+            MissingSplitError: The source was made by hand and has no other split.
         """
         if check_split(split) not in self._splits:
-            raise ValueError(
+            raise MissingSplitError(
                 f"{self} has no {split} split: make it as ProblemList({{'train': [...], {split!r}: [...]}})"
             )
         other = copy.copy(self)

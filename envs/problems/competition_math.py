@@ -8,7 +8,7 @@ from typing import Any
 from ...rewards.grading.boxes import boxed, boxed_answers, unbox_earlier
 from ...rewards.grading.formats import AnswerFormat, Boxed
 from ...rewards.grading.numbers import MAX_LENGTH
-from .base import Problem, PublishedSource
+from .base import MissingSplitError, Problem, PublishedSource
 from .tables import Row, carve, convert, file_of, read_file, read_folder, read_hub
 
 HUB_NAME = "EleutherAI/hendrycks_math"
@@ -75,7 +75,9 @@ class MATH(PublishedSource):
         splits = carve([problem.question for problem in problems], held_out, 0)
         kept = [problem for problem, split in zip(problems, splits, strict=True) if split == self.split]
         if not kept:
-            raise ValueError(f"{self.data} has {len(problems)} train rows: too few to hold some out for validation")
+            raise MissingSplitError(
+                f"{self.data} has {len(problems)} train rows: too few to hold some out for validation"
+            )
         return kept
 
     def _tables(self, published: str) -> list[tuple[str, list[Row]]]:

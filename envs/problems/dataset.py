@@ -10,7 +10,7 @@ from typing import Any, Self
 from ...registry import unknown_name
 from ...rewards.grading.formats import GSM8K_MARKER, AnswerFormat, make_format
 from ...rewards.grading.latex import boxed
-from .base import SPLITS, FiniteSource, Message, Problem, check_split
+from .base import SPLITS, FiniteSource, Message, MissingSplitError, Problem, check_split
 from .tables import (
     SUFFIXES,
     ColumnError,
@@ -86,8 +86,9 @@ class Dataset(FiniteSource):
     Raises:
         UnknownNameError: There is no such split or format.
         FileNotFoundError: `data` or a file of `split_files` does not exist.
-        ValueError: No data is given, a row is malformed (the message names it), a column does not exist, or the split
-            has no rows.
+        MissingSplitError: The data have no such split, and no row to hold out for it.
+        ValueError: No data is given, a row is malformed (the message names it), a column does not exist, or the
+            split's file has no rows.
         OSError: The data must be downloaded and the hub cannot be reached (at first use).
     """
 
@@ -139,7 +140,7 @@ class Dataset(FiniteSource):
         tables = self._tables()
         split = self.split if self.split in tables else "train"
         if split not in tables:
-            raise ValueError(
+            raise MissingSplitError(
                 f"{self._name} has no {self.split} split and none to carve it from, only {', '.join(tables)}; "
                 "split_files says what is which"
             )
@@ -152,12 +153,12 @@ class Dataset(FiniteSource):
         }
         splits = carve([problem.question for problem in problems], **held_out)
         carved = [problem for problem, split in zip(problems, splits, strict=True) if split == self.split]
+        if not carved and self.split == "train":
+            raise ValueError(f"{self._name}: no row of {len(problems)} is left for train: lower validation and test")
         if not carved:
-            raise ValueError(
-                f"{self._name} has no {self.split} split, and {self.split}={self.fractions.get(self.split)} of its "
+            raise MissingSplitError(
+                f"{self._name} has no {self.split} split, and {self.split}={self.fractions[self.split]} of its "
                 f"{len(problems)} rows are none: raise that fraction"
-                if self.split != "train"
-                else f"{self._name}: no row of {len(problems)} is left for train: lower validation and test"
             )
         return carved
 
@@ -188,7 +189,13 @@ class Dataset(FiniteSource):
         if self.split_files is not None:
             if folder.is_file():
                 raise ValueError(f"split_files={self.split_files!r} are files in a folder, and {folder} is a file")
-            return {split: folder / file for split, file in self.split_files.items()}
+            files = {split: folder / file for split, file in self.split_files.items()}
+            for split, file in files.items():
+                if not file.is_file():  # that of another split, too: its name is a slip, and no missing split
+                    raise FileNotFoundError(f"split_files: no such file for the {split} split: {file}")
+            return dict(files)
+        if folder.exists() and not (folder.is_dir() or folder.is_file()):
+            raise ValueError(f"{folder} is no file and no folder: save its rows in a file, which each split reads")
         if folder.is_file():
             if _OTHER_SPLIT.search(folder.stem.lower()):
                 _logger.warning(

@@ -222,3 +222,29 @@ def test_the_command_prints_some_findings_of_each_kind(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert sum("asks the same" in line for line in lines) == 4
     assert sum("'x' is not a number" in line for line in lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("test_rows", "fault"),
+    [(b"\xff\xfe", "is not UTF-8 text"), (b"", "has no rows"), (b'{"a": 1}\n', "there is no column 'question'")],
+)
+def test_a_split_that_is_there_and_cannot_be_read_is_an_error(tmp_path, test_rows, fault):
+    rows = [{"question": f"{i}?", "answer": str(i)} for i in range(10)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "test.jsonl").write_bytes(test_rows)
+    findings = diagnose_env("tokengym/Dataset-v0", data=str(tmp_path), validation=0)
+    (error,) = findings.errors
+    assert (error.check, error.split, error.index) == ("split", "test", -1)
+    assert fault in error.message
+    assert list(findings.absent) == ["validation"]
+    assert list(findings.checked.values()) == [10]
+
+
+def test_numbers_to_check_and_to_show_are_counts(capsys):
+    from tokengym.__main__ import main
+
+    with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
+        diagnose([], limit=0)
+    for option, least in (("limit", 1), ("show", 0)):
+        assert main(["doctor", f"--{option}", "-1"]) == 1
+        assert f"{option} must be at least {least}, got -1" in capsys.readouterr().err

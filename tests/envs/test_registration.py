@@ -216,6 +216,8 @@ def test_agents_are_given_an_id_a_spec_a_single_environment_or_a_vector_one():
         make_vec_env("tokengym/Arithmetik-v0", 2)
     with pytest.raises(TypeError, match="no environment of tokens"):
         make_vec_env(gym.make("CartPole-v1"), 2)
+    with pytest.raises(TypeError, match="CartPole-v1 is no environment of tokens"):
+        make_vec_env("CartPole-v1", 2, autoreset_mode="Disabled", tokenizer=None)
     with pytest.raises(TypeError, match="has no spec"):
         make_vec_env(make_token_env("arithmetic", **arguments), 2)
     with pytest.raises(TypeError, match=r"cannot have its wrappers \(TransformReward\)"):

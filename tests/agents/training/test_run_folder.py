@@ -1,6 +1,7 @@
 """Run folders: what is there already stays, what is half written does not count."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
 from tokengym.agents.training.run_folder import RunFolder, find_runs, is_locked
+from tokengym.commands.terminal import check_output
 from tokengym.files import new_folder, read_jsonl, write_json
 
 CONFIG = {"agent": "ei", "seed": 0, "config": {"rounds": 2, "betas": (0.9, 0.999)}}
@@ -263,3 +265,20 @@ def test_a_json_file_is_replaced_in_one_step(tmp_path, monkeypatch) -> None:
     write_json(path, {"a": 3})
     assert json.loads(path.read_text()) == {"a": 3}
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_link_leads_to_the_file_that_is_written_and_a_pipe_is_written_to(tmp_path) -> None:
+    (tmp_path / "results").mkdir()
+    link, target = tmp_path / "link.json", tmp_path / "results" / "a.json"
+    link.symlink_to(target)
+    write_json(link, {"a": 1})
+    assert link.is_symlink()
+    assert json.loads(target.read_text()) == {"a": 1}
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    check_output(pipe)
+    write_json(pipe, {"a": 2})
+    assert json.loads(os.read(reader, 100)) == {"a": 2}
+    os.close(reader)
+    assert pipe.is_fifo()

@@ -397,7 +397,7 @@ def test_split_files_say_what_is_which(tmp_path):
     assert alone.problems == sources["test"].problems
     with pytest.raises(ValueError, match=r"has no train split and none to carve it from, only test"):
         Dataset(split_files={"test": tmp_path / "math500.parquet"})
-    with pytest.raises(FileNotFoundError, match=r"no such file: .*nowhere\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"no such file for the train split: .*nowhere\.jsonl"):
         Dataset(tmp_path, split_files={"train": "nowhere.jsonl"})
     with pytest.raises(UnknownNameError, match="did you mean 'test'"):
         Dataset(tmp_path, split_files={"tset": "easy.jsonl"})

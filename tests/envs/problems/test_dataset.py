@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import pickle
 import random
 from decimal import Decimal
@@ -197,3 +198,15 @@ def test_hub_data_sets_load_at_first_use(monkeypatch, tmp_path):
         len(Dataset("owner/name"))
     with pytest.raises(ValueError, match="config='small' is for data sets on the hub"):
         Dataset(write(tmp_path / "mine.csv", ROWS), config="small")
+
+
+def test_a_file_of_any_split_that_is_not_there_is_a_slip_of_its_name(tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+    with pytest.raises(FileNotFoundError, match=r"no such file for the test split: .*tset\.jsonl"):
+        Dataset(tmp_path, split_files={"train": "mine.jsonl", "test": "tset.jsonl"})
+
+
+def test_a_pipe_is_no_file_that_each_split_could_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(ValueError, match=r"pipe\.jsonl is no file and no folder"):
+        Dataset(tmp_path / "pipe.jsonl")
