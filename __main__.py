@@ -1,8 +1,6 @@
 """The command line: `tokengym list | train | plan | eval | extrapolate | runs | render | doctor | bench | demo`."""
 
 import os
-import select
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -15,8 +13,9 @@ from .commands.lists import list_names, runs
 from .commands.plan import plan
 from .commands.render import render
 from .commands.terminal import say
-from .commands.train import Terminated, train
-from .registry import UnknownNameError, summary, unknown_name
+from .commands.train import train
+from .exits import exit_status
+from .registry import summary, unknown_name
 
 DESCRIPTION = "Gymnasium environments and agents for teaching language models to reason with reinforcement learning."
 
@@ -49,50 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command == "--version":
         say(f"tokengym {__version__}")
         return 0
-    try:
+
+    def run() -> None:
         if command not in COMMANDS:
             raise unknown_name("command", command, COMMANDS)
         COMMANDS[command](rest)
-    except (UnknownNameError, ValueError, TypeError, OSError, ImportError) as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return 128 + signal.SIGPIPE
-        places = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-        sys.stderr.write(f"tokengym: {_message(error)}{places}\n")
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        what = (str(error) or "none is left").splitlines()[0]
-        advice = "lower --num-envs, --micro-batch-tokens or the token limits; `tokengym plan` shows what fits"
-        sys.stderr.write(f"tokengym: not enough memory: {what}; {advice}\n")
-        return 1
-    except KeyboardInterrupt as stop:
-        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
-    return 0
 
-
-def _nobody_reads() -> bool:
-    """Whether the reader of the output has left, as `head` does; the rest of the output is dropped then."""
-    output = sys.stdout.fileno()
-    poll = select.poll()
-    poll.register(output, 0)
-    if not any(event & select.POLLERR for _, event in poll.poll(0)):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
-    return True
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory could not be had, of the machine or of a device; PyTorch is not loaded to ask."""
-    of_device = type(error).__name__ == "OutOfMemoryError"
-    return of_device or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-
-
-def _message(error: Exception) -> str:
-    """What an error says, with the file first if the system refused one."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
-    return str(error)
+    return exit_status(run)
 
 
 if __name__ == "__main__":

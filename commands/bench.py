@@ -156,7 +156,10 @@ def _rewards_of_ppo(arguments: Sequence[str]) -> None:
     from ..benchmarks.studies import ppo_rewards as ppo
 
     def run(experiment: Annotated[ppo.PPOExperiment, MAIN]) -> None:
-        say(ppo.table(ppo.run(experiment, say)))
+        results = ppo.run(experiment, say)
+        say(ppo.table(results))
+        for name, reason in results["missing"].items():
+            say(f"missing: {name}: {reason}")
         say(f"runs, results.json and a plot are in {experiment.folder}")
 
     run_command(run, "tokengym bench ppo", arguments, summary(ppo))

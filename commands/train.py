@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from ..exits import Terminated
 from ..registry import summary
 from ..settings import CountOrZero, check_settings
 from .options import MAIN, AdapterOptions, ComputeOptions, EnvChoice
@@ -161,10 +162,6 @@ def agent_settings(config_class: type, agent: str, preset: str | None) -> Any:
     options = dataclasses.make_dataclass(config_class.__name__, fields, kw_only=True)
     options.__doc__ = summary(config_class)
     return Annotated[options, tyro.conf.arg(name=agent)]
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM), as schedulers do before they kill."""
 
 
 class TimeIsUp(KeyboardInterrupt):

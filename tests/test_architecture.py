@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# A room may import the rooms before it and itself. `arrays`, `files`, `lazy`, `registry` and `settings` are for all.
+# A room may import the rooms before it and itself. The files beside them, such as `arrays` and `files`, are for all.
 # The engine stands between the files of models, with which it is one room here; a test of its own finds circles.
 ROOMS = (
     "rewards/grading",

@@ -9,16 +9,14 @@ same test problems. A folder holds all of it: what is done is not done again, an
 its last checkpoint, so the same command may be run in pieces.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from ...arrays import FloatArray
@@ -26,6 +24,7 @@ from ...files import read_json, write_json
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import Estimate, crossed_mean
+from ..study import study_command
 from .jobs import OUTCOMES, evaluate_system, train_system
 from .systems import MODEL, output
 
@@ -245,8 +244,9 @@ def _shown(estimate: Estimate) -> str:
 
 
 if __name__ == "__main__":
-    console = Console(width=160)
-    found = run(tyro.cli(RealModelStudy), console.print)
-    console.print(table(found))
-    if not any(system["seeds"] for system in found["systems"].values()):
-        sys.exit("no job was finished; results.json in the folder says why, by job, under missing")
+    study_command(
+        RealModelStudy,
+        partial(run, say=print),
+        table,
+        is_empty=lambda results: not any(system["seeds"] for system in results["systems"].values()),
+    )

@@ -17,9 +17,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from ...agents.expert_iteration import ExpertIteration
@@ -36,6 +34,7 @@ from ...rewards.grading.solutions import equation_sequence
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import Estimate, crossed_mean, ratio_difference, ratio_mean
+from ..study import study_command
 from .demo import ENV
 from .ppo_rewards import NUM_ENVS, ORM_SETTINGS, SFT_SETTINGS, measure, outcome_model, start, supervised
 
@@ -172,15 +171,17 @@ def table(results: Mapping[str, Any]) -> Table:
         if not own:
             continue
         distinct = np.array([one["distinct"] for one in own], float)
-        new, old = _share(own), _share([plain[one["seed"]] for one in own])
-        gain = _of(own, "maj@1") - _of([plain[one["seed"]] for one in own], "maj@1")
-        other = name != "sampling"
+        newer = gain = ""
+        paired = [one for one in own if name != "sampling" and one["seed"] in plain]
+        if paired:
+            others = [plain[one["seed"]] for one in paired]
+            newer = _shown(ratio_difference(*_share(paired), *_share(others)))
+            gain = _shown(crossed_mean(_of(paired, "maj@1") - _of(others, "maj@1"), (-1.0, 1.0)))
         grid.add_row(
             name, str(len(own)), f"{np.mean([one['tokens'] for one in own]) / PROBLEMS:,.0f}",
             _shown(crossed_mean((distinct > 0).astype(float))), f"{distinct.mean():.2f}",
-            _shown(ratio_mean(*new)), _shown(ratio_difference(*new, *old)) if other else "",
-            *(_shown(crossed_mean(_of(own, metric))) for metric in metrics),
-            _shown(crossed_mean(gain, (-1.0, 1.0))) if other else "",
+            _shown(ratio_mean(*_share(own))), newer, *(_shown(crossed_mean(_of(own, metric))) for metric in metrics),
+            gain,
         )  # fmt: skip
     return grid
 
@@ -202,4 +203,4 @@ def _shown(estimate: Estimate) -> str:
 
 
 if __name__ == "__main__":
-    Console(width=180).print(table(run(tyro.cli(ExpertsStudy))))
+    study_command(ExpertsStudy, run, table, width=180, is_empty=lambda results: not results["runs"])

@@ -8,6 +8,7 @@ tokens may break either way, so where completions part, the logits of both token
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from ...arrays import IntArray
+from ...exits import exit_status
 from ...models.engine.decoder import SlotDecoder
 from ...models.engine.row_decoder import RowDecoder
 from ...models.engine.sampling import SamplingConfig
@@ -117,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -5,12 +5,14 @@ between two systems: problems differ in difficulty, seeds in how well training w
 """
 
 import argparse
+import sys
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from ...arrays import FloatArray
+from ...exits import exit_status
 from ..statistics import LEVEL, crossed_mean
 
 RESAMPLES = 1000
@@ -78,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -17,9 +17,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from ...agents.dpo import DPO
@@ -41,6 +39,7 @@ from ...models.outcome import OutcomeModel
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import Estimate, crossed_mean, ratio_difference, ratio_mean
+from ..study import study_command
 from .demo import ENV
 from .ppo_rewards import NUM_ENVS, SFT_SETTINGS, start, supervised
 
@@ -231,4 +230,4 @@ def _shown(estimate: Estimate) -> str:
 
 
 if __name__ == "__main__":
-    Console(width=160).print(table(run(tyro.cli(JudgesStudy))))
+    study_command(JudgesStudy, run, table, width=160, is_empty=lambda results: not results["seeds"])

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import tyro
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from ...arrays import FloatArray
+from ...settings import Count, NonNegative, Positive, check_settings
+from ..study import study_command
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,18 @@ class Experiment:
 
     strengths: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0, 8.0)
     seeds: tuple[int, ...] = tuple(range(10))
-    states: int = 8
-    actions: int = 4
-    horizon: int = 4
-    temperature: float = 0.5
-    bonus: float = 0.1
-    tolerance: float = 0.05
-    episodes: int = 4000
+    states: Count = 8
+    actions: Count = 4
+    horizon: Count = 4
+    temperature: Positive = 0.5
+    bonus: NonNegative = 0.1
+    tolerance: Positive = 0.05
+    episodes: Count = 4000
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.strengths or not self.seeds:
+            raise ValueError("nothing to run: strengths and seeds need at least one value each")
 
 
 def soft_values(
@@ -111,7 +116,7 @@ def divergence(problem: Problem, prior: FloatArray, temperature: float) -> float
 
 
 def episodes_needed(problem: Problem, prior: FloatArray, experiment: Experiment, seed: int) -> int:
-    """Episodes before the pessimistic regularized policy is within the tolerance of the optimum."""
+    """Episodes before the pessimistic regularized policy is within the tolerance of the optimum, at most all."""
     temperature, (states, actions) = experiment.temperature, problem.rewards.shape
     best = soft_values(problem, prior, temperature)[0][0, 0]
     counts, paid = np.zeros((states, actions, states)), np.zeros((states, actions))
@@ -148,9 +153,26 @@ def draw(experiment: Experiment, seed: int) -> tuple[Problem, FloatArray]:
     return problem, soft_values(problem, uniform, 1e-3)[1].mean(0)
 
 
-def run(experiment: Experiment) -> list[tuple[float, list[float], list[int]]]:
-    """For each strength of the prior: it, KL(pi* | prior) of each seed, and the episodes needed."""
-    rows = []
+@dataclass(frozen=True)
+class Row:
+    """Priors of one strength.
+
+    Attributes:
+        strength: Strength of the priors.
+        divergences: KL(pi* | prior) of each seed.
+        needed: Episodes needed in each seed; the largest number where those were not enough.
+        is_cut: True if in some seed they were not.
+    """
+
+    strength: float
+    divergences: list[float]
+    needed: list[int]
+    is_cut: bool
+
+
+def run(experiment: Experiment) -> list[Row]:
+    """The rows of all strengths."""
+    rows: list[Row] = []
     for strength in experiment.strengths:
         gaps: list[float] = []
         needed: list[int] = []
@@ -159,26 +181,29 @@ def run(experiment: Experiment) -> list[tuple[float, list[float], list[int]]]:
             prior = soft_policy(q, np.full(q.shape, 1 / q.shape[1]), 1 / strength if strength else np.inf)
             gaps.append(divergence(problem, prior, experiment.temperature))
             needed.append(episodes_needed(problem, prior, experiment, seed))
-        rows.append((strength, gaps, needed))
+        rows.append(Row(strength, gaps, needed, max(needed) == experiment.episodes))
     return rows
 
 
-def table(rows: list[tuple[float, list[float], list[int]]]) -> Table:
-    """Means over seeds with 95 % intervals."""
+def table(rows: Sequence[Row]) -> Table:
+    """Means over seeds, with 95 % intervals where there are several."""
     grid = Table("strength of the prior", "KL(pi* | prior)", "episodes to the tolerance", box=SIMPLE, show_edge=False)
-    for strength, gaps, needed in rows:
-        grid.add_row(f"{strength:g}", _shown(gaps, 2), _shown(needed, 0))
+    for row in rows:
+        episodes = ("more than " if row.is_cut else "") + _shown(row.needed, 0)
+        grid.add_row(f"{row.strength:g}", _shown(row.divergences, 2), episodes)
     return grid
 
 
 def _shown(values: Sequence[float], digits: int) -> str:
-    """A mean with its interval, by Student's t over the seeds."""
+    """A mean with its interval, by Student's t over the seeds; one seed has none."""
     from scipy import stats
 
+    if len(values) == 1:
+        return f"{values[0]:,.{digits}f}"
     mean, error = np.mean(values), stats.sem(values)
     low, high = mean + np.array(stats.t.interval(0.95, len(values) - 1)) * error
     return f"{mean:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
 
 
 if __name__ == "__main__":
-    Console(width=120).print(table(run(tyro.cli(Experiment))))
+    study_command(Experiment, run, table, width=120)

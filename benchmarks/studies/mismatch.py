@@ -19,10 +19,8 @@ from typing import Any, ClassVar, cast
 
 import gymnasium as gym
 import torch
-import tyro
 from gymnasium.envs.registration import EnvSpec
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
@@ -33,7 +31,10 @@ from ...agents.rollouts.slots import make_rollout_env
 from ...extras import need
 from ...files import read_jsonl, write_json
 from ...models.engine.half_copy import HalfCopy
+from ...registry import check_known
+from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
+from ..study import study_command
 
 NUM_ENVS = 256
 GROUPS: dict[str, Any] = {
@@ -111,10 +112,14 @@ class MismatchStudy:
     folder: Path = Path("runs/mismatch")
     variants: tuple[str, ...] = tuple(VARIANTS)
     seeds: tuple[int, ...] = (0,)
-    d: int = 25
-    iterations: int = 20
-    test_problems: int = 500
-    workers: int = 2
+    d: Count = 25
+    iterations: Count = 20
+    test_problems: Count = 500
+    workers: Count = 2
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        check_known("variant", self.variants, VARIANTS)
 
 
 def jobs(experiment: MismatchStudy) -> list[Job]:
@@ -227,4 +232,4 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    Console().print(table(run(tyro.cli(MismatchStudy))))
+    study_command(MismatchStudy, run, table, width=80, is_empty=lambda results: not results["runs"])

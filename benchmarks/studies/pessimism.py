@@ -7,16 +7,16 @@ won has no evidence against it, and the maximum-likelihood fit of Bradley and Te
 large n is. The lower bound of the reward, relative to the first arm, knows that it was never compared with it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import tyro
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from ...arrays import FloatArray, IntArray
 from ...models.pessimism import confidence_radius, lower_bounds
+from ..study import study_command
 
 REWARDS = np.array([0.5, -0.5, 0.0, 0.0])
 BOUND = 3.0
@@ -33,6 +33,10 @@ class DataSizes:
 
     comparisons: tuple[int, ...] = (10, 100, 1000, 10_000)
     seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        if not self.comparisons or min(self.comparisons) < 1 or not self.seeds:
+            raise ValueError(f"comparisons must be at least 1, and seeds at least one, got {self}")
 
 
 def compare(comparisons: int, rng: np.random.Generator) -> IntArray:
@@ -75,14 +79,21 @@ def suboptimality(comparisons: int, seed: int) -> tuple[float, float]:
     return REWARDS.max() - REWARDS[theta.argmax()], REWARDS.max() - REWARDS[bounds.argmax()]
 
 
-def table(experiment: DataSizes) -> Table:
-    """Suboptimality of both choices, means over seeds."""
+def run(experiment: DataSizes) -> dict[int, FloatArray]:
+    """Suboptimality of both choices, means over seeds, by number of comparisons."""
+    return {
+        count: np.mean([suboptimality(count, seed) for seed in experiment.seeds], axis=0)
+        for count in experiment.comparisons
+    }
+
+
+def table(results: Mapping[int, FloatArray]) -> Table:
+    """One row for each number of comparisons."""
     grid = Table("comparisons", "best fit", "lower bound", title="suboptimality", box=SIMPLE, show_edge=False)
-    for count in experiment.comparisons:
-        means = np.mean([suboptimality(count, seed) for seed in experiment.seeds], axis=0)
+    for count, means in results.items():
         grid.add_row(f"{count:,}", *(f"{value:.2f}" for value in means))
     return grid
 
 
 if __name__ == "__main__":
-    Console(width=100).print(table(tyro.cli(DataSizes)))
+    study_command(DataSizes, run, table, width=100)

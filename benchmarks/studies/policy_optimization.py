@@ -13,9 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import tyro
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from ...agents import AGENTS
@@ -26,6 +24,7 @@ from ...registry import check_known
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import crossed_mean
+from ..study import study_command
 from .demo import ENV
 from .ppo_rewards import NUM_ENVS, SFT_SETTINGS, measure, start, supervised
 
@@ -109,7 +108,8 @@ def learned(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done]
 def run(experiment: OptimizationStudy) -> dict[str, Any]:
     """Does what is not done yet, and writes `results.json` into the folder."""
     states = run_plan(jobs(experiment), experiment.folder, workers=experiment.workers)
-    results: dict[str, Any] = {"attempts": ATTEMPTS, "test_problems": experiment.test_problems, "sft": [], "runs": []}
+    results: dict[str, Any] = {"attempts": ATTEMPTS, "test_problems": experiment.test_problems, "n": experiment.n}
+    results |= {"sft": [], "runs": []}
     results["missing"] = {name: state.reason for name, state in states.items() if isinstance(state, Missing)}
     for name, state in states.items():
         if not isinstance(state, Missing):
@@ -120,8 +120,9 @@ def run(experiment: OptimizationStudy) -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> Table:
     """One row for the start and each variant: means over seeds, with intervals over other seeds and problems."""
+    solved = f"pass@{results['n']}"
     grid = Table(
-        "", "seeds", "maj@1", "gain", "pass@8", "explained variance", "minutes", box=SIMPLE, show_edge=False,
+        "", "seeds", "maj@1", "gain", solved, "explained variance", "minutes", box=SIMPLE, show_edge=False,
         title=f"{ENV}, {results['attempts']:,} attempts, {results['test_problems']} test problems",
         caption="mean [95 % interval over other seeds and problems; with one seed, over other problems alone]\n"
         "gain: of maj@1 over the start of the same seed; explained variance: in the fourth iteration, of each seed",
@@ -139,7 +140,7 @@ def table(results: Mapping[str, Any]) -> Table:
                 str(len(runs)),
                 _mean([_solved(one, "maj@1") for one in runs]),
                 _mean(gains, -1.0),
-                _mean([_solved(one, "pass@8") for one in runs]),
+                _mean([_solved(one, solved) for one in runs]),
                 ", ".join(f"{values[3]:.2f}" for values in explained if len(values) > 3),
                 f"{np.mean([one['minutes'] for one in runs]):.0f}",
             )
@@ -157,4 +158,4 @@ def _mean(values: Sequence[FloatArray], least: float = 0.0) -> str:
 
 
 if __name__ == "__main__":
-    Console().print(table(run(tyro.cli(OptimizationStudy))))
+    study_command(OptimizationStudy, run, table, width=130, is_empty=lambda results: not results["runs"])

@@ -203,7 +203,8 @@ def table(results: Mapping[str, Any]) -> Table:
     )  # fmt: skip
     starts = {one["seed"]: one for one in results["sft"]}
     score = lambda one, metric: one["evaluation"]["metrics"][metric][0]  # noqa: E731
-    grid.add_row("SFT", str(len(starts)), *(_spread([score(one, m) for one in starts.values()]) for m in metrics))
+    if starts:
+        grid.add_row("SFT", str(len(starts)), *(_spread([score(one, m) for one in starts.values()]) for m in metrics))
     for variant in VARIANTS:
         runs = [one for one in results["ppo"] if one["variant"] == variant]
         if runs:

@@ -10,6 +10,7 @@ saves it, loads it and evaluates what was loaded.
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from ...agents.training.fine_tuning import nll
 from ...agents.training.learner import Example, Learner
 from ...agents.training.masters import join
 from ...agents.training.outcome_labels import outcome_labels, spread
+from ...exits import exit_status
 from ...models.adapters import save_model
 from ...models.loading import load
 from ...models.outcome import OutcomeModel
@@ -193,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

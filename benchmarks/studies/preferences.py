@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from ...agents.base import Agent
@@ -40,6 +38,7 @@ from ...registry import check_known
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import crossed_mean
+from ..study import study_command
 from .demo import ENV
 from .ppo_rewards import NUM_ENVS, SFT_SETTINGS, measure, start, supervised
 
@@ -313,7 +312,8 @@ def table(results: Mapping[str, Any]) -> Table:
         if own:
             sampled = f"{np.mean([one['attempts'] for one in own]):,.0f}"
             shown = [_shown(np.array([one["by_problem"][column] for one in own], float)) for column in columns]
-            gain = "" if name == "sft" else _shown(_difference(runs, name, "sft"), -1.0)
+            gains = _difference(runs, name, "sft")
+            gain = _shown(gains, -1.0) if name != "sft" and len(gains) else ""
             grid.add_row(title, str(len(own)), sampled, shown[0], gain, *shown[1:])
     grid.add_section()
     for name, other in COMPARED:
@@ -336,4 +336,4 @@ def _shown(values: FloatArray, least: float = 0.0) -> str:
 
 
 if __name__ == "__main__":
-    Console(width=160).print(table(run(tyro.cli(PreferencesStudy))))
+    study_command(PreferencesStudy, run, table, width=160, is_empty=lambda results: not results["runs"])

@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import time
 import traceback
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 
 from ...agents import AGENTS, make_agent
+from ...exits import exit_status
 from ...files import read_jsonl, read_tensors
 from ...models.loading import load
 
@@ -252,4 +254,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -13,6 +13,7 @@ attempt is kept for you to judge.
 import argparse
 import json
 import re
+import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ from ...agents.rollouts.attempts import Attempt
 from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env
 from ...envs.token_vector_env import TokenVectorEnv
+from ...exits import exit_status
 from ...models.loading import load
 
 INSTRUCT = {"prompt": "chat", "shots": 4, "answer_format": "boxed", "max_new_tokens": 160}
@@ -158,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

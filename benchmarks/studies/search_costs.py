@@ -17,9 +17,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from ...agents.configs.search import KEEPING, SEARCHES, EvolutionConfig, SearchConfig
@@ -36,6 +34,7 @@ from ...registry import check_known
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import crossed_mean
+from ..study import study_command
 from .demo import ENV
 from .ppo_rewards import SFT_SETTINGS, supervised
 
@@ -71,6 +70,9 @@ class SearchCosts:
     def __post_init__(self) -> None:
         check_settings(self)
         check_known("search rule", self.rules, SEARCHES)
+        for width in self.widths:
+            if width < 4 or width % 4:
+                raise ValueError(f"widths must be multiples of 4, got {width}")
 
 
 def jobs(experiment: SearchCosts) -> list[Job]:
@@ -174,4 +176,4 @@ def _shown(own: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 if __name__ == "__main__":
-    Console(width=140).print(table(run(tyro.cli(SearchCosts))))
+    study_command(SearchCosts, run, table, width=140, is_empty=lambda results: not results["searches"])

@@ -8,6 +8,7 @@ Each attempt's stream of random numbers is its own, so attempts would be the sam
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ...agents.rollouts.collect import collect
 from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env
 from ...envs.curriculum import Sequential
+from ...exits import exit_status
 from ...models.loading import load
 
 SLOTS = (64, 1, 8, 48)
@@ -71,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -9,6 +9,7 @@ model without adapters does not.
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +27,7 @@ from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env, make_vllm
 from ...agents.training.fine_tuning import nll
 from ...agents.training.learner import Example, Learner
+from ...exits import exit_status
 from ...models.loading import load
 from ...models.vocabulary import num_token_ids
 
@@ -85,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -268,4 +268,6 @@ if __name__ == "__main__":
         side = _trl if sys.argv[1] == "trl" else _tokengym
         sys.stdout.write(json.dumps(side(sys.argv[2], *map(int, sys.argv[3:]))) + "\n")
     else:
-        main()
+        from ....exits import exit_status
+
+        sys.exit(exit_status(main))

@@ -418,4 +418,6 @@ if __name__ == "__main__":
         folder, dtype, *numbers = sys.argv[2:]
         sys.stdout.write(json.dumps(SIDES[sys.argv[1]](folder, dtype, *map(int, numbers))) + "\n")
     else:
-        main()
+        from ....exits import exit_status
+
+        sys.exit(exit_status(main))

@@ -29,3 +29,8 @@ def test_new_solutions_count_where_the_pool_has_some() -> None:
     assert f"{3 / 4:.3f} [" in rows["beam"]
     assert f"{3 / 4 - 1 / 6:.3f} [" in rows["beam"]
     assert "10" in rows["beam"].split()[2]  # tokens of each of 400 problems
+    # Without sampling, in a seed or at all, there is nothing to compare with.
+    assert table({"runs": runs[1:], "test_problems": 2, "n": 4}).row_count == 1
+    more = [*runs, {**runs[1], "seed": 1}]
+    found = [[*table({"runs": own, "test_problems": 2, "n": 4}).columns[6].cells] for own in (runs, more)]
+    assert found[0] == found[1]

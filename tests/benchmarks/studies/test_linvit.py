@@ -9,12 +9,15 @@ from tokengym.agents.search_rules import log_tilted_weights
 from tokengym.benchmarks.studies.linvit import (
     Experiment,
     Problem,
+    Row,
     divergence,
     draw,
     episodes_needed,
     regularized_value,
+    run,
     soft_policy,
     soft_values,
+    table,
 )
 
 DEPTH, VOCABULARY = 4, 3
@@ -74,3 +77,12 @@ def test_a_prior_near_the_optimum_saves_episodes() -> None:
             counts.append(episodes_needed(problem, prior, experiment, seed))
         needed[strength] = np.mean(counts)
     assert needed[8.0] < needed[0.0] < 2000
+
+
+def test_rows_of_one_seed_have_no_interval_and_say_where_episodes_were_not_enough() -> None:
+    grid = table([Row(0.0, [0.46], [31], False), Row(8.0, [0.05, 0.07], [20, 40], True)])
+    cells = [list(column.cells) for column in grid.columns]
+    assert [column[0] for column in cells] == ["0", "0.46", "31"]
+    assert cells[2][1].startswith("more than 30 [")
+    (row,) = run(Experiment((0.0,), (0,), states=3, actions=2, horizon=2, tolerance=1e-9, episodes=1))
+    assert row.is_cut

@@ -47,5 +47,7 @@ def test_differences_are_of_the_seeds_that_both_have() -> None:
     greedy = {(one["variant"], one["seed"]): np.array(one["by_problem"]["maj@1"]) for one in runs}
     only = (greedy["dpo", 1] - greedy["ei", 1]).mean()
     assert f"{only:.3f} [" in rows["DPO less expert iteration, two rounds"]
+    without = [one for one in runs if one["variant"] == "ei"]  # expert iteration does not need the start
+    assert table({"runs": without, "test_problems": 40, "n": 4}).row_count == 1
     both = np.mean([greedy["iterated_dpo", seed] - greedy["ei", seed] for seed in (0, 1)])
     assert f"{both:.3f} [" in rows["DPO with NLL, two rounds less expert iteration, two rounds"]
