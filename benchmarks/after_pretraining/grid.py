@@ -59,8 +59,8 @@ class Experiment(ABC):
         iterations: Iterations of reinforcement learning, or rounds of STaR. [Tsilivis et al. 2025]
         attempts: Attempts sampled in each iteration or round. [choice]
         group: Attempts at each problem for "grpo" and "rloo", which compare them. [choice]
-        learning_rate: Peak learning rate of reinforcement learning; `None` uses 3e-4 for "star" and "reinforce", else
-            1e-4. [choice]
+        learning_rate: Peak learning rate of reinforcement learning; `None` takes 3e-4 for "star" and "reinforce", but
+            only 1e-4 for the others. [choice]
         test_problems: Test problems that models are measured on before and after reinforcement learning. [choice]
         threads: Number of CPU threads of each process.
         workers: Number of processes that run at the same time.
