@@ -234,9 +234,9 @@ def _check_folder(experiment: Experiment) -> None:
         write_json(record, settings)
     elif (before := json.loads(record.read_text())) != settings:
         changes = ", ".join(
-            f"{name}: {before.get(name)!r} -> {value!r}"
-            for name, value in settings.items()
-            if before.get(name) != value
+            f"{name}: {before.get(name)!r} -> {settings.get(name)!r}"
+            for name in settings | before
+            if before.get(name) != settings.get(name)
         )
         raise ValueError(f"{experiment.folder} holds runs with other settings ({changes}): choose another folder")
 

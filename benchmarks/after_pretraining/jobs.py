@@ -3,6 +3,7 @@
 Each returns JSON values and can be killed.
 """
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def pretrain(folder: Path, settings: Mapping[str, Any], needed: Mapping[str, Don
     agent = make_agent("pretrain", make_spec(settings["env"]), run=folder / "run", **_arguments(settings))
     with Stopwatch(folder) as watch:
         agent.learn(callback=lambda agent, metrics: watch.save(), progress_bar=True)
-    return {"curve": _curve(folder / "run", settings["config"]["batch_size"]), **watch.spent}
+    return {"curve": _curve(folder / "run"), **watch.spent}
 
 
 def probe_checkpoint(folder: Path, settings: Mapping[str, Any], needed: Mapping[str, Done]) -> dict[str, Any]:
@@ -62,8 +63,7 @@ def reinforce(folder: Path, settings: Mapping[str, Any], needed: Mapping[str, Do
         last = folder / "run" / f"round-{settings['config']['rounds']}" / "finished" / "weights.safetensors"
         restore(agent.model, load_file(last))
     after = probe(agent.policy, spec, settings["test_problems"], settings["num_envs"])
-    curve = _curve(folder / "run", settings["attempts"])
-    return {"curve": curve, "after": after, "stopped": stopped, **watch.spent}
+    return {"curve": _curve(folder / "run"), "after": after, "stopped": stopped, **watch.spent}
 
 
 def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,15 +87,19 @@ _CURVES = {
 }
 
 
-def _curve(run_folder: Path, per_iteration: int) -> list[dict[str, float]]:
-    """Metrics that a run logged, by optimizer steps of pretraining or iterations of reinforcement learning (`at`)."""
+def _curve(run_folder: Path) -> list[dict[str, float]]:
+    """Metrics that a run logged, by optimizer steps of pretraining or iterations of reinforcement learning (`at`).
+
+    Iterations have a line each, and the start may have one; attempts do not count them where groups are resampled.
+    """
     file = run_folder / "metrics.jsonl"
     lines = read_jsonl(file) if file.exists() else []  # a run that found nothing to learn from may have none
     pretraining = any("train/demonstrations" in line for line in lines)
+    iterations = itertools.accumulate(line["step"] > 0 for line in lines)
     return [
-        {"at": line["step"] / (1 if pretraining else per_iteration)}
+        {"at": line["step"] if pretraining else iteration}
         | {name: round(line[key], 4) for name, key in _CURVES.items() if key in line}
-        for line in lines
+        for line, iteration in zip(lines, iterations, strict=True)
     ]
 
 

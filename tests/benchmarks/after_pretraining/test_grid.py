@@ -66,6 +66,21 @@ def test_the_grid_is_run_once_and_a_larger_one_takes_it_over(tmp_path) -> None:
         run(ParityExperiment(tmp_path, **(SMALL | {"iterations": 3})))
 
 
+def test_curves_count_iterations_however_many_attempts_they_take(tmp_path) -> None:
+    lines = [{"step": 0, "eval/maj@1": 0.25}, {"step": 512}, {"step": 1040, "eval/maj@1": 0.5}]  # 16 were resampled
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert jobs._curve(tmp_path) == [{"at": 0, "greedy": 0.25}, {"at": 1}, {"at": 2, "greedy": 0.5}]
+
+
+def test_a_folder_of_settings_that_are_no_more_is_named_by_them(tmp_path) -> None:
+    experiment = ParityExperiment(tmp_path, **SMALL)
+    after_pretraining._check_folder(experiment)
+    record = tmp_path / "settings.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"warmup": 3}))
+    with pytest.raises(ValueError, match=r"holds runs with other settings \(warmup: 3 -> None\)"):
+        after_pretraining._check_folder(experiment)
+
+
 @pytest.mark.slow
 def test_a_killed_experiment_goes_on(tmp_path, monkeypatch) -> None:
     settings = {"algorithms": ("reinforce", "rloo"), **SMALL}
