@@ -232,15 +232,17 @@ def cost(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done]) -
 
 
 class _Watched(ConditionedPolicy):
-    """A conditioned policy that knows which labels its decoders have placed."""
+    """A conditioned policy that knows which labels its greedy decoders have placed, which every variant has."""
 
     def __init__(self, policy: ConditionedPolicy, condition: str) -> None:
         super().__init__(policy.model, policy.tokenizer, policy.labels, condition)
         self.decoders: list[Any] = []
 
     def decoder(self, num_slots: int) -> Any:
-        self.decoders.append(super().decoder(num_slots))
-        return self.decoders[-1]
+        decoder = super().decoder(num_slots)
+        if self.sampling.temperature == 0:
+            self.decoders.append(decoder)
+        return decoder
 
     @property
     def share_of_best(self) -> float:

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 import tokengym  # noqa: F401 - registers the environments
+from tokengym.agents.rollouts.conditioned_policy import ConditionedPolicy, load_policy
 from tokengym.benchmarks.jobs import Done, Missing
 from tokengym.benchmarks.studies import return_conditioning as rc
 from tokengym.models import load
@@ -70,6 +71,15 @@ def test_every_job_measures_its_policy_and_the_variants_share_one_pool(experimen
         assert 0 <= results[name]["own_labels_good"] <= 1
     assert set(results["rcrl"][OWN]["metrics"]) >= {"maj@1", "maj@2", "pass@2"}
     assert set(results["ratio-0.8-threshold-0.5"][GOOD]["metrics"]) == {"maj@1"}
+
+
+def test_labels_that_the_model_writes_are_counted_in_greedy_attempts_alone(experiment) -> None:
+    """Every variant has these, and samples only the first."""
+    policy = load_policy(experiment[0].folder / "rcrl" / "run" / "model", device="cpu")
+    assert isinstance(policy, ConditionedPolicy)
+    own = rc._Watched(policy, OWN)
+    greedy, _ = (own.with_sampling(temperature=temperature).decoder(1) for temperature in (0.0, 0.7))
+    assert own.decoders == [greedy]
 
 
 def test_what_labels_cost_is_counted(experiment) -> None:
