@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tokengym.benchmarks.jobs import Missing
+from tokengym.benchmarks.jobs import Done, Missing
 from tokengym.benchmarks.paper import real_model
 from tokengym.benchmarks.paper.real_model import RealModelStudy
 
@@ -72,6 +72,24 @@ def test_a_gain_is_of_the_seeds_that_both_have():
     ei = {"seeds": [1], "by_problem": {"maj@1": [[1, 1, 1, 1]]}}
     assert real_model._gain(ei, sft).startswith("0.250 ")
     assert real_model._gain(ei, {"seeds": [0], "by_problem": {"maj@1": [[0, 0, 1, 1]]}}) == ""
+
+
+def test_what_grpo_starts_from_is_among_its_minutes(tmp_path):
+    (tmp_path / "outcomes.json").write_text('{"by_problem": {"maj@1": [0, 1], "maj@8": [0, 1], "pass@8": [0, 1]}}')
+    done = lambda seconds: Done(tmp_path, {"cpu_seconds": seconds, "attempts": 10, "tokens": 99, "seconds": 1.0}, 1.0)  # noqa: E731
+    minutes = {
+        "sft/train": 14,
+        "sft/evaluate": 1,
+        "ei/train": 56,
+        "ei/evaluate": 1,
+        "grpo/train": 30,
+        "grpo/evaluate": 1,
+    }
+    states = {f"seed-0/{name}": done(60 * value) for name, value in minutes.items()}
+    systems = {name: real_model._measured(name, (0,), states) for name in ("sft", "ei", "grpo")}
+    settings = {"n": 8, "model": "m", "env": "e", "test_problems": 2}
+    grid = real_model.table({"settings": settings, "systems": systems})
+    assert [*grid.columns[-1].cells] == ["14", "56", "44"]
 
 
 def test_a_missing_job_is_named(tmp_path):
