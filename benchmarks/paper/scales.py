@@ -145,15 +145,15 @@ _SMOLLM2 = Scale(
     fine_tuning={"epochs": 4, "learning_rate": 1e-4},
     demonstrations=None,
     problems=7000,
-    rft={"samples_per_problem": 16},
+    rft={"samples_per_problem": 24},
     ei={"samples_per_problem": 8, "rounds": 3, "patience": 3},
     ei_from_pretrained={"rounds": 5, "patience": 5},
     orm={"samples_per_problem": 8, "validation_problems": 200},
     sorm={"problems": 2000, "samples_per_problem": 4, "validation_problems": 100},
     rcrl={"problems": 2000, "samples_per_problem": 2, "rollouts_per_step": 4},
-    # Three times the paper's rate, as ReFT takes for models of this size.
-    ppo={"learning_rate": 3e-6, "validation_iterations": 10, "patience": 10},
-    ppo_from_pretrained={"temperature": 0.2},
+    # Three times the paper's rate, as ReFT takes for models of this size, and as many attempts as expert iteration's.
+    ppo={"learning_rate": 3e-6, "iterations": 164, "validation_iterations": 10, "patience": 10},
+    ppo_from_pretrained={"temperature": 0.2, "iterations": 273},
     test_problems=1319,
     n=32,
 )
@@ -166,6 +166,7 @@ _SVAMP = replace(
     tables=("table_2",),
     batching={"bf16": True, "validation_problems": 100},
     problems=600,
+    ppo_from_pretrained={"temperature": 0.2, "iterations": 24, "validation_iterations": 2},
     test_problems=300,
 )
 

@@ -135,6 +135,15 @@ def test_expected_attempts_by_hand() -> None:
     assert more["seed-0/ablations/sorm/train"] == 150 * 4 * (1 + 3 * 8)  # whose prefixes are continued
 
 
+@pytest.mark.parametrize("name", HERE)
+def test_algorithms_are_compared_at_equal_attempts(name: str) -> None:
+    expected = {job.name.removeprefix("seed-0/"): expected_attempts(job) for job in plan(paper_scale(name), [0])}
+    for start, others in (("", ("rft", "sparse_ppo", "dense_orm_ppo")), ("pretrained/", ("orm_ei", "sparse_ppo"))):
+        if (ei := expected.get(f"{start}ei/train")) is not None:
+            for other in others:
+                assert expected[f"{start}{other}/train"] == pytest.approx(ei, abs=1024)  # an iteration of PPO
+
+
 def test_outputs_become_paths(tmp_path) -> None:
     needed = {"a": Done(tmp_path / "a", {}, 0.0)}
     settings = {
