@@ -48,7 +48,8 @@ def doctor(arguments: Sequence[str]) -> None:
         for split, reason in findings.absent.items():
             say(f"no {split} split: {reason}")
         checked = ", ".join(f"{count} of {source}" for source, count in findings.checked.items())
-        say(f"checked {checked}: {len(findings.errors)} errors, {len(findings.warnings)} warnings")
+        counts = {"error": len(findings.errors), "warning": len(findings.warnings)}
+        say(f"checked {checked}: " + ", ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in counts.items()))
         if findings.errors:
             raise SystemExit(1)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from ..settings import Count, CountOrZero, NonNegative, check_settings
+from ..settings import Count, CountOrZero, NonNegative, check_settings, check_unused
 from .options import MAIN, EnvChoice
 from .terminal import check_output, run_command, say
 
@@ -53,7 +53,7 @@ def render(arguments: Sequence[str]) -> None:
     def run(options: Annotated[RenderOptions, MAIN]) -> None:
         from rich.console import Console
 
-        from ..benchmarks.reports.gather import Wanted, gather
+        from ..benchmarks.reports.gather import Wanted, gather, recorded_files
         from ..benchmarks.reports.html import attempts_page
         from ..benchmarks.reports.terminal import attempt_panel, picture
         from ..files import write_text
@@ -62,6 +62,8 @@ def render(arguments: Sequence[str]) -> None:
         if kind not in (None, ".html", ".svg"):
             raise ValueError(f"--output takes a .html or a .svg file, got {options.output}")
         check_output(options.output)
+        if recorded_files(options.source):
+            check_unused(options, ("split", "temperature", "seed"), "a model for new attempts, a run's folder `model`")
         count = 3 if options.count is None and kind != ".html" else options.count
 
         def make_spec(own: "EnvSpec | None") -> "EnvSpec":

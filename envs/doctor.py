@@ -128,12 +128,15 @@ def diagnose(
     findings: list[Finding] = []
     checked: dict[str, int] = {}
     seen: dict[str, tuple[ProblemSource, Problem]] = {}  # by question, in the sources before
+    listed: set[str] = set()  # faults of rows, of which several splits may be carved
     for source in sources:
         # Sources that were made outside of `diagnose_env` may read their rows now.
         with malformed_rows() as rows:
             count = limit if source.size is None else source.size
             problems = [source[index] for index in range(count)]
-        findings += [_malformed(source.split, row) for row in (*rows, *getattr(source, "bad_rows", ()))]
+        bad_rows = [row for row in (*rows, *getattr(source, "bad_rows", ())) if row not in listed]
+        findings += [_malformed(source.split, row) for row in bad_rows]
+        listed.update(bad_rows)
         complaints: dict[int, list[tuple[Literal["error", "warning"], str, str]]] = defaultdict(list)
         here: dict[str, Problem] = {}
         for index, problem in enumerate(problems):

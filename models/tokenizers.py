@@ -196,12 +196,25 @@ def not_loaded(what: str, name: str, location: dict[str, str], error: Exception)
     """The error for a `what` that transformers could not load from `location`, naming everything that was tried."""
     cause, folder = textwrap.shorten(str(error), 400), Path(location["pretrained_model_name_or_path"])
     if folder.is_dir():
-        return FileNotFoundError(f"no {what} can be loaded from {name!r}: {_damage(folder) or cause}")
+        return FileNotFoundError(
+            f"no {what} can be loaded from {name!r}: {_damage(folder) or _unfinished(folder) or cause}"
+        )
     offline = "; without a network HF_HUB_OFFLINE=1 saves the time of asking" if "connect" in cause else ""
     return UnknownNameError(
         f"no {what} {name!r}: it is no built-in ({', '.join(BUILT_INS)}), there is no folder "
         f"{str(Path(name).absolute())!r}, and the hub did not provide it: {cause}{offline}"
     )
+
+
+def _unfinished(folder: Path) -> str | None:
+    """What is wrong with the folder of a run that has kept no model yet, if it is one."""
+    record = folder / "config.json"
+    config = read_json(record) if record.is_file() else None
+    if isinstance(config, dict) and {"agent", "env", "versions"} <= config.keys():
+        return (
+            "it is the folder of a run that has kept no model yet: finish the run by `resume`, or give another folder"
+        )
+    return None
 
 
 def _damage(folder: Path) -> str | None:

@@ -41,6 +41,9 @@ _CONTENTS = {
     "weights": "its model had other weights",
 }
 
+# Settings that say where contents are, which may be moved, each with the digest by which they are known.
+_PLACES = {"env.kwargs.data": "data"}
+
 Resume = bool | Literal["auto"]
 """Choice to continue the run in a folder: `True` needs one there, "auto" starts it if there is none."""
 
@@ -58,7 +61,7 @@ class RunFolder:
         path: Folder of the run.
         config: Full configuration of the run in JSON values.
         resume: Continue a run, see `Resume`. Settings in `FREE` and `LENGTHS` may then differ from those that the run
-            started with.
+            started with, and so may the place of its data.
 
     Raises:
         FileExistsError: The folder holds a run and `resume` is false, or it holds other files.
@@ -90,7 +93,8 @@ class RunFolder:
             before = read_json(record) if has_progress(self.path) else config
             changed = {name for name, *_ in differing(before, config)}
             unknown = _CONTENTS.keys() - before.keys()  # a version that took no such digest began the run
-            if refused := changed.difference(FREE, LENGTHS, unknown):
+            moved = {place for place, name in _PLACES.items() if name in config and before.get(name) == config[name]}
+            if refused := changed.difference(FREE, LENGTHS, unknown, moved):
                 named = [(name, text) for name, text in _changes(before, config) if name in refused]
                 changes = ", ".join(_CONTENTS.get(name, text) for name, text in named)
                 raise ValueError(

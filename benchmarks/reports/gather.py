@@ -65,6 +65,12 @@ class Wanted:
         return " and ".join(f"{name} {value!r}" for name, value in limits.items() if value is not None)
 
 
+def recorded_files(source: str | Path) -> list[Path]:
+    """The files of recorded attempts that a source is or holds, those that were written last first; none of a model."""
+    path = Path(source)
+    return [path] if path.suffix == ".jsonl" else sorted(path.rglob("attempts-*.jsonl"), key=_written, reverse=True)
+
+
 def gather(
     source: str | Path,
     wanted: Wanted,
@@ -92,8 +98,7 @@ def gather(
         ValueError: There is no attempt, none is wanted, or nothing says what was attempted.
     """
     path = Path(source)
-    files = [path] if path.suffix == ".jsonl" else sorted(path.rglob("attempts-*.jsonl"), key=_written, reverse=True)
-    if files:
+    if files := recorded_files(path):
         if not path.exists():
             raise ValueError(f"{path} is not there")
         run, record = _run_of(path)

@@ -248,3 +248,12 @@ def test_numbers_to_check_and_to_show_are_counts(capsys):
     for option, least in (("limit", 1), ("show", 0)):
         assert main(["doctor", f"--{option}", "-1"]) == 1
         assert f"{option} must be at least {least}, got -1" in capsys.readouterr().err
+
+
+def test_a_row_that_is_left_out_of_every_split_is_listed_once(tmp_path):
+    rows = [{"question": f"{i}?", "answer": "x" if i == 7 else str(i)} for i in range(30)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    findings = diagnose_env("tokengym/Dataset-v0", data=str(tmp_path / "mine.jsonl"), on_bad_row="skip")
+    assert len(findings.checked) == 3
+    (error,) = findings.errors
+    assert "line 8" in error.message

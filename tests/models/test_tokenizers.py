@@ -101,6 +101,9 @@ def test_unknown_names(tmp_path, monkeypatch):
         load_tokenizer(tmp_path / "absent.gguf")
     with pytest.raises(FileNotFoundError, match="no tokenizer can be loaded from"):
         load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"agent": "ei", "env": "tokengym/Arithmetic-v0", "versions": {}}')
+    with pytest.raises(FileNotFoundError, match="it is the folder of a run that has kept no model yet"):
+        load_tokenizer(tmp_path)
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         load_tokenizer(tmp_path / "notes.txt")

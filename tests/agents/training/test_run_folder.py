@@ -89,6 +89,14 @@ def test_what_changes_no_result_may_differ_and_a_run_may_become_longer(tmp_path)
     assert record == second
 
 
+def test_data_may_have_moved_as_long_as_they_are_the_same(tmp_path) -> None:
+    place = lambda path: json.dumps({"id": "tokengym/GSM8K-v0", "kwargs": {"data": path}})  # noqa: E731
+    RunFolder(tmp_path / "run", {"env": place("mine.jsonl"), "data": "1"}).log(0, {"a": 1.0})
+    RunFolder(tmp_path / "run", {"env": place("/data/mine.jsonl"), "data": "1"}, resume=True)
+    with pytest.raises(ValueError, match=r"\(env\.kwargs\.data: .*, its data were others\)"):
+        RunFolder(tmp_path / "run", {"env": place("other.jsonl"), "data": "2"}, resume=True)
+
+
 def test_of_a_changed_environment_only_what_changed_is_named(tmp_path) -> None:
     spec = lambda limit: json.dumps({"id": "tokengym/GSM8K-v0", "kwargs": {"data": "x" * 400, "max_new_tokens": limit}})  # noqa: E731
     RunFolder(tmp_path / "run", {"env": spec(8)}).log(0, {"a": 1.0})

@@ -149,6 +149,9 @@ def test_the_command_shows_and_writes(run: Path, tmp_path: Path, capsys: pytest.
     assert shown.count("✓ correct") == shown.count("╭") == 1
     assert main(["render", str(run), "--output", str(tmp_path / "all.html")]) == 0
     assert "6 attempts are in" in capsys.readouterr().out
+    for option, value in (("split", "test"), ("temperature", "0.1"), ("seed", "1")):
+        assert main(["render", str(run), f"--{option}", value]) == 1
+        assert f"{option} is " in capsys.readouterr().err
     assert main(["render", str(run), "--output", str(tmp_path / "all.pdf")]) == 1
     assert "takes a .html or a .svg file" in capsys.readouterr().err
 
