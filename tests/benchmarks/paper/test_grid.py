@@ -138,7 +138,7 @@ def test_expected_attempts_by_hand() -> None:
 @pytest.mark.parametrize("name", HERE)
 def test_algorithms_are_compared_at_equal_attempts(name: str) -> None:
     expected = {job.name.removeprefix("seed-0/"): expected_attempts(job) for job in plan(paper_scale(name), [0])}
-    for start, others in (("", ("rft", "sparse_ppo", "dense_orm_ppo")), ("pretrained/", ("orm_ei", "sparse_ppo"))):
+    for start, others in (("", ("rft", "sparse_ppo", "dense_ppo")), ("pretrained/", ("sparse_ppo", "dense_orm_ppo"))):
         if (ei := expected.get(f"{start}ei/train")) is not None:
             for other in others:
                 assert expected[f"{start}{other}/train"] == pytest.approx(ei, abs=1024)  # an iteration of PPO
