@@ -96,7 +96,8 @@ def lines(trl_python: str | None, trl_ppo_python: str | None) -> Iterator[Measur
         found = trl_grpo.run(trl_python)
         for case in found["cases"]:
             figure = f"GRPO step, {trl_grpo.case_name(case)}"
-            yield Measurement(figure, f"TRL {trl_grpo.VERSION}", case["speedup"], case["goal"])
+            for way, ratio in (("", case["speedup"]), (", compiled decoder", case["compiled_speedup"])):
+                yield Measurement(figure + way, f"TRL {trl_grpo.VERSION}", ratio, case["goal"])
     if trl_ppo_python is not None:
         found = trl_ppo.run(trl_ppo_python)
         for name, case in found.items():

@@ -7,6 +7,9 @@ has random weights and T/4 tokens, so an attempt ends at every token with a prob
 and cut off at T, as in `rollout_throughput`, and the learning rate is so small that this stays so. The reward, the
 share of some letters, is hardly ever equal within a group: no attempt goes untrained.
 
+Our side runs twice, as it is by default and with `compile_decoder`, whose compilation falls into the steps before the
+timed ones and is stated beside the speeds. TRL's sampling is not compiled.
+
 TRL needs an environment of its own:
 
     python -m venv trl && trl/bin/pip install torch==2.13.0 trl==1.16.0 transformers==5.23.0 accelerate==1.15.0
@@ -17,6 +20,7 @@ so it imports the package only where its own side begins.
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -63,7 +67,7 @@ CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def run(
-    trl_python: str, cases: Sequence[Case] = CASES, steps: int = 8, warmup: int = 2, repeats: int = 3
+    trl_python: str, cases: Sequence[Case] = CASES, steps: int = 8, warmup: int = 4, repeats: int = 3
 ) -> dict[str, Any]:
     """Measures both sides in turns.
 
@@ -75,21 +79,20 @@ def run(
         repeats: Number of runs of each side.
 
     Returns:
-        JSON values: settings, and "cases", for each of which its fields, both sides' runs in samples per CPU second,
-        with mean lengths and versions, the medians and their ratio.
+        JSON values: settings, and "cases", for each of which its fields, the runs of "trl", "tokengym" and "compiled"
+        in samples per CPU second, with mean lengths, CPU seconds before the timed steps and versions, the medians, and
+        the ratios of ours to TRL's, "speedup" and "compiled_speedup".
     """
     from .versions import check_trl
 
     check_trl(trl_python, VERSION)
-    sides = {
-        "trl": [trl_python, __file__],
-        "tokengym": [sys.executable, "-m", "tokengym.benchmarks.speed.peers.trl_grpo"],
-    }
+    ours = [sys.executable, "-m", "tokengym.benchmarks.speed.peers.trl_grpo"]
+    sides = {"trl": [trl_python, __file__], "tokengym": ours, "compiled": ours}
     found: list[dict[str, Any]] = []
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             _make_model(folder, case)
-            runs: dict[str, list[dict[str, Any]]] = {"trl": [], "tokengym": []}
+            runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
             for seed in range(repeats):
                 for side, program in sides.items():
                     command = [*program, side, *map(str, (folder, case.prompt, case.length, steps, warmup, seed))]
@@ -99,18 +102,22 @@ def run(
                         raise ValueError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
                     runs[side].append(json.loads(done.stdout.splitlines()[-1]))
         rates = {side: sorted(run["rate"] for run in made)[repeats // 2] for side, made in runs.items()}
-        found.append({**case._asdict(), **rates, "speedup": rates["tokengym"] / rates["trl"], "runs": runs})
+        speedups = {"speedup": rates["tokengym"] / rates["trl"], "compiled_speedup": rates["compiled"] / rates["trl"]}
+        found.append({**case._asdict(), **rates, **speedups, "runs": runs})
     return {"steps": steps, "warmup": warmup, "samples_per_step": PROBLEMS * SAMPLES, "cases": found}
 
 
 def table(results: dict[str, Any]) -> str:
     """Formats the results of `run` as text."""
-    lines = [f"{'prompt + new, model':<24}{'TRL/s':>8}{'ours/s':>8}{'ratio':>7}{'goal':>6}{'mean length':>20}"]
+    lines = [
+        f"{'prompt + new, model':<24}{'TRL/s':>8}{'ours/s':>8}{'ratio':>7}{'compiled/s':>12}{'ratio':>7}{'goal':>6}"
+        f"{'mean lengths':>20}"
+    ]
     for found in results["cases"]:
         means = (f"{sum(run['mean_length'] for run in runs) / len(runs):.1f}" for runs in found["runs"].values())
         lines.append(
             f"{case_name(found):<24}{found['trl']:>8.1f}{found['tokengym']:>8.1f}{found['speedup']:>7.2f}"
-            f"{found['goal']:>6}{' and '.join(means):>20}"
+            f"{found['compiled']:>12.1f}{found['compiled_speedup']:>7.2f}{found['goal']:>6}{', '.join(means):>20}"
         )
     return "\n".join(lines)
 
@@ -142,7 +149,9 @@ def _reward(completion: str) -> float:
     return sum(character in "02468ace" for character in completion) / max(len(completion), 1)
 
 
-def _tokengym(folder: str, prompt: int, length: int, steps: int, warmup: int, seed: int) -> dict[str, Any]:
+def _tokengym(
+    folder: str, prompt: int, length: int, steps: int, warmup: int, seed: int, compiled: bool = False
+) -> dict[str, Any]:
     import torch
 
     from ....agents import GRPO
@@ -185,6 +194,7 @@ def _tokengym(folder: str, prompt: int, length: int, steps: int, warmup: int, se
         learning_rate=LEARNING_RATE,
         micro_batch_tokens=MICRO_BATCH_TOKENS,
         validation_problems=0,
+        compile_decoder=compiled,
     ).learn(callback=clock)
     return _summary(times, lengths, warmup, torch=torch.__version__)
 
@@ -244,10 +254,11 @@ def _trl(folder: str, prompt: int, length: int, steps: int, warmup: int, seed: i
 
 
 def _summary(times: Sequence[float], lengths: Sequence[float], warmup: int, **versions: str) -> dict[str, Any]:
-    """Samples per CPU second of the steps after the warm-up, and the mean length of their attempts."""
+    """Speed and mean length of the steps after the warm-up, and what came before them."""
     steps, samples = len(times) - warmup, PROBLEMS * SAMPLES
     rate = steps * samples / (times[-1] - times[warmup - 1])
-    return {"rate": rate, "mean_length": sum(lengths[warmup:]) / (steps * samples), **versions}
+    length = sum(lengths[warmup:]) / (steps * samples)
+    return {"rate": rate, "mean_length": length, "seconds_before": times[warmup - 1], **versions}
 
 
 def main() -> None:
@@ -264,8 +275,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] in (["trl"], ["tokengym"]):
-        side = _trl if sys.argv[1] == "trl" else _tokengym
+    if sys.argv[1:2] in (["trl"], ["tokengym"], ["compiled"]):
+        side = _trl if sys.argv[1] == "trl" else functools.partial(_tokengym, compiled=sys.argv[1] == "compiled")
         sys.stdout.write(json.dumps(side(sys.argv[2], *map(int, sys.argv[3:]))) + "\n")
     else:
         from ....exits import exit_status

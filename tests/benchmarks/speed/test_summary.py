@@ -11,7 +11,8 @@ from tokengym.benchmarks.speed.peers import summary, trl_grpo
 
 @pytest.fixture
 def results(monkeypatch) -> dict:
-    case = {**trl_grpo.CASES[1]._asdict(), "speedup": 3.5, "runs": {"trl": [{"trl": "1.16.0"}]}}
+    speedups = {"speedup": 3.5, "compiled_speedup": 4.5}
+    case = {**trl_grpo.CASES[1]._asdict(), **speedups, "runs": {"trl": [{"trl": "1.16.0"}]}}
     made_up = {
         summary.env_throughput: {"step_ratio": 40.0, "step_tokens_ratio": 140.0},
         summary.rollout_throughput: {"geometric": {"speedup": 5.0}, "fixed": {"speedup": 1.6}},
@@ -32,8 +33,8 @@ def test_every_measurement_has_its_line_and_goal(results, monkeypatch) -> None:
         "environment, a token at a time": (40.0, 10.0), "environment, whole completions": (140.0, 100.0),
         "rollout, geometric lengths": (5.0, 3.0), "rollout, fixed lengths": (1.6, 1.5),
         "grades of LaTeX answers": (20.0, 3.0), "rollout under a dense outcome reward": (0.5, None),
-        "GRPO step, 128 + 128, 2 x 128": (3.5, 4.0), "PPO step, 128 + 128, float32": (2.0, 1.5),
-        "PPO step, 128 + 128, bfloat16": (3.0, 2.5),
+        "GRPO step, 128 + 128, 2 x 128": (3.5, 4.0), "GRPO step, 128 + 128, 2 x 128, compiled decoder": (4.5, 4.0),
+        "PPO step, 128 + 128, float32": (2.0, 1.5), "PPO step, 128 + 128, bfloat16": (3.0, 2.5),
     }  # fmt: skip
     console = Console(record=True, width=160)
     console.print(summary.table(results))
