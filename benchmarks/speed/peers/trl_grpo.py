@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -261,6 +261,13 @@ def _summary(times: Sequence[float], lengths: Sequence[float], warmup: int, **ve
     return {"rate": rate, "mean_length": length, "seconds_before": times[warmup - 1], **versions}
 
 
+SIDES: dict[str, Callable[..., dict[str, Any]]] = {
+    "trl": _trl,
+    "tokengym": _tokengym,
+    "compiled": functools.partial(_tokengym, compiled=True),
+}
+
+
 def main() -> None:
     """The command line of the comparison."""
     parser = argparse.ArgumentParser(description="GRPO against TRL's, in turns")
@@ -275,9 +282,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] in (["trl"], ["tokengym"], ["compiled"]):
-        side = _trl if sys.argv[1] == "trl" else functools.partial(_tokengym, compiled=sys.argv[1] == "compiled")
-        sys.stdout.write(json.dumps(side(sys.argv[2], *map(int, sys.argv[3:]))) + "\n")
+    if sys.argv[1:2] and sys.argv[1] in SIDES:
+        sys.stdout.write(json.dumps(SIDES[sys.argv[1]](sys.argv[2], *map(int, sys.argv[3:]))) + "\n")
     else:
         from ....exits import exit_status
 
