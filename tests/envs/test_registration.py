@@ -193,6 +193,16 @@ CHARS = {"tokenizer": "chars:0123456789", "prompt": "{question}"}
         ("tokengym/Parity-v0", {"reward": "cot"}, UnknownNameError, "unknown reward 'cot'"),
         ("tokengym/Parity-v0", {"p_cot": 1.2}, ValueError, "p_cot is the share of long solutions, in .0, 1., not 1.2"),
         ("tokengym/Multiplication-v0", {"digit": 3}, TypeError, "did you mean 'digits'"),
+        (
+            "tokengym/Arithmetic-v0",
+            {"max_new_tokens": "x"},
+            TypeError,
+            "max_new_tokens must be a whole number, got 'x'",
+        ),
+        ("tokengym/Dataset-v0", {"data": "a", "question": 3}, TypeError, "question must be text or a list, got 3"),
+        ("tokengym/Dataset-v0", {"data": "a", "validation": "x"}, TypeError, "validation must be a number, got 'x'"),
+        ("tokengym/Dataset-v0", {"data": "a", "split_files": "b"}, TypeError, "split_files must be a mapping or None"),
+        ("tokengym/Dataset-v0", {"data": 3}, TypeError, "data must be text or a path or None, got 3"),
         ("tokengym/GSM9K-v0", {}, gym.error.NameNotFound, "GSM8K"),
     ],
 )
