@@ -290,6 +290,8 @@ def decode(kind: Any, value: Any, where: str) -> Any:
         return tuple(decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Mapping and isinstance(value, dict):
         key, item = arguments
+        if key is int and (wrong := [name for name in value if not re.fullmatch(r"-?\d+", name)]):
+            raise ValueError(f"{where}: expected names that are whole numbers, got {wrong[0]!r:.80}")
         return {key(name): decode(item, inner, f"{where}[{name!r}]") for name, inner in value.items()}
     if kind is Any or (origin is Literal and value in arguments):
         return value
@@ -305,9 +307,10 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
     for name in value:
         if name not in kinds:
             raise ValueError(f"{where}: a {kind.__name__} has no {name!r}")
+    parts = {name: decode(kinds[name], inner, f"{where}.{name}") for name, inner in value.items()}
     try:
-        return kind(**{name: decode(kinds[name], inner, f"{where}.{name}") for name, inner in value.items()})
-    except TypeError as error:
+        return kind(**parts)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 

@@ -152,4 +152,6 @@ def cost(spent: Cost) -> str:
 def run_cost(run: RunRecord) -> str:
     """Cost of a configuration, and with what it builds on, if it does."""
     own = cost(run.cost)
-    return own if not run.builds_on.attempts else f"{own}; with what it builds on: {cost(run.cost + run.builds_on)}"
+    if run.builds_on == Cost(0, 0, 0.0):
+        return own
+    return f"{own}; with what it builds on: {cost(run.cost + run.builds_on)}"

@@ -18,6 +18,7 @@ from tokengym.benchmarks.reports.content import (
     Report,
     ResultRow,
     ResultTable,
+    RunRecord,
     StepRecord,
 )
 from tokengym.benchmarks.reports.published import PaperRow, PaperTable
@@ -76,6 +77,13 @@ def test_costs_add_up(make_report) -> None:
     assert make_report(0).cost == Cost(4 * 12_345, 4 * 678_901, 4 * 987.0)
 
 
+def test_time_that_sampled_nothing_is_a_cost_of_what_a_run_builds_on() -> None:
+    sft = Cost(0, 0, 120.0)
+    run = RunRecord("PPO", (0,), {}, Cost(100, 2_000, 60.0), builds_on=sft)
+    assert report_text.run_cost(run).endswith("with what it builds on: 100 attempts, 2,000 tokens, 3 min 00 s")
+    assert "builds on" not in report_text.run_cost(RunRecord("SFT", (0,), {}, sft))
+
+
 def test_a_report_comes_back_from_json(make_report) -> None:
     report = make_report(8)
     again = Report.from_json(report.to_json())
@@ -95,7 +103,9 @@ def test_a_report_comes_back_from_json(make_report) -> None:
             r"steps\[0\].reward: expected float, got 'much'",
         ),
         (lambda r: r["tables"][0]["rows"][0]["cells"].append(3), r"rows\[0\].cells\[4\]: expected a Cell, got 3"),
-        (lambda r: r["figures"].append(r["figures"][0]), "two figures are named 'sample-complexity'"),
+        (lambda r: r["tables"][0]["rows"][0]["cells"][1].update(mean=float("nan")), r"cells\[1\]: .* must be finite"),
+        (lambda r: r["tables"][0]["rows"][0]["cells"][1]["values"].update(x=1.0), r"cells\[1\].values: .* got 'x'"),
+        (lambda r: r["figures"].append(r["figures"][0]), "report: two figures are named 'sample-complexity'"),
     ],
 )
 def test_json_that_is_no_report_is_told_by_its_place(make_report, change, message: str) -> None:
