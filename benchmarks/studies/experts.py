@@ -161,9 +161,10 @@ def table(results: Mapping[str, Any]) -> Table:
     grid = Table(
         "expert", "seeds", "tokens", "solved", "distinct", "new", "less sampling's", *metrics, "less sampling's",
         box=SIMPLE, show_edge=False, title=f"{ENV}, {PROBLEMS} problems, {results['test_problems']} test problems",
-        caption="tokens: drawn and judged, of each problem; solved: share of problems with a right attempt; distinct: "
-        "right\nsolutions of a problem; new: share of these that the start's pool lacks, where it solves the problem;\n"
-        "means with 95 % intervals over seeds and problems, the last column of maj@1; differences are paired",
+        caption="tokens: drawn and judged, of each problem, without those that the judge learned from; solved: share\n"
+        "of problems with a right attempt; distinct: right solutions of a problem; new: share of these that the\n"
+        "start's pool lacks, where it solves the problem; means with 95 % intervals over seeds and problems,\n"
+        "the last column of maj@1; differences are paired",
     )  # fmt: skip
     by_expert = {name: [one for one in results["runs"] if one["expert"] == name] for name in EXPERTS}
     plain = {one["seed"]: one for one in by_expert["sampling"]}

@@ -196,10 +196,14 @@ def table(results: Mapping[str, Any]) -> Table:
     n = results["settings"]["n"]
     metrics = ("maj@1", f"pass@{n}")
     attempts = max((one["attempts"] for one in results["ppo"]), default=0)
+    judged = ""
+    if any(one["variant"].endswith("orm") for one in results["ppo"]):
+        sampled = ORM_SETTINGS["problems"] * ORM_SETTINGS["samples_per_problem"]
+        judged = f", with an ORM's reward {sampled:,} more, which it learned from"
     grid = Table(
         "", "seeds", *metrics, "gain", "KL", "minutes", box=SIMPLE, show_edge=False, collapse_padding=True,
         title=f"{ENV}, {results['settings']['test_problems']} test problems; mean ± standard deviation over seeds",
-        caption=f"{attempts:,} attempts each; gain: in maj@1; KL: to the start, in nats per attempt",
+        caption=f"{attempts:,} attempts each{judged}; gain: in maj@1; KL: to the start, in nats per attempt",
     )  # fmt: skip
     starts = {one["seed"]: one for one in results["sft"]}
     score = lambda one, metric: one["evaluation"]["metrics"][metric][0]  # noqa: E731
