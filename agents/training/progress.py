@@ -56,7 +56,8 @@ class LineProgress(tqdm):
         self.fp.flush()
 
     def __str__(self) -> str:
-        self.bar_format = _OF_TOTAL if self.total else _WITHOUT_TOTAL
+        known = self.total is not None and 0 < self.total >= self.n  # resampling goes beyond what was planned
+        self.bar_format = _OF_TOTAL if known else _WITHOUT_TOTAL
         return super().__str__()
 
     def close(self) -> None:

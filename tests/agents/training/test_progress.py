@@ -36,9 +36,10 @@ def test_a_log_file_gets_lines_and_no_carriage_returns(monkeypatch: pytest.Monke
     assert all(line.startswith("sampling: ") and "\r" not in line for line in lines)
 
 
-def test_a_total_that_nobody_knows_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = run(monkeypatch, io.StringIO(), 0.0, total=None).split("\n")
-    assert re.fullmatch(r"sampling: 20 in \d\d:\d\d, .*it/s", lines[-2])
+def test_a_total_that_nobody_knows_or_that_is_exceeded_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for total in (None, 16):  # which twenty go beyond
+        lines = run(monkeypatch, io.StringIO(), 0.0, total=total).split("\n")
+        assert re.fullmatch(r"sampling: 20 in \d\d:\d\d, .*it/s", lines[-2])
 
 
 def test_a_stage_that_ends_before_its_first_line_writes_none(monkeypatch: pytest.MonkeyPatch) -> None:
