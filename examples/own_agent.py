@@ -36,7 +36,9 @@ class Reinforce(Agent):
 
     def learn(self, total_episodes=640, callback=None, progress_bar=False):
         """Trains on `total_episodes` attempts."""
-        steps = (total_episodes or 640) // self.config.batch_episodes
+        steps = (640 if total_episodes is None else total_episodes) // self.config.batch_episodes
+        if steps < 1:
+            raise ValueError(f"total_episodes must be at least one batch of {self.config.batch_episodes} attempts")
         learner = Learner(self.model, self.config, steps, self.accelerator, num_token_ids(self.tokenizer))
         for step in range(steps):
             attempts = list(collect(self.policy, self.env, self.config.batch_episodes, seed=self.seed + step))

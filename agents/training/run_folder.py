@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import logging
 import os
 import platform
 import secrets
@@ -19,6 +20,8 @@ from .tracking import Shown, with_aliases
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+_logger = logging.getLogger(__name__)
 
 CONFIG, METRICS, FINISHED, LOCK = "config.json", "metrics.jsonl", "finished.json", ".lock"
 TRACKING = "tracking.json"
@@ -74,6 +77,7 @@ class RunFolder:
         self.path = Path(path)
         self._metrics = self.path / METRICS
         self._writer: SummaryWriter | None = None
+        self._newest: int | None = None  # step of the last line that an earlier process has logged
         self._config = config = json.loads(json.dumps(config))
         record = self.path / CONFIG
         begun = record.exists()
@@ -102,18 +106,31 @@ class RunFolder:
                     "choose another folder"
                 )
             if self._metrics.exists():
-                self._keep(read_jsonl(self._metrics))  # a half-written line would run into the next
+                logged = read_jsonl(self._metrics)
+                self._keep(logged)  # a half-written line would run into the next
+                self._newest = logged[-1]["step"] if logged else None
         write_json(record, {**config, "versions": versions()})
 
     def rewind(self, step: int) -> None:
         """Forgets metrics logged after `step`: work that is about to be done again."""
+        self._newest = None
         if self._metrics.exists():
             self._keep([line for line in read_jsonl(self._metrics) if line["step"] <= step])
         if self._writer is None:
             self._writer = self._events(purge_step=step + 1)
 
     def log(self, step: int, scalars: Mapping[str, float], attempts: Sequence[Shown] = ()) -> None:
-        """Adds one line of metrics at `step`, and attempts to TensorBoard's texts."""
+        """Adds one line of metrics at `step`, and attempts to TensorBoard's texts.
+
+        If the first line of a resumed run is earlier than the last one that is there, the agent has no checkpoints and
+        begins anew: the metrics from there on are forgotten, with a warning.
+        """
+        if self._newest is not None and step < self._newest:
+            _logger.warning(
+                "%s begins anew at step %d: metrics up to step %d are dropped", self.path, step, self._newest
+            )
+            self.rewind(step - 1)
+        self._newest = None
         if self._writer is None:
             self._writer = self._events()
         (self.path / FINISHED).unlink(missing_ok=True)

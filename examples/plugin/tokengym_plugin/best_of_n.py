@@ -36,7 +36,9 @@ class BestOfN(Agent):
         config = self.config
         batch = config.n * config.problems_per_update
         updates = config.updates if total_episodes is None else total_episodes // batch
-        learner = Learner(self.model, self.config, max(1, updates), self.accelerator, num_token_ids(self.tokenizer))
+        if updates < 1:
+            raise ValueError(f"total_episodes must be at least one update of {batch} attempts, got {total_episodes}")
+        learner = Learner(self.model, self.config, updates, self.accelerator, num_token_ids(self.tokenizer))
         self.env.curriculum = Uniform(repeats=config.n)
         for update in range(updates):
             attempts = list(collect(self.policy, self.env, batch, seed=self.seed + 1_000_003 * update))

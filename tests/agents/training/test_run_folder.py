@@ -193,6 +193,19 @@ def test_rewind_forgets_later_metrics_in_the_file_and_on_the_board(tmp_path, mon
     assert [event.step for event in board.Scalars("a")] == [0, 10, 30]
 
 
+def test_metrics_of_an_agent_that_begins_anew_are_not_doubled(tmp_path, caplog) -> None:
+    first = RunFolder(tmp_path / "run", CONFIG)
+    for step in (4, 8):
+        first.log(step, {"a": 1.0})
+    again = RunFolder(tmp_path / "run", CONFIG, resume=True)
+    for step in (4, 8, 12):
+        again.log(step, {"a": 2.0})
+    assert [(line["step"], line["a"]) for line in lines(tmp_path / "run")] == [(4, 2.0), (8, 2.0), (12, 2.0)]
+    assert caplog.messages == [f"{tmp_path / 'run'} begins anew at step 4: metrics up to step 8 are dropped"]
+    RunFolder(tmp_path / "run", CONFIG, resume=True).log(12, {"b": 0.0})  # a second line of the same step
+    assert [line["step"] for line in lines(tmp_path / "run")] == [4, 8, 12, 12]
+
+
 def test_rewinding_a_run_without_metrics_is_nothing(tmp_path) -> None:
     RunFolder(tmp_path / "run", CONFIG).rewind(0)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
