@@ -76,8 +76,8 @@ class Results:
 
     def _training(self, system: str, seed: int) -> str:
         """The job that trains a system's policy; that of a round is expert iteration's."""
-        known = self._system(system)
-        return job_name(system if known.after_round is None else known.needs[0], seed, "train")
+        rounds = [known for known in systems(self.scale) if known.name == system and known.after_round is not None]
+        return job_name(rounds[0].needs[0] if rounds else system, seed, "train")
 
     def values(self, system: str, metric: str) -> dict[int, float]:
         """A metric of an evaluation by seed, where there is one."""

@@ -355,6 +355,10 @@ def test_a_seed_with_nothing_to_learn_from_counts_as_its_start(tmp_path) -> None
     assert report_text.lacking(cell) == "another value for seed 1"
 
 
+def test_a_system_that_a_scale_has_not_has_no_values(tmp_path) -> None:
+    assert made_up(tmp_path, seeds=1).values("ablations/no_kl", "maj@1") == {}
+
+
 def test_rounds_of_a_run_with_nothing_to_learn_from_count_as_its_start(tmp_path) -> None:
     why = "NothingToLearnError: no attempt was kept"
     results = made_up(tmp_path, broken={"seed-1/pretrained/ei/train": why})
