@@ -54,6 +54,8 @@ def plan(arguments: Sequence[str]) -> None:
     config_type = config_class(name)
 
     def run(options: Annotated[PlanOptions, MAIN], config: Any) -> None:
+        if options.memory is not None and not 0 < options.memory < 1e9:
+            raise ValueError(f"--memory is GiB of each GPU, above 0 and finite, got {options.memory}")
         import torch
 
         from ..agents.configs.lora import LoRA
@@ -68,8 +70,8 @@ def plan(arguments: Sequence[str]) -> None:
         memory = None if options.memory is None else round(options.memory * GIB)
         if memory is None and (memory := free_memory(device)) is None:
             raise ValueError("the memory of this machine is not known: give --memory, in GiB")
-        if memory <= 0 or options.gpus < 1 or options.num_envs < 1:
-            raise ValueError("--memory must be above 0, and --gpus and --num-envs at least 1")
+        if options.gpus < 1 or options.num_envs < 1:
+            raise ValueError("--gpus and --num-envs must be at least 1")
         if options.vllm_memory is not None and not 0 < options.vllm_memory < 1:
             raise ValueError(f"--vllm-memory must be between 0 and 1, got {options.vllm_memory}")
         if options.vllm_memory is not None and options.vllm_servers:

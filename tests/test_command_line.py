@@ -113,6 +113,12 @@ def test_of_a_flag_given_twice_the_last_counts() -> None:
     assert flag(["--run", "a"], "--preset") is None
 
 
+@pytest.mark.parametrize("memory", ["nan", "inf", "0"])
+def test_memory_to_plan_for_is_a_number_above_0(memory: str, capsys) -> None:
+    assert main(["plan", "--memory", memory]) == 1
+    assert "--memory is GiB of each GPU, above 0 and finite" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("setting", ["split=train", "shots=4"])
 def test_a_setting_that_a_command_sets_itself_is_refused_among_the_environments(setting: str, capsys) -> None:
     assert main(["eval", "--problems", "1", "--n", "0", "--env-args", setting]) == 1
