@@ -74,7 +74,7 @@ class ShortestRight(Agent[FineTuneConfig]):
 
     def learn(self, total_episodes=None, callback=None, progress_bar=False):
         """Samples four attempts at each problem, keeps the best and fine-tunes on them."""
-        problems = (total_episodes or 4000) // 4
+        problems = max((total_episodes or 4000) // 4, 1)
         attempts = self.collect_attempts(self.policy, self.env, problems, 4, seed=self.seed, folder=None)
         self.num_attempts += len(attempts)
         best = {}

@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from ...rewards.grading.numbers import Verdict
 from ...rewards.grading.worker import in_background
 
 SPLITS = ("train", "validation", "test")
+_TEST = re.compile(r"(?<![a-z])test(?![a-z])")
 
 
 class Message(NamedTuple):
@@ -224,6 +226,14 @@ class PublishedSource(FiniteSource):
             self.answer_format = make_format(answer_format)
         if data is not None:
             self.problems  # noqa: B018 - local files fail on construction
+
+    def _check_file(self, path: Path, published: str) -> None:
+        """Raises `MissingSplitError` if a file, by its name, has the rows of the other published split."""
+        if path.is_file() and bool(_TEST.search(path.stem.lower())) != (published == "test"):
+            raise MissingSplitError(
+                f"{path} has no {self.split} problems: the name of the file with the test rows holds 'test', and the "
+                "train and validation rows are in another; give the folder with both"
+            )
 
     def with_split(self, split: str) -> Self:
         return type(self)(split, self.data, self.answer_format)

@@ -96,11 +96,7 @@ class MATH(PublishedSource):
                     ".csv, .parquet)"
                 )
             path = file
-        elif path.exists() and ("test" in path.stem) != (published == "test"):
-            raise ValueError(
-                f"{path} has no {self.split} problems: the name of the file with the test rows holds 'test', and the "
-                "train and validation rows are in another; give the folder with both"
-            )
+        self._check_file(path, published)
         return [(f"math-{published}", read_file(path))]
 
     def _problem(self, prefix: str, row: Row) -> Problem:

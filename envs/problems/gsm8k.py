@@ -55,11 +55,7 @@ class GSM8K(PublishedSource):
         path = Path(self.data)
         if path.is_dir():
             path = path / f"{published}.jsonl"
-        elif path.exists() and ("test" in path.stem) != (published == "test"):
-            raise ValueError(
-                f"{path} has no {self.split} problems: the name of the file with the test rows holds 'test', and the "
-                "train and validation rows are in another; give the folder with both"
-            )
+        self._check_file(path, published)
         return read_file(path)
 
     def _problem(self, row: Row, published: str) -> Problem:

@@ -9,6 +9,7 @@ import pytest
 
 from tokengym import models
 from tokengym.envs import MATH, Problem, diagnose
+from tokengym.envs.problems import MissingSplitError
 from tokengym.envs.problems import tables as rows_module
 from tokengym.registry import UnknownNameError
 
@@ -162,7 +163,7 @@ def test_other_bad_arguments(folder, tmp_path):
     (folder / "test.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"neither folders test/algebra and so on nor a file test\.jsonl"):
         MATH("test", folder)
-    with pytest.raises(ValueError, match="has no test problems"):
+    with pytest.raises(MissingSplitError, match="has no test problems"):
         MATH("test", folder / "train.jsonl")
     (folder / "train.jsonl").write_text(json.dumps(TRAIN[0]))
     with pytest.raises(ValueError, match="1 train rows: too few to hold some out"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from tokengym.envs.problems.base import SPLITS, make_problems
+from tokengym.envs.problems.base import SPLITS, MissingSplitError, make_problems
 from tokengym.envs.problems.gsm8k import GSM8K
 from tokengym.registry import UnknownNameError
 
@@ -43,8 +43,10 @@ def test_one_of_the_files_will_do(folder):
     assert GSM8K("validation", data=folder / "train.jsonl").size == 473
     assert GSM8K("test", data=folder / "test.jsonl").size == TEST_ROWS
     for split, file in (("test", "train.jsonl"), ("train", "test.jsonl")):
-        with pytest.raises(ValueError, match=f"no {split} problems"):
+        with pytest.raises(MissingSplitError, match=f"no {split} problems"):
             GSM8K(split, data=folder / file)
+    (folder / "train.jsonl").rename(folder / "latest.jsonl")
+    assert GSM8K(data=folder / "latest.jsonl").size == 27, "'latest' is no test"
 
 
 def test_a_source_pickles(folder):
