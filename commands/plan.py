@@ -55,7 +55,7 @@ def plan(arguments: Sequence[str]) -> None:
 
     def run(options: Annotated[PlanOptions, MAIN], config: Any) -> None:
         if options.memory is not None and not 0 < options.memory < 1e9:
-            raise ValueError(f"--memory is GiB of each GPU, above 0 and finite, got {options.memory}")
+            raise ValueError(f"--memory must be above 0 and finite, in GiB, got {options.memory}")
         import torch
 
         from ..agents.configs.lora import LoRA

@@ -116,7 +116,7 @@ def test_of_a_flag_given_twice_the_last_counts() -> None:
 @pytest.mark.parametrize("memory", ["nan", "inf", "0"])
 def test_memory_to_plan_for_is_a_number_above_0(memory: str, capsys) -> None:
     assert main(["plan", "--memory", memory]) == 1
-    assert "--memory is GiB of each GPU, above 0 and finite" in capsys.readouterr().err
+    assert "--memory must be above 0 and finite" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["split=train", "shots=4"])
