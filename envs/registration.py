@@ -117,7 +117,7 @@ def make_vec_env(
             raise unknown_name("environment", str(env), IDS) from error
         except TypeError as error:
             spec = gym.spec(env) if isinstance(env, str) else env
-            if "problems" in spec.kwargs:
+            if "problems" in spec.kwargs or "problems" in settings:
                 raise
             raise TypeError(_no_tokens(spec)) from error  # it takes none of our settings
     elif settings:

@@ -125,6 +125,20 @@ def test_a_setting_that_a_command_sets_itself_is_refused_among_the_environments(
     assert f"--env-args {setting} is of no effect here" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env-args", "max_new_tokens=ten"], "max_new_tokens must be a whole number, got 'ten'"),
+        (["--env", "CartPole-v1"], "CartPole-v1 is no environment of tokens"),
+    ],
+)
+def test_what_an_environment_does_not_take_is_told_from_what_is_none(
+    arguments: list[str], message: str, capsys
+) -> None:
+    assert main(["eval", "--problems", "1", "--n", "0", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_the_grids_after_pretraining_have_folders() -> None:
     assert ParityExperiment().folder == Path("runs/parity")
     assert MultiplicationExperiment().folder == Path("runs/multiplication")
