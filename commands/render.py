@@ -58,7 +58,7 @@ def render(arguments: Sequence[str]) -> None:
         from ..benchmarks.reports.terminal import attempt_panel, picture
         from ..files import write_text
 
-        kind = None if options.output is None else options.output.suffix
+        kind = None if options.output is None else options.output.suffix.lower()
         if kind not in (None, ".html", ".svg"):
             raise ValueError(f"--output takes a .html or a .svg file, got {options.output}")
         check_output(options.output)

@@ -5,6 +5,7 @@ spent token budget truncates. What an attempt is worth is for a reward to say.
 """
 
 import itertools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
@@ -125,7 +126,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise TypeError(f"render_mode must be 'ansi' or None, got {render_mode!r}")
 
-        self.num_envs = num_envs
+        # Gymnasium's spaces take no integers of numpy, which configurations and sweeps are full of.
+        self.num_envs, max_prompt_tokens, max_new_tokens = map(operator.index, limits.values())
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode

@@ -250,7 +250,9 @@ def missing(report: Report) -> list[str]:
 
 def dry_run(scale: Scale, seeds: Sequence[int]) -> Table:
     """The plan: its jobs in order, what each needs, and the attempts it samples."""
-    table = Table("job", "needs", "attempts", title=f"scale {scale.name}: {scale.about}")
+    table = Table(title=f"scale {scale.name}: {scale.about}")
+    for heading in ("job", "needs", "attempts"):
+        table.add_column(heading, overflow="fold")  # a name that is cut off cannot be looked up
     jobs = plan(scale, seeds)
     expected = [expected_attempts(job) for job in jobs]
     for job, attempts in zip(jobs, expected, strict=True):

@@ -183,6 +183,11 @@ def test_a_scale_of_the_cpu_takes_all_cores_unless_told(monkeypatch) -> None:
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["bench", "paper", "--seeds", "2", "--dry-run"]) == 0
+    narrow = capsys.readouterr().out
+    assert "…" not in narrow
+    assert "_orm_ppo" in narrow
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["bench", "paper", "--seeds", "2", "--dry-run"]) == 0
     shown = capsys.readouterr().out

@@ -147,7 +147,7 @@ def test_the_command_shows_and_writes(run: Path, tmp_path: Path, capsys: pytest.
     assert main(["render", str(run), "--verdict", "correct", "--count", "1"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("✓ correct") == shown.count("╭") == 1
-    assert main(["render", str(run), "--output", str(tmp_path / "all.html")]) == 0
+    assert main(["render", str(run), "--output", str(tmp_path / "all.HTML")]) == 0
     assert "6 attempts are in" in capsys.readouterr().out
     for option, value in (("split", "test"), ("temperature", "0.1"), ("seed", "1")):
         assert main(["render", str(run), f"--{option}", value]) == 1

@@ -88,3 +88,10 @@ def test_a_reward_instance_belongs_to_one_environment(every_token, make):
     make(reward=reward)
     with pytest.raises(ValueError, match="belongs to an environment"):
         make(reward=reward)
+
+
+def test_limits_may_be_integers_of_numpy(make):
+    env = make(num_envs=np.int64(2), max_new_tokens=np.int32(6), max_prompt_tokens=np.int64(10))
+    observation, _ = env.reset(seed=0)
+    assert observation["input_ids"].shape == (2, 16)
+    assert type(env.max_new_tokens) is type(env.num_envs) is int
