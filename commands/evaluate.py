@@ -1,7 +1,6 @@
 """`tokengym eval`: a model measured on problems."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +32,8 @@ class EvalOptions(EnvChoice):
         split: Split of the data that problems are from.
         problems: Number of problems, the first of the split.
         n: Samples of each problem for maj@n and pass@k; 0 measures only greedy maj@1.
-        orm: Outcome model that reranks the samples, for rerank@n: the `model` folder of a run that trained one, such as
-            that of `tokengym train orm`, `sorm`, `preference` or `prm`.
+        orm: Outcome model that reranks the samples, for rerank@n and weighted_maj@n: the `model` folder of a run that
+            trained one, such as that of `tokengym train orm`, `sorm`, `preference` or `prm`.
         aggregate: Score of an attempt by the outcome model: that after its last step, or the least ("min") or
             the "product" of those after all its steps; by default the product for models that judge single steps, else
             the last.
@@ -163,7 +162,7 @@ def _make_reranker(
     options: EvalOptions, compute: ComputeOptions, policy: "CausalLMPolicy"
 ) -> "tuple[OutcomeModel | None, Reranker | None]":
     """The outcome model and the reranker that the options name."""
-    from ..agents.evaluation.rerankers import LowerBound, score_attempts
+    from ..agents.evaluation.rerankers import LowerBound, OutcomeScore
     from ..agents.rollouts.pools import read_pool
     from ..agents.rollouts.slots import make_rollout_env
     from ..models.outcome import OutcomeModel
@@ -172,7 +171,7 @@ def _make_reranker(
         return None, None if options.reranker is None else _policy_reranker(options, compute, policy)
     judge = OutcomeModel.load(options.orm, policy.tokenizer, str(policy.model.device))
     if options.pool is None:
-        return judge, functools.partial(score_attempts, judge, aggregate=options.aggregate)
+        return judge, OutcomeScore(judge, options.aggregate)
     learned_from = make_rollout_env(options.spec(split="train"), policy, 1)
     return judge, LowerBound(judge, read_pool(options.pool, learned_from, None, None), options.radius)
 

@@ -1,6 +1,5 @@
 """Evaluation as in Havrilla et al. 2024: greedy maj@1; maj@n, rerank@n, pass@k and diversity from n samples."""
 
-import functools
 import math
 import time
 from collections import Counter
@@ -24,7 +23,7 @@ from ..rollouts.searches import Found, ProblemSearch
 from ..rollouts.slots import make_rollout_env
 from ..training.memory import check_held
 from ..training.ranks import Ranks
-from .rerankers import Reranker, score_attempts
+from .rerankers import OutcomeScore, Reranker, VotingReranker
 
 _SLOTS = 64
 """Slots of an environment that was given by its id."""
@@ -53,8 +52,8 @@ class Evaluation:
     """Results of `evaluate`, with the protocol.
 
     Attributes:
-        metrics: `maj@1`, `maj@n`, `rerank@n` with a reranker, `pass@k` and `diversity` (distinct correct equation
-            sequences per problem).
+        metrics: `maj@1`, `maj@n`, `rerank@n` with a reranker and `weighted_maj@n` if that weighs votes,
+            `pass@k` and `diversity` (distinct correct equation sequences per problem).
         verdicts: Number of sampled attempts by verdict (of greedy ones when n is 0).
         median_response_length: Median number of tokens before the end of a greedy response, which shows whether
             learning to reason makes responses longer (Tsilivis et al. 2025).
@@ -104,15 +103,23 @@ def pass_at_k(successes: int, n: int, k: int) -> float:
     return 1.0 - math.comb(n - successes, k) / math.comb(n, k)
 
 
-def majority_vote(answers: Sequence[str | None]) -> str | None:
-    """The most frequent answer, in the normal form of verdicts; the first seen wins a tie; `None` has no vote."""
-    votes = Counter(answer for answer in answers if answer is not None)
-    return votes.most_common(1)[0][0] if votes else None
+def majority_vote(answers: Sequence[str | None], weights: Sequence[float] | FloatArray | None = None) -> str | None:
+    """The answer with the most votes, in the normal form of verdicts; the first seen wins a tie; `None` has no vote.
+
+    Args:
+        answers: Answers of n attempts at one problem.
+        weights: Weights [n] of their votes, none below 0; by default each has one vote.
+    """
+    votes: dict[str, float] = {}
+    for answer, weight in zip(answers, np.ones(len(answers)) if weights is None else weights, strict=True):
+        if answer is not None:
+            votes[answer] = votes.get(answer, 0.0) + float(weight)
+    return max(votes, key=votes.__getitem__, default=None)
 
 
-def majority_is_correct(attempts: Sequence[Attempt]) -> bool:
-    """True if the majority's answer, over attempts at one problem, is the right one."""
-    winner = majority_vote([attempt.answer for attempt in attempts])
+def majority_is_correct(attempts: Sequence[Attempt], weights: Sequence[float] | FloatArray | None = None) -> bool:
+    """True if the majority's answer, over attempts at one problem, is the right one; see `majority_vote`."""
+    winner = majority_vote([attempt.answer for attempt in attempts], weights)
     return any(attempt.is_success and attempt.answer == winner for attempt in attempts)
 
 
@@ -168,7 +175,8 @@ def evaluate(
             the pool too. [Havrilla et al. 2024]
         seed: Seed of the pool's random streams.
         reranker: Outcome model, or a function such as `rerankers.ImplicitReward`, that scores the pool for `rerank@n`:
-            the answer to each problem is that of the attempt with the highest score (Havrilla et al. 2024).
+            the answer to each problem is that of the attempt with the highest score (Havrilla et al. 2024). Outcome
+            models and `MeanLogprob` weigh votes as well, for `weighted_maj@n`: the answer with the greatest sum.
         search: Search that finds the pool of each problem instead of sampling: n attempts and their scores, which then
             choose for `rerank@n` if there are any; see `agents.search.Search`. The attempts are not independent
             samples, so pass@k is reported for k = n only.
@@ -185,6 +193,7 @@ def evaluate(
     if problems < 1 or n < 0:
         raise ValueError(f"need problems >= 1 and n >= 0, got {problems} and {n}")
     policy = policy if isinstance(policy, CausalLMPolicy) else policy.policy
+    reranker = OutcomeScore(reranker) if isinstance(reranker, OutcomeModel) else reranker
     env = env if isinstance(env, TokenVectorEnv) else _test_slots(env, policy)
     problems = min(problems, env.size) if env.size is not None else problems
     check_held(problems * (n + 1), "attempts", "`problems` or `n`")
@@ -194,6 +203,7 @@ def evaluate(
     values: dict[str, list[float]] = {"maj@1": [float(group[0].is_success) for group in greedy]}
     pool = greedy
     scores: list[FloatArray] | None = None
+    weights: list[FloatArray] | None = None
     found: list[Found] = []
     if n and search is not None:
         if search.width != n:
@@ -209,7 +219,9 @@ def evaluate(
     if n:
         if reranker is not None and scores is None:
             scores = _scores(reranker, pool, n)
-        values |= _pool_values(pool, n, scores, _powers(n) if search is None else [n], env)
+            if isinstance(reranker, VotingReranker):
+                weights = [reranker.weights(own) for own in scores]
+        values |= _pool_values(pool, n, scores, weights, _powers(n) if search is None else [n], env)
     if on_problem is not None:
         for group in pool:
             on_problem(group)
@@ -279,17 +291,21 @@ def _test_slots(env: "str | EnvSpec | gym.Env[Any, Any]", policy: CausalLMPolicy
     return make_rollout_env(spec, policy, _SLOTS, **({} if "split" in spec.kwargs else {"split": "test"}))
 
 
-def _scores(reranker: OutcomeModel | Reranker, pool: Sequence[list[Attempt]], n: int) -> list[FloatArray]:
+def _scores(reranker: Reranker, pool: Sequence[list[Attempt]], n: int) -> list[FloatArray]:
     """The reranker's score of each of `n` attempts at each problem."""
-    score = functools.partial(score_attempts, reranker) if isinstance(reranker, OutcomeModel) else reranker
-    scores = [np.asarray(score(group), np.float64) for group in pool]
+    scores = [np.asarray(reranker(group), np.float64) for group in pool]
     if any(one.shape != (n,) or not np.isfinite(one).all() for one in scores):
         raise ValueError(f"the reranker must give one finite score for each of {n} attempts at a problem")
     return scores
 
 
 def _pool_values(
-    pool: Sequence[list[Attempt]], n: int, scores: Sequence[FloatArray] | None, ks: Sequence[int], env: TokenVectorEnv
+    pool: Sequence[list[Attempt]],
+    n: int,
+    scores: Sequence[FloatArray] | None,
+    weights: Sequence[FloatArray] | None,
+    ks: Sequence[int],
+    env: TokenVectorEnv,
 ) -> dict[str, list[float]]:
     """The metrics of the pool, at each problem.
 
@@ -297,6 +313,7 @@ def _pool_values(
         pool: `n` attempts at each problem.
         n: Number of attempts at each.
         scores: `[n]` scores at each problem, if there are any.
+        weights: `[n]` weights of votes at each problem, if there are any.
         ks: Numbers of attempts that pass@k is reported for.
         env: Environment that the attempts were made in.
     """
@@ -305,6 +322,10 @@ def _pool_values(
         values[f"maj@{n}"] = [float(majority_is_correct(group)) for group in pool]
     if scores is not None:
         values[f"rerank@{n}"] = [float(best_is_correct(group, own)) for group, own in zip(pool, scores, strict=True)]
+    if weights is not None:
+        values[f"weighted_maj@{n}"] = [
+            float(majority_is_correct(group, own)) for group, own in zip(pool, weights, strict=True)
+        ]
     successes = [sum(attempt.is_success for attempt in group) for group in pool]
     for k in ks:
         values[f"pass@{k}"] = [pass_at_k(c, n, k) for c in successes]

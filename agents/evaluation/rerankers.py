@@ -1,7 +1,7 @@
 """Scores of whole attempts, by which the best of a pool is chosen: outcome models, or a policy's own probabilities."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,8 +29,41 @@ class Reranker(Protocol):
         ...
 
 
+@runtime_checkable
+class VotingReranker(Reranker, Protocol):
+    """Scores attempts, and weighs their votes by the scores."""
+
+    def weights(self, scores: FloatArray) -> FloatArray:
+        """Weights `[A]` of the votes of A attempts at one problem with these scores, none below 0."""
+        ...
+
+
+class OutcomeScore:
+    """Score of an attempt by an outcome model; probabilities weigh votes as they are (Uesato et al. 2022).
+
+    Scores of a preference model are no probabilities: their exponentials weigh, the strengths of the Bradley-Terry
+    model that it was fitted as.
+
+    Args:
+        model: Outcome model.
+        aggregate: Score of an attempt by those of its steps; see `score_attempts`.
+    """
+
+    def __init__(self, model: OutcomeModel, aggregate: Aggregate | None = None) -> None:
+        self.model = model
+        self.aggregate: Aggregate | None = aggregate
+
+    def __call__(self, attempts: Sequence[Attempt]) -> FloatArray:
+        return score_attempts(self.model, attempts, self.aggregate)
+
+    def weights(self, scores: FloatArray) -> FloatArray:
+        return np.exp(scores - scores.max()) if self.model.kind == "preference" else scores
+
+
 class MeanLogprob:
     """Mean log-probability of an attempt's tokens under a policy, at temperature 1 and without truncation.
+
+    Votes weigh as much as the geometric mean of the tokens' probabilities, its exponential (Wang et al. 2023).
 
     Args:
         model: Policy's model, in evaluation mode.
@@ -46,6 +79,9 @@ class MeanLogprob:
     def __call__(self, attempts: Sequence[Attempt]) -> FloatArray:
         found = attempt_logprobs(self.model, attempts, num_token_ids(self.tokenizer), self.micro_batch_tokens)
         return np.array([values.mean(dtype=np.float64) for values in found])
+
+    def weights(self, scores: FloatArray) -> FloatArray:
+        return np.exp(scores)
 
 
 class ImplicitReward:

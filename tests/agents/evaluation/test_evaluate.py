@@ -76,6 +76,19 @@ def test_majority_ties_and_abstentions() -> None:
     assert majority_vote([]) is None
 
 
+@given(st.lists(st.tuples(st.sampled_from(["1", "2", "3", None]), st.integers(0, 4)), max_size=8))
+def test_a_whole_weight_is_as_many_votes(pool: list[tuple[str | None, int]]) -> None:
+    answers, weights = [answer for answer, _ in pool], [weight for _, weight in pool]
+    repeated = [answer for answer, weight in pool for _ in range(weight)]
+    winner = majority_vote(answers, weights)
+    if all(answer is None for answer in repeated):
+        assert winner == next((answer for answer in answers if answer is not None), None)
+    else:
+        most = max(repeated.count(answer) for answer in repeated if answer is not None)
+        assert winner == next(a for a in answers if a is not None and repeated.count(a) == most)
+    assert majority_vote(answers, [1] * len(answers)) == majority_vote(answers)
+
+
 @given(ANSWERS)
 def test_the_majority_is_right_if_its_answer_is_and_never_without_a_success(answers: list[str | None]) -> None:
     attempts = [attempt(answer, answer == "1") for answer in answers]
@@ -215,22 +228,27 @@ def test_reranking_takes_the_answers_of_the_same_pool(policy, tokenizer, reranke
     settings: dict[str, Any] = {"problems": 30, "n": 12, "temperature": 1.1, "seed": 4}
     result = evaluate(policy, env, reranker=reranker, **settings)
     plain = evaluate(policy, env, **settings)
-    assert list(result.metrics)[:3] == ["maj@1", "maj@12", "rerank@12"]
-    assert {name: value for name, value in result.metrics.items() if name != "rerank@12"} == plain.metrics
+    assert list(result.metrics)[:4] == ["maj@1", "maj@12", "rerank@12", "weighted_maj@12"]
+    own = ("rerank@12", "weighted_maj@12")
+    assert {name: value for name, value in result.metrics.items() if name not in own} == plain.metrics
     assert result.metrics["pass@12"].value >= result.metrics["rerank@12"].value
     env.curriculum = Sequential(12)
     pool = list(collect(policy.with_sampling(temperature=1.1), env, 360, seed=4))
-    right = 0
+    right = by_weight = 0
     for i in range(0, 360, 12):
-        scored = []
+        scored, weights = [], Counter[str]()
         for item in pool[i : i + 12]:
             with torch.no_grad():
                 ids = torch.tensor([[*item.prompt, *item.completion]])
                 logit = reranker.model(ids).logits[0, -1, 0].item()
-            scored += [(logit, item.is_success)] if item.answer is not None else []
+            if item.answer is not None:
+                scored.append((logit, item.is_success))
+                weights[item.answer] += 1 / (1 + np.exp(-logit))
+        by_weight += bool(weights) and max(weights, key=lambda answer: weights[answer]) == "3"
         right += max(scored, key=lambda pair: pair[0], default=(0, False))[1]
     assert result.metrics["rerank@12"].value == pytest.approx(right / 30)
     assert 0 < right < 30
+    assert result.metrics["weighted_maj@12"].value == pytest.approx(by_weight / 30)
 
 
 @pytest.mark.parametrize("n", [0, 1])

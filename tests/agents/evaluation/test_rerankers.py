@@ -9,7 +9,7 @@ import torch
 
 from tokengym.__main__ import main
 from tokengym.agents.evaluation.evaluate import evaluate
-from tokengym.agents.evaluation.rerankers import ImplicitReward, LowerBound, MeanLogprob, score_attempts
+from tokengym.agents.evaluation.rerankers import ImplicitReward, LowerBound, MeanLogprob, OutcomeScore, score_attempts
 from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.agents.search import OutcomeJudge, SearchConfig
@@ -116,6 +116,15 @@ def test_a_lower_bound_is_the_reward_less_what_comparisons_leave_open(make_model
         LowerBound(model, {"p": attempts})
 
 
+def test_votes_weigh_as_probabilities_do(models, tokenizer) -> None:
+    scores = np.log([0.5, 0.25])
+    np.testing.assert_allclose(MeanLogprob(models[0], tokenizer).weights(scores), [0.5, 0.25])
+    preferred = OutcomeScore(OutcomeModel.from_causal_lm(models[0], tokenizer, "preference"))
+    np.testing.assert_allclose(preferred.weights(scores + 900), [1.0, 0.5])  # and nothing overflows
+    probable = OutcomeScore(OutcomeModel.from_causal_lm(models[0], tokenizer, "orm"))
+    np.testing.assert_array_equal(probable.weights(np.array([0.9, 0.1])), [0.9, 0.1])
+
+
 def test_a_policy_that_is_its_reference_scores_nothing(models, make_model, tokenizer) -> None:
     with pytest.raises(ValueError, match="have the same weights, so every implicit reward is 0"):
         ImplicitReward(models[0], make_model(seed=1), tokenizer)
@@ -135,6 +144,7 @@ def test_the_pool_is_reranked_by_any_function(models, make_sums, tokenizer) -> N
         answered = [one for one in group if one.answer is not None]
         right.append(bool(answered) and max(answered, key=lambda one: len(one.completion)).is_success)
     assert result.metrics["rerank@4"].value == np.mean(right)
+    assert "weighted_maj@4" not in result.metrics  # lengths are no weights of votes
     for wrong in (lambda group: np.zeros(3), lambda group: np.full(4, np.nan)):
         with pytest.raises(ValueError, match="one finite score for each of 4 attempts"):
             evaluate(policy, make_sums(4, num_problems=3), problems=3, n=4, reranker=wrong)
@@ -147,7 +157,8 @@ def test_the_command_reranks_and_names_options_that_do_not_go_together(folder, t
     output = tmp_path / "result.json"
     assert main([*arguments, "--reranker", "mean_logprob", "--output", str(output)]) == 0
     saved = json.loads(output.read_text())
-    assert (saved["reranker"], "rerank@2" in saved["metrics"]) == ("mean_logprob", True)
+    assert saved["reranker"] == "mean_logprob"
+    assert saved["metrics"].keys() >= {"rerank@2", "weighted_maj@2"}
     for more, words in {
         ("--reranker", "implicit_reward"): "give the model that DPO began with by --reference",
         ("--reranker", "mean_logprob", "--reference", "x"): "--reference is for --reranker implicit_reward",
