@@ -302,6 +302,11 @@ class Search:
         scores = np.asarray(self.judge(problems, completions, prompts), np.float64)
         if scores.shape != (len(candidates),) or not np.isfinite(scores).all():
             raise ValueError(f"the judge must give {len(candidates)} finite scores, got {scores!r}")
+        if self.config.rule == "resample" and not ((scores >= 0) & (scores <= 1)).all():
+            raise ValueError(
+                'the search rule "resample" needs p(correct), between 0 and 1, and the judge gave '
+                f"{scores[(scores < 0) | (scores > 1)][0]:g}: choose another rule, or scale its scores"
+            )
         spent = self.judge.newest_tokens if isinstance(self.judge, VoteJudge) else map(len, completions)
         for tree, one, score, tokens in zip(owners, candidates, scores.tolist(), spent, strict=True):
             one.score = score

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokengym.agents import ExpertIteration, evaluate
-from tokengym.agents.configs.search import RULES
+from tokengym.agents.configs.search import KEEPING, RULES
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.agents.rollouts.searches import SearchCost
 from tokengym.agents.search import Search, SearchConfig
@@ -293,6 +294,17 @@ def test_what_a_search_ends_with_are_the_policys_own_attempts() -> None:
 def test_bad_settings(settings: dict, words: str) -> None:
     with pytest.raises(LookupError if "mean" in words else ValueError, match=words):
         SearchConfig(**settings)
+
+
+@pytest.mark.parametrize("score", [-0.5, 1.25])
+def test_scores_that_are_no_probabilities_are_refused_where_draws_are_by_them(score: float) -> None:
+    judge = lambda problems, completions, prompts: np.full(len(completions), score)  # noqa: E731
+    with pytest.raises(ValueError, match=re.escape(f"between 0 and 1, and the judge gave {score:g}")):
+        attempts_of(Search(policy([1.0] * DEPTH), slots(2), judge, SearchConfig("resample", width=2)), 0, 0)
+    for rule in sorted({*RULES} - {"resample"}):
+        keep = {"keep": 1} if rule in KEEPING else {}
+        found = attempts_of(Search(policy([1.0] * DEPTH), slots(2), judge, SearchConfig(rule, width=2, **keep)), 0, 0)
+        assert [attempt.is_success for attempt in found] == [True, True]
 
 
 def test_bad_surroundings() -> None:
