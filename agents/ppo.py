@@ -195,6 +195,10 @@ class PPO(ProximalAgent[PPOConfig]):
                 updates.append(learner.update(batch, loss, self.seed, config.temperature, accept))
                 if not accept(updates[-1]):
                     break
+        if config.adaptive_kl is not None:  # of the next iteration: this one is penalized as it is logged
+            self.kl_coef = adapted_kl_coef(
+                self.kl_coef, found["reference_kl_per_attempt"], config.adaptive_kl, len(attempts), config.kl_horizon
+            )
         return metrics | found | summarize(updates) | {"updates": float(learner.steps - before)}
 
     def _best(self, attempts: Sequence[Attempt]) -> list[Attempt]:
@@ -229,11 +233,7 @@ class PPO(ProximalAgent[PPOConfig]):
                 rewards -= self.kl_coef * penalties
             pair = [torch.from_numpy(array) for array in (_padded(old_logprobs, mask), _padded(reference, mask), mask)]
             metrics["reference_kl"] = float(k3_divergence(pair[0], pair[1], pair[2]).sum() / mask.sum())
-            metrics["reference_kl_per_attempt"] = divergence = float((pair[0] - pair[1]).sum(1).mean())
-            if config.adaptive_kl is not None:
-                self.kl_coef = adapted_kl_coef(
-                    self.kl_coef, divergence, config.adaptive_kl, len(attempts), config.kl_horizon
-                )
+            metrics["reference_kl_per_attempt"] = float((pair[0] - pair[1]).sum(1).mean())
         if config.bootstrap_truncated:
             cut = [i for i, attempt in enumerate(attempts) if not attempt.terminated]
             rewards[cut, lengths[cut] - 1] += config.gamma * self._expected_after(learner, [examples[i] for i in cut])

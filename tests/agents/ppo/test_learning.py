@@ -121,6 +121,17 @@ def test_an_adaptive_coefficient_follows_the_divergence_of_each_iteration(make) 
     assert min(coefficients) < 0.1 < coefficients[-1]
 
 
+def test_a_penalty_in_the_loss_has_the_adaptive_coefficient_that_is_logged(make) -> None:
+    told: list[dict[str, float]] = []
+    settings = {"adaptive_kl": 1e-4, "kl_horizon": 24, "kl_coef": 0.1, "kl_in": "loss", "kl_estimator": "k3"}
+    settings |= {"epochs": 1, "minibatch_size": 24, "learning_rate": 0.05, "iterations": 3}
+    make(**settings).learn(callback=lambda _, metrics: told.append({k[6:]: v for k, v in metrics.items()}))
+    # A single update of each iteration: the divergence in the loss is the one that is logged.
+    for metrics in told[1:]:
+        penalty = metrics["loss"] - metrics["policy_loss"] - metrics["value_loss"]
+        assert penalty == pytest.approx(metrics["kl_coef"] * metrics["reference_kl"], rel=1e-3)
+
+
 def test_the_best_of_the_attempts_at_each_problem_are_kept(attempts_of, make) -> None:
     agent = make(best_of=2, minibatch_size=12)
     attempts = attempts_of(agent)
