@@ -246,6 +246,15 @@ def test_shares_and_systematic_resampling_add_up() -> None:
     assert np.bincount(drawn, minlength=4).tolist() == [1, 0, 3, 0]
 
 
+def test_slots_left_over_go_to_the_largest_remainders_and_the_first_of_equal_ones() -> None:
+    for weights, total, expected in (
+        ([0.5, 0.3, 0.2], 3, [1, 1, 1]),  # 1.5, 0.9 and 0.6
+        ([0.75, 0.125, 0.125], 4, [3, 1, 0]),
+        ([1.0, 1.0, 1.0, 1.0], 6, [2, 2, 1, 1]),
+    ):
+        assert shares(np.log(weights), total).tolist() == expected
+
+
 def test_what_a_search_ends_with_are_the_policys_own_attempts() -> None:
     """With a real model: log-probabilities are the model's, verdicts the environment's, and a seed repeats."""
     model, tokenizer = load("tokengym/tiny")

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tokengym.agents.evaluation.evaluate import (
     evaluate,
     majority_is_correct,
     majority_vote,
+    median_response_length,
     pass_at_k,
 )
 from tokengym.agents.rollouts.attempts import Attempt
@@ -197,6 +199,23 @@ def test_everything_comes_from_one_greedy_pass_and_one_pool(policy, tokenizer) -
     assert result.problem_ids == [group[0].problem.id for group in groups]
     assert {name: np.mean(values) for name, values in result.by_problem.items()} == pytest.approx(expected)
     assert all(len(values) == 30 for values in result.by_problem.values())
+
+
+def test_the_length_of_a_response_leaves_out_its_end_of_sequence_alone() -> None:
+    lengths = ((5, True), (7, False), (2, True))
+    made = [replace(attempt("1"), completion=np.arange(size), terminated=ended) for size, ended in lengths]
+    assert median_response_length(made) == np.median([4, 7, 1])
+    assert median_response_length(made[:1]) == 4
+    assert median_response_length(made[1:2]) == 7
+
+
+def test_only_correct_solutions_are_diverse_and_equal_equations_are_one(tokenizer) -> None:
+    env = make_threes(tokenizer, 1)
+    texts = {"1+2=3": True, "1 + 2 = 3": True, "4-1=3": True, "2+2=4": False, "5+5=10": False}
+    made = [replace(attempt("3", right), completion=env.encoder.encode(text)) for text, right in texts.items()]
+    assert len({env.decode(one.completion) for one in made}) == len(made)
+    assert len(distinct_solutions(made, env)) == 2
+    assert distinct_solutions(made[3:], env) == set()
 
 
 def test_the_greedy_pass_alone(policy, tokenizer) -> None:

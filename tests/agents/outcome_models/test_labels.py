@@ -91,6 +91,15 @@ def test_each_number_of_steps_keeps_as_many_positive_as_negative_labels(
         assert all(np.isnan(new) or new == old for new, old in zip(item.labels, row, strict=True))
 
 
+def test_a_label_of_one_half_is_a_negative_one(attempt) -> None:
+    items = [
+        Labelled(attempt(str(i), "y", True), np.arange(1), np.array([label])) for i, label in enumerate((0.5, 0.6))
+    ]
+    assert [item.labels.tolist() for item in balanced_lengths(items, 0)] == [[np.float32(0.5)], [np.float32(0.6)]]
+    items[1].labels[0] = 0.5
+    assert balanced_lengths(items, 0) == []
+
+
 def test_a_stepwise_model_learns_what_continuations_reach_and_the_outcome_itself(
     attempt, make_agent, monkeypatch
 ) -> None:

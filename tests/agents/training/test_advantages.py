@@ -65,6 +65,12 @@ def test_a_group_of_equal_returns_says_nothing_at_all() -> None:
             estimator(np.ones((4, 1)))
 
 
+def test_what_is_added_to_a_standard_deviation_is_a_ten_thousandth() -> None:
+    returns = np.array([[0.0, 2e-4]])  # deviate by sqrt(2) ten-thousandths
+    for scale in ("group", "batch"):
+        assert group_advantages(returns, scale)[0] == pytest.approx(np.array([-1, 1]) / (1 + 2**0.5))
+
+
 def test_tokens_weigh_what_each_aggregation_says() -> None:
     lengths, values = np.array([3, 0, 2, 5]), np.random.default_rng(0).normal(size=(4, 5))  # the second is masked
     averages = {

@@ -409,13 +409,20 @@ def test_nan_in_every_masked_position_leaves_losses_and_gradients_bit_equal() ->
 def test_the_clip_takes_the_pessimistic_side() -> None:
     ratio = torch.tensor([[0.5, 0.9, 1.0, 1.1, 1.5]])
     mask = torch.ones_like(ratio, dtype=torch.bool)
-    for advantage, expected in ((1.0, [0.5, 0.9, 1.0, 1.1, 1.2]), (-1.0, [-0.8, -0.9, -1.0, -1.1, -1.5])):
-        values = clipped_surrogate(ratio.log(), torch.tensor([[advantage]]), mask, 0.2)
+    for clip, advantage, expected in (
+        (0.2, 1.0, [0.5, 0.9, 1.0, 1.1, 1.2]),
+        (0.2, -1.0, [-0.8, -0.9, -1.0, -1.1, -1.5]),
+        (0.4, 1.0, [0.5, 0.9, 1.0, 1.1, 1.4]),
+        (0.4, -1.0, [-0.6, -0.9, -1.0, -1.1, -1.5]),
+    ):
+        values = clipped_surrogate(ratio.log(), torch.tensor([[advantage]]), mask, clip)
         torch.testing.assert_close(-values, torch.tensor([expected]))
     low, high = clipped(ratio.log(), mask, 0.2)
     assert (low.tolist(), high.tolist()) == ([[True] + [False] * 4], [[False] * 4 + [True]])
     low, high = clipped(ratio.log(), mask, 0.6, 0.05)
     assert (low.sum(), high.tolist()) == (0, [[False, False, False, True, True]])
+    low, high = clipped(ratio.log(), mask, 0.09, 0.6)
+    assert (low.tolist(), high.sum()) == ([[True, True, False, False, False]], 0)
 
 
 def test_k3_is_unbiased_for_the_divergence_and_never_negative() -> None:

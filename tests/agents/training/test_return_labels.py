@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tokengym.agents.rollouts.attempts import Attempt
@@ -46,10 +46,19 @@ def test_labels_stand_before_the_steps(text: str, terminated: bool, values: list
     item = attempt(text, terminated)
     (ends,) = step_ends([item.completion], [item.terminated], LINES)
     labels = Labels(("[BAD]", "[GOOD]"), FIRST, "step", (0.5,))
-    example, chosen = labelled(Judged(item, ends, np.array(values)), labels, ENDS_STEP)
-    assert written(example) == expected
-    assert example.prompt.tolist() == [2]
+    found, chosen = labelled(Judged(item, ends, np.array(values)), labels, ENDS_STEP)
+    assert written(found) == expected
+    assert found.prompt.tolist() == [2]
     assert chosen.tolist() == [int(value >= 0.5) for value in values]
+
+
+def test_a_step_of_a_single_token_has_its_own_label() -> None:
+    """As where a tokenizer has "3\\n" for one token: here "b" stands for such a line."""
+    item, ends_step = attempt("bba"), ENDS_STEP.copy()
+    ends_step[LINES.convert_tokens_to_ids("b")] = True
+    labels = Labels(("[BAD]", "[GOOD]"), FIRST, "step", (0.5,))
+    found, _ = labelled(Judged(item, np.array([0, 1, 3]), np.array([1.0, 0.0, 1.0])), labels, ends_step)
+    assert written(found) == "+b-b+a$"
 
 
 def test_one_label_before_the_whole_attempt() -> None:
@@ -57,8 +66,8 @@ def test_one_label_before_the_whole_attempt() -> None:
     for value, label in ((-1.0, 0), (0.0, 1), (1.4, 1), (1.5, 2), (9.0, 2)):
         for item in (attempt("a\nb\n"), attempt("a\nb", terminated=False)):
             judged = Judged(item, np.array([len(item.completion) - 1]), np.array([value]))
-            example, _ = labelled(judged, labels, ENDS_STEP)
-            assert example.completion.tolist() == [FIRST + label, *item.completion.tolist()]
+            found, _ = labelled(judged, labels, ENDS_STEP)
+            assert found.completion.tolist() == [FIRST + label, *item.completion.tolist()]
 
 
 @given(st.integers(1, 12), st.sampled_from([0.1, 0.25, 0.3, 0.5, 0.7, 0.9, 1.0]))
@@ -74,6 +83,7 @@ def test_a_step_is_good_when_its_share_of_successes_reaches_the_threshold(sample
     st.sampled_from([None, 0.0, 0.3, 0.5, 0.8, 1.0]),
     st.integers(0, 9),
 )
+@example([True] * 20 + [False] * 3, 0.3, 0)  # 3 / 0.7 * 0.7 is below 3
 def test_as_many_attempts_as_there_can_be_at_the_ratio(outcomes: list[bool], ratio: float | None, seed: int) -> None:
     is_success = np.array(outcomes)
     correct, wrong = int(is_success.sum()), int((~is_success).sum())

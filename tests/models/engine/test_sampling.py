@@ -166,3 +166,18 @@ def test_logits_that_are_not_finite_draw_ids_of_the_vocabulary_and_show(
             logprobs.numpy(),
             LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, num_attention_heads=1, num_hidden_layers=1)),
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, False),
+        ({"top_k": 5}, True),
+        ({"top_p": 0.9}, True),
+        ({"top_p": 1.0}, False),
+        ({"min_p": 0.1}, True),
+        ({"temperature": 0.0, "top_k": 5, "min_p": 0.1}, False),
+    ],
+)
+def test_each_setting_that_may_drop_tokens_is_known_to(settings: dict, expected: bool) -> None:
+    assert SamplingConfig(**settings).truncates == expected
