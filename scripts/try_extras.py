@@ -39,7 +39,8 @@ from pathlib import Path
 from tokengym.models import load
 
 path = Path(GGUF or "model.gguf")
-path.touch()
+if not GGUF:
+    path.touch()  # the message is about the extra, not about the file
 model, _ = load(path)
 print(f"read {sum(p.numel() for p in model.parameters()):,} parameters of a GGUF file")
 """,
@@ -109,6 +110,10 @@ def main() -> None:
     parser.add_argument("extras", nargs="*", default=list(FEATURES), help=f"of {', '.join(FEATURES)}; default all")
     parser.add_argument("--gguf", default="", help="GGUF checkpoint to read; without it only the message is tried")
     options = parser.parse_args()
+    if unknown := [extra for extra in options.extras if extra not in FEATURES]:
+        parser.error(f"no extra {', '.join(unknown)}: choose of {', '.join(FEATURES)}")
+    if options.gguf and not Path(options.gguf).is_file():
+        parser.error(f"there is no file {options.gguf}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sources = folder / "source"

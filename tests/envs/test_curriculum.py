@@ -262,6 +262,18 @@ def test_what_has_not_come_for_long_comes_again() -> None:
     assert probabilities.pop(str(last)) < 0.5 < next(iter(probabilities.values()))
 
 
+def test_of_equal_scores_the_stalest_is_forgotten_and_what_was_forgotten_is_new_again() -> None:
+    curriculum, rng = PrioritizedReplay(new=1.0, capacity=2, memory=0.0), np.random.default_rng(0)
+    problems = [Problem(f"p{i}", "q", "1") for i in range(3)]
+    drawn: list[str] = []
+    for _ in range(9):
+        key = curriculum.next(rng, len(problems))
+        assert isinstance(key, int)  # fewer are remembered than there are
+        curriculum.ended(problems[key], False, 0)
+        drawn = [*(name for name in drawn if name != f"p{key}"), f"p{key}"]
+        assert set(curriculum.state_dict()["levels"]) == set(drawn[-2:])
+
+
 def test_no_more_than_its_capacity_is_remembered_and_a_saved_state_goes_on() -> None:
     curriculum, other = PrioritizedReplay(capacity=2), PrioritizedReplay(capacity=2)
     told(curriculum, {"even": (2, 4), "solved": (4, 4), "half": (1, 4)})

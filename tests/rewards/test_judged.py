@@ -178,6 +178,26 @@ def test_potential_shaping_pays_early_and_takes_everything_back(lines, answer, e
     assert both.sum() == pytest.approx(sparse.sum(), abs=1e-12)
 
 
+@pytest.mark.parametrize("end", [True, False])
+def test_what_an_attempt_is_paid_does_not_depend_on_the_one_before_it_in_its_slot(end: bool) -> None:
+    shaped = {"name": "sum", "terms": [[1, SPARSE], [1, JudgedReward("reference", "shift", 0.3, "potential")]]}
+    tokens = [*encode(REFERENCE), *([EOS] if end else [])]
+    problems = ProblemList([Problem("only", "q", "7", REFERENCE)])
+    env = TokenVectorEnv(
+        problems, 1, tokenizer=TOKENIZER, prompt="{question}", max_new_tokens=len(tokens), reward=shaped,
+        autoreset_mode="Disabled",
+    )  # fmt: skip
+    paid, parts = [], []
+    for _ in range(2):
+        env.reset(options={"reset_mask": np.ones(1, np.bool_)})
+        _, rewards, _, _, infos = env.step_tokens([tokens], [len(tokens)])
+        paid.append(rewards[0].tolist())
+        parts.append({name: values[0] for name, values in infos["reward_components"].items()})
+    assert paid[0] == paid[1]
+    assert any(paid[0][:-1])
+    assert parts[0] == parts[1]
+
+
 def test_a_constant_shift_prefers_the_longer_of_two_attempts_and_a_shaped_one_does_not() -> None:
     """With c for each step, a wrong attempt of 5 steps returns more than a right one of 2 where 5 c > 1 + 2 c."""
     short, long = "1\n#### 7", "1\n2\n3\n4\n#### 8"
