@@ -146,3 +146,9 @@ def test_an_estimate_has_no_power_without_an_effect() -> None:
     estimate = Estimate(0.0, 0.02, 10.0, 3, 100, (-1.0, 1.0))
     assert estimate.power(0.0) == pytest.approx(0.025, abs=1e-4)
     assert estimate.power(0.2) > 0.999
+
+
+def test_the_variance_is_never_below_what_problems_alone_or_seeds_alone_show() -> None:
+    values = np.array([[1.0, 0.0], [0.2, 0.9]])  # nearly all is of the pairs of seed and problem
+    for matrix in (values, values.T):
+        assert crossed_mean(matrix).error == pytest.approx(0.075)  # half the distance of the means 0.6 and 0.45
