@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..agents import CausalLMPolicy
-    from ..agents.evaluation.rerankers import Reranker
+    from ..agents.evaluation.rerankers import MeanLogprob, Reranker
     from ..agents.rollouts.searches import ProblemSearch
     from ..envs.token_vector_env import TokenVectorEnv
     from ..models.outcome import OutcomeModel
@@ -38,10 +38,12 @@ class EvalOptions(EnvChoice):
             the "product" of those after all its steps; by default the product for models that judge single steps, else
             the last.
         reranker: Score that reranks the samples instead of an outcome model's: "mean_logprob", the mean log-probability
-            of an attempt's tokens, "implicit_reward", log(pi / pi_ref) of a model that DPO trained, or "lower_bound",
+            of an attempt's tokens, "outcome_likelihood", the log-odds of the outcome model plus `--likelihood` times
+            that, "implicit_reward", log(pi / pi_ref) of a model that DPO trained, or "lower_bound",
             the least reward of the outcome model that its training data leave possible (Zhu et al. 2023).
         pool: Attempts that the outcome model learned from, for "lower_bound": a file, or the folder of its run.
         radius: Radius of the weights that "lower_bound" takes for possible; 0 is the outcome model's own reward.
+        likelihood: Factor of the mean log-probability in "outcome_likelihood".
         scorer: Model whose probabilities the reranker takes; by default the model that is evaluated.
         reference: Reference of "implicit_reward", the model that DPO began with.
         search: Search over steps instead of sampling n attempts: guided by the outcome
@@ -68,9 +70,10 @@ class EvalOptions(EnvChoice):
     n: CountOrZero = 16
     orm: Path | None = None
     aggregate: Literal["last", "min", "product"] | None = None
-    reranker: Literal["implicit_reward", "lower_bound", "mean_logprob"] | None = None
+    reranker: Literal["implicit_reward", "lower_bound", "mean_logprob", "outcome_likelihood"] | None = None
     pool: str | None = None
     radius: NonNegative = 1.0
+    likelihood: NonNegative = 15.0
     scorer: str | None = None
     reference: str | None = None
     search: str | None = None
@@ -162,7 +165,7 @@ def _make_reranker(
     options: EvalOptions, compute: ComputeOptions, policy: "CausalLMPolicy"
 ) -> "tuple[OutcomeModel | None, Reranker | None]":
     """The outcome model and the reranker that the options name."""
-    from ..agents.evaluation.rerankers import LowerBound, OutcomeScore
+    from ..agents.evaluation.rerankers import LowerBound, OutcomeAndLikelihood, OutcomeScore
     from ..agents.rollouts.pools import read_pool
     from ..agents.rollouts.slots import make_rollout_env
     from ..models.outcome import OutcomeModel
@@ -170,6 +173,9 @@ def _make_reranker(
     if options.orm is None:
         return None, None if options.reranker is None else _policy_reranker(options, compute, policy)
     judge = OutcomeModel.load(options.orm, policy.tokenizer, str(policy.model.device))
+    if options.reranker == "outcome_likelihood":
+        likely = _likelihood(options, compute, policy)
+        return judge, OutcomeAndLikelihood(OutcomeScore(judge, options.aggregate), likely, options.likelihood)
     if options.pool is None:
         return judge, OutcomeScore(judge, options.aggregate)
     learned_from = make_rollout_env(options.spec(split="train"), policy, 1)
@@ -217,6 +223,7 @@ def _protocol(options: EvalOptions, judge: "OutcomeModel | None") -> dict[str, A
         "reranker": options.reranker,
         "pool": options.pool,
         "radius": options.radius if options.reranker == "lower_bound" else None,
+        "likelihood": options.likelihood if options.reranker == "outcome_likelihood" else None,
         "scorer": options.scorer,
         "reference": options.reference,
         "search": options.search,
@@ -234,6 +241,8 @@ def _check_reranker(options: EvalOptions) -> None:
         check_unused(options, ("search", "orm", "reranker"), "samples, an n above 0")
     if options.reranker != "lower_bound":
         check_unused(options, ("radius",), "--reranker lower_bound")
+    if options.reranker != "outcome_likelihood":
+        check_unused(options, ("likelihood",), "--reranker outcome_likelihood")
     if options.judge is not None and (options.search is None or options.orm is not None):
         raise ValueError(
             "--judge guides a search: choose one by --search"
@@ -248,6 +257,11 @@ def _check_reranker(options: EvalOptions) -> None:
             if options.pool is None
             else "--pool is for --reranker lower_bound: choose it, or leave --pool out"
         )
+    if options.reranker == "outcome_likelihood":
+        check_unused(options, ("reference",), "--reranker implicit_reward")
+        if options.orm is None or options.search:
+            raise ValueError("--reranker outcome_likelihood needs --orm, and no --search")
+        return
     own = ("scorer", "reference")
     if options.reranker in (None, "lower_bound"):
         for name in own:
@@ -269,21 +283,35 @@ def _check_reranker(options: EvalOptions) -> None:
 
 def _policy_reranker(options: EvalOptions, compute: ComputeOptions, policy: "CausalLMPolicy") -> "Reranker":
     """The reranker by a policy's probabilities that the options name."""
+    from ..agents.evaluation.rerankers import ImplicitReward
+
+    likely = _likelihood(options, compute, policy)
+    if options.reference is None:
+        return likely
+    return ImplicitReward(likely.model, _load_scorer(options.reference, options, compute, policy), policy.tokenizer)
+
+
+def _likelihood(options: EvalOptions, compute: ComputeOptions, policy: "CausalLMPolicy") -> "MeanLogprob":
+    """The mean log-probability under the model that the options name."""
     from ..agents import ConditionedPolicy
-    from ..agents.evaluation.rerankers import ImplicitReward, MeanLogprob
+    from ..agents.evaluation.rerankers import MeanLogprob
+
+    if options.scorer is not None:
+        return MeanLogprob(_load_scorer(options.scorer, options, compute, policy), policy.tokenizer)
+    if isinstance(policy, ConditionedPolicy):
+        raise ValueError(f"{options.model!r} acts under labels: name a model without labels by --scorer")
+    return MeanLogprob(policy.model.eval(), policy.tokenizer)
+
+
+def _load_scorer(
+    name: str, options: EvalOptions, compute: ComputeOptions, policy: "CausalLMPolicy"
+) -> "PreTrainedModel":
+    """A language model that scores the policy's attempts."""
     from ..models.loading import load
 
-    def model_of(name: str) -> "PreTrainedModel":
-        model, tokenizer = load(
-            name, device=compute.device, dtype=compute.dtype, load_in_4bit=compute.load_in_4bit, attn=compute.attn
-        )
-        if tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-            raise ValueError(f"the tokenizers of {name!r}, which scores, and of {options.model!r} differ")
-        return model.eval()
-
-    if options.scorer is None and isinstance(policy, ConditionedPolicy):
-        raise ValueError(f"{options.model!r} acts under labels: name a model without labels by --scorer")
-    model = policy.model.eval() if options.scorer is None else model_of(options.scorer)
-    if options.reference is None:
-        return MeanLogprob(model, policy.tokenizer)
-    return ImplicitReward(model, model_of(options.reference), policy.tokenizer)
+    model, tokenizer = load(
+        name, device=compute.device, dtype=compute.dtype, load_in_4bit=compute.load_in_4bit, attn=compute.attn
+    )
+    if tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise ValueError(f"the tokenizers of {name!r}, which scores, and of {options.model!r} differ")
+    return model.eval()

@@ -41,8 +41,8 @@ class VotingReranker(Reranker, Protocol):
 class OutcomeScore:
     """Score of an attempt by an outcome model; probabilities weigh votes as they are (Uesato et al. 2022).
 
-    Scores of a preference model are no probabilities: their exponentials weigh, the strengths of the Bradley-Terry
-    model that it was fitted as.
+    Scores of a preference model are no probabilities but sigmoids of rewards: the rewards' exponentials weigh, the
+    strengths of the Bradley-Terry model that it was fitted as.
 
     Args:
         model: Outcome model.
@@ -57,7 +57,7 @@ class OutcomeScore:
         return score_attempts(self.model, attempts, self.aggregate)
 
     def weights(self, scores: FloatArray) -> FloatArray:
-        return np.exp(scores - scores.max()) if self.model.kind == "preference" else scores
+        return _exponentials(_log_odds(scores)) if self.model.kind == "preference" else scores
 
 
 class MeanLogprob:
@@ -82,6 +82,39 @@ class MeanLogprob:
 
     def weights(self, scores: FloatArray) -> FloatArray:
         return np.exp(scores)
+
+
+class OutcomeAndLikelihood:
+    """Log-odds of an outcome model plus a multiple of the mean log-probability of an attempt's tokens.
+
+    An outcome model of any kind judges what it has learned to see; a language model that has read many solutions adds
+    how usual an attempt is. Exponentials of the sums weigh votes.
+
+    Args:
+        outcome: Score of an attempt by an outcome model.
+        likelihood: Mean log-probability of an attempt's tokens under a language model.
+        coef: Factor of the mean log-probability; 0 ranks by the outcome model alone.
+    """
+
+    def __init__(self, outcome: OutcomeScore, likelihood: MeanLogprob, coef: float = 15.0) -> None:
+        self.outcome, self.likelihood, self.coef = outcome, likelihood, coef
+
+    def __call__(self, attempts: Sequence[Attempt]) -> FloatArray:
+        return _log_odds(self.outcome(attempts)) + self.coef * self.likelihood(attempts)
+
+    def weights(self, scores: FloatArray) -> FloatArray:
+        return _exponentials(scores)
+
+
+def _log_odds(scores: FloatArray) -> FloatArray:
+    """Log-odds of scores between 0 and 1, finite at the ends too."""
+    inside = np.clip(scores, 1e-12, 1 - 1e-12)
+    return np.log(inside) - np.log1p(-inside)
+
+
+def _exponentials(scores: FloatArray) -> FloatArray:
+    """Exponentials up to a factor, the greatest 1."""
+    return np.exp(scores - scores.max())
 
 
 class ImplicitReward:

@@ -9,7 +9,14 @@ import torch
 
 from tokengym.__main__ import main
 from tokengym.agents.evaluation.evaluate import evaluate
-from tokengym.agents.evaluation.rerankers import ImplicitReward, LowerBound, MeanLogprob, OutcomeScore, score_attempts
+from tokengym.agents.evaluation.rerankers import (
+    ImplicitReward,
+    LowerBound,
+    MeanLogprob,
+    OutcomeAndLikelihood,
+    OutcomeScore,
+    score_attempts,
+)
 from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.agents.search import OutcomeJudge, SearchConfig
@@ -117,12 +124,25 @@ def test_a_lower_bound_is_the_reward_less_what_comparisons_leave_open(make_model
 
 
 def test_votes_weigh_as_probabilities_do(models, tokenizer) -> None:
-    scores = np.log([0.5, 0.25])
-    np.testing.assert_allclose(MeanLogprob(models[0], tokenizer).weights(scores), [0.5, 0.25])
+    likely = MeanLogprob(models[0], tokenizer)
+    np.testing.assert_allclose(likely.weights(np.log([0.5, 0.25])), [0.5, 0.25])
     preferred = OutcomeScore(OutcomeModel.from_causal_lm(models[0], tokenizer, "preference"))
-    np.testing.assert_allclose(preferred.weights(scores + 900), [1.0, 0.5])  # and nothing overflows
+    rewards = np.array([1.0, 3.0, -2.0])
+    weights = preferred.weights(1 / (1 + np.exp(-rewards)))  # scores are sigmoids of rewards
+    np.testing.assert_allclose(weights, np.exp(rewards - 3.0))
+    np.testing.assert_allclose(preferred.weights(np.array([1.0, 0.5])), [1.0, 0.0], atol=1e-9)
     probable = OutcomeScore(OutcomeModel.from_causal_lm(models[0], tokenizer, "orm"))
     np.testing.assert_array_equal(probable.weights(np.array([0.9, 0.1])), [0.9, 0.1])
+
+
+@pytest.mark.parametrize("kind", ["orm", "preference", "prm"])
+def test_log_odds_and_likelihood_add_up(models, tokenizer, kind) -> None:
+    model, pool = OutcomeModel.from_causal_lm(models[0], tokenizer, kind, seed=2), attempts(9, len(tokenizer))
+    likely = MeanLogprob(models[1], tokenizer)
+    scores = score_attempts(model, pool)
+    both = OutcomeAndLikelihood(OutcomeScore(model), likely, 3.0)
+    np.testing.assert_allclose(both(pool), np.log(scores / (1 - scores)) + 3 * likely(pool), rtol=1e-6)
+    np.testing.assert_allclose(both.weights(np.array([800.0, 799.0])), [1.0, np.exp(-1.0)])
 
 
 def test_a_policy_that_is_its_reference_scores_nothing(models, make_model, tokenizer) -> None:
@@ -177,6 +197,9 @@ def test_the_command_reranks_and_names_options_that_do_not_go_together(folder, t
             "--aggregate",
             "min",
         ): "neither --aggregate nor",
+        ("--reranker", "outcome_likelihood"): "outcome_likelihood needs --orm",
+        ("--reranker", "outcome_likelihood", "--orm", "x", "--search", "beam"): "and no --search",
+        ("--likelihood", "3"): "likelihood is 3.0, but it counts only with --reranker outcome_likelihood",
         ("--reranker", "mean_logprob", "--orm", "x"): "--orm and --reranker both score the samples",
         ("--reranker", "implicit_reward", "--reference", str(folder)): "have the same weights",
         ("--reranker", "mean_logprob", "--scorer", "tokengym/tiny"): "the tokenizers of 'tokengym/tiny'",
