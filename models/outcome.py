@@ -46,6 +46,10 @@ KINDS = ("orm", "sorm", "preference", "prm")
 of two attempts at one problem is right, or whether the last step is right. Scores of preference models compare attempts
 at one problem, and are no probabilities; those of process reward models (PRM) are probabilities of steps."""
 
+TINY_ORM = "tokengym/tiny-orm"
+"""Name of the built-in outcome model, which `scripts/make_tiny_orm.py` made of the built-in model."""
+
+_TINY_ORM_FOLDER = Path(__file__).parent / "tiny_orm"
 _RECORD = "outcome_model.json"
 
 
@@ -109,16 +113,19 @@ class OutcomeModel:
         """Reads what `save` wrote; the model is in evaluation mode, of the precision it was saved in.
 
         Args:
-            path: Folder that `save` wrote.
+            path: Folder that `save` wrote, or "tokengym/tiny-orm".
             tokenizer: Tokenizer of the attempts to be scored, if the model must fit them.
             device: Device of the model; by default a GPU if there is one.
 
         Raises:
             FileNotFoundError: There is no such folder.
+            UnknownNameError: There is no such built-in outcome model.
             ValueError: The folder holds no outcome model, or one that was trained with another tokenizer.
         """
-        folder = Path(path).expanduser()
+        folder = _locate(path)
         if not folder.exists():
+            if str(path).startswith("tokengym/"):
+                raise unknown_name("outcome model", str(path), (TINY_ORM,))
             raise FileNotFoundError(f"there is no outcome model {str(path)!r}: no such folder as {folder.absolute()}")
         record = folder / _RECORD
         if not is_outcome_model(folder):
@@ -301,8 +308,13 @@ class WholeScorer:
 
 
 def is_outcome_model(path: str | Path) -> bool:
-    """True if a path is a folder that `OutcomeModel.save` wrote."""
-    return (Path(path).expanduser() / _RECORD).is_file()
+    """True if a path is a folder that `OutcomeModel.save` wrote, or names the built-in outcome model."""
+    return (_locate(path) / _RECORD).is_file()
+
+
+def _locate(path: str | Path) -> Path:
+    folder = Path(path).expanduser()
+    return _TINY_ORM_FOLDER if str(path) == TINY_ORM and not folder.exists() else folder
 
 
 def _remove_dropout(config: PreTrainedConfig) -> None:

@@ -21,8 +21,8 @@ class OutcomeModelConfig(FineTuneConfig):
             reranks. [Havrilla et al. 2024]
         pool: Attempts to learn from instead of sampling, a file or the folder of a run: the first `samples_per_problem`
             at each of the first `problems` problems.
-        base: Model that the outcome model starts from, a language model or an outcome model trained before; `None` uses
-            the policy.
+        base: Model that the outcome model starts from, a language model or an outcome model trained before, such as
+            "tokengym/tiny-orm"; `None` uses the policy.
         epochs: Passes over the training data. [choice]
         validation_problems: Held-out problems that the report covers, the first of the validation split. [choice]
     """

@@ -1,15 +1,15 @@
-"""Judges of attempts on one pool: ORM, preference model, implicit reward of DPO, and the policy's own log-probability.
+"""Judges of attempts on one pool: outcome models, a preference model, DPO's implicit reward, and likelihoods.
 
     python -m tokengym.benchmarks.studies.judges --folder runs/judges
 
 For each seed the built-in model is fine-tuned on a few demonstrations, and samples attempts at training problems. All
-judges learn from these same attempts, then score one pool of 16 attempts at each test problem. Reported are the AUC of
-all attempts, the AUC among attempts at one problem, and rerank@16, beside maj@16 and pass@1 of the pool. A folder holds
-all of it; what is done is not done again.
+judges learn from these same attempts, but for the built-in outcome model, which is taken as it is too, and for
+likelihoods; then they score one pool of 16 attempts at each test problem. Reported are the AUC of all attempts, the AUC
+among attempts at one problem, rerank@16 and weighted_maj@16, beside maj@16 and pass@1 of the pool. A folder holds all
+of it; what is done is not done again.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,14 @@ from rich.table import Table
 from ...agents.dpo import DPO
 from ...agents.evaluation.classification import auc
 from ...agents.evaluation.evaluate import best_is_correct, majority_is_correct
-from ...agents.evaluation.rerankers import ImplicitReward, MeanLogprob, Reranker, score_attempts
+from ...agents.evaluation.rerankers import (
+    ImplicitReward,
+    MeanLogprob,
+    OutcomeAndLikelihood,
+    OutcomeScore,
+    Reranker,
+    VotingReranker,
+)
 from ...agents.outcome_models import ORM
 from ...agents.preference import PreferenceModel
 from ...agents.rollouts.attempts import Attempt
@@ -32,10 +39,12 @@ from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env
 from ...agents.training.fine_tuning import restore
 from ...agents.training.rounds import Round
+from ...arrays import FloatArray
 from ...envs.curriculum import Sequential
 from ...files import write_json
 from ...models.loading import load
-from ...models.outcome import OutcomeModel
+from ...models.outcome import TINY_ORM, OutcomeModel
+from ...models.tokenizers import TINY
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import Estimate, crossed_mean, ratio_difference, ratio_mean
@@ -48,16 +57,22 @@ MICRO_BATCH = 4096
 # As many sequences in a batch of either outcome model; the rest are the agents' defaults.
 KINDS: dict[str, dict[str, Any]] = {
     "orm": {"batch_size": 64},
+    "tiny_orm": {"batch_size": 64, "base": TINY_ORM},
     "preference": {"batch_size": 64 // SAMPLES},
 }
 # DPO proper, and with the likelihood of the chosen attempt.
 DPO_KINDS: dict[str, dict[str, Any]] = {"dpo": {"nll_coef": 0.0}, "dpo_nll": {"nll_coef": 1.0}}
 JUDGES = {
     "orm": "ORM",
+    "built_in": "tokengym/tiny-orm as it is",
+    "tiny_orm": "ORM from tokengym/tiny-orm",
     "preference": "preference model",
     "dpo": "implicit reward, DPO",
     "dpo_nll": "implicit reward, DPO with NLL",
     "mean_logprob": "mean log-probability",
+    "base_logprob": "mean log-probability, tokengym/tiny",
+    "built_in_likely": "tokengym/tiny-orm and the last one",
+    "tiny_orm_likely": "ORM from it and the last one",
 }
 
 
@@ -93,8 +108,8 @@ def jobs(experiment: JudgesStudy) -> list[Job]:
         plan += [
             Job(name("sft"), supervised, {**small, **SFT_SETTINGS}),
             Job(name("orm"), judge, {**own, "kind": "orm", **KINDS["orm"]}, (name("sft"),)),
-            Job(name("preference"), judge, {**own, "kind": "preference", **KINDS["preference"]},
-                (name("sft"), name("orm"))),
+            *(Job(name(kind), judge, {**own, "kind": kind, **KINDS[kind]}, (name("sft"), name("orm")))
+              for kind in KINDS if kind != "orm"),
             *(Job(name(kind), preferred, {**own, **settings}, (name("sft"), name("orm")))
               for kind, settings in DPO_KINDS.items()),
         ]  # fmt: skip
@@ -104,13 +119,14 @@ def jobs(experiment: JudgesStudy) -> list[Job]:
 
 
 def judge(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done]) -> dict[str, Any]:
-    """An outcome model, from attempts of the start; the ORM samples them and the other reads its pool."""
+    """An outcome model, from attempts of the start; the ORM samples them and the others read its pool."""
     torch.set_num_threads(settings["threads"])
-    agent_class = {"orm": ORM, "preference": PreferenceModel}[settings["kind"]]
+    agent_class = PreferenceModel if settings["kind"] == "preference" else ORM
     agent = agent_class(
         ENV, start(needs), num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume="auto", device="cpu",
         problems=settings["problems"], samples_per_problem=SAMPLES, temperature=TEMPERATURE,
         batch_size=settings["batch_size"], micro_batch_tokens=MICRO_BATCH, validation_problems=10, pool=_pool(needs),
+        base=settings.get("base"),
     )  # fmt: skip
     agent.learn()
     return {"attempts": agent.num_attempts}
@@ -146,12 +162,17 @@ def scored(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done])
     folders = {name.rpartition("/")[2]: done.folder for name, done in needs.items()}
 
     judges: dict[str, Reranker] = {}
-    for name in KINDS:
-        outcome_model = OutcomeModel.load(folders[name] / "run" / "model", tokenizer, "cpu")
-        judges[name] = functools.partial(score_attempts, outcome_model)
+    outcome_models = {name: folders[name] / "run" / "model" for name in KINDS}
+    for name, place in {**outcome_models, "built_in": TINY_ORM}.items():
+        judges[name] = OutcomeScore(OutcomeModel.load(place, tokenizer, "cpu"))
     for name in DPO_KINDS:
         judges[name] = ImplicitReward(load(folders[name] / "last", device="cpu")[0].eval(), model, tokenizer)
     judges["mean_logprob"] = MeanLogprob(model, tokenizer)
+    judges["base_logprob"] = base = MeanLogprob(load(TINY, device="cpu")[0].eval(), tokenizer)
+    for name in ("built_in", "tiny_orm"):
+        outcome = judges[name]
+        assert isinstance(outcome, OutcomeScore)  # noqa: S101
+        judges[f"{name}_likely"] = OutcomeAndLikelihood(outcome, base)
     rates = [float(np.mean([attempt.is_success for attempt in group])) for group in groups]
     return {
         "seed": settings["seed"],
@@ -162,16 +183,20 @@ def scored(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done])
     }
 
 
-def _measured(score: Callable[[list[Attempt]], Any], groups: list[list[Attempt]]) -> dict[str, Any]:
-    """What a judge makes of a pool: by problem, the AUC within, 0 where it has none, and whether the best is right."""
+def _measured(score: Reranker, groups: list[list[Attempt]]) -> dict[str, Any]:
+    """What a judge makes of a pool: by problem, the AUC within, 0 where it has none, and whether choices are right."""
     scores = [np.asarray(score(group)) for group in groups]
     labels = [[attempt.is_success for attempt in group] for group in groups]
     within = [auc(own, truth) for own, truth in zip(scores, labels, strict=True)]
-    return {
+    found: dict[str, Any] = {
         "auc": auc(np.concatenate(scores), np.concatenate(labels)),
         "within": np.nan_to_num(within).tolist(),
         "rerank": [float(best_is_correct(group, own)) for group, own in zip(groups, scores, strict=True)],
     }
+    if isinstance(score, VotingReranker):
+        weights = [score.weights(own) for own in scores]
+        found["weighted"] = [float(majority_is_correct(*pair)) for pair in zip(groups, weights, strict=True)]
+    return found
 
 
 def _pool(needs: Mapping[str, Done]) -> str | None:
@@ -202,6 +227,7 @@ def table(results: Mapping[str, Any]) -> Table:
     read = lambda name, key: np.array([one["judges"][name][key] for one in seeds])  # noqa: E731
     grid = Table(
         "", "AUC of all", "AUC within problems", "less the ORM's", f"rerank@{SAMPLES}", f"less maj@{SAMPLES}",
+        f"weighted_maj@{SAMPLES}", f"less maj@{SAMPLES}",
         box=SIMPLE, show_edge=False,
         title=f"{ENV}: {len(seeds)} seeds, judges trained on {SAMPLES} attempts at each of {results['problems']} "
         f"problems, {results['test_problems']} test problems, temperature {TEMPERATURE}",
@@ -217,11 +243,20 @@ def table(results: Mapping[str, Any]) -> Table:
             "" if name == "orm" else _shown(ratio_difference(within, mixed, orm, mixed)),
             _shown(crossed_mean(rerank)),
             _shown(crossed_mean(rerank - matrices[f"maj@{SAMPLES}"], (-1.0, 1.0))),
+            *_weighted(name, seeds, matrices[f"maj@{SAMPLES}"]),
         )
     grid.add_section()
     for name in metrics:
-        grid.add_row(name, "", "", "", _shown(crossed_mean(matrices[name])), "")
+        grid.add_row(name, "", "", "", _shown(crossed_mean(matrices[name])), "", "", "")
     return grid
+
+
+def _weighted(name: str, seeds: Sequence[Mapping[str, Any]], majority: FloatArray) -> tuple[str, str]:
+    """The weighted majority of a judge and its lead over the majority, of those that weigh votes."""
+    if any("weighted" not in one["judges"][name] for one in seeds):
+        return "", ""
+    weighted = np.array([one["judges"][name]["weighted"] for one in seeds])
+    return _shown(crossed_mean(weighted)), _shown(crossed_mean(weighted - majority, (-1.0, 1.0)))
 
 
 def _shown(estimate: Estimate) -> str:
@@ -230,4 +265,4 @@ def _shown(estimate: Estimate) -> str:
 
 
 if __name__ == "__main__":
-    study_command(JudgesStudy, run, table, width=160, is_empty=lambda results: not results["seeds"])
+    study_command(JudgesStudy, run, table, width=200, is_empty=lambda results: not results["seeds"])

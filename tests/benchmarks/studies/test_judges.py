@@ -20,7 +20,7 @@ def test_the_mean_of_a_share_is_over_those_that_have_one() -> None:
 def test_all_judges_learn_from_the_attempts_of_the_same_job() -> None:
     plan = {job.name: job for job in jobs(JudgesStudy(seeds=(3,), problems=5))}
     assert set(plan["seed-3/scores"].needs) == plan.keys() - {"seed-3/scores"}
-    for name in ("preference", "dpo", "dpo_nll"):
+    for name in ("preference", "tiny_orm", "dpo", "dpo_nll"):
         assert "seed-3/orm" in plan[f"seed-3/{name}"].needs
     assert plan["seed-3/orm"].needs == ("seed-3/sft",)
 
@@ -36,12 +36,13 @@ def test_the_table_compares_in_pairs() -> None:
             f"pass@{SAMPLES}": (rates[i] > 0).astype(float).tolist(),
             "judges": {
                 name: {"auc": 0.5, "within": within[name][i].tolist(), "rerank": (rates[i] > 0).astype(float).tolist()}
+                | ({} if name.startswith("dpo") else {"weighted": (rates[i] > 0.3).astype(float).tolist()})
                 for name in JUDGES
             },
         }
         for i in range(2)
     ]  # fmt: skip
-    with (console := Console(width=200)).capture() as capture:
+    with (console := Console(width=240)).capture() as capture:
         console.print(table({"seeds": seeds, "problems": 5, "test_problems": 30}))
     shown = capture.get()
     mean = {name: values.sum() / mixed.sum() for name, values in within.items()}
@@ -50,3 +51,4 @@ def test_the_table_compares_in_pairs() -> None:
         if name != "orm":
             assert f"{mean[name] - mean['orm']:.3f} [" in shown
     assert f"{((rates > 0).mean() - (rates > 0.5).mean()):.3f} [" in shown
+    assert shown.count(f"{((rates > 0.3).mean() - (rates > 0.5).mean()):.3f} [") == len(JUDGES) - 2

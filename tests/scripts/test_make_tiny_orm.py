@@ -1,0 +1,106 @@
+"""The text of the built-in outcome model, and the model itself."""
+
+import importlib
+import random
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tokengym.__main__ import main
+from tokengym.envs.problems.arithmetic import Arithmetic
+from tokengym.models import OutcomeModel, load_tokenizer
+from tokengym.models.outcome import TINY_ORM, is_outcome_model
+from tokengym.registry import UnknownNameError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+script = importlib.import_module("make_tiny_orm")
+steps_of = importlib.import_module("make_tiny_model").read_steps
+
+TOKENIZER = load_tokenizer(TINY := "tokengym/tiny")
+NEWLINE = TOKENIZER("\n")["input_ids"][0]
+SOURCE = Arithmetic("train")
+
+
+def documents(count: int) -> list:
+    """Documents at as many problems of `SOURCE`, in order."""
+    rng = random.Random(0)
+    return [script.judged(SOURCE[i].question, steps_of(SOURCE[i].solution), rng, TOKENIZER) for i in range(count)]
+
+
+def test_labels_are_those_of_the_grader_and_of_the_reference(monkeypatch) -> None:
+    monkeypatch.setattr(script, "COMMUTED", 0.0)
+    seen = set()
+    for i, document in enumerate(documents(300)):
+        assert len(document.tokens) == len(document.labels) == len(document.right)
+        problem, text = SOURCE[i], TOKENIZER.decode(document.tokens, skip_special_tokens=True)
+        prompt = f"Q: {problem.question}\nA:\n"
+        assert text.startswith(prompt)
+        completion = text[len(prompt) :]
+        assert document.labels[-1] == SOURCE.grade(completion, problem).correct
+        judged = [place for place, label in enumerate(document.labels) if label >= 0]
+        start = len(TOKENIZER(prompt)["input_ids"])
+        ends = [place for place, token in enumerate(document.tokens) if token == NEWLINE and place >= start]
+        assert judged == [*ends, len(document.tokens) - 1]
+        labels = [document.labels[place] for place in ends]
+        written, reference = completion.split("\n"), problem.solution.split("\n")
+        assert labels == [written[: k + 1] == reference[: k + 1] for k in range(len(ends))]
+        if document.labels[-1]:
+            assert all(labels)
+        if all(document.right):
+            assert document.labels[-1] == 1
+        assert all(document.right[:start])
+        seen.add((all(labels), document.labels[-1]))
+    assert seen == {(True, 1), (True, 0), (False, 0)}, "right, wrong, and right steps that stop too early"
+
+
+def test_terms_of_sums_and_products_change_places() -> None:
+    step = steps_of(SOURCE[0].solution)[0]
+    rng = random.Random(1)
+    for operation, orders in (("+", 2), ("*", 2), ("-", 1), ("/", 1)):
+        one = script.replace(step, a=8, operation=operation, b=2)
+        assert len({(new.a, new.b) for new in (script.commuted(one, rng) for _ in range(200))}) == orders
+
+
+def test_the_command_writes_an_outcome_model(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(script, "DOCUMENTS", 4)
+    monkeypatch.setattr(script, "ROWS", 2)
+    script.main(["--output", str(tmp_path), "--steps", "2"])
+    assert capsys.readouterr().out.count("judged") == 2
+    judge = OutcomeModel.load(tmp_path, TOKENIZER, "cpu")
+    assert judge.kind == "orm"
+    assert 0 < judge.score([np.array([5, 6, 7])], [np.array([2])])[0][0] < 1
+
+
+def test_documents_depend_on_the_seed_alone() -> None:
+    first, again, other = (list(islice(script.documents(seed, TOKENIZER), 3)) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_the_built_in_outcome_model_tells_right_solutions_from_wrong_ones() -> None:
+    judge = OutcomeModel.load(TINY_ORM, TOKENIZER, "cpu")
+    assert is_outcome_model(TINY_ORM)
+    source, rng = Arithmetic("test"), random.Random(0)
+    sequences = []
+    for i in range(40):
+        problem = source[i]
+        steps = steps_of(problem.solution)
+        for chosen in (steps, importlib.import_module("make_tiny_model").with_error(steps, rng)):
+            text = script.EXACT.format(
+                q=problem.question,
+                s="\n".join(f"{s.before}{script.EQUATIONS['annotated'](s)}{s.after}" for s in chosen),
+                n=chosen[-1].result,
+            )
+            sequences.append(np.array([*TOKENIZER(text)["input_ids"], TOKENIZER.eos_token_id]))
+    scores = np.ravel(judge.score(sequences, [np.array([len(one) - 1]) for one in sequences]))
+    assert np.mean(scores[::2] > scores[1::2]) > 0.8
+
+
+def test_it_has_a_name_for_commands_and_others_have_none(capsys) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'tokengym/tiny-orm'"):
+        OutcomeModel.load("tokengym/tiny-omr")
+    arguments = ["eval", "--problems", "2", "--n", "2", "--num-envs", "4", "--device", "cpu"]
+    assert main([*arguments, "--orm", TINY_ORM, "--reranker", "outcome_likelihood", "--scorer", TINY]) == 0
+    assert "weighted_maj@2" in capsys.readouterr().out
