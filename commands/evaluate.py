@@ -32,8 +32,8 @@ class EvalOptions(EnvChoice):
         split: Split of the data that problems are from.
         problems: Number of problems, the first of the split.
         n: Samples of each problem for maj@n and pass@k; 0 measures only greedy maj@1.
-        orm: Outcome model that reranks the samples, for rerank@n and weighted_maj@n: the `model` folder of a run that
-            trained one, such as that of `tokengym train orm`, `sorm`, `preference` or `prm`.
+        orm: Outcome model that reranks the samples, for rerank@n and weighted_maj@n: "tokengym/tiny-orm", or the
+            folder `model` of a run that trained one, by `tokengym train orm`, `sorm`, `preference` or `prm`.
         aggregate: Score of an attempt by the outcome model: that after its last step, or the least ("min") or
             the "product" of those after all its steps; by default the product for models that judge single steps, else
             the last.

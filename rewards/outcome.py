@@ -32,7 +32,7 @@ class OutcomeReward(StepReward):
     The model runs on each token once, and only when a score is due: see `models.engine.scorer.SlotScorer`.
 
     Args:
-        orm: Outcome model, or the folder that one was saved in.
+        orm: Outcome model, the folder that one was saved in, or "tokengym/tiny-orm".
         dense: Pay every step instead of the whole attempt alone.
         shaping: Shaping by potential, or `None`, which pays each step's score, so that more steps earn more, as in
             Havrilla et al. 2024. With "potential" a step is paid what it has added to the score before it, which is 0
