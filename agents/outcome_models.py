@@ -26,9 +26,11 @@ from ..envs.token_vector_env import TokenVectorEnv
 from ..files import write_json
 from ..models.forward import compute_dtype
 from ..models.loading import load
-from ..models.outcome import OutcomeModel, is_outcome_model
+from ..models.outcome import TINY_ORM, OutcomeModel, is_outcome_model
 from ..models.token_scorer import TokenScorer
+from ..models.tokenizers import TINY
 from ..models.vocabulary import num_token_ids
+from ..registry import unknown_name
 from .base import Agent, Callback
 from .configs.lora import LoRA
 from .configs.optimizer import OptimizerConfig
@@ -109,6 +111,8 @@ class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
         if is_outcome_model(base):
             trained = OutcomeModel.load(base, tokenizer, device)
             return OutcomeModel(trained.model, tokenizer, self.kind)
+        if base.startswith("tokengym/") and base != TINY and not Path(base).exists():
+            raise unknown_name("base", base, (TINY, TINY_ORM))
         model, other = load(base, device=device, dtype=dtype, attn=self._attn)
         if other.get_vocab() != tokenizer.get_vocab():
             raise ValueError(f"the tokenizers of base={base!r} and of the policy {policy.name_or_path!r} differ")

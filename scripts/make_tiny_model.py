@@ -601,17 +601,34 @@ def probe(run: Run, model: Any, held_out: torch.Tensor, tokenizer: PreTrainedTok
     return {"loss": loss, **shares}
 
 
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """A reader of numbers above 0, for options."""
+
+    def number(text: str) -> float:
+        if not (value := kind(text)) > 0:
+            raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+        return value
+
+    return number
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoints")
     length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--steps", type=int, nargs="+", help="training steps; several numbers make several models")
-    length.add_argument("--minutes", type=float, help="as many steps as fit into this time, which are printed")
+    length.add_argument(
+        "--steps", type=positive(int), nargs="+", help="training steps; several numbers make several models"
+    )
+    length.add_argument(
+        "--minutes", type=positive(float), help="as many steps as fit into this time, which are printed"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-rows", type=int, default=256, help=f"rows of {ROW} tokens in a step")
-    parser.add_argument("--tokens", type=int, default=150_000_000, help="size of the text; it is read again at its end")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that write the text")
+    parser.add_argument("--batch-rows", type=positive(int), default=256, help=f"rows of {ROW} tokens in a step")
+    parser.add_argument(
+        "--tokens", type=positive(int), default=150_000_000, help="size of the text; it is read again at its end"
+    )
+    parser.add_argument("--workers", type=positive(int), default=os.cpu_count(), help="processes that write the text")
     parser.add_argument("--probes", type=int, default=512, help="validation problems that each checkpoint is tried on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the model: a minute, then faster on a GPU")

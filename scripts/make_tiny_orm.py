@@ -32,6 +32,7 @@ from make_tiny_model import (
     EquationLine,
     draw_problem,
     learning_rate,
+    positive,
     token_ids,
     with_error,
 )
@@ -197,7 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the outcome model")
-    parser.add_argument("--steps", type=int, default=1500, help=f"training steps, of {DOCUMENTS} documents each")
+    parser.add_argument(
+        "--steps", type=positive(int), default=1500, help=f"training steps, of {DOCUMENTS} documents each"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     judge, output = untrained(options.seed)

@@ -109,11 +109,17 @@ def majority_vote(answers: Sequence[str | None], weights: Sequence[float] | Floa
     Args:
         answers: Answers of n attempts at one problem.
         weights: Weights [n] of their votes, none below 0; by default each has one vote.
+
+    Raises:
+        ValueError: There are more or fewer weights than answers, or one is negative or not finite.
     """
+    shares = np.ones(len(answers)) if weights is None else np.asarray(weights, np.float64)
+    if shares.shape != (len(answers),) or not (np.isfinite(shares).all() and (shares >= 0).all()):
+        raise ValueError(f"{len(answers)} answers need as many finite weights, none below 0, got {weights}")
     votes: dict[str, float] = {}
-    for answer, weight in zip(answers, np.ones(len(answers)) if weights is None else weights, strict=True):
+    for answer, weight in zip(answers, shares.tolist(), strict=True):
         if answer is not None:
-            votes[answer] = votes.get(answer, 0.0) + float(weight)
+            votes[answer] = votes.get(answer, 0.0) + weight
     return max(votes, key=votes.__getitem__, default=None)
 
 

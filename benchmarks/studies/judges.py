@@ -60,6 +60,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "tiny_orm": {"batch_size": 64, "base": TINY_ORM},
     "preference": {"batch_size": 64 // SAMPLES},
 }
+LIKELIHOOD = 15.0
+"""Factor of the mean log-probability beside an outcome model's log-odds."""
 # DPO proper, and with the likelihood of the chosen attempt.
 DPO_KINDS: dict[str, dict[str, Any]] = {"dpo": {"nll_coef": 0.0}, "dpo_nll": {"nll_coef": 1.0}}
 JUDGES = {
@@ -161,18 +163,18 @@ def scored(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done])
     groups = [pool[i * SAMPLES : (i + 1) * SAMPLES] for i in range(count)]
     folders = {name.rpartition("/")[2]: done.folder for name, done in needs.items()}
 
-    judges: dict[str, Reranker] = {}
-    outcome_models = {name: folders[name] / "run" / "model" for name in KINDS}
-    for name, place in {**outcome_models, "built_in": TINY_ORM}.items():
-        judges[name] = OutcomeScore(OutcomeModel.load(place, tokenizer, "cpu"))
+    places = {name: folders[name] / "run" / "model" for name in KINDS}
+    outcomes = {
+        name: OutcomeScore(OutcomeModel.load(place, tokenizer, "cpu"))
+        for name, place in {**places, "built_in": TINY_ORM}.items()
+    }
+    judges: dict[str, Reranker] = {**outcomes}
     for name in DPO_KINDS:
         judges[name] = ImplicitReward(load(folders[name] / "last", device="cpu")[0].eval(), model, tokenizer)
     judges["mean_logprob"] = MeanLogprob(model, tokenizer)
     judges["base_logprob"] = base = MeanLogprob(load(TINY, device="cpu")[0].eval(), tokenizer)
     for name in ("built_in", "tiny_orm"):
-        outcome = judges[name]
-        assert isinstance(outcome, OutcomeScore)  # noqa: S101
-        judges[f"{name}_likely"] = OutcomeAndLikelihood(outcome, base)
+        judges[f"{name}_likely"] = OutcomeAndLikelihood(outcomes[name], base, LIKELIHOOD)
     rates = [float(np.mean([attempt.is_success for attempt in group])) for group in groups]
     return {
         "seed": settings["seed"],

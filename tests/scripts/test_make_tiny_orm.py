@@ -17,7 +17,8 @@ from tokengym.registry import UnknownNameError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 script = importlib.import_module("make_tiny_orm")
-steps_of = importlib.import_module("make_tiny_model").read_steps
+tiny = importlib.import_module("make_tiny_model")
+steps_of = tiny.read_steps
 
 TOKENIZER = load_tokenizer(TINY := "tokengym/tiny")
 NEWLINE = TOKENIZER("\n")["input_ids"][0]
@@ -74,6 +75,14 @@ def test_the_command_writes_an_outcome_model(tmp_path, monkeypatch, capsys) -> N
     assert 0 < judge.score([np.array([5, 6, 7])], [np.array([2])])[0][0] < 1
 
 
+def test_no_steps_are_refused(tmp_path, capsys) -> None:
+    for module, arguments in ((script, ["--steps", "0"]), (tiny, ["--steps", "4", "0"]), (tiny, ["--minutes", "-1"])):
+        with pytest.raises(SystemExit):
+            module.main(["--output", str(tmp_path / "none"), *arguments])
+        assert f"must be above 0, got {arguments[-1]}" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_documents_depend_on_the_seed_alone() -> None:
     first, again, other = (list(islice(script.documents(seed, TOKENIZER), 3)) for seed in (0, 0, 1))
     assert first == again != other
@@ -87,7 +96,7 @@ def test_the_built_in_outcome_model_tells_right_solutions_from_wrong_ones() -> N
     for i in range(40):
         problem = source[i]
         steps = steps_of(problem.solution)
-        for chosen in (steps, importlib.import_module("make_tiny_model").with_error(steps, rng)):
+        for chosen in (steps, tiny.with_error(steps, rng)):
             text = script.EXACT.format(
                 q=problem.question,
                 s="\n".join(f"{s.before}{script.EQUATIONS['annotated'](s)}{s.after}" for s in chosen),

@@ -78,6 +78,12 @@ def test_majority_ties_and_abstentions() -> None:
     assert majority_vote([]) is None
 
 
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -0.5], [1.0, float("nan")], [[1.0, 2.0]]])
+def test_weights_that_say_nothing_are_an_error(weights: Any) -> None:
+    with pytest.raises(ValueError, match="2 answers need as many finite weights, none below 0"):
+        majority_vote(["1", "2"], weights)
+
+
 @given(st.lists(st.tuples(st.sampled_from(["1", "2", "3", None]), st.integers(0, 4)), max_size=8))
 def test_a_whole_weight_is_as_many_votes(pool: list[tuple[str | None, int]]) -> None:
     answers, weights = [answer for answer, _ in pool], [weight for _, weight in pool]

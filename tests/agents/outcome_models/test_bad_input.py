@@ -8,6 +8,7 @@ from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.envs import Problem
 from tokengym.models import load
 from tokengym.models.outcome import OutcomeModel
+from tokengym.registry import UnknownNameError
 from tokengym.rewards import Verdict
 
 
@@ -46,6 +47,8 @@ def test_labels_that_are_all_equal_teach_nothing(even, slots, make_agent) -> Non
 def test_models_that_do_not_fit_are_named_before_anything_is_written(
     make_agent, folder, policy_folder, tmp_path
 ) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'tokengym/tiny-orm'"):
+        make_agent(base="tokengym/tiny-omr")
     with pytest.raises(ValueError, match=r"the tokenizers of base=.* differ"):
         make_agent(base=str(folder), run=tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="there is no outcome model 'nowhere'"):
