@@ -113,8 +113,22 @@ _TINY = Scale(
     rft={"samples_per_problem": 6},
     ei={"samples_per_problem": 2, "rounds": 3, "patience": 3},
     ei_from_pretrained={"rounds": 4, "patience": 4},
-    orm={"samples_per_problem": 6, "epochs": 2, "batch_size": 32, "validation_problems": 50},
-    sorm={"problems": 150, "samples_per_problem": 4, "epochs": 2, "batch_size": 32, "validation_problems": 20},
+    # A head on the built-in model cannot verify what the model cannot solve; the built-in outcome model can a little.
+    orm={
+        "base": "tokengym/tiny-orm",
+        "samples_per_problem": 6,
+        "epochs": 2,
+        "batch_size": 32,
+        "validation_problems": 50,
+    },
+    sorm={
+        "base": "tokengym/tiny-orm",
+        "problems": 150,
+        "samples_per_problem": 4,
+        "epochs": 2,
+        "batch_size": 32,
+        "validation_problems": 20,
+    },
     rcrl={"problems": 300, "samples_per_problem": 2, "rollouts_per_step": 4},
     # As many attempts as expert iteration samples in all its rounds, from either start.
     ppo={

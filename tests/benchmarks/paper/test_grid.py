@@ -77,6 +77,7 @@ def test_what_every_system_starts_from_and_learns_by() -> None:
     assert needs["sft_2/sparse_ppo/train"] == {"sft_2"}
     assert needs["pretrained/prompted/evaluate"] == needs["pretrained/ei/train"] == set()
     assert needs["pretrained/dense_orm_ppo/train"] == {"orm"}
+    assert jobs["orm/train"].settings["config"]["base"] == "tokengym/tiny-orm"  # and not the policy
     # One SFT and one outcome model serve all.
     assert sum(job.settings.get("agent") == "orm" for job in jobs.values()) == 1
     from_pretrained = jobs["pretrained/ei/train"].settings
