@@ -109,7 +109,7 @@ class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
         if base is None:
             return OutcomeModel.from_causal_lm(policy, tokenizer, self.kind, self.seed)
         if is_outcome_model(base):
-            trained = OutcomeModel.load(base, tokenizer, device)
+            trained = OutcomeModel.load(base, tokenizer, device, dtype)
             return OutcomeModel(trained.model, tokenizer, self.kind)
         if base.startswith("tokengym/") and base != TINY and not Path(base).exists():
             raise unknown_name("base", base, (TINY, TINY_ORM))

@@ -108,14 +108,20 @@ class OutcomeModel:
 
     @classmethod
     def load(
-        cls, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None, device: str | None = None
+        cls,
+        path: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
     ) -> Self:
-        """Reads what `save` wrote; the model is in evaluation mode, of the precision it was saved in.
+        """Reads what `save` wrote; the model is in evaluation mode.
 
         Args:
             path: Folder that `save` wrote, or "tokengym/tiny-orm".
             tokenizer: Tokenizer of the attempts to be scored, if the model must fit them.
             device: Device of the model; by default a GPU if there is one.
+            dtype: Data type of the weights, "float32" or "bfloat16"; by default that which they were saved in, and
+                float32 for "tokengym/tiny-orm".
 
         Raises:
             FileNotFoundError: There is no such folder.
@@ -138,7 +144,9 @@ class OutcomeModel:
             _check_same_tokens(str(path), own, tokenizer)
         with no_progress_bars(), naming(folder):
             config = AutoConfig.from_pretrained(folder)
-            loaded: Any = TokenScorer.from_pretrained(folder, config=config, dtype="auto", output_loading_info=True)
+            # The built-in model's file is in bfloat16 to be small, as the built-in policy's is.
+            precision = dtype or ("float32" if folder == _TINY_ORM_FOLDER else "auto")
+            loaded: Any = TokenScorer.from_pretrained(folder, config=config, dtype=precision, output_loading_info=True)
         model, report = loaded
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"the outcome model {str(path)!r} lacks {len(missing)} weights, the first {missing[0]!r}")

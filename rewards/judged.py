@@ -34,9 +34,9 @@ class JudgedReward(StepReward):
 
     Args:
         judge: Judge of steps. `"reference"` scores 1 for a step that makes the match with the reference solution longer
-            (see `DenseReward`) and for the right answer's line, else 0. An outcome model or the folder of one scores
-            p(correct) after the step; a process reward model scores the step. A function is handed a list of `Step`s
-            and returns one score for each, which must depend on that step alone.
+            (see `DenseReward`) and for the right answer's line, else 0. An outcome model, the folder of one or
+            "tokengym/tiny-orm" scores p(correct) after the step; a process reward model scores the step. A function is
+            handed a list of `Step`s and returns one score for each, which must depend on that step alone.
         form: Payment for a score: `"shift"` pays `weight` times the score, which lies in [-1, 1], as in LMGT;
             `"centered"` pays `weight` times score - 0.5, the score lying in [0, 1], and nothing for a step whose text
             the attempt has written before, as in ARES.
@@ -81,20 +81,23 @@ class JudgedReward(StepReward):
                 ) from None
 
     def bind(self, view: AttemptView) -> None:
-        """Reads the model, if the judge is the folder of one.
+        """Reads the model, if the judge is the folder of one or its name.
 
         Raises:
             FileNotFoundError: There is no such folder.
+            UnknownNameError: There is no such built-in outcome model.
             ValueError: The folder holds no outcome model, the model was trained with another tokenizer than the
                 environment's, or its scores have no middle, and `form` is "centered".
         """
         super().bind(view)
-        if isinstance(self.judge, str) and self.judge != REFERENCE and not Path(self.judge).expanduser().exists():
-            raise FileNotFoundError(
-                f'there is no judge {self.judge!r}: give "{REFERENCE}", or an outcome model\'s folder'
-            )
         if self._model is not None:
-            model = self._model.bind(view)
+            try:
+                model = self._model.bind(view)
+            except FileNotFoundError:
+                raise FileNotFoundError(
+                    f'there is no judge {self.judge!r}: give "{REFERENCE}", an outcome model\'s folder or '
+                    '"tokengym/tiny-orm"'
+                ) from None
             if self.form == "centered" and model.kind == "preference":
                 model.check_probability("a centered reward")
         self._matcher = ReferenceMatcher(view) if self.judge == REFERENCE else None

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import OutcomeModel, load_tokenizer
 from tokengym.models.new_model import new_model
+from tokengym.models.outcome import TINY_ORM
 from tokengym.registry import UnknownNameError
 from tokengym.rewards import JudgedReward, RewardError, Step, make_reward
 from tokengym.rewards.steps import step_ends, step_texts
@@ -248,6 +249,24 @@ def test_bad_arguments(tmp_path) -> None:
         play("1", {"name": "judged", "judge": str(tmp_path)})
     with pytest.raises(ValueError, match="needs a solution, and the problem 'q' has none"):
         play("1", "judged", reference=None)
+
+
+@pytest.mark.parametrize("form", ["shift", "centered"])
+def test_the_built_in_outcome_model_judges_by_its_name(form: str) -> None:
+    env = gym.make("tokengym/Arithmetic-v0", reward={"name": "judged", "judge": TINY_ORM, "form": form})
+    env.reset(seed=0)
+    slots = env.unwrapped.slots
+    solution = slots.encode_solution(slots.problem(0))
+    paid = np.array([env.step(token)[1] for token in solution.tolist()])
+    sequence = np.concatenate([slots.prompt(0), solution]).astype(np.int64)
+    ends = np.flatnonzero(paid)
+    assert len(ends) == slots.problem(0).solution.count("\n") + 1
+    scores = OutcomeModel.load(TINY_ORM, slots.tokenizer, "cpu").score(
+        [sequence], [len(sequence) - len(solution) + ends]
+    )
+    np.testing.assert_allclose(paid[ends], scores[0] - 0.5 * (form == "centered"), atol=1e-5)
+    with pytest.raises(UnknownNameError, match="did you mean 'tokengym/tiny-orm'"):
+        gym.make("tokengym/Arithmetic-v0", reward={"name": "judged", "judge": "tokengym/tiny-omr"}).reset()
 
 
 def test_it_is_made_by_name_in_gymnasium() -> None:

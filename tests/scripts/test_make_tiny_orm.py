@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tokengym.__main__ import main
 from tokengym.envs.problems.arithmetic import Arithmetic
@@ -91,6 +92,7 @@ def test_documents_depend_on_the_seed_alone() -> None:
 def test_the_built_in_outcome_model_tells_right_solutions_from_wrong_ones() -> None:
     judge = OutcomeModel.load(TINY_ORM, TOKENIZER, "cpu")
     assert is_outcome_model(TINY_ORM)
+    assert judge.model.dtype == torch.float32  # whatever its file is in
     source, rng = Arithmetic("test"), random.Random(0)
     sequences = []
     for i in range(40):

@@ -13,7 +13,7 @@ from tokengym.agents.training.outcome_labels import (
     outcome_labels,
     spread,
 )
-from tokengym.models import load_tokenizer
+from tokengym.models import OutcomeModel, load_tokenizer
 
 LINES = load_tokenizer("chars:yz\n?")
 EOS, (NEWLINE,) = LINES.eos_token_id, LINES.encode("\n", add_special_tokens=False)
@@ -91,6 +91,14 @@ def test_the_policy_stays_as_it_is_and_the_outcome_model_starts_from_it_or_anoth
     stepwise = make_agent(SORM, base=str(tmp_path / "orm")).outcome_model
     assert stepwise.kind == "sorm"
     assert same(weights(stepwise), weights(agent.outcome_model))
+
+
+def test_a_base_in_half_precision_is_trained_in_that_of_the_agent(make_agent, tmp_path) -> None:
+    half = make_agent().outcome_model
+    half.model.to(torch.bfloat16)
+    half.save(tmp_path)
+    assert OutcomeModel.load(tmp_path).model.dtype == torch.bfloat16
+    assert make_agent(base=str(tmp_path)).outcome_model.model.dtype == torch.float32
 
 
 def test_balance_can_be_switched_off(make_agent) -> None:
