@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..arrays import FloatArray, IntArray
 from ..models.condition_tokens import BAD, GOOD, Labels, add_labels
 from ..models.loading import load, with_lora
-from ..models.outcome import OutcomeModel
+from ..models.outcome import OutcomeModel, check_probability, saved_kind
 from ..models.positions import check_length
+from ..models.tokenizers import load_tokenizer
 from ..rewards.steps import newline_tokens, step_ends
 from .base import Agent, Callback
 from .configs.lora import LoRA
@@ -57,7 +58,23 @@ class RCRL(Agent[RCRLConfig]):
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         self.labels = Labels.load(model)
         self._device, self._dtype, self._lora = device, dtype, lora
-        return self._load(model)
+        loaded = self._load(model)
+        self._check_further(loaded[1])
+        return loaded
+
+    def _check_further(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises an error if `base` or `orm` cannot be what they are to be, before anything is sampled."""
+        config = self.config
+        if config.base is not None and load_tokenizer(config.base).get_vocab() != tokenizer.get_vocab():
+            raise ValueError(
+                f"the base model {config.base!r} has another tokenizer than the policy, whose attempts it is to learn "
+                "from: give the model that the policy was trained from"
+            )
+        if config.orm is not None:
+            kind, _ = saved_kind(config.orm, tokenizer)
+            if kind != config.label_source:
+                check_probability(kind, config.orm, "label_source")
+                raise ValueError(f"{config.orm!r} is an {kind}: set label_source={kind!r}")
 
     def _load(self, model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A model that can be given labels, and its tokenizer."""
@@ -81,8 +98,7 @@ class RCRL(Agent[RCRLConfig]):
 
         Raises:
             ValueError: The budget does not cover the pool, an attempt with a label may be longer than the model's
-                positions, no attempt has a step boundary, all labels are the same, the base model has another
-                tokenizer, or this agent has learned already.
+                positions, no attempt has a step boundary, all labels are the same, or this agent has learned already.
         """
         self.check_learns_once()
         longest = self.env.max_prompt_tokens + self.env.max_new_tokens + 1  # before anything is sampled
@@ -218,9 +234,6 @@ class RCRL(Agent[RCRLConfig]):
         """Scores of each step, or of each whole attempt, by an outcome model; an attempt that was cut off scores 0."""
         config = self.config
         judge = OutcomeModel.load(config.orm or "", self.tokenizer, device=str(self.model.device))
-        if judge.kind != config.label_source:
-            judge.check_probability("label_source")
-            raise ValueError(f"{config.orm!r} is an {judge.kind}: set label_source={judge.kind!r}")
         sequences = [np.append(attempt.prompt, attempt.completion).astype(np.int64) for attempt in attempts]
         positions = [len(attempt.prompt) + steps for attempt, steps in zip(attempts, ends, strict=True)]
         scores = judge.score(sequences, positions, config.micro_batch_tokens)
@@ -262,11 +275,6 @@ class RCRL(Agent[RCRLConfig]):
         """The model to train, fresh from where it is stored, with the labels added, and these."""
         config, base = self.config, self.config.base or self.model_name
         model, tokenizer = self._load(base)
-        if tokenizer.get_vocab() != self.tokenizer.get_vocab():
-            raise ValueError(
-                f"the base model {base!r} has another tokenizer than {self.model_name!r}, whose attempts it is to "
-                "learn from: give the model that the policy was trained from"
-            )
         if hasattr(model, "merge_and_unload"):  # labels change embeddings, which the adapters were not trained on
             model = cast(Any, model).merge_and_unload().requires_grad_()
         before = Labels.load(base)

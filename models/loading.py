@@ -29,6 +29,9 @@ _logger = logging.getLogger(__name__)
 # Layers of Mamba whose weights its kernels read.
 _MAMBA = ("conv1d", "x_proj", "dt_proj", "out_proj")
 
+OUTCOME_RECORD = "outcome_model.json"
+"""File that says of a folder that it holds an outcome model."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -96,8 +99,8 @@ def load(
         ImportError: The package of an extra is not installed.
         ValueError: The tokenizer has no end-of-sequence token, or has ids that the model lacks; `lora_rank` is below 1,
             is given for a folder of adapters, or is missing beside other settings of LoRA; adapters were trained on
-            another model; the model does not support the attention implementation or 4 bits, or its outputs for padded
-            batches differ from those for single rows.
+            another model; the model is an outcome model or lacks weights; it does not support the attention
+            implementation or 4 bits, or its outputs for padded batches differ from those for single rows.
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
@@ -138,6 +141,8 @@ def _pretrained(name: str, device: str, dtype: str, load_in_4bit: bool, attn: st
     folder = Path(location["pretrained_model_name_or_path"])
     if "gguf_file" not in location and folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"the folder {str(folder)!r} holds no model: it has no config.json")
+    if (folder / OUTCOME_RECORD).is_file():
+        raise ValueError(f"{name!r} is an outcome model, which scores text and writes none: give a language model")
     if dtype != "float32" and is_adapter(folder / FOLDER):
         _logger.warning(
             "%s has adapters merged in float32, and %s rounds part of what they learned away: load them from %s, or "
@@ -158,7 +163,7 @@ def _pretrained(name: str, device: str, dtype: str, load_in_4bit: bool, attn: st
         arguments["quantization_config"] = GgufConfig(dequantize=True)
     try:
         with no_progress_bars(), naming(folder):
-            model: Any = AutoModelForCausalLM.from_pretrained(**arguments)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(**arguments, output_loading_info=True)
     except OSError as error:
         raise not_loaded("model", name, location, error) from error
     except (ValueError, ImportError) as error:
@@ -166,6 +171,12 @@ def _pretrained(name: str, device: str, dtype: str, load_in_4bit: bool, attn: st
         if attn is None or "attention" not in str(error).lower():
             raise ValueError(f"transformers cannot load {name!r} as a causal language model: {cause}") from error
         raise ValueError(f"the model {name!r} cannot run with attn={attn!r}; leave attn out. {cause}") from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"{name!r} lacks {len(missing)} weights of a {type(model).__name__}, the first {missing[0]!r}, and random "
+            "ones would take their place: give a language model with all of its weights"
+        )
     if load_in_4bit:
         check_loaded(model)
         return model

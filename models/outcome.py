@@ -32,7 +32,7 @@ from .engine.scorer import SlotScorer
 from .engine.self_check import check_training, fits_slots
 from .forward import Index, default_micro_batch_tokens, micro_batches, selected_logits, sigmoid
 from .layers import deep_copy, trunk
-from .loading import check_vocabulary, find_device, no_progress_bars
+from .loading import OUTCOME_RECORD, check_vocabulary, find_device, no_progress_bars
 from .positions import check_length, position_limit
 from .token_scorer import TokenScorer
 from .tokenizers import load_tokenizer
@@ -50,7 +50,6 @@ TINY_ORM = "tokengym/tiny-orm"
 """Name of the built-in outcome model, which `scripts/make_tiny_orm.py` made of the built-in model."""
 
 _TINY_ORM_FOLDER = Path(__file__).parent / "tiny_orm"
-_RECORD = "outcome_model.json"
 
 
 class OutcomeModel:
@@ -128,20 +127,7 @@ class OutcomeModel:
             UnknownNameError: There is no such built-in outcome model.
             ValueError: The folder holds no outcome model, or one that was trained with another tokenizer.
         """
-        folder = _locate(path)
-        if not folder.exists():
-            if str(path).startswith("tokengym/"):
-                raise unknown_name("outcome model", str(path), (TINY_ORM,))
-            raise FileNotFoundError(f"there is no outcome model {str(path)!r}: no such folder as {folder.absolute()}")
-        record = folder / _RECORD
-        if not is_outcome_model(folder):
-            raise ValueError(
-                f"{str(path)!r} is not an outcome model: it holds no {_RECORD}. `tokengym train orm` trains one"
-            )
-        kind = json.loads(record.read_text())["kind"]
-        own = load_tokenizer(folder)
-        if tokenizer is not None:
-            _check_same_tokens(str(path), own, tokenizer)
+        folder, (kind, own) = _locate(path), saved_kind(path, tokenizer)
         with no_progress_bars(), naming(folder):
             config = AutoConfig.from_pretrained(folder)
             # The built-in model's file is in bfloat16 to be small, as the built-in policy's is.
@@ -158,7 +144,7 @@ class OutcomeModel:
         with no_progress_bars():
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        (folder / _RECORD).write_text(json.dumps({"kind": self.kind}) + "\n")
+        (folder / OUTCOME_RECORD).write_text(json.dumps({"kind": self.kind}) + "\n")
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises `ValueError` unless `tokenizer` has the tokens that the model was trained on."""
@@ -166,15 +152,7 @@ class OutcomeModel:
 
     def check_probability(self, use: str) -> None:
         """Raises `ValueError` if scores are not p(correct), and a `use` that needs it is named."""
-        what = {
-            "preference": "preference model, whose scores only compare attempts at one problem",
-            "prm": "process reward model, whose scores say whether a single step is right",
-        }.get(self.kind)
-        if what is not None:
-            raise ValueError(
-                f"{use} needs p(correct), and {str(self.model.name_or_path)!r} is a {what}: train an outcome model "
-                "with `tokengym train orm`"
-            )
+        check_probability(self.kind, str(self.model.name_or_path), use)
 
     @property
     def aggregate(self) -> Literal["last", "product"]:
@@ -315,9 +293,50 @@ class WholeScorer:
         return self._outcome_model.score(sequences, positions)
 
 
+def saved_kind(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[str, PreTrainedTokenizerBase]:
+    """Kind and tokenizer of a saved outcome model, whose weights are not read.
+
+    Args:
+        path: Folder that `OutcomeModel.save` wrote, or "tokengym/tiny-orm".
+        tokenizer: Tokenizer of the attempts to be scored, if the model must fit them.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        UnknownNameError: There is no such built-in outcome model.
+        ValueError: The folder holds no outcome model, or one that was trained with another tokenizer.
+    """
+    folder = _locate(path)
+    if not folder.exists():
+        if str(path).startswith("tokengym/"):
+            raise unknown_name("outcome model", str(path), (TINY_ORM,))
+        raise FileNotFoundError(f"there is no outcome model {str(path)!r}: no such folder as {folder.absolute()}")
+    if not is_outcome_model(folder):
+        raise ValueError(
+            f"{str(path)!r} is not an outcome model: it holds no {OUTCOME_RECORD}. `tokengym train orm` trains one"
+        )
+    own = load_tokenizer(folder)
+    if tokenizer is not None:
+        _check_same_tokens(str(path), own, tokenizer)
+    return json.loads((folder / OUTCOME_RECORD).read_text())["kind"], own
+
+
+def check_probability(kind: str, name: str, use: str) -> None:
+    """Raises `ValueError` if scores of a kind of outcome model are not p(correct); names the model and its `use`."""
+    what = {
+        "preference": "preference model, whose scores only compare attempts at one problem",
+        "prm": "process reward model, whose scores say whether a single step is right",
+    }.get(kind)
+    if what is not None:
+        raise ValueError(
+            f"{use} needs p(correct), and {name!r} is a {what}: train an outcome model with `tokengym train orm`"
+        )
+
+
 def is_outcome_model(path: str | Path) -> bool:
     """True if a path is a folder that `OutcomeModel.save` wrote, or names the built-in outcome model."""
-    return (_locate(path) / _RECORD).is_file()
+    return (_locate(path) / OUTCOME_RECORD).is_file()
 
 
 def _locate(path: str | Path) -> Path:

@@ -21,6 +21,7 @@ from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load_tokenizer
 from tokengym.models.condition_tokens import add_labels, with_labels
 from tokengym.models.outcome import OutcomeModel
+from tokengym.registry import UnknownNameError
 from tokengym.rewards import AttemptReward, Verdict
 from tokengym.rewards.steps import step_ends
 
@@ -236,7 +237,7 @@ def test_labels_by_an_outcome_model(make, make_model, tmp_path, monkeypatch, kin
             assert value == pytest.approx(0 if cut_off else expected, abs=1e-5)
     wrong = {"orm": "sorm", "sorm": "orm"}[kind]
     with pytest.raises(ValueError, match=f"is an {kind}: set label_source='{kind}'"):
-        make(label_source=wrong, orm=str(tmp_path / "judge")).learn()
+        make(label_source=wrong, orm=str(tmp_path / "judge"))
     assert agent.num_attempts == 40
 
 
@@ -411,7 +412,7 @@ def test_a_base_model_that_does_not_fit(make, make_model, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"has a token '\[GOOD\]' of its own"):
         agent.learn()
     with pytest.raises(ValueError, match="has another tokenizer than"):
-        make(base=str(tmp_path / "known"), positive_ratio=None).learn()
+        make(base=str(tmp_path / "known"))
     make(granularity="attempt", positive_ratio=None, run=tmp_path / "run", validation_problems=0).learn()
     base = str(tmp_path / "run" / "model")
     with pytest.raises(ValueError, match=r"has other labels already, \[BAD\], \[GOOD\]"):
@@ -441,6 +442,13 @@ def test_a_base_model_that_does_not_fit(make, make_model, tmp_path) -> None:
 def test_bad_settings(make, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**settings)
+
+
+def test_names_are_known_before_anything_is_sampled(make) -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown outcome model .* did you mean 'tokengym/tiny-orm'"):
+        make(label_source="orm", orm="tokengym/tiny-rom")
+    with pytest.raises(UnknownNameError, match="unknown model 'tokengym/tini': did you mean 'tokengym/tiny'"):
+        make(base="tokengym/tini")
 
 
 def test_there_is_a_position_for_a_label(make) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tokengym.models import check_vocabulary, load, load_tokenizer
+from tokengym.models import OutcomeModel, check_vocabulary, load, load_tokenizer
 from tokengym.models.loading import with_lora
 from tokengym.registry import UnknownNameError
 
@@ -22,9 +22,9 @@ CONFIG = {
 IDS = torch.tensor([[1, 5, 3, 7, 7, 0]])
 
 
-def small_model(vocabulary):
+def small_model(vocabulary, **settings):
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **CONFIG)).eval()
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **CONFIG | settings)).eval()
 
 
 @pytest.fixture
@@ -122,6 +122,17 @@ def test_a_name_of_no_model(tmp_path, monkeypatch):
         load("nobody/nothing")
     with pytest.raises(UnknownNameError, match="a tokenizer alone"):
         load(CHARS)
+
+
+def test_no_weights_are_made_up(tmp_path):
+    model = small_model(12, tie_word_embeddings=False)
+    model.model.save_pretrained(tmp_path / "trunk")
+    load_tokenizer(CHARS).save_pretrained(tmp_path / "trunk")
+    with pytest.raises(ValueError, match=r"lacks 1 weights of a LlamaForCausalLM, the first 'lm_head.weight'"):
+        load(tmp_path / "trunk", device="cpu")
+    OutcomeModel.from_causal_lm(model, load_tokenizer(CHARS), "orm").save(tmp_path / "orm")
+    with pytest.raises(ValueError, match=r"orm' is an outcome model, which scores text and writes none"):
+        load(tmp_path / "orm", device="cpu")
 
 
 def rotary_order(weight, heads):
