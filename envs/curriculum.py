@@ -146,10 +146,9 @@ class Sequential(Curriculum):
 class Backtracking(Curriculum):
     """Attempts begin near the end of the reference solution, then ever earlier (Salimans & Chen 2018).
 
-    As in the appendix of Havrilla et al. 2024, which found no gain. Of a solution with L steps, ceil(tau * L) are
-    given; tau falls by `decrement` as soon as a `window` of attempts that began at it has succeeded often enough, down
-    to 0. Steps are lines; the last, which has the answer, is never given. Problems without a solution begin at their
-    beginning.
+    As in the appendix of Havrilla et al. 2024, which found no gain. Of a solution with L steps before the line
+    of its answer, ceil(tau * L) are given; tau falls by `decrement` as soon as a `window` of attempts that began at it
+    has succeeded often enough, down to 0. Steps are lines. Problems without a solution begin at their beginning.
 
     Args:
         start: Initial value of tau, in [0, 1], probably that of Havrilla et al. 2024. [choice]

@@ -38,7 +38,7 @@ class PPOConfig(ProximalConfig):
             gradient. [Havrilla et al. 2024]
         adaptive_kl: Target for the KL divergence from the initial policy, in nats per attempt, that `kl_coef` is
             adapted to (Ziegler et al. 2019); `None` keeps `kl_coef` fixed. [choice]
-        kl_horizon: Attempts over which an adaptive `kl_coef` changes by at most a fifth. [trlx]
+        kl_horizon: Attempts over which an adaptive `kl_coef` changes by a factor of about e^0.2 at most. [trlx]
         target_kl: Stop an iteration before an update whose approximate KL divergence from the sampling policy
             exceeds 1.5 times this, as in Stable-Baselines3; `None` never stops. [choice]
         reward_clip: Clipping range of the environment's rewards, which lie in [-reward_clip, reward_clip]
