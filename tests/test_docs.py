@@ -58,6 +58,8 @@ SMALLER = {
     "--problems 200 --iterations 10 --rounds 2": "--problems 2 --iterations 1 --rounds 1 --sft-epochs 1 "
     "--problems-per-iteration 2 --minibatch-size 4 --samples-per-problem 2 --validation-problems 2 --env-args steps=1",
     "--labels exact --problems 800": "--labels exact --problems 4 --samples-per-problem 4 --validation-problems 2",
+    "--problems 250 --base tokengym/tiny-orm": "--problems 4 --samples-per-problem 4 --validation-problems 2 "
+    "--base tokengym/tiny-orm",
     "--problems 800 --samples-per-problem 16": "--problems 4 --samples-per-problem 8 --validation-problems 2 "
     "--temperature 1 --env-args steps=1",
     "--demonstrations 64 --problems 1600 --samples-per-problem 2 --orm": "--demonstrations 4 --rounds 1 --epochs 1 "
@@ -94,6 +96,11 @@ def test_all_that_is_made_smaller_is_in_the_pages() -> None:
     assert {language for _, language, _ in BLOCKS} <= {"python", "bash", "toml", "text"}
 
 
+def test_no_command_that_samples_or_trains_runs_at_its_own_size() -> None:
+    working = re.compile(r"tokengym (train|eval|extrapolate) ")
+    assert [command for command in OURS if working.match(command) and smaller(command) == command] == []
+
+
 def test_included_files_are_there() -> None:
     names = [name for text in TEXTS.values() for name in INCLUDED.findall(text)]
     assert names
@@ -123,6 +130,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.usefixtures("short_problems")
 @pytest.mark.parametrize("code", [code for _, code in PYTHON], ids=[page for page, _ in PYTHON])
 def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
