@@ -14,6 +14,7 @@ import venv
 from pathlib import Path
 from typing import NamedTuple
 
+from tokengym.commands.terminal import check_output
 from tokengym.rewards import grade_free_form
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "grader_neighbors.md"
@@ -206,6 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output", type=Path, default=RESULTS, help="Markdown file to write.")
     output = parser.parse_args().output
+    check_output(output)
     ours = [grade_free_form(row.completion, row.gold).correct for row in ROWS]
     columns = {"tokengym": ["right" if correct else "wrong" for correct in ours]}
     with tempfile.TemporaryDirectory() as folder:

@@ -39,6 +39,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from tokengym.envs.problems.arithmetic import Arithmetic
 from tokengym.envs.problems.base import ProblemSource
+from tokengym.models.loading import find_device
 from tokengym.models.tokenizers import EOS, PAD, TINY_FOLDER, wrap
 
 # The text. Weights are shares of documents.
@@ -623,7 +624,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     length.add_argument(
         "--minutes", type=positive(float), help="as many steps as fit into this time, which are printed"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="by default a GPU if there is one")
     parser.add_argument("--batch-rows", type=positive(int), default=256, help=f"rows of {ROW} tokens in a step")
     parser.add_argument(
         "--tokens", type=positive(int), default=150_000_000, help="size of the text; it is read again at its end"
@@ -634,6 +635,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="compile the model: a minute, then faster on a GPU")
     options = parser.parse_args(arguments)
 
+    device = torch.device(find_device(options.device))  # before the text is written
     started = time.perf_counter()
     if (TINY_FOLDER / "tokenizer.json").is_file():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_FOLDER)
@@ -647,7 +649,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{total:,} tokens in {len(corpus):,} rows, {total / corpus.size:.1%} full ({shares})")
     print(f"text written in {time.perf_counter() - started:.0f} s", flush=True)
 
-    device = torch.device(options.device)
     run = Run(options.output, device, options.batch_rows, options.compile, options.probes, options.seed)
     rows = torch.from_numpy(corpus.astype(np.int16)).to(device)
     held_out = torch.from_numpy(held_out[:HELD_OUT_ROWS].astype(np.int16)).to(device)

@@ -152,6 +152,11 @@ def test_the_tokenizer_is_the_committed_one_for_its_text():
     ) == trained.backend_tokenizer.pre_tokenizer.pre_tokenize_str(texts[0])
 
 
+def test_a_device_that_is_not_there_is_named_before_the_text_is_written(tmp_path):
+    with pytest.raises(ValueError, match="the device 'gpu' cannot be used"):
+        pt.main(["--steps", "1", "--device", "gpu", "--output", str(tmp_path)])
+
+
 def test_a_short_run_writes_checkpoints_that_load(tmp_path, capsys):
     arguments = "--device cpu --steps 1 --batch-rows 2 --tokens 1000 --workers 1 --probes 1"
     pt.main([*arguments.split(), "--output", str(tmp_path)])

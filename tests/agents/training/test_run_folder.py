@@ -143,23 +143,27 @@ def test_another_process_cannot_write_to_a_run(tmp_path) -> None:
 
 def test_runs_are_listed_with_their_states(tmp_path) -> None:
     config = {"agent": "ei", "env": json.dumps({"id": "tokengym/GSM8K-v0", "kwargs": {}})}
-    for name in ("done", "cut", "broken", "fresh"):
+    for name in ("done", "longer", "cut", "broken", "fresh"):
         run = RunFolder(tmp_path / "deep" / name, config)
         if name != "fresh":
             run.log(0, {"eval/maj@1": 0.25})
             run.log(96, {"eval/maj@1": 0.5, "rollout/mean_reward": 1.0})
             run.log(192, {"eval/maj@1": 0.375})
-        if name == "done":
+        if name in ("done", "longer"):
             run.finish()
+        if name == "longer":
+            run.log(288, {"eval/maj@1": 0.375})
         del run
     for name in ("done", "cut"):  # an interrupted run may leave the best model so far
         (tmp_path / "deep" / name / "model").mkdir()
         (tmp_path / "deep" / name / "model" / "config.json").write_text('{"architectures": []}')
-    (tmp_path / "deep" / "broken" / "not-finite-3.jsonl").touch()
+    for name in ("done", "broken"):  # the one was resumed and came to its end
+        (tmp_path / "deep" / name / "not-finite-3.jsonl").touch()
     live = RunFolder(tmp_path / "live", config)
     found = {Path(run.path).name: run for run in find_runs(tmp_path)}
     assert {name: run.state for name, run in found.items()} == {
-        "done": "finished", "cut": "interrupted", "broken": "failed", "fresh": "not begun", "live": "running",
+        "done": "finished", "longer": "interrupted", "cut": "interrupted", "broken": "failed", "fresh": "not begun",
+        "live": "running",
     }  # fmt: skip
     assert found["cut"][1:5] == ("ei", "tokengym/GSM8K-v0", "192", "0.500")
     assert found["fresh"][3:5] == ("0", "")
