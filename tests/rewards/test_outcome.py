@@ -216,6 +216,14 @@ def test_attempts_without_an_outcome_and_lines_that_were_cut_off_are_not_paid() 
         np.testing.assert_allclose(attempt(env, text, end=False), right, atol=1e-5)
 
 
+def test_a_step_that_ends_with_the_token_budget_pays_what_was_paid_back() -> None:
+    model = MODELS["llama"]
+    env = make(OutcomeReward(model, dense=True, shaping="potential"), max_new_tokens=4)
+    env.reset(options={"problem_id": "sum-1"})
+    score = p(model, encode("1+2="), encode("1\n"))
+    np.testing.assert_allclose(attempt(env, "1\n2\n", end=False), [0, score, 0, -score], atol=1e-5)
+
+
 def test_empty_attempts_and_attempts_of_one_token_over_and_over() -> None:
     prompt = encode("1+2=")
     for text in ("", "\n\n\n", "777777", "######", "      "):
