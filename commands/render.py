@@ -25,7 +25,8 @@ class RenderOptions(EnvChoice):
         count: Number of attempts to show; by default 3, and all for a page.
         verdict: Verdict of the attempts to show, such as `correct`, `wrong` or `no_answer`.
         problem: Id of the problem whose recorded attempts to show.
-        orm: Outcome model that scores each step: the `model` folder of a `tokengym train orm` run.
+        orm: Outcome model that scores each step: "tokengym/tiny-orm", or the `model` folder of a `tokengym train orm`
+            run.
         split: Split of the data for new attempts; by default the environment's own.
         temperature: Sampling temperature of new attempts; 0 is greedy decoding.
         seed: Seed of new attempts.

@@ -13,7 +13,7 @@ class ARESConfig(PPOConfig):
     Attributes:
         rounds: Rounds of PPO and of fine-tuning on corrections. [choice]
         judge: Judge of steps in environments that name no reward: "reference", the reference solution, or the folder of
-            an outcome model or process reward model; see `JudgedReward`. [choice]
+            an outcome model or process reward model, or "tokengym/tiny-orm"; see `JudgedReward`. [choice]
         problems: Number of problems whose attempts are corrected in each round, the first of the split; `None` uses
             all, or 256 where they never end.
         proposer: Model that continues attempts from their last right step, of the policy's tokenizer; `None` takes

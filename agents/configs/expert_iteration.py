@@ -26,13 +26,15 @@ class ExpertIterationConfig(FineTuneConfig):
         top_p: Probability that the most likely tokens which attempts are drawn from must reach; `None` takes all.
         min_p: Least probability of a token that is drawn, as a share of the most likely token's; `None` takes all.
         threshold: Least return of an attempt that is kept; 1 keeps only correct attempts. [Havrilla et al. 2024]
-        orm: Outcome model that filters attempts too: the `model` folder of a `tokengym train orm` run.
+        orm: Outcome model that filters attempts too: "tokengym/tiny-orm" or the `model` folder of a `tokengym train
+            orm` run.
         orm_filter: Say of the outcome model: "replace" keeps attempts by its score alone, "and" by both its score and
             the return. [choice]
         orm_threshold: Least p(correct) of an attempt that the outcome model keeps. [choice]
         search: Search that finds a problem's attempts, `samples_per_problem` of them, instead of sampling: by an
             outcome model "beam", "tot", "dvts", "rebase", "resample" or "best_of_n"; without one "evolution".
-        search_orm: Outcome model that guides the search: the `model` folder of a `tokengym train orm` run.
+        search_orm: Outcome model that guides the search: "tokengym/tiny-orm" or the `model` folder of a `tokengym train
+            orm` run.
         search_keep: Candidates of "beam" and "tot" that survive a step, or groups of "dvts"; it must divide
             `samples_per_problem`. [choice]
         search_generations: Generations of "evolution", each of which continues solutions of those before; it must

@@ -15,7 +15,7 @@ class MPOConfig(PPOConfig):
 
     Attributes:
         orm: Outcome model or preference model that says how far apart the attempts of a pair are: the `model` folder of
-            its run.
+            its run, or "tokengym/tiny-orm".
         threshold: Least reward of the chosen attempt above that of the rejected one, in logits, with which a pair
             counts as easy; `None` uses the median of all pairs. [choice]
         pair_problems: Number of problems that pairs are made at, the first of the split; `None` uses all, or 256 where

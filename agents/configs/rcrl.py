@@ -29,7 +29,8 @@ class RCRLConfig(FineTuneConfig):
         label_source: Value of a step: the share of continuations from its end that succeed ("monte_carlo"), or the
             score of an outcome model ("orm", "sorm"). The value of a whole attempt is its return, or that
             score. [Havrilla et al. 2024]
-        orm: Outcome model that scores for the label sources "orm" and "sorm": the `model` folder of its run.
+        orm: Outcome model that scores for the label sources "orm" and "sorm": "tokengym/tiny-orm" or the `model`
+            folder of its run.
         rollouts_per_step: Continuations that are sampled from the end of each step. [Havrilla et al. 2024, GLoRe]
         threshold: Least value of a step that is labeled [GOOD]; a tie is good. [Havrilla et al. 2024]
         return_edges: Returns, ascending, that divide attempts into numeric labels, in place of [BAD] and [GOOD].

@@ -21,7 +21,7 @@ from ...envs.curriculum import Sequential
 from ...envs.registration import make_vec_env
 from ...envs.token_vector_env import TokenVectorEnv
 from ...files import lines, read_json
-from ...models.outcome import OutcomeModel
+from ...models.outcome import OutcomeModel, check_probability, saved_kind
 from ...models.tokenizers import load_tokenizer
 from ...rewards.steps import step_ends
 from .attempts import attempt_records
@@ -89,14 +89,19 @@ def gather(
             recorded no attempts stands for its trained model.
         wanted: Selection of attempts.
         make_spec: Returns the environment, given the one the run or the model was trained on, or `None`.
-        orm: Folder of an outcome model that scores every step.
+        orm: Folder of an outcome model that scores every step, or "tokengym/tiny-orm".
         temperature: Sampling temperature of a model; 0 is greedy.
         num_envs: Environment slots of a model.
         seed: Seed of a model's samples.
 
     Raises:
-        ValueError: There is no attempt, none is wanted, or nothing says what was attempted.
+        ValueError: There is no attempt, none is wanted, nothing says what was attempted, or the outcome model is a
+            preference model, whose scores are no p(correct).
     """
+    if orm is not None:  # before any attempt is made
+        kind, _ = saved_kind(orm)
+        if kind == "preference":
+            check_probability(kind, str(orm), "a score beside each step")
     path = Path(source)
     if files := recorded_files(path):
         if not path.exists():

@@ -19,6 +19,8 @@ from tokengym.benchmarks.reports.gather import Wanted, gather
 from tokengym.benchmarks.reports.html import attempts_page
 from tokengym.benchmarks.reports.terminal import attempt_panel, picture
 from tokengym.envs import make_vec_env
+from tokengym.models import load_tokenizer
+from tokengym.registry import UnknownNameError
 
 RECORD = AttemptRecord(
     "PPO", "p-1", "How many?", "7", "wrong", "8",
@@ -61,6 +63,15 @@ def run(tmp_path_factory) -> Path:
 def spec_of(own):
     assert own is not None
     return own
+
+
+def test_outcome_models_that_score_no_steps_are_named_before_any_attempt_is_made(tmp_path) -> None:
+    load_tokenizer("chars:01").save_pretrained(tmp_path)
+    (tmp_path / "outcome_model.json").write_text('{"kind": "preference"}')
+    with pytest.raises(ValueError, match=r"a score beside each step needs p\(correct\), .* is a preference model"):
+        gather("nobody/nothing", Wanted(), spec_of, orm=tmp_path)
+    with pytest.raises(UnknownNameError, match="did you mean 'tokengym/tiny-orm'"):
+        gather("nobody/nothing", Wanted(), spec_of, orm="tokengym/tiny_orm")
 
 
 def test_recorded_attempts_are_those_of_their_split_with_their_rewards(run: Path) -> None:
