@@ -134,3 +134,6 @@ def test_the_window_of_the_attention() -> None:
     assert attention_window(model("mistral", sliding_window=None)) == np.inf
     assert attention_window(model("qwen2", sliding_window=7)) == np.inf  # not in use there
     assert attention_window(model("gemma3_text", sliding_window=7)) == 7
+    both = model("mistral", sliding_window=7)
+    both.config.attention_chunk_size = 5
+    assert attention_window(both) == 5

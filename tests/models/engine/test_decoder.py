@@ -6,6 +6,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tokengym.models.engine.decoder import SlotDecoder
+from tokengym.models.engine.row_decoder import RowDecoder
 from tokengym.models.engine.sampling import GREEDY, SamplingConfig, stream_key
 
 VOCABULARY = 97
@@ -138,6 +139,20 @@ def test_an_empty_prompt_and_a_sequence_over_the_model_limit_are_errors(model: P
     with pytest.raises(ValueError, match="at least one prompt token"):
         decoder.begin(np.zeros(1, np.int64), [np.empty(0, np.int64)], np.zeros(1, np.int64))
     decoder.begin(np.zeros(1, np.int64), [np.full(256, 5)], np.zeros(1, np.int64))
+    decoder.step(GREEDY)
+    with pytest.raises(ValueError, match="256 positions"):
+        decoder.step(GREEDY)
+
+
+def test_rows_apart_keep_to_their_slots_and_to_the_positions(model: PreTrainedModel) -> None:
+    decoder = RowDecoder(model, 2, VOCABULARY)
+    decoder.records_kept = True
+    decoder.begin(np.arange(2), [np.array([3]), np.full(255, 5)], np.arange(2))
+    decoder.finish(np.zeros(1, np.int64))
+    tokens, _ = decoder.step(SamplingConfig(top_k=2))
+    assert decoder.kept is not None
+    assert decoder.kept.counts.tolist() == [0, 2]
+    assert tokens[1] in decoder.kept.tokens
     decoder.step(GREEDY)
     with pytest.raises(ValueError, match="256 positions"):
         decoder.step(GREEDY)

@@ -114,6 +114,7 @@ def test_gsm8ks_last_line_gives_way_to_the_format():
     solution = "48/2 = <<48/2=24>>24\n#### 24"
     assert make_format("marker").complete(solution, "24") == solution
     assert make_format("boxed").complete(solution, "24") == "48/2 = <<48/2=24>>24\n\\boxed{24}"
+    assert make_format("boxed").complete("#### Half\n48/2 = 24\n#### 24", "24") == "#### Half\n48/2 = 24\n\\boxed{24}"
 
 
 @pytest.mark.parametrize(
