@@ -132,15 +132,47 @@ def test_the_model_draws_labels_by_its_own_distribution(model: PreTrainedModel) 
     assert greedy.placed[expected.argmax()] == 3
 
 
-def test_drawing_labels_leaves_the_streams_of_actions_alone() -> None:
-    """A model that cannot tell a label from a newline draws the same tokens whichever stand there, or none."""
+def label_blind_model() -> PreTrainedModel:
+    """A model to which labels and newlines are one token, and that draws after the newest token alone."""
     model = random_model("llama")
-    with torch.no_grad():  # without attention every token is drawn after the one before it alone
+    with torch.no_grad():
         for name, weight in model.named_parameters():
             if "o_proj" in name:
                 weight.zero_()
         embeddings: Any = model.get_input_embeddings().weight
         embeddings[[*NEWLINES, VOCABULARY, VOCABULARY + 1]] = embeddings[7].clone()
+    return model
+
+
+def test_a_label_and_the_action_after_it_are_drawn_by_themselves() -> None:
+    model, count = label_blind_model(), 2000
+    decoder = ConditionedDecoder(model, count, VOCABULARY, labels_for("step"), None, ENDS_STEP)
+    keys = np.array([stream_key(0, str(i), 0) for i in range(count)])
+    decoder.begin(np.arange(count), [np.array([3, 7])] * count, keys)
+    seen: list[np.ndarray] = []
+    handle = model.register_forward_pre_hook(
+        lambda _, arguments, named: seen.append(named["input_ids"].numpy().copy()), with_kwargs=True
+    )
+    try:
+        tokens, _ = decoder.step(SamplingConfig(1.0))
+    finally:
+        handle.remove()
+    is_good, is_large = seen[-1][:, 0] == VOCABULARY + 1, tokens > np.median(tokens)
+    assert 0.05 < is_good.mean() < 0.95
+    assert abs(np.corrcoef(is_good, is_large)[0, 1]) < 4 / np.sqrt(count)
+
+
+def test_rows_that_have_finished_get_no_label() -> None:
+    decoder = ConditionedDecoder(random_model("llama"), 2, VOCABULARY, labels_for("step"), VOCABULARY, ENDS_STEP)
+    decoder.begin(np.arange(2), [np.array([3, 7])] * 2, np.arange(2))
+    decoder.finish(np.array([0]))
+    decoder.step(GREEDY)
+    assert decoder.placed.sum() == 1
+
+
+def test_drawing_labels_leaves_the_streams_of_actions_alone() -> None:
+    """The same tokens are drawn whichever labels stand there, or none."""
+    model = label_blind_model()
     sequences = [prompt for prompt in prompts(12) if prompt[-1] in NEWLINES]
     keys = np.array([stream_key(0, str(i), 0) for i in range(len(sequences))])
     steps = [20] * len(sequences)
