@@ -26,9 +26,9 @@ from ..envs.token_vector_env import TokenVectorEnv
 from ..files import write_json
 from ..models.forward import compute_dtype
 from ..models.loading import load
-from ..models.outcome import TINY_ORM, OutcomeModel, is_outcome_model
+from ..models.outcome import OutcomeModel, is_outcome_model
 from ..models.token_scorer import TokenScorer
-from ..models.tokenizers import TINY
+from ..models.tokenizers import TINY, TINY_ORM
 from ..models.vocabulary import num_token_ids
 from ..registry import unknown_name
 from .base import Agent, Callback

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..arrays import FloatArray, IntArray
 from ..models.condition_tokens import BAD, GOOD, Labels, add_labels
 from ..models.loading import load, with_lora
-from ..models.outcome import OutcomeModel, check_probability, saved_kind
+from ..models.outcome import OutcomeModel, check_probability, is_outcome_model, saved_kind
 from ..models.positions import check_length
 from ..models.tokenizers import load_tokenizer
 from ..rewards.steps import newline_tokens, step_ends
@@ -65,6 +65,10 @@ class RCRL(Agent[RCRLConfig]):
     def _check_further(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises an error if `base` or `orm` cannot be what they are to be, before anything is sampled."""
         config = self.config
+        if config.base is not None and is_outcome_model(config.base):
+            raise ValueError(
+                f"base={config.base!r} is an outcome model: give the model that the policy was trained from"
+            )
         if config.base is not None and load_tokenizer(config.base).get_vocab() != tokenizer.get_vocab():
             raise ValueError(
                 f"the base model {config.base!r} has another tokenizer than the policy, whose attempts it is to learn "

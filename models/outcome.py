@@ -32,10 +32,10 @@ from .engine.scorer import SlotScorer
 from .engine.self_check import check_training, fits_slots
 from .forward import Index, default_micro_batch_tokens, micro_batches, selected_logits, sigmoid
 from .layers import deep_copy, trunk
-from .loading import OUTCOME_RECORD, check_vocabulary, find_device, no_progress_bars
+from .loading import DTYPES, OUTCOME_RECORD, check_vocabulary, find_device, no_progress_bars
 from .positions import check_length, position_limit
 from .token_scorer import TokenScorer
-from .tokenizers import load_tokenizer
+from .tokenizers import TINY_ORM, TINY_ORM_FOLDER, load_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,11 +45,6 @@ KINDS = ("orm", "sorm", "preference", "prm")
 """What a model learned: the chance that an attempt succeeds, whether any continuation of the prefix was correct, which
 of two attempts at one problem is right, or whether the last step is right. Scores of preference models compare attempts
 at one problem, and are no probabilities; those of process reward models (PRM) are probabilities of steps."""
-
-TINY_ORM = "tokengym/tiny-orm"
-"""Name of the built-in outcome model, which `scripts/make_tiny_orm.py` made of the built-in model."""
-
-_TINY_ORM_FOLDER = Path(__file__).parent / "tiny_orm"
 
 
 class OutcomeModel:
@@ -124,14 +119,16 @@ class OutcomeModel:
 
         Raises:
             FileNotFoundError: There is no such folder.
-            UnknownNameError: There is no such built-in outcome model.
+            UnknownNameError: There is no such built-in outcome model or dtype.
             ValueError: The folder holds no outcome model, or one that was trained with another tokenizer.
         """
+        if dtype is not None and dtype not in DTYPES:
+            raise unknown_name("dtype", dtype, DTYPES)
         folder, (kind, own) = _locate(path), saved_kind(path, tokenizer)
         with no_progress_bars(), naming(folder):
             config = AutoConfig.from_pretrained(folder)
             # The built-in model's file is in bfloat16 to be small, as the built-in policy's is.
-            precision = dtype or ("float32" if folder == _TINY_ORM_FOLDER else "auto")
+            precision = dtype or ("float32" if folder == TINY_ORM_FOLDER else "auto")
             loaded: Any = TokenScorer.from_pretrained(folder, config=config, dtype=precision, output_loading_info=True)
         model, report = loaded
         if missing := sorted(report["missing_keys"]):
@@ -341,7 +338,7 @@ def is_outcome_model(path: str | Path) -> bool:
 
 def _locate(path: str | Path) -> Path:
     folder = Path(path).expanduser()
-    return _TINY_ORM_FOLDER if str(path) == TINY_ORM and not folder.exists() else folder
+    return TINY_ORM_FOLDER if str(path) == TINY_ORM and not folder.exists() else folder
 
 
 def _remove_dropout(config: PreTrainedConfig) -> None:

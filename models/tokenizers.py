@@ -17,6 +17,9 @@ from .vocabulary import num_token_ids
 
 TINY = "tokengym/tiny"
 TINY_FOLDER = Path(__file__).parent / "tiny"
+TINY_ORM = "tokengym/tiny-orm"
+"""Name of the built-in outcome model, which `scripts/make_tiny_orm.py` made of the built-in model."""
+TINY_ORM_FOLDER = Path(__file__).parent / "tiny_orm"
 CHARS = "chars:"
 BUILT_INS = (TINY, CHARS + "<characters>")
 
@@ -171,6 +174,8 @@ def locate(name: str) -> dict[str, str]:
     path = Path(name).expanduser()
     if name == TINY:
         return {"pretrained_model_name_or_path": str(TINY_FOLDER)}
+    if name == TINY_ORM and not path.exists():
+        return {"pretrained_model_name_or_path": str(TINY_ORM_FOLDER)}
     if name.startswith("tokengym/") and not path.exists():
         raise unknown_name("model", name, BUILT_INS)
     if name.endswith(".gguf"):

@@ -43,8 +43,8 @@ from ...arrays import FloatArray
 from ...envs.curriculum import Sequential
 from ...files import write_json
 from ...models.loading import load
-from ...models.outcome import TINY_ORM, OutcomeModel
-from ...models.tokenizers import TINY
+from ...models.outcome import OutcomeModel
+from ...models.tokenizers import TINY, TINY_ORM
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import Estimate, crossed_mean, ratio_difference, ratio_mean

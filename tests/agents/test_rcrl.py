@@ -417,6 +417,8 @@ def test_a_base_model_that_does_not_fit(make, make_model, tmp_path) -> None:
     base = str(tmp_path / "run" / "model")
     with pytest.raises(ValueError, match=r"has other labels already, \[BAD\], \[GOOD\]"):
         make(base=base, granularity="attempt", return_edges=(0.5,), positive_ratio=None).learn()
+    with pytest.raises(ValueError, match=r"base='tokengym/tiny-orm' is an outcome model"):
+        make(base="tokengym/tiny-orm")
 
 
 @pytest.mark.parametrize(

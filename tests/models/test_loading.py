@@ -133,6 +133,10 @@ def test_no_weights_are_made_up(tmp_path):
     OutcomeModel.from_causal_lm(model, load_tokenizer(CHARS), "orm").save(tmp_path / "orm")
     with pytest.raises(ValueError, match=r"orm' is an outcome model, which scores text and writes none"):
         load(tmp_path / "orm", device="cpu")
+    with pytest.raises(ValueError, match=r"'tokengym/tiny-orm' is an outcome model, which scores text"):
+        load("tokengym/tiny-orm", device="cpu")
+    with pytest.raises(UnknownNameError, match="unknown dtype 'float33': did you mean 'float32'"):
+        OutcomeModel.load("tokengym/tiny-orm", device="cpu", dtype="float33")
 
 
 def rotary_order(weight, heads):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import OutcomeModel, load_tokenizer
 from tokengym.models.new_model import new_model
-from tokengym.models.outcome import TINY_ORM
+from tokengym.models.tokenizers import TINY_ORM
 from tokengym.registry import UnknownNameError
 from tokengym.rewards import JudgedReward, RewardError, Step, make_reward
 from tokengym.rewards.steps import step_ends, step_texts

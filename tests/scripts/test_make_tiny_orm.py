@@ -13,7 +13,8 @@ import torch
 from tokengym.__main__ import main
 from tokengym.envs.problems.arithmetic import Arithmetic
 from tokengym.models import OutcomeModel, load_tokenizer
-from tokengym.models.outcome import TINY_ORM, is_outcome_model
+from tokengym.models.outcome import is_outcome_model
+from tokengym.models.tokenizers import TINY_ORM
 from tokengym.registry import UnknownNameError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
