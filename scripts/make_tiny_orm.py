@@ -2,17 +2,20 @@
 
     OMP_NUM_THREADS=1 python scripts/make_tiny_orm.py --output FOLDER
 
-A document is a word problem as the environments prompt for it and a solution, half of them with mistakes of the kinds
-that `make_tiny_model.py` draws. The end of each step is labeled with whether all steps so far are right, and the end of
-the solution with whether its answer is. Losses are the labels' cross-entropy and, at everything that is right, that of
-the next token. Problems come from the train split, from streams that no environment uses by default. The folder is one
-for `OutcomeModel.load`; the committed weights are what the command above wrote, half an hour on one CPU core.
+A document is a word problem as the environments prompt for it and a solution, half of them with mistakes: of the kinds
+that `make_tiny_model.py` draws, and of those that small models make, above all a wrong digit. Such models also write
+other names than the question's, in right solutions as in wrong ones, so these documents do, too. The end of each step
+is labeled with whether all steps so far are right, and the end of the solution with whether its answer is. Losses are
+the labels' cross-entropy and, at everything that is right, that of the next token. Problems come from the train split,
+from streams that no environment uses by default. The folder is one for `OutcomeModel.load`; the committed weights are
+what the command above wrote, an hour and a half on one CPU core.
 """
 
 import argparse
 import copy
 import json
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,8 +34,10 @@ from make_tiny_model import (
     WEIGHT_DECAY,
     EquationLine,
     draw_problem,
+    follow,
     learning_rate,
     positive,
+    recomputed,
     token_ids,
     with_error,
 )
@@ -40,7 +45,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from tokengym.envs.problems.arithmetic import Arithmetic
+from tokengym.envs.problems.arithmetic import NAMES, Arithmetic
 from tokengym.envs.problems.base import ProblemSource
 from tokengym.models import OutcomeModel, load
 
@@ -48,6 +53,14 @@ WRONG = 0.5
 """Share of solutions with a mistake."""
 MORE_MISTAKES = 0.3
 """Share of these that get another one."""
+DIGITS = 0.7
+"""Share of mistakes that are a wrong digit, more often of a result than of a term, as in attempts of small models."""
+RESULTS = 0.65
+"""Share of wrong digits that are a result's."""
+SKIPPED = 0.1
+"""Share of mistakes that are a step left out."""
+RENAMED = 0.9
+"""Share of solutions with other names than the question's, each time another."""
 COMMUTED = 0.1
 """Share of sums and products whose terms change places, which is no mistake."""
 STREAM = 7
@@ -58,6 +71,7 @@ ROWS = 16
 """Documents of like length that pass through the model together."""
 PEAK = 2e-3
 """Highest learning rate."""
+NAME = re.compile("|".join(rf"\b{name}\b" for name, *_ in NAMES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +104,55 @@ def first_mistake(steps: Sequence[EquationLine], reference: Sequence[EquationLin
     return min(len(steps), len(reference))
 
 
+def slip(number: int, rng: random.Random) -> int:
+    """The number with one digit changed, now and then with one left out or one too many."""
+    digits = list(str(number))
+    place, kind = rng.randrange(len(digits)), rng.random()
+    digits[place : place + 1] = [
+        *(digits[place] if kind < 0.1 else ""), *("" if 0.1 <= kind < 0.2 else str(rng.randrange(10)))
+    ]  # fmt: skip
+    return int("".join(digits) or "0")
+
+
+def with_mistake(steps: Sequence[EquationLine], rng: random.Random) -> list[EquationLine]:
+    """The steps with one mistake, which the steps after it follow; the last result differs from the right one."""
+    for _ in range(8):
+        kind, place = rng.random(), rng.randrange(len(steps))
+        step = steps[place]
+        if kind < DIGITS:
+            if rng.random() < RESULTS:
+                mistaken = replace(step, result=slip(step.result, rng))
+            else:
+                term = rng.choice(("a", "b"))
+                mistaken = recomputed(replace(step, **{term: slip(getattr(step, term), rng)}))
+            wrong = mistaken and follow(list(steps), place, mistaken)
+        elif kind < DIGITS + SKIPPED and len(steps) > 1:
+            # What comes after goes on from the number that the step would have begun with.
+            wrong = follow(list(steps), place, replace(step, result=step.a))
+            wrong = wrong and [*wrong[:place], *wrong[place + 1 :]]
+        else:
+            wrong = with_error(list(steps), rng)
+        if wrong and wrong[-1].result != steps[-1].result:
+            return wrong
+    return with_error(list(steps), rng)
+
+
+def renamed(text: str, rng: random.Random) -> str:
+    """The text with each name replaced by one drawn anew."""
+    return NAME.sub(lambda _: rng.choice(NAMES)[0], text)
+
+
 def judged(question: str, reference: list[EquationLine], rng: random.Random, tokenizer: Any) -> JudgedSolution:
     """A document of a solution of a problem, or of one with mistakes."""
     reference = [commuted(step, rng) for step in reference]
     steps = reference
     if rng.random() < WRONG:
-        steps = with_error(steps, rng)
+        steps = with_mistake(steps, rng)
         if rng.random() < MORE_MISTAKES:
-            steps = with_error(steps, rng)
+            steps = with_mistake(steps, rng)
     good = first_mistake(steps, reference)
+    if rng.random() < RENAMED:
+        steps = [replace(step, before=renamed(step.before, rng), after=renamed(step.after, rng)) for step in steps]
     encode = lambda text: tokenizer(text)["input_ids"]  # noqa: E731
     tokens = encode(EXACT.partition("{s}")[0].format(q=question))
     labels, right = [-1] * len(tokens), [True] * len(tokens)
@@ -199,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the outcome model")
     parser.add_argument(
-        "--steps", type=positive(int), default=1500, help=f"training steps, of {DOCUMENTS} documents each"
+        "--steps", type=positive(int), default=4000, help=f"training steps, of {DOCUMENTS} documents each"
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

@@ -2,7 +2,9 @@
 
 import importlib
 import random
+import re
 import sys
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from tokengym.__main__ import main
-from tokengym.envs.problems.arithmetic import Arithmetic
+from tokengym.envs.problems.arithmetic import NAMES, Arithmetic
 from tokengym.models import OutcomeModel, load_tokenizer
 from tokengym.models.outcome import is_outcome_model
 from tokengym.models.tokenizers import TINY_ORM
@@ -35,6 +37,7 @@ def documents(count: int) -> list:
 
 def test_labels_are_those_of_the_grader_and_of_the_reference(monkeypatch) -> None:
     monkeypatch.setattr(script, "COMMUTED", 0.0)
+    monkeypatch.setattr(script, "RENAMED", 0.0)
     seen = set()
     for i, document in enumerate(documents(300)):
         assert len(document.tokens) == len(document.labels) == len(document.right)
@@ -57,6 +60,45 @@ def test_labels_are_those_of_the_grader_and_of_the_reference(monkeypatch) -> Non
         assert all(document.right[:start])
         seen.add((all(labels), document.labels[-1]))
     assert seen == {(True, 1), (True, 0), (False, 0)}, "right, wrong, and right steps that stop too early"
+
+
+def test_mistakes_are_those_of_small_models() -> None:
+    rng, kinds = random.Random(0), Counter[str]()
+    for i in range(400):
+        reference = steps_of(SOURCE[i].solution)
+        wrong = script.with_mistake(reference, rng)
+        assert wrong[-1].result != reference[-1].result
+        good = script.first_mistake(wrong, reference)
+        if len(wrong) < len(reference):
+            kinds["left out"] += 1
+            continue
+        step, right = wrong[good], reference[good]
+        holds = tiny.COMPUTE[step.operation](step.a, step.b) == step.result
+        same = (step.a, step.operation, step.b) == (right.a, right.operation, right.b)
+        kinds["result" if same and not holds else "term or operation"] += 1
+        assert holds or same
+        for later in wrong[good + 1 :]:
+            assert later.result == tiny.COMPUTE[later.operation](later.a, later.b)
+    assert {kind: round(count / 400, 1) for kind, count in kinds.items()} == {
+        "result": 0.6, "term or operation": 0.3, "left out": 0.1
+    }  # fmt: skip
+
+
+def test_a_slip_changes_one_digit_or_their_number() -> None:
+    rng = random.Random(0)
+    found = {script.slip(84, rng) for _ in range(2000)}
+    assert {4, 8, 14, 94, 80, 89} < found
+    assert all(len(str(number)) != 2 or "8" in str(number) or "4" in str(number) for number in found)
+    assert max(found) > 99
+
+
+def test_names_of_solutions_are_drawn_anew() -> None:
+    names = {name for name, *_ in NAMES}
+    text = "Ada gives Bob 3 pens. Adam has 2."
+    found = {script.renamed(text, random.Random(seed)) for seed in range(50)}
+    assert len(found) == 50
+    for other in found:
+        assert re.sub("|".join(sorted(names, key=len, reverse=True)), "N", other) == "N gives N 3 pens. N has 2."
 
 
 def test_terms_of_sums_and_products_change_places() -> None:
