@@ -71,6 +71,8 @@ ROWS = 16
 """Documents of like length that pass through the model together."""
 PEAK = 2e-3
 """Highest learning rate."""
+RECOMMENDED = 1e-4
+"""Rate at which outcome models that begin as this one are trained; at ten times as much they forget what it knows."""
 NAME = re.compile("|".join(rf"\b{name}\b" for name, *_ in NAMES))
 
 
@@ -243,6 +245,7 @@ def untrained(seed: int) -> tuple[OutcomeModel, nn.Module]:
     """The built-in model with a new head, and the layer that it predicts tokens by."""
     model, tokenizer = load("tokengym/tiny", device="cpu")
     judge = OutcomeModel.from_causal_lm(model, cast(PreTrainedTokenizerBase, tokenizer), "orm", seed)
+    judge.model.config.recommended_learning_rate = RECOMMENDED
     output = nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=False)
     output.weight = judge.model.get_input_embeddings().weight  # tied, as in the language model
     return judge, output

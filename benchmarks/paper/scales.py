@@ -113,9 +113,10 @@ _TINY = Scale(
     rft={"samples_per_problem": 6},
     ei={"samples_per_problem": 2, "rounds": 3, "patience": 3},
     ei_from_pretrained={"rounds": 4, "patience": 4},
-    # A head on the built-in model cannot verify what the model cannot solve; the built-in outcome model can a little.
+    # A head on the built-in model cannot verify what the model cannot solve; the built-in outcome model can.
     orm={
         "base": "tokengym/tiny-orm",
+        "balance": False,
         "samples_per_problem": 6,
         "epochs": 2,
         "batch_size": 32,

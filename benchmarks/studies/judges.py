@@ -54,10 +54,10 @@ from .ppo_rewards import NUM_ENVS, SFT_SETTINGS, start, supervised
 
 SAMPLES, TEMPERATURE = 16, 0.7
 MICRO_BATCH = 4096
-# As many sequences in a batch of either outcome model; the rest are the agents' defaults.
+# As many sequences in a batch of either outcome model, and all attempts; the rest are the agents' defaults.
 KINDS: dict[str, dict[str, Any]] = {
-    "orm": {"batch_size": 64},
-    "tiny_orm": {"batch_size": 64, "base": TINY_ORM},
+    "orm": {"batch_size": 64, "balance": False},
+    "tiny_orm": {"batch_size": 64, "balance": False, "base": TINY_ORM},
     "preference": {"batch_size": 64 // SAMPLES},
 }
 LIKELIHOOD = 15.0
@@ -124,11 +124,11 @@ def judge(folder: Path, settings: Mapping[str, Any], needs: Mapping[str, Done]) 
     """An outcome model, from attempts of the start; the ORM samples them and the others read its pool."""
     torch.set_num_threads(settings["threads"])
     agent_class = PreferenceModel if settings["kind"] == "preference" else ORM
+    own = {name: settings[name] for name in ("batch_size", "balance", "base") if name in settings}
     agent = agent_class(
         ENV, start(needs), num_envs=NUM_ENVS, seed=settings["seed"], run=folder / "run", resume="auto", device="cpu",
         problems=settings["problems"], samples_per_problem=SAMPLES, temperature=TEMPERATURE,
-        batch_size=settings["batch_size"], micro_batch_tokens=MICRO_BATCH, validation_problems=10, pool=_pool(needs),
-        base=settings.get("base"),
+        micro_batch_tokens=MICRO_BATCH, validation_problems=10, pool=_pool(needs), **own,
     )  # fmt: skip
     agent.learn()
     return {"attempts": agent.num_attempts}

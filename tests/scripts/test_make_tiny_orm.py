@@ -116,6 +116,8 @@ def test_the_command_writes_an_outcome_model(tmp_path, monkeypatch, capsys) -> N
     assert capsys.readouterr().out.count("judged") == 2
     judge = OutcomeModel.load(tmp_path, TOKENIZER, "cpu")
     assert judge.kind == "orm"
+    committed = OutcomeModel.load(TINY_ORM, TOKENIZER, "cpu")
+    assert judge.model.config.recommended_learning_rate == committed.model.config.recommended_learning_rate == 1e-4
     assert 0 < judge.score([np.array([5, 6, 7])], [np.array([2])])[0][0] < 1
 
 
