@@ -9,7 +9,9 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
+
+from .settings import check_kind
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -23,15 +25,19 @@ class EntryPointError(ValueError):
     """An entry point of an installed package that cannot be used; the message names the package and the fault."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """The error for a name that is not among `known`, suggesting the nearest."""
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
+    """The error for a name that is not among `known`, or is no name at all, suggesting the nearest."""
+    return UnknownNameError(f"unknown {kind} {name!r}: {_nearest(name, known)}")
+
+
+def _nearest(name: object, known: Iterable[str]) -> str:
+    """The name that was meant, if one is near, and all that are known."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return UnknownNameError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")
+    near = difflib.get_close_matches(name, names, n=1) if isinstance(name, str) else []
+    return f"{f'did you mean {near[0]!r}? ' if near else ''}known are {', '.join(names)}"
 
 
-def check_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+def check_known(kind: str, names: Iterable[object], known: Iterable[str]) -> None:
     """Raises `UnknownNameError` for the first of some names that is not among `known`."""
     known = list(known)
     for name in names:
@@ -103,6 +109,61 @@ class Registry(Generic[T]):
         if not points:
             raise unknown_name(self.kind, name, self.names())
         return self._load(points[0])
+
+    def make(self, spec: object) -> Any:
+        """What `spec` describes: a name, a mapping `{"name": ..., **arguments}`, or a thing that is made already.
+
+        Raises:
+            UnknownNameError: Nothing is registered under that name.
+            ValueError: The spec is none of these, or its arguments do not fit, see `make_named`.
+        """
+        base = attribute(self._base)
+        if isinstance(spec, base):
+            return spec
+        arguments = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
+        name = arguments.pop("name", None)
+        if not isinstance(name, str):
+            kind = self.kind.replace("_", " ")
+            raise ValueError(
+                f'{"an" if kind[0] in "aeiou" else "a"} {kind} is a name, a mapping {{"name": ..., **arguments}} or '
+                f"{'an' if base.__name__[0] in 'AEIOU' else 'a'} {base.__name__}, not {spec!r}"
+            )
+        return self.make_named(name, arguments)
+
+    def make_named(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """What the entry registered under `name` makes of arguments.
+
+        Raises:
+            UnknownNameError: Nothing is registered under that name.
+            ValueError: It has no such argument, and the nearest is suggested; one is missing, or of another kind than
+                its type hint; or another package's entry cannot be used.
+        """
+        factory = self.get(name)
+        assert callable(factory)  # noqa: S101
+        parameters = inspect.signature(factory).parameters
+        kinds = {parameter.kind for parameter in parameters.values()}
+        known = {
+            parameter: item
+            for parameter, item in parameters.items()
+            if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
+        }
+        for argument, value in arguments.items():
+            if argument in known:
+                try:
+                    check_kind(argument, value, known[argument].annotation)
+                except TypeError as error:
+                    raise ValueError(f"{self.kind} {name!r}: {error}") from None
+            elif inspect.Parameter.VAR_KEYWORD not in kinds:
+                which = _nearest(argument, known) if known else "it takes none"
+                raise ValueError(f"{self.kind} {name!r} has no argument {argument!r}: {which}")
+        missing = [item for item in known.values() if item.default is item.empty and item.name not in arguments]
+        if missing:
+            spec = ", ".join(f'"{item.name}": ...' for item in missing)
+            needed = " and ".join(item.name for item in missing)
+            raise ValueError(f'{self.kind} {name!r} needs {needed}: give {{"name": "{name}", {spec}}}')
+        thing = factory(**arguments)
+        self.check_made(name, thing)
+        return thing
 
     def check_made(self, name: str, thing: object) -> None:
         """Raises `EntryPointError` unless what the entry registered under `name` has made is of the class `base`."""

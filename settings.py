@@ -2,11 +2,14 @@
 
 import dataclasses
 import inspect
+import numbers
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import inf
+from os import PathLike
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -41,12 +44,19 @@ class Setting:
 
 
 def check_settings(config: Any) -> None:
-    """Checks the values of a configuration against the bounds and the choices in the types of its fields.
+    """Checks the values of a configuration against the types of its fields, and the bounds and choices in them.
+
+    A field of text may have a path.
 
     Raises:
+        TypeError: A value is of another kind than its field; the message names setting, kind and value.
         ValueError: A value is out of its bounds, not a number, or none of the choices; the message names setting,
             bounds and value.
     """
+    for name, hint in _field_hints(type(config)).items():
+        value = getattr(config, name)
+        if not isinstance(value, NoneType | PathLike):
+            check_kind(name, value, hint)
     for name, limits in _limits(type(config)).items():
         value = getattr(config, name)
         if value is None and limits.optional:
@@ -55,6 +65,37 @@ def check_settings(config: Any) -> None:
             raise ValueError(f"{name} must be one of {', '.join(map(str, limits.choices))}, got {value!r}")
         if value is None or value != value or not all(compare(value, bound) for compare, _, bound in limits.bounds):
             raise ValueError(f"{name} must be {limits}, got {value}")
+
+
+# What the values of a hint are instances of, and how messages call them.
+_KINDS: Mapping[Any, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "text"),
+    Path: (Path, "a path"),
+    NoneType: (NoneType, "None"),
+    Mapping: (Mapping, "a mapping"),
+    Sequence: (Sequence, "a list"),
+}
+
+
+def check_kind(name: str, value: object, hint: Any) -> None:
+    """Checks that a value is of the kind that its type hint says, where that names plain values alone.
+
+    Raises:
+        TypeError: It is not; the message has the name, what it must be, and the value.
+    """
+    kinds = [_KINDS.get(get_origin(member) or member) for member in _members(hint)]
+    if None not in kinds and not any(isinstance(value, kind[0]) for kind in kinds if kind is not None):
+        words = " or ".join(kind[1] for kind in kinds if kind is not None)
+        raise TypeError(f"{name} must be {words}, got {value!r}")
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types that a hint is a union of, without what is said of them besides."""
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return tuple(get_args(member)[0] if get_origin(member) is Annotated else member for member in members)
 
 
 def check_unused(config: Any, names: Sequence[str], needs: str) -> None:
@@ -99,6 +140,13 @@ _COMPARISONS = {
     Le: (operator.le, "at most"),
     Lt: (operator.lt, "below"),
 }
+
+
+@cache
+def _field_hints(config: type) -> dict[str, Any]:
+    """The type hints of the fields of a configuration class."""
+    hints = get_type_hints(config, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config)}
 
 
 @cache

@@ -8,7 +8,8 @@ the proposed answer now and then, but not always. There such problems made model
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +17,21 @@ from numpy.typing import NDArray
 from ..envs.problems.base import Problem, ProblemList, ProblemSource
 from ..envs.token_vector_env import TokenVectorEnv
 from ..files import write_text
+from ..models.adapters import base_name, is_adapter
+from ..models.outcome import is_outcome_model
+from ..models.tokenizers import load_tokenizer
 from ..rewards.grading.numbers import Verdict
 from .base import Agent, Callback
 from .configs.backtranslation import BacktranslationConfig
+from .configs.lora import LoRA
 from .configs.optimizer import FineTuneConfig
 from .rollouts.attempts import Attempt
 from .rollouts.policy import CausalLMPolicy
 from .sft import SFT
 from .training.memory import check_held
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MARKER = "####"
 LIKE, ASK = "Like these:\n{question}\n\nSolution:\n", "Solution:\n{question}\n\nQuestion:\n"
@@ -43,6 +51,19 @@ class Backtranslation(Agent[BacktranslationConfig]):
 
     problems: list[Problem]
     """Problems that were kept, after `learn`."""
+
+    def _load_model(
+        self, model: str | Path, device: str, dtype: str, lora: LoRA
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        policy, tokenizer = super()._load_model(model, device, dtype, lora)
+        if (base := self.config.base) is not None:  # before a proposer is made of it
+            if is_outcome_model(base):
+                raise ValueError(f"base={base!r} is an outcome model, which writes no text: give a language model")
+            folder = Path(base).expanduser()
+            other = load_tokenizer(base_name(folder) if is_adapter(folder) else base)
+            if other.get_vocab() != tokenizer.get_vocab():
+                raise ValueError(f"the tokenizers of base={base!r} and of the student {self.model_name!r} differ")
+        return policy, tokenizer
 
     def learn(
         self, total_episodes: int | None = None, callback: Callback | None = None, progress_bar: bool = False

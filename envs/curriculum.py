@@ -399,15 +399,7 @@ def make_curriculum(spec: str | Mapping[str, Any] | Curriculum) -> Curriculum:
 
     Raises:
         UnknownNameError: No curriculum has that name.
-        ValueError: A mapping without a "name", or another package's curriculum that cannot be used.
-        TypeError: The curriculum takes no such argument.
+        ValueError: The spec is none of these, its arguments do not fit the curriculum, or another package's curriculum
+            cannot be used.
     """
-    if isinstance(spec, Curriculum):
-        return spec
-    arguments = {"name": spec} if isinstance(spec, str) else dict(spec)
-    if "name" not in arguments:
-        raise ValueError(f'a curriculum given as a mapping needs a "name", got {arguments}')
-    name = arguments.pop("name")
-    curriculum = CURRICULA.get(name)(**arguments)
-    CURRICULA.check_made(name, curriculum)
-    return curriculum
+    return CURRICULA.make(spec)

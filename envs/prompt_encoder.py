@@ -70,6 +70,8 @@ class PromptEncoder:
             from ..models import load_tokenizer  # here and not above: `import tokengym` must not import transformers
 
             tokenizer = load_tokenizer(tokenizer)
+        if not callable(tokenizer):
+            raise TypeError(f"tokenizer must be the name of one, a folder as text, or a tokenizer, got {tokenizer!r}")
         self.tokenizer = tokenizer
         self.template = template
         self._is_chat = isinstance(resolved, Chat)

@@ -2,17 +2,15 @@
 
 import copy
 import inspect
-import numbers
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from ..registry import entry_point_names, unknown_name
+from ..settings import check_kind
 
 if TYPE_CHECKING:
     from .problems.base import ProblemSource
@@ -168,12 +166,14 @@ def _divide(
     problems: "str | ProblemSource", settings: Mapping[str, Any], excluded: tuple[str, ...]
 ) -> "tuple[ProblemSource, dict[str, Any]]":
     """The problem source made of its part of `settings`, and the environment's part."""
-    from .problems.base import PROBLEMS, ProblemSource, make_problems
+    from .problems.base import PROBLEMS, ProblemSource, check_source, make_problems
     from .token_vector_env import TokenVectorEnv
 
     of_env = {name: hint for name, hint in _hints(TokenVectorEnv).items() if name not in ("problems", *excluded)}
     of_source: Mapping[str, Any] = {}
     split: str | None = None
+    if not isinstance(problems, str):
+        check_source(problems)
     if not isinstance(problems, ProblemSource):
         of_source = _hints(PROBLEMS.get(problems))
     elif "split" in settings:  # a source that is made already has others beside its own
@@ -182,7 +182,7 @@ def _divide(
     for name, value in settings.items():
         if name not in of_env and name not in of_source:
             raise TypeError(str(unknown_name("argument", name, of_env.keys() | of_source.keys())))
-        _check_kind(name, value, of_env[name] if name in of_env else of_source[name])
+        check_kind(name, value, of_env[name] if name in of_env else of_source[name])
     arguments = {
         name: value
         for name, value in settings.items()
@@ -203,28 +203,6 @@ def _divide(
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
     """The parameters of a class or function, each with its type hint."""
     return {name: parameter.annotation for name, parameter in inspect.signature(factory).parameters.items()}
-
-
-# What the values of a hint are instances of, and how messages call them.
-_KINDS: Mapping[Any, tuple[type, str]] = {
-    bool: (bool, "true or false"),
-    int: (numbers.Integral, "a whole number"),
-    float: (numbers.Real, "a number"),
-    str: (str, "text"),
-    Path: (Path, "a path"),
-    NoneType: (NoneType, "None"),
-    Mapping: (Mapping, "a mapping"),
-    Sequence: (Sequence, "a list"),
-}
-
-
-def _check_kind(name: str, value: object, hint: Any) -> None:
-    """Raises `TypeError` for a value of another kind than its hint, where that names plain values alone."""
-    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    kinds = [_KINDS.get(get_origin(member) or member) for member in members]
-    if None not in kinds and not any(isinstance(value, kind[0]) for kind in kinds if kind is not None):
-        words = " or ".join(kind[1] for kind in kinds if kind is not None)
-        raise TypeError(f"{name} must be {words}, got {value!r}")
 
 
 register_envs()

@@ -21,10 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 from ..arrays import BoolArray, FloatArray, IntArray
 from ..rewards import Reward, Verdict, make_reward
 from ..rewards.base import TERMINATED, TRUNCATED
+from ..settings import check_kind
 from .curriculum import NO_STAGE, Curriculum, make_curriculum
 from .infos import Infos, add_infos, end_infos, objects, start_infos
 from .pending_verdicts import PendingVerdicts
-from .problems.base import Problem, ProblemSource
+from .problems.base import Problem, ProblemSource, check_source
 from .problems.prompts import Chat
 from .prompt_encoder import PromptEncoder
 
@@ -87,6 +88,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         ValueError: An argument is out of range, the tokenizer has no end-of-sequence token, or a stop string is empty
             or cuts off every answer.
         UnknownNameError: No reward, curriculum or template has the name given.
+        TypeError: An argument is of another kind; the message names it.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}
@@ -114,10 +116,13 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         render_mode: str | None = None,
     ) -> None:
         super().__init__()
+        check_source(problems)
         limits = {"num_envs": num_envs, "max_prompt_tokens": max_prompt_tokens, "max_new_tokens": max_new_tokens}
         for name, limit in limits.items():
+            check_kind(name, limit, int)
             if limit < 1:
                 raise ValueError(f"{name} must be at least 1, got {limit}")
+        check_kind("num_problems", num_problems, int | None)
         if num_problems is not None and num_problems < 1:
             raise ValueError(f"num_problems must be at least 1, got {num_problems}")
         if on_long_prompt not in ("error", "skip"):

@@ -22,7 +22,7 @@ from .engine.self_check import check_training
 from .head import trained_rows
 from .layers import model_name, short_pass
 from .quantized import check_loaded, loading_in_4bit
-from .tokenizers import CHARS, load_tokenizer, locate, not_loaded
+from .tokenizers import CHARS, load_tokenizer, locate, name_built_in, not_loaded
 
 _logger = logging.getLogger(__name__)
 
@@ -177,6 +177,7 @@ def _pretrained(name: str, device: str, dtype: str, load_in_4bit: bool, attn: st
             f"{name!r} lacks {len(missing)} weights of a {type(model).__name__}, the first {missing[0]!r}, and random "
             "ones would take their place: give a language model with all of its weights"
         )
+    name_built_in(model)
     if load_in_4bit:
         check_loaded(model)
         return model

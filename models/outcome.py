@@ -35,7 +35,7 @@ from .layers import deep_copy, trunk
 from .loading import DTYPES, OUTCOME_RECORD, check_vocabulary, find_device, no_progress_bars
 from .positions import check_length, position_limit
 from .token_scorer import TokenScorer
-from .tokenizers import TINY_ORM, TINY_ORM_FOLDER, load_tokenizer
+from .tokenizers import TINY_ORM, TINY_ORM_FOLDER, load_tokenizer, name_built_in
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -131,6 +131,7 @@ class OutcomeModel:
             precision = dtype or ("float32" if folder == TINY_ORM_FOLDER else "auto")
             loaded: Any = TokenScorer.from_pretrained(folder, config=config, dtype=precision, output_loading_info=True)
         model, report = loaded
+        name_built_in(model)
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"the outcome model {str(path)!r} lacks {len(missing)} weights, the first {missing[0]!r}")
         return cls(model.to(find_device(device)).eval(), own, kind)

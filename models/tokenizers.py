@@ -127,6 +127,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
+    name_built_in(tokenizer)
     return tokenizer
 
 
@@ -167,6 +168,12 @@ def _drop(tokenizer: Any, tokens: Set[str]) -> None:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in tokens]
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+
+
+def name_built_in(thing: Any) -> None:
+    """Names a built-in model or tokenizer as users do, not by its folder, which they never gave; for messages."""
+    names = {str(TINY_FOLDER): TINY, str(TINY_ORM_FOLDER): TINY_ORM}
+    thing.name_or_path = names.get(thing.name_or_path, thing.name_or_path)
 
 
 def locate(name: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..arrays import FloatArray, IntArray
+from ..registry import check_known
 from .grading.numbers import Verdict
 from .steps import OpenLine, decode, newline_tokens
 
@@ -71,6 +72,12 @@ def how_to_register(kind: type) -> str:
     ]
     spec = f'{{"name": "mine", {", ".join(needed)}}}' if needed else '"mine"'
     return f'register the class, tokengym.rewards.REWARDS.register("mine")({kind.__name__}), and give reward={spec}'
+
+
+def check_shaping(shaping: object) -> None:
+    """Raises `UnknownNameError` unless it is None or "potential"."""
+    if shaping is not None:
+        check_known("shaping", (shaping,), ("potential",))
 
 
 class RewardError(ValueError):

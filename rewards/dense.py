@@ -24,8 +24,9 @@ from typing import Literal
 from numpy.typing import ArrayLike
 
 from ..arrays import IntArray
-from ..registry import unknown_name
-from .base import AttemptView, ProblemLike, Step, StepReward
+from ..registry import check_known
+from ..settings import check_kind
+from .base import AttemptView, ProblemLike, Step, StepReward, check_shaping
 from .grading import solutions
 
 Match = Literal["result", "equation", "exact_text"]
@@ -62,8 +63,8 @@ class DenseReward(StepReward):
         self, match: Match = "result", weight: float = 0.5, shaping: Literal["potential"] | None = None
     ) -> None:
         _check_match(match)
-        if shaping not in (None, "potential"):
-            raise unknown_name("shaping", str(shaping), ["potential"])
+        check_shaping(shaping)
+        check_kind("weight", weight, float)
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight must be finite and not negative, got {weight}")
         self.match: Match = match
@@ -150,8 +151,7 @@ class ReferenceMatcher:
 
 
 def _check_match(match: str) -> None:
-    if match not in _READERS:
-        raise unknown_name("match", str(match), _READERS)
+    check_known("match", (match,), _READERS)
 
 
 class _Alignment:

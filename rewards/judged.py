@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..arrays import FloatArray, IntArray
-from ..registry import unknown_name
-from .base import AttemptView, ProblemLike, RewardError, Step, StepReward
+from ..registry import check_known
+from ..settings import check_kind
+from .base import AttemptView, ProblemLike, RewardError, Step, StepReward, check_shaping
 from .dense import ReferenceMatcher
 from .grading.solutions import exact_text
 from .outcome import OutcomeScores
@@ -60,10 +61,9 @@ class JudgedReward(StepReward):
         shaping: Literal["potential"] | None = None,
         device: str | None = None,
     ) -> None:
-        if form not in _RANGES:
-            raise unknown_name("form", str(form), _RANGES)
-        if shaping not in (None, "potential"):
-            raise unknown_name("shaping", str(shaping), ["potential"])
+        check_known("form", (form,), _RANGES)
+        check_shaping(shaping)
+        check_kind("weight", weight, float)
         if not math.isfinite(weight):
             raise ValueError(f"weight must be finite, got {weight}")
         self.judge = judge

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..arrays import FloatArray, IntArray
-from ..registry import unknown_name
-from .base import TERMINATED, AttemptView, ProblemLike, Step, StepReward, no_rewards
+from ..registry import check_known
+from .base import TERMINATED, AttemptView, ProblemLike, Step, StepReward, check_shaping, no_rewards
 from .grading.numbers import Verdict
 
 if TYPE_CHECKING:
@@ -56,10 +56,8 @@ class OutcomeReward(StepReward):
         orm_mix: Literal["replace", "add"] = "replace",
         device: str | None = None,
     ) -> None:
-        if orm_mix not in _MIXES:
-            raise unknown_name("orm_mix", str(orm_mix), _MIXES)
-        if shaping not in (None, "potential"):
-            raise unknown_name("shaping", str(shaping), ["potential"])
+        check_known("orm_mix", (orm_mix,), _MIXES)
+        check_shaping(shaping)
         if shaping is not None and not dense:
             raise ValueError("shaping is of the steps' rewards: leave it out, or set dense")
         self._scores = OutcomeScores(orm, device)

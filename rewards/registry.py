@@ -1,6 +1,5 @@
 """Rewards by name: the built-in ones, and those of other packages' entry points."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -80,20 +79,6 @@ def make_reward(spec: str | Mapping[str, Any] | Reward) -> Reward:
         UnknownNameError: There is no such reward; the message suggests the nearest name.
         ValueError: The spec is none of these, or its arguments do not fit the reward.
     """
-    if isinstance(spec, Reward):
-        return spec
     if isinstance(spec, type) and issubclass(spec, Reward):
         raise ValueError(f"{spec.__name__} is a class of rewards, and no reward: {how_to_register(spec)}")
-    arguments = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
-    name = arguments.pop("name", None)
-    if not isinstance(name, str):
-        raise ValueError(f'a reward is a name, a mapping {{"name": ..., **arguments}} or a Reward, not {spec!r}')
-    factory = REWARDS.get(name)
-    signature = inspect.signature(factory)
-    try:
-        signature.bind(**arguments)
-    except TypeError as error:
-        raise ValueError(f"reward {name!r} takes {signature}: {error}") from None
-    reward = factory(**arguments)
-    REWARDS.check_made(name, reward)
-    return reward
+    return REWARDS.make(spec)

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 from annotated_types import Ge, Lt
 
@@ -23,6 +25,8 @@ class Config:
     smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
     unit: Literal["token", "sequence"] = "token"
     free: float = -1.0
+    fast: bool = False
+    folder: str | None = None
 
 
 @pytest.mark.parametrize(
@@ -31,6 +35,7 @@ class Config:
         {},
         {"steps": 7, "shots": 3, "limit": 1, "rate": math.inf, "weight": 1e9, "ratio": None, "unit": "sequence"},
         {"ratio": 0.0, "smoothing": 0.49, "free": math.inf},
+        {"steps": np.int64(2), "rate": np.float32(0.5), "weight": 1, "folder": Path("runs")},
     ],
 )
 def test_values_within_their_bounds_pass(values: dict[str, Any]) -> None:
@@ -58,6 +63,23 @@ def test_values_within_their_bounds_pass(values: dict[str, Any]) -> None:
 )
 def test_values_out_of_their_bounds_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
+        check_settings(Config(**values))
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": "7"}, "steps must be a whole number, got '7'"),
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"limit": [1]}, "limit must be a whole number or None, got [1]"),
+        ({"rate": "1e-3"}, "rate must be a number, got '1e-3'"),
+        ({"fast": 1}, "fast must be true or false, got 1"),
+        ({"folder": 5}, "folder must be text or None, got 5"),
+    ],
+)
+def test_values_of_another_kind_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError) as error:
         check_settings(Config(**values))
     assert str(error.value) == message
 

@@ -314,17 +314,22 @@ PROBLEMS: Registry[Callable[..., ProblemSource]] = Registry(
 """Problem sources by name; third parties join through the entry-point group `tokengym.problems`."""
 
 
+def check_source(problems: object) -> None:
+    """Raises `TypeError` unless something is a problem source, with the way to make one of a list."""
+    if not isinstance(problems, ProblemSource):
+        raise TypeError(f"problems must be a ProblemSource, such as ProblemList([...]), got {problems!r:.80}")
+
+
 def make_problems(source: str | ProblemSource, **arguments: Any) -> ProblemSource:
     """The problem source registered under a name, constructed with `arguments`; a source is handed through as it is.
 
     Raises:
         UnknownNameError: Nothing is registered under that name.
-        ValueError: Arguments came with a source that is already made, or another package's source cannot be used.
+        ValueError: Arguments do not fit the source, or came with one that is already made, or another package's source
+            cannot be used.
     """
     if isinstance(source, str):
-        made = PROBLEMS.get(source)(**arguments)
-        PROBLEMS.check_made(source, made)
-        return made
+        return PROBLEMS.make_named(source, arguments)
     if arguments:
         raise ValueError(f"{source!r} is already made: give it {', '.join(sorted(arguments))} where you make it")
     return source

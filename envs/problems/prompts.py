@@ -11,6 +11,7 @@ import numpy as np
 from ...arrays import IntArray
 from ...registry import unknown_name
 from ...rewards.grading.formats import Marker
+from ...settings import check_kind
 from .base import Message, Problem
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def resolve_template(template: "str | Mapping[str, Any] | Chat") -> str | Chat:
     Raises:
         UnknownNameError: A name, and no template has it.
         ValueError: A text without `{question}`, or a mapping that is not "name": "chat" with the fields of `Chat`.
+        TypeError: None of these.
     """
     if isinstance(template, Mapping):
         settings = {name: value for name, value in template.items() if name != "name"}
@@ -65,6 +67,7 @@ def resolve_template(template: "str | Mapping[str, Any] | Chat") -> str | Chat:
             raise ValueError(f"thinking must be true, false or None, got {template.thinking!r}")
         _check_text(template.user)
         return template
+    check_kind("prompt", template, str | Mapping)
     if template == CHAT:
         return Chat()
     if template in TEMPLATES:

@@ -24,6 +24,7 @@ from ...files import naming
 from ..adapters import merged_weights
 from ..forward import token_logprobs
 from ..layers import evaluating, without_adapters
+from ..tokenizers import TINY, locate
 from .vllm_decoder import BaseVLLM, Requests, max_lora_rank
 from .vllm_http import ADAPTER, RefusedError, ServerRequests, Servers
 
@@ -128,10 +129,12 @@ class VLLMServers(BaseVLLM):
     def _start(self, model: PreTrainedModel, url: str) -> str:
         """A sentence with the command that starts a server as this model needs it."""
         port = httpx2.URL(url).port
+        name = without_adapters(model).name_or_path
+        served = locate(name)["pretrained_model_name_or_path"] if name == TINY else name or "MODEL"
         parts = [
             "VLLM_SERVER_DEV_MODE=1",
             *(["VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"] if self._adapted else []),
-            f"vllm serve {shlex.quote(without_adapters(model).name_or_path or 'MODEL')}",
+            f"vllm serve {shlex.quote(served)}",
             *([] if port is None else [f"--port {port}"]),
             f"--dtype {self._dtype} --max-model-len {self.length} --logprobs-mode {_MODE}",
             "--enable-scale-out --stream-interval 16",

@@ -10,7 +10,6 @@ What comes before `</think>` is no answer in any of them. A format of one's own 
 as an instance, or by a name from the entry-point group `tokengym.answer_formats`.
 """
 
-import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -403,20 +402,4 @@ def make_format(spec: str | Mapping[str, Any] | AnswerFormat) -> AnswerFormat:
         UnknownNameError: There is no such format; the message suggests the nearest name.
         ValueError: The spec is none of these, or its arguments do not fit the format.
     """
-    if isinstance(spec, AnswerFormat):
-        return spec
-    arguments = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
-    name = arguments.pop("name", None)
-    if not isinstance(name, str):
-        raise ValueError(
-            f'an answer format is a name, a mapping {{"name": ..., **arguments}} or an AnswerFormat, not {spec!r}'
-        )
-    factory = ANSWER_FORMATS.get(name)
-    signature = inspect.signature(factory)
-    try:
-        signature.bind(**arguments)
-    except TypeError as error:
-        raise ValueError(f"answer_format {name!r} takes {signature}: {error}") from None
-    made = factory(**arguments)
-    ANSWER_FORMATS.check_made(name, made)
-    return made
+    return ANSWER_FORMATS.make(spec)

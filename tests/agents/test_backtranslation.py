@@ -149,3 +149,17 @@ def test_it_is_an_agent_by_name() -> None:
     assert AGENTS.get("backtranslation") is Backtranslation
     with pytest.raises(UnknownNameError, match="did you mean 'backtranslation'"):
         AGENTS.get("backtranslate")
+
+
+@pytest.mark.parametrize(
+    ("base", "error", "message"),
+    [
+        ("tokengym/tny", UnknownNameError, "unknown model 'tokengym/tny': did you mean 'tokengym/tiny'"),
+        ("tokengym/tiny-orm", ValueError, "base='tokengym/tiny-orm' is an outcome model, which writes no text"),
+        ("chars:0123456789", ValueError, "the tokenizers of base='chars:0123456789' and of the student"),
+        (5, TypeError, "base must be text or None, got 5"),
+    ],
+)
+def test_a_base_that_cannot_propose_is_refused_at_once(base, error, message) -> None:
+    with pytest.raises(error, match=message):
+        make(base=base)

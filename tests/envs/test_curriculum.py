@@ -78,8 +78,11 @@ def test_curricula_by_name_by_mapping_and_ready_made():
     assert {"uniform", "sequential"} <= set(CURRICULA.names())
     with pytest.raises(UnknownNameError, match="did you mean 'uniform'"):
         make_curriculum("unifrom")
-    with pytest.raises(TypeError, match="repeat"):
+    with pytest.raises(ValueError, match="curriculum 'sequential' has no argument 'repeat': did you mean 'repeats'"):
         make_curriculum({"name": "sequential", "repeat": 8})
+    for wrong in (5, ["sequential"], {"repeats": 8}):
+        with pytest.raises(ValueError, match=r"a curriculum is a name, a mapping .* or a Curriculum, not"):
+            make_curriculum(wrong)
 
 
 def test_a_curriculum_of_your_own_needs_one_method():

@@ -199,6 +199,14 @@ CHARS = {"tokenizer": "chars:0123456789", "prompt": "{question}"}
             TypeError,
             "max_new_tokens must be a whole number, got 'x'",
         ),
+        ("tokengym/Arithmetic-v0", {"prompt": 5}, TypeError, "prompt must be text or a mapping, got 5"),
+        ("tokengym/Arithmetic-v0", {"tokenizer": 5}, TypeError, "tokenizer must be the name of one, .*, got 5"),
+        (
+            "tokengym/Arithmetic-v0",
+            {"problems": [1]},
+            TypeError,
+            "must be a ProblemSource, such as ProblemList.*got .1.",
+        ),
         ("tokengym/Dataset-v0", {"data": "a", "question": 3}, TypeError, "question must be text or a list, got 3"),
         ("tokengym/Dataset-v0", {"data": "a", "validation": "x"}, TypeError, "validation must be a number, got 'x'"),
         ("tokengym/Dataset-v0", {"data": "a", "split_files": "b"}, TypeError, "split_files must be a mapping or None"),
@@ -322,3 +330,9 @@ def test_problem_sources_of_other_packages_have_ids_and_built_in_ones_keep_their
     found = registration._installed()
     assert found == {"tokengym/pens-v0": "pens", "tokengym/Chess-v3": "Chess-v3", "tokengym/GSM8K-v0": "GSM8K"}
     assert {**found, **registration._BUILT_IN}["tokengym/GSM8K-v0"] == "gsm8k"
+
+
+@pytest.mark.parametrize("num_envs", ["4", 2.5, None])
+def test_the_number_of_slots_is_a_whole_number(num_envs):
+    with pytest.raises(TypeError, match=f"num_envs must be a whole number, got {num_envs!r}"):
+        make_vec_env("tokengym/Arithmetic-v0", num_envs, **CHARS)

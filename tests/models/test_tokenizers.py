@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from tokengym.models import load_tokenizer, num_token_ids
+from tokengym.models import OutcomeModel, load, load_tokenizer, num_token_ids
 from tokengym.models.condition_tokens import with_labels
 from tokengym.registry import UnknownNameError
 
@@ -175,3 +175,12 @@ def test_no_token_that_ends_attempts_is_left_out(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     LlamaConfig(vocab_size=3).save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).eos_token_id == 3  # `load` refuses the model
+
+
+def test_built_ins_have_the_names_that_users_give_them(tmp_path):
+    loaded = [*load("tokengym/tiny", device="cpu"), load_tokenizer("tokengym/tiny")]
+    judge = OutcomeModel.load("tokengym/tiny-orm", device="cpu")
+    assert [thing.name_or_path for thing in loaded] == ["tokengym/tiny"] * 3
+    assert judge.model.name_or_path == judge.tokenizer.name_or_path == "tokengym/tiny-orm"
+    loaded[1].save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).name_or_path == str(tmp_path)

@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tokengym.arrays import FloatArray, IntArray
+from tokengym.registry import UnknownNameError
 from tokengym.rewards import (
     REWARDS,
     RUNNING,
@@ -344,10 +346,34 @@ def test_make_reward_passes_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_reward({"name": "scaled", "scale": 2.0})
     assert isinstance(made, Scaled)
     assert made.scale == 2.0
-    with pytest.raises(ValueError, match=r"reward 'scaled' takes .*scale.*: got an unexpected keyword argument 'size'"):
-        make_reward({"name": "scaled", "scale": 1.0, "size": 2})
-    with pytest.raises(ValueError, match="missing a required argument: 'scale'"):
+    with pytest.raises(ValueError, match="reward 'scaled' has no argument 'scael': did you mean 'scale'"):
+        make_reward({"name": "scaled", "scale": 1.0, "scael": 2})
+    with pytest.raises(ValueError, match=r"reward 'scaled' needs scale: give .*, .scale.: "):
         make_reward("scaled")
+    with pytest.raises(ValueError, match="reward 'scaled': scale must be a number, got '2'"):
+        make_reward({"name": "scaled", "scale": "2"})
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"name": "dense", "weight": "0.5"}, "reward 'dense': weight must be a number, got '0.5'"),
+        ({"name": "dense", "match": ["result"]}, "unknown match ['result']: known are equation, exact_text, result"),
+        ({"name": "judged", "form": 1}, "unknown form 1: known are centered, shift"),
+        ({"name": "judged", "weight": None}, "reward 'judged': weight must be a number, got None"),
+        ({"name": "sparse", "weight": 2}, "reward 'sparse' has no argument 'weight': it takes none"),
+        ({"name": "sum", "terms": 5}, "reward 'sum': terms must be a list, got 5"),
+        ({"name": "product", "terms": None}, "reward 'product': terms must be a list, got None"),
+        (
+            {"name": "sum", "terms": [[1, "sparse"], [1, {"name": "dense", "weigt": 1}]]},
+            "reward 'dense' has no argument 'weigt': did you mean 'weight'? known are match, shaping, weight",
+        ),
+    ],
+)
+def test_a_bad_argument_is_named_with_what_it_may_be(spec: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, UnknownNameError)) as error:
+        make_reward(spec)
+    assert str(error.value) == message
 
 
 def test_make_reward_errors(monkeypatch: pytest.MonkeyPatch) -> None:

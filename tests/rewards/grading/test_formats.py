@@ -139,7 +139,7 @@ def test_a_gold_answer_that_cannot_be_read_says_why(spec, gold, message):
         ({"name": "tag", "tag": "<answer>"}, ValueError, "give the tag's name alone"),
         ({"name": "marker", "marker": " "}, ValueError, "give a text in one line"),
         ({"name": "marker", "answers": "numbers"}, UnknownNameError, "did you mean 'number'"),
-        ({"name": "marker", "mark": "x"}, ValueError, "takes"),
+        ({"name": "marker", "mark": "x"}, ValueError, "did you mean 'marker'"),
         ({"name": "choice", "letters": "A"}, ValueError, "capital letters"),
         (3, ValueError, "not 3"),
         ({"name": "marker", "units": "cm"}, ValueError, "give a list of words"),
