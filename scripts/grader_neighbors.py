@@ -8,6 +8,7 @@ environment that runs this script. The answers are ordinary ones; nothing here i
 import argparse
 import json
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import venv
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tokengym.commands.terminal import check_output
+from tokengym.exits import exit_status
 from tokengym.rewards import grade_free_form
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "grader_neighbors.md"
@@ -221,4 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -39,6 +40,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from tokengym.envs.problems.arithmetic import Arithmetic
 from tokengym.envs.problems.base import ProblemSource
+from tokengym.exits import exit_status
 from tokengym.models.loading import find_device
 from tokengym.models.tokenizers import EOS, PAD, TINY_FOLDER, wrap
 
@@ -636,6 +638,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     device = torch.device(find_device(options.device))  # before the text is written
+    options.output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     if (TINY_FOLDER / "tokenizer.json").is_file():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_FOLDER)
@@ -660,4 +663,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

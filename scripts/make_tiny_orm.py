@@ -16,6 +16,7 @@ import copy
 import json
 import random
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +48,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokengym.envs.problems.arithmetic import NAMES, Arithmetic
 from tokengym.envs.problems.base import ProblemSource
+from tokengym.exits import exit_status
 from tokengym.models import OutcomeModel, load
 
 WRONG = 0.5
@@ -260,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)  # before the work whose results it is for
     judge, output = untrained(options.seed)
     started, seen = time.perf_counter(), list[dict[str, float]]()
     for losses in train(judge, output, options.steps, options.seed):
@@ -273,4 +276,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

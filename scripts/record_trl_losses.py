@@ -6,17 +6,20 @@
 TRL's own `_compute_loss` runs on a stand-in for the trainer whose model is a table of log-probabilities and entropies.
 """
 
+import argparse
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-import trl
-from accelerate import Accelerator
-from trl.trainer.grpo_trainer import GRPOTrainer
+try:
+    import trl
+    import torch  # isort: skip - TRL, which may be missing, is faster
+    from accelerate import Accelerator
+    from trl.trainer.grpo_trainer import GRPOTrainer
+except ModuleNotFoundError as error:
+    raise SystemExit(f"{error}: run this in an environment with TRL, made as {__file__} says at its top") from None
 
 LIMIT = 5
 LENGTHS = (5, 3, 4, 1, 5, 2)
@@ -105,8 +108,13 @@ def loss(values: dict[str, torch.Tensor], theirs: dict[str, Any], masked: bool) 
     return result.item(), {name: None if grad is None else grad.tolist() for name, grad in gradients.items()}
 
 
-def main(path: str) -> None:
+def main() -> None:
     """Writes the batch and each case's settings, loss and gradients."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("output", type=Path, help="JSON file to write")
+    output = parser.parse_args().output
+    if output.is_dir() or not output.parent.is_dir():
+        parser.error(f"{output} cannot be written: give a file in a folder that is there")
     values = batch()
     cases = {}
     for name, (ours, theirs) in CASES.items():
@@ -119,8 +127,8 @@ def main(path: str) -> None:
         "batch": {name: tensor.tolist() for name, tensor in values.items()},
         "cases": cases,
     }
-    Path(path).write_text(json.dumps(record) + "\n")
+    output.write_text(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

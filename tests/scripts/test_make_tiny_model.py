@@ -157,6 +157,12 @@ def test_a_device_that_is_not_there_is_named_before_the_text_is_written(tmp_path
         pt.main(["--steps", "1", "--device", "gpu", "--output", str(tmp_path)])
 
 
+def test_an_output_that_cannot_be_is_named_before_the_text_is_written(tmp_path):
+    (taken := tmp_path / "taken").touch()
+    with pytest.raises(FileExistsError, match=str(taken)):
+        pt.main(["--steps", "1", "--device", "cpu", "--output", str(taken)])
+
+
 def test_a_short_run_writes_checkpoints_that_load(tmp_path, capsys):
     arguments = "--device cpu --steps 1 --batch-rows 2 --tokens 1000 --workers 1 --probes 1"
     pt.main([*arguments.split(), "--output", str(tmp_path)])

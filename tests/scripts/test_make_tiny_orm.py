@@ -160,3 +160,9 @@ def test_it_has_a_name_for_commands_and_others_have_none(capsys) -> None:
     arguments = ["eval", "--problems", "2", "--n", "2", "--num-envs", "4", "--device", "cpu"]
     assert main([*arguments, "--orm", TINY_ORM, "--reranker", "outcome_likelihood", "--scorer", TINY]) == 0
     assert "weighted_maj@2" in capsys.readouterr().out
+
+
+def test_an_output_that_cannot_be_is_named_before_training(tmp_path) -> None:
+    (taken := tmp_path / "taken").touch()
+    with pytest.raises(FileExistsError, match=str(taken)):
+        script.main(["--steps", "1", "--output", str(taken)])
