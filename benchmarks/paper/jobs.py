@@ -30,7 +30,7 @@ from ...rewards.grading.solutions import equation_sequence
 from ...rewards.steps import step_ends
 from ..jobs import Done, Job, Stopwatch
 from ..reports.attempts import attempt_records
-from .systems import MODEL
+from .systems import MODEL, outputs
 
 POOL, SHOWN, RECORDS = "pool.jsonl", "shown.jsonl", "attempts.json"
 SOLUTIONS, OUTCOMES = "solutions.json", "outcomes.json"
@@ -189,7 +189,9 @@ def expected_attempts(job: Job) -> int:
         return settings["problems"] * (settings["n"] + 1)
     if job.work is not train_system:
         return 0
-    config = AGENTS.get(settings["agent"]).config_class(**settings["config"])
+    # No job is done yet: a path in another's folder stands for itself.
+    paths = {name: value["path"] if any(outputs(value)) else value for name, value in settings["config"].items()}
+    config = AGENTS.get(settings["agent"]).config_class(**paths)
     if isinstance(config, PPOConfig):
         return config.iterations * config.problems_per_iteration * config.samples_per_problem
     if isinstance(config, SFTConfig) or getattr(config, "pool", None) is not None:
