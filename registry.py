@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from .settings import check_kind
+from .settings import argument_hint, check_kind
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -150,7 +150,7 @@ class Registry(Generic[T]):
         for argument, value in arguments.items():
             if argument in known:
                 try:
-                    check_kind(argument, value, known[argument].annotation)
+                    check_kind(argument, value, argument_hint(known[argument]))
                 except TypeError as error:
                     raise ValueError(f"{self.kind} {name!r}: {error}") from None
             elif inspect.Parameter.VAR_KEYWORD not in kinds:

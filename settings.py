@@ -11,7 +11,7 @@ from math import inf
 from os import PathLike
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from annotated_types import Ge, Gt, Le, Lt
@@ -78,6 +78,11 @@ _KINDS: Mapping[Any, tuple[type, str]] = {
     Mapping: (Mapping, "a mapping"),
     Sequence: (Sequence, "a list"),
 }
+
+
+def argument_hint(parameter: inspect.Parameter) -> Any:
+    """The type hint of a parameter, with `None` among its values where that is its default."""
+    return parameter.annotation if parameter.default is not None else Optional[parameter.annotation]  # noqa: UP045
 
 
 def check_kind(name: str, value: object, hint: Any) -> None:

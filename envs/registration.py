@@ -10,7 +10,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from ..registry import entry_point_names, unknown_name
-from ..settings import check_kind
+from ..settings import argument_hint, check_kind
 
 if TYPE_CHECKING:
     from .problems.base import ProblemSource
@@ -202,7 +202,7 @@ def _divide(
 
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
     """The parameters of a class or function, each with its type hint."""
-    return {name: parameter.annotation for name, parameter in inspect.signature(factory).parameters.items()}
+    return {name: argument_hint(parameter) for name, parameter in inspect.signature(factory).parameters.items()}
 
 
 register_envs()

@@ -17,6 +17,24 @@ def test_the_list_has_the_packages_that_people_import() -> None:
     assert {"tokengym", "tokengym.agents", "tokengym.envs", "tokengym.rewards", "tokengym.models"} <= ROWS.keys()
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "new_module", "new_name"),
+    [
+        *(("tokengym.agents.learner", name, "tokengym.agents.training", name)
+          for name in ("Example", "Learner", "OptimizerConfig")),
+        ("tokengym.agents.losses", "masked_aggregate", "tokengym.agents.training", "masked_aggregate"),
+        ("tokengym.agents.sb3", "CausalLMPolicy", "tokengym.agents.sb3", "SB3CausalLMPolicy"),
+        ("tokengym.rewards", "Attempt", "tokengym.rewards", "FinishedAttempt"),
+    ],
+)  # fmt: skip
+def test_names_of_the_last_version_say_where_they_are_now(
+    module: str, name: str, new_module: str, new_name: str
+) -> None:
+    with pytest.warns(DeprecationWarning, match=f"{module}.{name} is now {new_module}.{new_name}; "):
+        old = getattr(import_module(module), name)
+    assert old is getattr(import_module(new_module), new_name)
+
+
 @pytest.mark.parametrize("package", ROWS)
 def test_a_package_exports_what_the_documentation_lists(package: str) -> None:
     module = import_module(package)

@@ -354,6 +354,19 @@ def test_make_reward_passes_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
         make_reward({"name": "scaled", "scale": "2"})
 
 
+def test_none_is_given_where_it_is_the_default_whatever_the_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Scaled(SparseReward):
+        def __init__(self, scale: float = None, name: "str" = None) -> None:  # type: ignore[assignment]  # noqa: RUF013
+            self.scale = scale
+
+    monkeypatch.setitem(REWARDS._registered, "scaled", Scaled)
+    made = make_reward({"name": "scaled", "scale": None})
+    assert isinstance(made, Scaled)
+    assert made.scale is None
+    with pytest.raises(ValueError, match="reward 'scaled': scale must be a number or None, got '2'"):
+        make_reward({"name": "scaled", "scale": "2"})
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
