@@ -42,7 +42,7 @@ def test_rendering_shows_the_reward_where_it_was_paid(make, play, tokens_of):
         ({"render_mode": "human"}, TypeError, "render_mode"),
         ({"reward": "spars"}, UnknownNameError, "did you mean 'sparse'"),
         ({"curriculum": "sequentail"}, UnknownNameError, "did you mean 'sequential'"),
-        ({"curriculum": {"repeats": 3}}, ValueError, 'needs a "name"'),
+        ({"curriculum": {"repeats": 3}}, ValueError, "a curriculum is a name, a mapping .* or a Curriculum, not "),
         ({"curriculum": {"name": "sequential", "repeats": 0}}, ValueError, "repeats must be at least 1"),
         ({"prompt": "qaa"}, UnknownNameError, "did you mean 'qa'"),
         ({"prompt": "Question: "}, ValueError, "{question}"),
