@@ -55,7 +55,7 @@ def check_settings(config: Any) -> None:
     """
     for name, hint in _field_hints(type(config)).items():
         value = getattr(config, name)
-        if not isinstance(value, NoneType | PathLike):
+        if not isinstance(value, PathLike):
             check_kind(name, value, hint)
     for name, limits in _limits(type(config)).items():
         value = getattr(config, name)
@@ -77,6 +77,7 @@ _KINDS: Mapping[Any, tuple[type, str]] = {
     NoneType: (NoneType, "None"),
     Mapping: (Mapping, "a mapping"),
     Sequence: (Sequence, "a list"),
+    tuple: (Sequence, "a list"),
 }
 
 

@@ -27,6 +27,7 @@ class Config:
     free: float = -1.0
     fast: bool = False
     folder: str | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,6 @@ def test_values_within_their_bounds_pass(values: dict[str, Any]) -> None:
     ("values", "message"),
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"steps": None}, "steps must be at least 1, got None"),
         ({"shots": -1}, "shots must be at least 0, got -1"),
         ({"limit": 0}, "limit must be at least 1, got 0"),
         ({"rate": 0.0}, "rate must be above 0, got 0.0"),
@@ -72,6 +72,8 @@ def test_values_out_of_their_bounds_are_named(values: dict[str, Any], message: s
     [
         ({"steps": "7"}, "steps must be a whole number, got '7'"),
         ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"steps": None}, "steps must be a whole number, got None"),
+        ({"betas": 0.9}, "betas must be a list, got 0.9"),
         ({"limit": [1]}, "limit must be a whole number or None, got [1]"),
         ({"rate": "1e-3"}, "rate must be a number, got '1e-3'"),
         ({"fast": 1}, "fast must be true or false, got 1"),
