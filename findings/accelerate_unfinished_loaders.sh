@@ -10,8 +10,8 @@
 # rate schedule steps along, N times too fast. If it is left before, the end of the training loader is not seen: its
 # last batches are added to the next epoch's first ones, and boundaries move. Trials in which evaluation is read to its
 # end are right. transformers' and TRL's trainers do not count by loaders. (Pull request 4248, which is open, tells of
-# it.) What helps: reading evaluation loaders to their end, samples from a loader that is
-# not prepared, or `GradientAccumulationPlugin(num_steps=4, sync_with_dataloader=False)`.
+# it.) What helps: reading evaluation loaders to their end, samples from a loader that is not prepared, or
+# `GradientAccumulationPlugin(num_steps=4, sync_with_dataloader=False)`.
 #
 # Two epochs of 22 batches with steps after each four, and a look after the eighth batch: batches with a step are S; and
 # the learning rate after the first epoch, times 0.8 with each step.

@@ -5,12 +5,13 @@
 # With `sync_ref_model` the reference follows the policy: every so many steps part of the policy is mixed into it.
 # Checkpoints hold the policy, optimizer, schedule and random states, so that a resumed run is the run that was not
 # stopped, but not the reference. After resuming it is the model that was there before the first step: implicit rewards
-# and, in GRPO and RLOO, the KL jump, until it has caught up, 512 steps apart by default. `BEMACallback` keeps its
-# starting point and moving averages in itself: after resuming both are the weights of the checkpoint, while its factors
-# are those of the global step, so that the saved "bema" model is made from the second part alone. Runs that are cut
-# into jobs of some hours have this at each cut. (Their docstrings do not tell of it, and no public issue was found.)
-# What helps: saving the state of `trainer.ref_model` with each checkpoint, and loading it into the new trainer's before
-# `train`; for averages nothing but a run without a break, or averaging checkpoints afterwards.
+# jump, until it has caught up, 512 steps apart by default. (DPO's trainer was run; by the source, GRPO's registers the
+# same callback for its KL.) `BEMACallback` keeps its starting point and moving averages in itself: after resuming both
+# are the weights of the checkpoint, while its factors are those of the global step, so that the saved "bema" model is
+# made from the second part alone. Runs that are cut into jobs of some hours have this at each cut. (Their docstrings do
+# not tell of it, and no public issue was found.)
+# What should help, by the source: saving the state of `trainer.ref_model` with each checkpoint, and loading it into the
+# new trainer's before `train`; for averages, averaging checkpoints afterwards.
 #
 # DPO of a small random Llama, 12 steps in one go and resumed at step 8, the reference synchronized every 4 steps: the
 # losses of step 9, and how far the two "bema" models are from each other, relative to what training changed.
