@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .linear import OneDNNLinear, linear
+
 
 @contextmanager
 def float32_head(head: nn.Module) -> Iterator[None]:
@@ -42,7 +44,7 @@ def float32_forward(head: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """
     rows = trained_rows(head)
     layer: Any = head if rows is None else rows.get_base_layer()
-    if type(layer) is not nn.Linear:
+    if type(layer) not in (nn.Linear, OneDNNLinear):
         return None
 
     def forward(hidden: Tensor) -> Tensor:
@@ -50,7 +52,8 @@ def float32_forward(head: nn.Module) -> Callable[[Tensor], Tensor] | None:
         weight = layer.weight if whole else cast(Any, rows).get_merged_weights(cast(Any, rows).active_adapters)
         bias = layer.bias if whole else None  # a hook adds it else, see `loading.with_lora`
         with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
+            product = linear if type(layer) is OneDNNLinear else nn.functional.linear
+            return product(hidden.float(), weight.float(), None if bias is None else bias.float())
 
     return forward
 

@@ -21,6 +21,7 @@ from .adapters import FOLDER, base_name, is_adapter, with_saved_adapters
 from .engine.self_check import check_training
 from .head import trained_rows
 from .layers import model_name, short_pass
+from .linear import use_onednn
 from .quantized import check_loaded, loading_in_4bit
 from .tokenizers import CHARS, load_tokenizer, locate, name_built_in, not_loaded
 
@@ -181,7 +182,7 @@ def _pretrained(name: str, device: str, dtype: str, load_in_4bit: bool, attn: st
     if load_in_4bit:
         check_loaded(model)
         return model
-    return model.to(device)
+    return use_onednn(model).to(device)
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

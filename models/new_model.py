@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from ..registry import unknown_name
+from .linear import use_onednn
 from .vocabulary import num_token_ids
 
 ARCHITECTURES = ("gpt2", "llama")
@@ -68,4 +69,4 @@ def new_model(
             return GPT2LMHeadModel(GPT2Config(**ids, **shape, **dropout)).eval()
         shape = {"num_hidden_layers": depth, "hidden_size": width, "intermediate_size": 4 * width}
         shape |= {"num_attention_heads": heads, "max_position_embeddings": positions}
-        return LlamaForCausalLM(LlamaConfig(**ids, **shape)).eval()
+        return use_onednn(LlamaForCausalLM(LlamaConfig(**ids, **shape)).eval())

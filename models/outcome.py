@@ -32,6 +32,7 @@ from .engine.scorer import SlotScorer
 from .engine.self_check import check_training, fits_slots
 from .forward import Index, default_micro_batch_tokens, micro_batches, selected_logits, sigmoid
 from .layers import deep_copy, trunk
+from .linear import use_onednn
 from .loading import DTYPES, OUTCOME_RECORD, check_vocabulary, find_device, no_progress_bars
 from .positions import check_length, position_limit
 from .token_scorer import TokenScorer
@@ -98,7 +99,7 @@ class OutcomeModel:
             torch.manual_seed(seed)
             scorer: Any = TokenScorer._from_config(config, dtype=model.dtype)
         scorer.base_model.load_state_dict(trunk(model).state_dict())
-        return cls(scorer.to(model.device).eval(), tokenizer, kind)
+        return cls(use_onednn(scorer).to(model.device).eval(), tokenizer, kind)
 
     @classmethod
     def load(
@@ -134,7 +135,7 @@ class OutcomeModel:
         name_built_in(model)
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"the outcome model {str(path)!r} lacks {len(missing)} weights, the first {missing[0]!r}")
-        return cls(model.to(find_device(device)).eval(), own, kind)
+        return cls(use_onednn(model).to(find_device(device)).eval(), own, kind)
 
     def save(self, folder: str | Path) -> None:
         """Writes weights, configuration, tokenizer and kind into `folder`."""

@@ -1,0 +1,137 @@
+"""Linear layers whose products come from oneDNN."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tokengym import models
+from tokengym.models import linear
+from tokengym.models.linear import LEAST, OneDNNLinear, use_onednn
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+SHAPES = [(96, 96, 128), (8, 12, 96, 128), (1, 9216, 128)]  # [..., K]; with N = 96 all are large enough
+
+
+@pytest.fixture
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Shapes of the products that oneDNN was asked for."""
+    shapes: list[torch.Size] = []
+    product = linear._product
+
+    def noted(*given: torch.Tensor) -> torch.Tensor:
+        shapes.append(given[0].shape)
+        return product(*given)
+
+    monkeypatch.setattr(linear, "_product", noted)
+    return shapes
+
+
+def _pair(bias: bool) -> tuple[nn.Linear, nn.Linear]:
+    torch.manual_seed(0)
+    usual = nn.Linear(128, 96, bias=bias)
+    return usual, use_onednn(copy.deepcopy(usual))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_outputs_and_gradients_are_those_of_pytorch(
+    faster: None, products: list[torch.Size], shape: tuple[int, ...], bias: bool
+) -> None:
+    usual, fast = _pair(bias)
+    values, weights = torch.randn(shape), torch.randn(*shape[:-1], 96)
+    found = []
+    for layer in (usual, fast):
+        given = values.clone().requires_grad_()
+        output = layer(given)
+        (output * weights).sum().backward()
+        found.append([output.detach(), given.grad, *(parameter.grad for parameter in layer.parameters())])
+    assert len(products) == 3  # the output, and the gradients of input and weight
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_inputs_that_are_no_rows_in_order_are_read_right(faster: None, products: list[torch.Size]) -> None:
+    usual, fast = _pair(bias=True)
+    values = torch.randn(128, 96, 100).transpose(0, 2)  # [100, 96, 128]
+    weights = torch.randn(96, 9600).t().unflatten(0, (100, 96))
+    found = []
+    for layer in (usual, fast):
+        given = values.detach().requires_grad_()
+        output = layer(given)
+        output.backward(weights)
+        found.append([output.detach(), given.grad, layer.weight.grad, layer.bias.grad])
+        given.grad = None
+    assert len(products) == 3
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_frozen_weights_get_no_gradient_and_take_no_product(faster: None, products: list[torch.Size]) -> None:
+    _, fast = _pair(bias=True)
+    fast.requires_grad_(False)
+    given = torch.randn(9216, 128, requires_grad=True)
+    fast(given).sum().backward()
+    assert given.grad is not None
+    assert fast.weight.grad is None
+    assert fast.bias.grad is None
+    assert len(products) == 2
+
+
+def test_small_products_and_other_types_are_pytorchs(faster: None, products: list[torch.Size]) -> None:
+    _, fast = _pair(bias=False)
+    rows = LEAST // (128 * 96)
+    fast(torch.randn(rows, 128))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fast(torch.randn(9216, 128)).dtype == torch.bfloat16
+    copy.deepcopy(fast).double()(torch.randn(9216, 128, dtype=torch.float64))
+    with torch.device("meta"):
+        assert OneDNNLinear(128, 96)(torch.empty(9216, 128)).device.type == "meta"
+    assert products == []
+    fast(torch.randn(rows + 1, 128))
+    assert len(products) == 1
+
+
+def test_all_linear_layers_of_a_model_change(faster: None) -> None:
+    model, _ = models.load("tokengym/tiny", device="cpu")
+    names = [name for name, module in model.named_modules() if isinstance(module, OneDNNLinear)]
+    assert len(names) == 1 + 7 * model.config.num_hidden_layers  # attention, gated feed-forward, head
+    assert not any(type(module) is nn.Linear for module in model.modules())
+
+
+def test_a_model_that_is_saved_is_the_same(faster: None, tmp_path: Path) -> None:
+    model, tokenizer = models.load("tokengym/tiny", device="cpu")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    again, _ = models.load(str(tmp_path), device="cpu")
+    for ours, theirs in zip(again.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_other_processors_keep_pytorchs_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: False)
+    assert type(use_onednn(nn.Linear(4, 4))) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("name", "avx512", "faster"),
+    [("AMD EPYC", True, True), ("AMD EPYC", False, False), ("Intel Xeon", True, False), ("", True, False)],
+)
+def test_onednn_is_taken_on_amds_processors_with_avx512(
+    monkeypatch: pytest.MonkeyPatch, name: str, avx512: bool, faster: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name, "avx512_f": avx512})
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert linear.onednn_is_faster.__wrapped__() is faster
+
+
+def test_processors_that_say_nothing_of_themselves_keep_pytorchs_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert not linear.onednn_is_faster.__wrapped__()
