@@ -608,12 +608,14 @@ def _solve(node: Node) -> list[_Piece]:
         end, closed = _end(bound), sign.endswith("=") and sign != "!="
         if unknown.kind == "symbol":
             pieces = _half_line(sign, end, closed)
-        elif (
-            unknown.kind == "absolute" and unknown.parts[0].kind == "symbol" and end.node is not None and end.order > 0
-        ):
+        elif unknown.kind == "absolute" and unknown.parts[0].kind == "symbol" and end.node is not None:
             low = _end(Node("negative", (end.node,)))
-            inside: list[_Piece] = [(low, end, closed, closed)]
-            pieces = inside if sign[0] == "<" else _outside([(low, end, not closed, not closed)])
+            if sign in ("=", "!="):
+                points = _join([(low, low, True, True), (end, end, True, True)]) if end.order >= 0 else []
+                pieces = points if sign == "=" else _outside(points)
+            else:
+                inside: list[_Piece] = [(low, end, closed, closed)]
+                pieces = inside if sign[0] == "<" else _outside([(low, end, not closed, not closed)])
         else:
             raise Unreadable("no single letter")
         found = _meet(found, pieces)

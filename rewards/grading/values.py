@@ -165,8 +165,6 @@ class Evaluator:
         context = _context()
         if isinstance(base, Fraction) and isinstance(exponent, Fraction):
             if exponent.denominator == 1:
-                if not base and exponent < 0:
-                    raise ZeroDivisionError
                 bits = max(base.numerator.bit_length(), base.denominator.bit_length())
                 if abs(base) not in (0, 1) and bits * abs(exponent) > 2 * MAX_BITS:
                     raise Unreadable("too large")
