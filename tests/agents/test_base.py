@@ -14,9 +14,11 @@ from tokengym import registry
 from tokengym.agents import AGENTS, RFT, SFT, Agent, ExpertIteration, STaR, make_agent
 from tokengym.agents.base import DEFAULT_PROBLEMS
 from tokengym.agents.evaluation.evaluate import evaluate
+from tokengym.agents.rollouts.attempts import RolloutStatistics
 from tokengym.agents.rollouts.collect import collect
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.registry import UnknownNameError
+from tokengym.rewards import DenseReward, SparseReward
 
 SMALL = {"device": "cpu", "num_envs": 4}
 
@@ -115,6 +117,13 @@ def test_an_environment_may_come_as_id_spec_single_or_vector(folder, sums, make_
         agent.make_validation_env()
 
 
+def test_validation_pays_by_the_grader_alone(folder, make_sums) -> None:
+    spec = make_sums(2, reward="dense", tokenizer=str(folder)).spec
+    agent = ExpertIteration(spec, folder, **SMALL)
+    assert isinstance(agent.env.reward, DenseReward)
+    assert type(agent.make_validation_env().reward) is SparseReward
+
+
 def test_the_environment_gets_the_models_tokenizer(folder) -> None:
     agent = ExpertIteration(
         gym.make(
@@ -156,6 +165,52 @@ def test_demonstrations_are_the_first_problems_and_too_long_ones_are_errors(fold
     assert list(ExpertIteration(skipping, folder, **SMALL).demonstrations(3)) == list(some)[:3]
     assert next(i for i in range(30) if agent.env.problems[i].id == list(some)[2]) > 2
     assert all(len(example.completion) <= 2 for example in some.values())
+
+
+def test_attempts_at_the_first_problems_leave_the_curriculum_as_it_was(folder, sums) -> None:
+    agent = ExpertIteration(sums, folder, **SMALL)
+    curriculum = agent.env.curriculum
+    attempts = agent.collect_attempts(agent.policy, agent.env, 3, 2, seed=0, folder=None)
+    first = [agent.env.problems[i].id for i in range(3)]
+    assert [attempt.problem.id for attempt in attempts] == [name for name in first for _ in range(2)]
+    assert agent.env.curriculum is curriculum
+    with pytest.raises(AttributeError):
+        agent.collect_attempts(None, agent.env, 3, 2, seed=0, folder=None)  # pyright: ignore[reportArgumentType]
+    assert agent.env.curriculum is curriculum
+
+
+def test_continuations_are_counted_with_their_tokens(folder, sums, tmp_path) -> None:
+    agent = ExpertIteration(sums, folder, **SMALL)
+    attempts = agent.collect_attempts(agent.policy, agent.env, 4, 2, seed=0, folder=None)
+    ends = [np.arange(len(attempt.completion)) for attempt in attempts]
+    counts, sampled = agent.count_successes(
+        agent.policy, agent.env, attempts, 3, seed=1, stem=tmp_path / "labels", ends=ends
+    )
+    prefixes = {(a.problem.id, *a.completion[: i + 1].tolist()) for a in attempts for i in range(len(a.completion) - 1)}
+    lines = [json.loads(line) for line in (tmp_path / "labels-0.jsonl").read_text().splitlines()]
+    assert len(lines) == len(prefixes)
+    assert sampled == {"attempts": 3 * len(prefixes), "tokens": sum(line["tokens"] for line in lines)}
+    assert sampled["tokens"] >= sampled["attempts"]
+    assert [len(found) for found in counts] == [len(attempt.completion) for attempt in attempts]
+
+
+def test_attempts_are_shown_once_with_what_is_logged_next(folder, sums, tmp_path, monkeypatch) -> None:
+    agent = ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run")
+    shown: list[list[str]] = []
+    monkeypatch.setattr(
+        agent.run, "log", lambda step, metrics, attempts: shown.append([one.question for one in attempts])
+    )
+    statistics = RolloutStatistics()
+    attempts = agent.collect_attempts(agent.policy, agent.env, 2, 2, seed=0, folder=None)
+    for attempt in attempts:
+        statistics.add(attempt)
+    for _ in range(2):
+        agent.count(statistics, 1.0)
+    assert agent.num_attempts == 8
+    assert agent.num_tokens == 2 * sum(len(attempt.completion) for attempt in attempts)
+    agent.log({"a": 1.0}, None)
+    agent.log({"b": 1.0}, None)
+    assert shown == [[agent.env.problems[i].question for i in range(2)], []]
 
 
 @pytest.mark.parametrize("name", sorted({*AGENTS.names()} - {"backtranslation", "mpo"}))

@@ -1,5 +1,6 @@
 """Agents in bfloat16: all weights move, what is saved is the policy, and a reference is the policy before learning."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,22 @@ def test_training_in_bfloat16_samples_with_its_newest_weights(
     stale = mismatches(make("grpo", digits, folder, **settings))
     assert stale[0] == pytest.approx(found[0], abs=1e-6)
     assert max(stale[1:]) > 5e-3
+
+
+def test_a_model_in_anothers_place_is_what_decodes(digits: Any, folder: Path) -> None:
+    """As outcome-conditioned agents replace theirs when they learn."""
+    agent = make("grpo", digits, folder, bf16=True)
+    before = agent.policy.decoder(2)
+    agent.model = copy.deepcopy(agent.model)
+    with torch.no_grad():
+        for weight in agent.model.parameters():
+            weight += 1
+    after = agent.policy.decoder(2)
+    assert isinstance(before, SlotDecoder)
+    assert isinstance(after, SlotDecoder)
+    for name, weight in agent.model.named_parameters():
+        assert torch.equal(after.model.get_parameter(name).float(), weight.to(after.model.get_parameter(name)).float())
+        assert not torch.equal(after.model.get_parameter(name), before.model.get_parameter(name))
 
 
 def test_validation_and_what_is_asked_of_a_trained_agent_use_the_copy(digits: Any, folder: Path) -> None:

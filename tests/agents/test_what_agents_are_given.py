@@ -54,6 +54,13 @@ def test_an_agent_without_a_use_for_a_curriculum_says_so(folder, make_sums, capl
     assert "environment's curriculum, PrioritizedReplay, does not count" in caplog.text
 
 
+def test_an_agent_that_learns_on_the_test_split_says_so(folder, make_sums, caplog):
+    SFT(make_sums(2, split="train"), folder, demonstrations=4)
+    assert "test split" not in caplog.text
+    SFT(make_sums(2, split="test"), folder, demonstrations=4)
+    assert "this agent learns on the test split: its evaluation there says nothing" in caplog.text
+
+
 def test_an_evaluation_takes_a_gymnasium_environment_and_then_its_test_split(sums, folder):
     agent = SFT(sums, folder, demonstrations=4, num_envs=2)
     seen = []

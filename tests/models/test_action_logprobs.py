@@ -81,6 +81,17 @@ def test_truncated_distributions_equal_whole_logits_under_a_mask(monkeypatch, ki
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+def test_logits_of_half_the_precision_are_computed_with_in_float32() -> None:
+    logits = 20 * torch.randn(8, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    tokens = torch.arange(8)
+    scores = (logits.float() / 0.7).log_softmax(-1)
+    torch.testing.assert_close(forward.token_logprobs(logits, tokens, 0.7), scores[tokens, tokens])
+    torch.testing.assert_close(forward.token_entropies(logits, 0.7), -(scores.exp() * scores).sum(-1))
+    kept = KeptTokens.of(torch.ones(8, 50, dtype=torch.bool))
+    assert forward.among_kept(logits, tokens, kept)[0].dtype == torch.float32
+    assert forward.token_logprobs(logits.double(), tokens).dtype == torch.float64
+
+
 def test_entropies_come_without_a_gradient_where_none_is_asked_for() -> None:
     found, entropies = logprobs(make("llama"), entropy="value")
     assert found.requires_grad

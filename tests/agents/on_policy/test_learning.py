@@ -1,12 +1,16 @@
 """Agents find the best arm, keep to budgets and references, and name bad settings."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from tokengym.agents import make_agent
+from tokengym.agents.rollouts.attempts import Attempt
 from tokengym.agents.training.advantages import group_advantages
+from tokengym.agents.training.ranks import Ranks
 from tokengym.envs import Problem
-from tokengym.envs.curriculum import Uniform
+from tokengym.envs.curriculum import Uniform, make_curriculum
 from tokengym.rewards import Verdict
 
 
@@ -20,6 +24,45 @@ def test_warnings_compare_with_the_start_of_a_run_also_after_a_resume(make, tmp_
     assert resumed._progress is not None
     assert resumed._progress.alarms.state_dict()["entropy"] == before["entropy"]
     assert resumed._progress.alarms.state_dict()["mismatch"] == before["mismatch"]
+
+
+def test_the_entropy_of_rollouts_is_the_mean_surprise_of_their_tokens(make) -> None:
+    told: list[dict[str, float]] = []
+    seen: list[Attempt] = []
+    agent = make("rloo", iterations=1)
+    improve = agent.improve
+    agent.improve = lambda learner, attempts, iteration: seen.extend(attempts) or improve(learner, attempts, iteration)
+    agent.learn(callback=lambda _, metrics: told.append(metrics))
+    surprises = -np.concatenate([attempt.logprobs for attempt in seen])
+    assert (surprises > 0).all()
+    assert told[0]["rollout/entropy"] == pytest.approx(surprises.mean())
+
+
+def test_a_process_that_samples_a_part_leaves_the_curriculum_where_all_attempts_have_brought_it(make) -> None:
+    def learn(ranks: type[Ranks]) -> tuple[dict[str, Any], list[Attempt]]:
+        seen: list[Attempt] = []
+        agent = make("grpo", iterations=1)
+        agent.env.curriculum = make_curriculum({"name": "prioritized_replay", "capacity": 3})
+        improve, agent.ranks = agent.improve, ranks(agent.accelerator)
+        agent.improve = lambda learner, attempts, number: seen.extend(attempts) or improve(learner, attempts, number)
+        agent.learn()
+        return agent.env.curriculum.state_dict(), seen
+
+    alone, attempts = learn(Ranks)
+
+    class First(Ranks):
+        """The first process of two; the other one sampled what a process alone does."""
+
+        def share(self, total: int) -> range:
+            return range(total // 2)
+
+        def gather(self, value: Any) -> list[Any]:
+            assert len(value) == len(attempts) // 2
+            return [value, attempts[len(value) :]]
+
+    shared, gathered = learn(First)
+    assert [attempt.tokens.tolist() for attempt in gathered] == [attempt.tokens.tolist() for attempt in attempts]
+    assert shared == alone
 
 
 def test_groups_of_equal_rewards_are_counted_and_move_nothing(letters, same, weights, make) -> None:
@@ -79,6 +122,14 @@ def test_the_budget_and_the_callback_end_learning(make, tmp_path) -> None:
     assert stopped.num_attempts == 24
     assert isinstance(stopped.env.curriculum, Uniform)
     assert stopped.env.curriculum.repeats == 1  # put back
+
+
+def test_the_last_iteration_is_validated_and_kept_whatever_the_intervals(make, tmp_path) -> None:
+    told: list[dict[str, float]] = []
+    settings = {"iterations": 3, "validation_problems": 5, "validation_iterations": 2, "save_iterations": 2}
+    make("rloo", run=tmp_path / "run", **settings).learn(callback=lambda _, metrics: told.append(metrics))
+    assert ["eval/maj@1" in metrics for metrics in told] == [False, True, True]
+    assert [path.name for path in (tmp_path / "run" / "training").iterdir()] == ["step-3"]
 
 
 @pytest.mark.parametrize(

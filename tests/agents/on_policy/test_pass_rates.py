@@ -27,10 +27,12 @@ def recorded_rates(run: Path) -> dict[str, float]:
 
 def test_only_problems_within_the_bounds_are_trained_on_and_the_pool_is_paid_for(metrics_of, make, tmp_path) -> None:
     trained: set[str] = set()
+    tokens: list[int] = []
 
     class Spy(Reinforce):
         def improve(self, learner, attempts, iteration):
             trained.update(attempt.problem.id for attempt in attempts)
+            tokens.extend(len(attempt.completion) for attempt in attempts)
             return super().improve(learner, attempts, iteration)
 
     logged: list[dict[str, float]] = []
@@ -46,6 +48,10 @@ def test_only_problems_within_the_bounds_are_trained_on_and_the_pool_is_paid_for
     assert first["filter/kept"] == len(expected)
     assert first["filter/success_rate"] == pytest.approx(np.mean(list(rates.values())))
     assert agent.num_attempts == 25 + 2 * 6 * 2
+    pool = [
+        json.loads(line) for line in (tmp_path / "run" / "pass-rates" / "attempts-0.jsonl").read_text().splitlines()
+    ]
+    assert agent.num_tokens == sum(tokens) + sum(len(record["completion"]) for record in pool)
     agent.learn()  # the choice is made once
     assert agent.num_attempts == 25 + 4 * 6 * 2
     assert trained == expected

@@ -94,6 +94,41 @@ def test_a_second_call_of_learn_continues_where_the_first_ended(
     assert same(weights(whole), weights(budgeted))
 
 
+def test_what_was_logged_before_the_first_checkpoint_is_logged_once(killed, metrics_of, make, tmp_path) -> None:
+    """A policy that may stay the best is validated, and that is logged, before anything is sampled."""
+    settings = {"keep_best": True, "iterations": 2, **VALIDATED}
+
+    def kill(agent, metrics):
+        raise killed
+
+    with pytest.raises(killed):
+        make("rloo", run=tmp_path / "cut", **settings).learn(callback=kill)
+    make("rloo", run=tmp_path / "cut", resume=True, **settings).learn()
+    make("rloo", run=tmp_path / "whole", **settings).learn()
+    logged = metrics_of(tmp_path / "cut")
+    assert [line["step"] for line in logged] == [0, 24, 48]
+    assert logged == metrics_of(tmp_path / "whole")
+
+
+def test_the_budget_of_a_second_call_holds_also_after_a_resume(killed, same, weights, make, tmp_path) -> None:
+    settings = {"save_iterations": 1, "iterations": 8}
+    whole = make("rloo", **settings)
+    for _ in range(2):
+        whole.learn(total_episodes=48)
+
+    def kill(agent, metrics):
+        if agent.num_attempts == 96:
+            raise killed
+
+    cut = make("rloo", run=tmp_path / "run", **settings).learn(total_episodes=48)
+    with pytest.raises(killed):
+        cut.learn(total_episodes=48, callback=kill)
+    del cut
+    resumed = make("rloo", run=tmp_path / "run", resume=True, **settings).learn(total_episodes=48)
+    assert whole.num_attempts == resumed.num_attempts == 96
+    assert same(weights(whole), weights(resumed))
+
+
 @pytest.mark.parametrize("validation_problems", [0, 5])
 def test_logits_that_are_not_finite_end_learning_with_the_update_named(
     make, tmp_path, validation_problems: int

@@ -107,12 +107,14 @@ def test_attempts_depend_on_neither_slots_nor_start(
 
 
 @pytest.mark.parametrize("patience", [1, 5, 64])
-@pytest.mark.parametrize("num_envs", [1, 2, 9])
+@pytest.mark.parametrize("num_envs", [1, 2, 24])
 def test_attempts_that_wait_for_their_verdicts_are_no_others(
     policy, make_sums, monkeypatch, patience: int, num_envs: int
 ) -> None:
     monkeypatch.setattr("tokengym.agents.rollouts.collect.PATIENCE", patience)
-    expected = list(collect(policy, make_sums(4, reward="dense", curriculum=Sequential(2)), 90, seed=2))
+    policy = policy.with_sampling(top_k=12)
+    slots = make_sums(4, reward="dense", curriculum=Sequential(2))
+    expected = list(collect(policy, slots, 90, seed=2, record_kept=True))
     env = make_sums(num_envs, reward="dense", curriculum=Sequential(2))
 
     def begin_grading(completion: str, problem: Problem) -> Verdict | Future[Verdict]:
@@ -125,9 +127,14 @@ def test_attempts_that_wait_for_their_verdicts_are_no_others(
 
     monkeypatch.setattr(env.problems, "begin_grading", begin_grading)
     counts: list[int] = []
-    attempts = list(collect(policy, env, 90, seed=2, on_step=counts.append))
+    attempts = list(collect(policy, env, 90, seed=2, on_step=counts.append, record_kept=True))
     assert sum(attempt.terminated for attempt in attempts) > 10
     assert all(map(same, attempts, expected))
+    for attempt, other in zip(attempts, expected, strict=True):
+        assert attempt.kept is not None
+        assert other.kept is not None
+        assert np.array_equal(attempt.kept.tokens, other.kept.tokens)
+        assert np.array_equal(attempt.kept.counts, other.kept.counts)
     assert sum(counts) == len(attempts) == 90
 
 

@@ -22,6 +22,7 @@ from tokengym.agents.training.learner import (
     PAPER_LEARNING_RATE,
     Example,
     Learner,
+    NonFiniteError,
     batch_logprobs,
     collate,
 )
@@ -354,6 +355,41 @@ def test_gradients_are_clipped_to_the_configured_norm(make_model) -> None:
     assert norms == [pytest.approx(0.5, rel=1e-4)]
 
 
+@pytest.mark.parametrize(
+    ("loss", "broken"),
+    [
+        (lambda m, v: nll(m, v, 1) * torch.nan, "loss nan and grad_norm nan"),
+        (lambda m, v: nll(m, v, 1) * torch.inf, "loss inf and grad_norm nan"),
+        (lambda m, v: (0 * nll(m, v, 1)).sqrt(), "grad_norm nan"),  # whose slope at 0 is infinite
+    ],
+    ids=["nan", "inf", "gradient"],
+)
+def test_an_update_that_is_not_finite_is_named_and_not_made(make_model, loss, broken: str) -> None:
+    model, batch = make_model(), examples(3)
+    learner = Learner(model, OptimizerConfig(learning_rate=1e-2), 5, ACCELERATOR, VOCABULARY)
+    learner.update(batch, lambda m, v: nll(m, v, 10), 0)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(NonFiniteError, match=f"update 2 has {broken} and was not made"):
+        learner.update(batch, loss, 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert learner.steps == 1
+    learner.update(batch, lambda m, v: nll(m, v, 10), 2)  # nothing of it is left
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_an_update_that_is_not_accepted_is_not_made(make_model) -> None:
+    model, seen = make_model(), []
+    learner = Learner(model, OptimizerConfig(learning_rate=1e-2), 5, ACCELERATOR, VOCABULARY)
+    before = [p.detach().clone() for p in model.parameters()]
+    for accepted in (False, True):
+        accept = lambda metrics, answer=accepted: seen.append(metrics) or answer  # noqa: E731
+        metrics = learner.update(examples(3), lambda m, v: nll(m, v, 10), 0, 1.0, accept)
+        assert seen.pop() == metrics
+        same = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        assert same != accepted
+        assert learner.steps == int(accepted)
+
+
 def test_padding_is_told_as_the_share_of_positions_without_a_token(make_model) -> None:
     batch = [Example(np.array([1]), np.array([2])), Example(np.array([1, 2, 3]), np.array([4, 5]))]
     learner = Learner(make_model(), OptimizerConfig(), 1, ACCELERATOR, VOCABULARY)
@@ -380,6 +416,19 @@ def test_bfloat16_autocast_gives_nearly_the_same_loss_in_float32_weights(make_mo
     assert metrics["loss"] == pytest.approx(exact, rel=0.02)
     assert metrics["loss"] != exact
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_masks_of_shared_prompts_have_the_precision_of_attention(make_model, bf16: bool, dtype: torch.dtype) -> None:
+    model, seen = make_model(), []
+    learner = Learner(model, OptimizerConfig(bf16=bf16), 3, ACCELERATOR, VOCABULARY)
+    batch = groups([3, 2], longest=20)
+    learner.logprobs(batch)  # tries the model with masks
+    hook = model.register_forward_pre_hook(lambda _m, _a, named: seen.append(named["attention_mask"]), with_kwargs=True)
+    learner.update(batch, lambda m, v: nll(m, v, 10), 0)
+    learner.logprobs(batch)
+    hook.remove()
+    assert {(mask.dim(), mask.dtype) for mask in seen} == {(4, dtype)}
 
 
 def test_an_update_leaves_the_global_random_state_alone(make_model) -> None:

@@ -1,10 +1,11 @@
 """Which tokens the slots' cache computes, and which it copies."""
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokengym.models.engine.cache import _owners
+from tokengym.models.engine.cache import SlotCache, _owners
 
 
 @given(st.lists(st.lists(st.integers(-1, 300), max_size=6).map(lambda tokens: tokens[:4]), min_size=1, max_size=12))
@@ -17,3 +18,14 @@ def test_only_prefixes_that_no_other_begins_with_are_computed(sequences: list[li
         tuple(a) for a in sequences if not any(len(b) > len(a) and b[: len(a)] == a for b in sequences)
     }  # fmt: skip
     assert sorted(tuple(sequences[i]) for i in set(owner.tolist())) == sorted(maximal)
+
+
+def test_models_are_told_the_tokens_before_a_pass_and_the_columns_that_it_reads() -> None:
+    """As transformers asks every cache: some models place tokens and masks by it."""
+    cache, rows = SlotCache(1, 2, 4), torch.arange(2)
+    for before, new in ((0, 3), (3, 1), (4, 2)):
+        cache.place(slice(2), rows, torch.arange(before, before + new).expand(2, -1), before + new)
+        assert cache.get_seq_length() == before
+        keys, values = cache.update(torch.ones(2, 1, new, 8), torch.ones(2, 1, new, 5), 0)
+        assert (keys.shape, values.shape) == ((2, 1, before + new, 8), (2, 1, before + new, 5))
+        assert cache.get_mask_sizes(new, 0) == (before + new, 0)
