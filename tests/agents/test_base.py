@@ -241,6 +241,17 @@ def test_prompts_over_the_limit_are_found_before_anything_is_learned(folder, sum
         evaluate(agent, agent.make_env(split="test"), problems=2)
 
 
+def test_prompts_that_nobody_asks_for_may_be_too_long(folder, tokenizer) -> None:
+    env = TokenVectorEnv(
+        ProblemList([Problem("p", "1+1=", "2"), Problem("q", "1+1+1=", "3")]), 3,
+        tokenizer=tokenizer, prompt="{question}", autoreset_mode="Disabled", max_prompt_tokens=4, max_new_tokens=4,
+    )  # fmt: skip
+    agent = ExpertIteration(env, folder, **SMALL)
+    assert agent.count_problems(1) == 1
+    with pytest.raises(ValueError, match="1 of 2 prompts are over max_prompt_tokens=4"):
+        agent.count_problems(None)
+
+
 # ------------------------------------------------------------------------------------------------- saving and loading
 
 
@@ -310,6 +321,10 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(folder, su
         ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run")
     with pytest.raises(ValueError, match=r"\(config\.temperature: 1\.0 -> 0\.5\)"):
         ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run", resume=True, temperature=0.5)
+    with pytest.raises(ValueError, match="lora_rank: None -> 2"):
+        ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run", resume=True, lora_rank=2)
+    with pytest.raises(ValueError, match="dtype: 'float32' -> 'bfloat16'"):
+        ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run", resume=True, dtype="bfloat16")
     ExpertIteration(sums, folder, **SMALL, run=tmp_path / "run", resume=True)
 
 

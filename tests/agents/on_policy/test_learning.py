@@ -124,6 +124,18 @@ def test_the_budget_and_the_callback_end_learning(make, tmp_path) -> None:
     assert stopped.env.curriculum.repeats == 1  # put back
 
 
+def test_what_a_callback_ends_is_kept(make, tmp_path) -> None:
+    make("rloo", run=tmp_path / "run", save_iterations=3).learn(callback=lambda *_: False)
+    assert [path.name for path in (tmp_path / "run" / "training").iterdir()] == ["step-1"]
+
+
+def test_patience_of_a_second_call_begins_anew(make, monkeypatch) -> None:
+    monkeypatch.setattr("tokengym.agents.on_policy.validate", lambda *_: {"eval/maj@1": 0.5})
+    agent = make("rloo", iterations=6, validation_problems=5, validation_iterations=1, patience=2)
+    assert agent.learn().num_attempts == 3 * 24
+    assert agent.learn().num_attempts == 5 * 24
+
+
 def test_the_last_iteration_is_validated_and_kept_whatever_the_intervals(make, tmp_path) -> None:
     told: list[dict[str, float]] = []
     settings = {"iterations": 3, "validation_problems": 5, "validation_iterations": 2, "save_iterations": 2}

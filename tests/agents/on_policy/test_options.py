@@ -87,6 +87,9 @@ def test_long_attempts_are_fined_on_their_last_token(attempts_of, make) -> None:
     (long,) = [attempt for attempt in attempts if len(attempt.completion) == 4][:1]
     given = replace(long, prompt=long.tokens[:-3], completion=long.completion[1:], rewards=np.zeros(3, np.float32))
     assert agent.rewards([given])[0].tolist() == [0, 0, -2]  # the budget holds what the curriculum gave, too
+    short = make("grpo", overlong_buffer=0.1, overlong_penalty=2.0)  # less than a token
+    for attempt, rewards in zip(attempts, short.rewards(attempts), strict=True):
+        assert rewards.sum() == attempt.total_reward - 2 * (len(attempt.completion) == 4)
 
 
 @pytest.mark.parametrize("aggregation", ["attempts", "tokens", "constant"])

@@ -111,7 +111,7 @@ def test_what_was_logged_before_the_first_checkpoint_is_logged_once(killed, metr
 
 
 def test_the_budget_of_a_second_call_holds_also_after_a_resume(killed, same, weights, make, tmp_path) -> None:
-    settings = {"save_iterations": 1, "iterations": 8}
+    settings = {"save_iterations": 1, "iterations": 8, "min_learning_rate_ratio": 0.1}  # the schedule begins anew
     whole = make("rloo", **settings)
     for _ in range(2):
         whole.learn(total_episodes=48)

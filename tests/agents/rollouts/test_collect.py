@@ -289,8 +289,8 @@ def test_the_model_sees_live_slots_only(policy, make_sums) -> None:
     finally:
         hook.remove()
     assert max(rows) == 4
-    # Slots that wait for others to refill with them may idle for a step; no more.
-    assert sum(rows) < 2 * sum(len(attempt.completion) + 1 for attempt in attempts)
+    # One row for each token and, at most, one for each prompt: of so few slots none waits for others to refill with.
+    assert sum(rows) <= sum(len(attempt.completion) + 1 for attempt in attempts)
 
 
 def test_an_attempt_holds_its_own_tokens_and_no_observation(policy, make_sums) -> None:

@@ -113,6 +113,9 @@ def test_shared_prompts_and_prefixes_are_computed_once(model: PreTrainedModel) -
     assert decoder.prefill_tokens == 55 + 5
     decoder.begin(np.arange(4, 12), [sequence for sequence in sequences[2:] for _ in range(4)], np.arange(8))
     assert decoder.prefill_tokens == 60 + 5 + 5
+    fresh = SlotDecoder(model, 4, VOCABULARY)
+    fresh.begin(np.arange(4), sequences, np.arange(4))  # the header before the four questions, not in each of them
+    assert fresh.prefill_tokens == 50 + 4 * 5
     together = decoder.step(GREEDY)[0]
     alone = [run(model, [sequences[i]], 1, GREEDY)[0][0] for i in (0, 2, 2, 3, 3)]
     rows = [int(np.flatnonzero(decoder.slots == slot)[0]) for slot in (0, 4, 7, 8, 11)]
