@@ -81,6 +81,14 @@ def test_truncated_distributions_equal_whole_logits_under_a_mask(monkeypatch, ki
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+def test_the_head_of_a_model_of_half_the_precision_runs_in_float32() -> None:
+    model = make("llama").bfloat16()
+    states = action_states(model, model, IDS, torch.ones_like(IDS), torch.ones_like(IDS, dtype=torch.bool))
+    assert states.dtype == torch.bfloat16
+    expected = states.float() @ model.lm_head.weight.float().T
+    torch.testing.assert_close(forward.logits_of(model, states), expected)
+
+
 def test_logits_of_half_the_precision_are_computed_with_in_float32() -> None:
     logits = 20 * torch.randn(8, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
     tokens = torch.arange(8)

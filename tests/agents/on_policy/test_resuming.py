@@ -114,18 +114,18 @@ def test_the_budget_of_a_second_call_holds_also_after_a_resume(killed, same, wei
     settings = {"save_iterations": 1, "iterations": 8, "min_learning_rate_ratio": 0.1}  # the schedule begins anew
     whole = make("rloo", **settings)
     for _ in range(2):
-        whole.learn(total_episodes=48)
+        whole.learn(total_episodes=72)
 
     def kill(agent, metrics):
-        if agent.num_attempts == 96:
+        if agent.num_attempts == 144:
             raise killed
 
-    cut = make("rloo", run=tmp_path / "run", **settings).learn(total_episodes=48)
+    cut = make("rloo", run=tmp_path / "run", **settings).learn(total_episodes=72)
     with pytest.raises(killed):
-        cut.learn(total_episodes=48, callback=kill)
+        cut.learn(total_episodes=72, callback=kill)
     del cut
-    resumed = make("rloo", run=tmp_path / "run", resume=True, **settings).learn(total_episodes=48)
-    assert whole.num_attempts == resumed.num_attempts == 96
+    resumed = make("rloo", run=tmp_path / "run", resume=True, **settings).learn(total_episodes=72)
+    assert whole.num_attempts == resumed.num_attempts == 144
     assert same(weights(whole), weights(resumed))
 
 

@@ -6,7 +6,7 @@ import gymnasium as gym
 import pytest
 
 from tokengym.agents.rollouts.policy import CausalLMPolicy
-from tokengym.agents.rollouts.slots import check_vllm, make_rollout_env
+from tokengym.agents.rollouts.slots import check_vllm, make_rollout_env, make_vllm
 from tokengym.envs import Problem, ProblemList, TokenVectorEnv
 from tokengym.models import load_tokenizer
 
@@ -47,6 +47,14 @@ def test_slots_with_another_tokenizer_than_the_policys_are_refused(policy, chara
         make_rollout_env(env, policy, 2)
 
 
+def test_an_attempt_fits_into_the_models_positions_with_its_prompt(sums, policy) -> None:
+    make_rollout_env(sums.spec, policy, 2, max_prompt_tokens=40, max_new_tokens=24)
+    with pytest.raises(
+        ValueError, match=r"an attempt of 65 tokens .* 64 positions.*Lower max_prompt_tokens or max_new"
+    ):
+        make_rollout_env(sums.spec, policy, 2, max_prompt_tokens=40, max_new_tokens=25)
+
+
 def test_two_ways_to_sample_and_a_folder_that_nobody_reads_are_refused(tmp_path) -> None:
     check_vllm(None, ["http://there:8000"], tmp_path)
     check_vllm(0.5, [], None)
@@ -54,3 +62,12 @@ def test_two_ways_to_sample_and_a_folder_that_nobody_reads_are_refused(tmp_path)
         check_vllm(0.5, ["http://there:8000"], None)
     with pytest.raises(ValueError, match="vllm_folder is where vLLM servers read weights: give vllm_servers, too"):
         check_vllm(0.5, [], tmp_path)
+
+
+def test_vllm_has_room_for_the_longest_attempt(policy, make_sums, monkeypatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr("tokengym.agents.rollouts.slots.VLLM", lambda *args, **named: made.append((args, named)))
+    env = make_sums(3)
+    make_vllm(policy, env, 0.4, dtype="bfloat16")
+    length = env.max_prompt_tokens + env.max_new_tokens
+    assert made == [((policy.model, 3, length), {"memory": 0.4, "dtype": "bfloat16"})]

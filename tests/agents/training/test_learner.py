@@ -25,6 +25,7 @@ from tokengym.agents.training.learner import (
     NonFiniteError,
     batch_logprobs,
     collate,
+    cosine,
 )
 from tokengym.agents.training.losses import masked_aggregate
 from tokengym.models import load_tokenizer, packing
@@ -147,6 +148,21 @@ def test_cutting_a_batch_into_micro_batches_changes_nothing(make_model, architec
         assert cut_loss == pytest.approx(loss, rel=1e-6)
         assert torch.linalg.norm(cut - grad) <= 1e-6 * grad.norm(), count
     assert {1, 2, 8} <= seen, seen
+
+
+def test_further_scalars_are_added_up_over_micro_batches_but_for_extremes(make_model) -> None:
+    def loss(micro, logprobs):
+        lengths = micro.action_mask.sum(1).float()
+        further = {"tokens": lengths.sum(), "length_max": lengths.max(), "length_min": lengths.min()}
+        return nll(micro, logprobs, 10), further
+
+    batch = examples(8)
+    lengths = [len(example.completion) for example in batch]
+    for budget in (10_000, 20):
+        learner = Learner(make_model(), OptimizerConfig(micro_batch_tokens=budget), 1, ACCELERATOR, VOCABULARY)
+        metrics = learner.update(batch, loss, 0)
+        found = [metrics[name] for name in ("tokens", "length_max", "length_min")]
+        assert found == [sum(lengths), max(lengths), min(lengths)]
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
@@ -329,6 +345,22 @@ def test_the_learning_rate_warms_up_and_falls_by_cosine_and_no_step_is_wasted(ma
     assert min(applied) >= 0.01
 
 
+def test_a_schedule_begins_anew_with_a_length_of_its_own(make_model) -> None:
+    config = OptimizerConfig(learning_rate=1.0, warmup_ratio=0.25, max_grad_norm=1e-6)
+    learner = Learner(make_model(), config, 2, ACCELERATOR, VOCABULARY)
+
+    def rates(count: int) -> list[float]:
+        return [learner.update(examples(2), lambda m, v: nll(m, v, 1e9), i)["learning_rate"] for i in range(count)]
+
+    first = rates(2)
+    learner.begin_schedule(8)
+    expected = Learner(make_model(), config, 8, ACCELERATOR, VOCABULARY)
+    longer = rates(8)
+    assert longer == [expected.learning_rate * cosine(i, 8, 0.25, config.min_learning_rate_ratio) for i in range(8)]
+    assert longer[:2] != first
+    assert learner.steps == 10
+
+
 def test_the_rate_is_the_configured_one_even_zero_then_the_models_then_the_papers(make_model) -> None:
     def first_rate(model: PreTrainedModel, **config) -> float:
         learner = Learner(model, OptimizerConfig(**config), 1, ACCELERATOR, VOCABULARY)
@@ -416,6 +448,17 @@ def test_bfloat16_autocast_gives_nearly_the_same_loss_in_float32_weights(make_mo
     assert metrics["loss"] == pytest.approx(exact, rel=0.02)
     assert metrics["loss"] != exact
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("checkpointing", "runs"), [(False, 1), (True, 2)])
+def test_layers_run_again_in_the_backward_pass_if_memory_is_to_be_saved(make_model, checkpointing, runs) -> None:
+    model, seen = make_model(), []
+    learner = Learner(model, OptimizerConfig(gradient_checkpointing=checkpointing), 1, ACCELERATOR, VOCABULARY)
+    learner.logprobs(examples(3))  # tries the model
+    hook = model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: seen.append(1))
+    learner.update(examples(3), lambda m, v: nll(m, v, 10), 0)
+    hook.remove()
+    assert len(seen) == runs
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
