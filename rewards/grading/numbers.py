@@ -72,7 +72,7 @@ _UNIT_LETTERS = frozenset("mgshlL")  # meters, grams, seconds, hours, liters; an
 _AROUND = re.compile(
     r"""
     (?: \*\* | __ | [*_`"'] | \$\$? | \\[(\[] | \\(?:boxed|fbox|text(?:bf|it|rm)?|mathbf|mathrm)\s*\{ )
-    \s* (?P<inside> [^{}]*? ) \s*
+    \s* (?P<inside> (?: [^{}] | \{ (?: [^{}] | \{ [^{}]* \} )* \} )*? ) \s*
     (?: \*\* | __ | [*_`"'}] | \$\$? | \\[)\]] )
     (?P<after> \s*\.? | \s+[A-Za-z][A-Za-z\ ]* )
     """,

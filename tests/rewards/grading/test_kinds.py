@@ -594,6 +594,7 @@ def test_roots_where_the_gold_answer_has_some() -> None:
     "text",
     [r"40\%", "**40**", r"\boxed{40}", "\n40", "€40", "£40", "40 €", "$40$", r"\(40\)", r"\$40", "`40`", '"40"', "40°",
      "The answer is 40.", "x = 40", "**40** apples", r"**\$40**", "**$40$**", r"\textbf{40}", "__40__",
+     r"$\boxed{40}$", r"**$\boxed{40}$**.", r"\(\boxed{\text{40}}\) apples",
      "\n\n 40 \nmore"],
 )  # fmt: skip
 def test_what_is_around_a_marked_number(text: str) -> None:
