@@ -241,7 +241,7 @@ def worked(rng: random.Random) -> Callable[[str, list[EquationLine]], str]:
         if style in ("bare", "chain"):
             lines = [write(step) for step in steps]
         elif style == "numbered":
-            lines = [f"EquationLine {number}: {write(step)}" for number, step in enumerate(steps, 1)]
+            lines = [f"Step {number}: {write(step)}" for number, step in enumerate(steps, 1)]
         else:
             lines = [step.before + write(step) + step.after for step in steps]
         text = {"text": " ", "chain": ", "}.get(style, "\n").join(lines)

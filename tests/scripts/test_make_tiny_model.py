@@ -1,3 +1,4 @@
+import hashlib
 import importlib
 import json
 import sys
@@ -77,6 +78,14 @@ def test_the_mixture_and_the_share_of_errors():
         # An error shows in an equation, or in a number that is not in the question, or not at all (another number).
         wrong += not all(map(is_true, steps))
     assert wrong / len(solved) == pytest.approx(pt.ERROR_RATE * pt.ERRORS["result"], abs=0.07)
+
+
+def test_documents_are_those_that_the_committed_weights_have_read():
+    """The digest is of the text that commit 8730f61 wrote, by which the weights were made."""
+    text = "\0".join(text for _, text in islice(pt.documents(0, 0), 400))
+    assert hashlib.sha256(text.encode()).hexdigest() == (
+        "24e7cb961a81e7aef0dcd7b7ec39914473c3ce4688337f5497713e0519ad69a4"
+    )
 
 
 def test_documents_depend_on_seed_and_shard_alone():
