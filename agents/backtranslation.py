@@ -56,6 +56,7 @@ class Backtranslation(Agent[BacktranslationConfig]):
         self, model: str | Path, device: str, dtype: str, lora: LoRA
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         policy, tokenizer = super()._load_model(model, device, dtype, lora)
+        self._lora = lora  # of the proposer and the writer: the student does not change
         if (base := self.config.base) is not None:  # before a proposer is made of it
             if is_outcome_model(base):
                 raise ValueError(f"base={base!r} is an outcome model, which writes no text: give a language model")
@@ -186,6 +187,8 @@ class Backtranslation(Agent[BacktranslationConfig]):
             resume="auto",
             device=str(self.model.device),
             dtype=str(self.model.dtype).removeprefix("torch."),
+            attn=self._attn,
+            **self._lora.to_dict(),
             validation_problems=0,
             **{item.name: getattr(config, item.name) for item in fields(FineTuneConfig)},
         )

@@ -116,6 +116,12 @@ def test_the_helpers_are_fine_tuned_write_and_go_on(tmp_path, monkeypatch) -> No
     assert len(first[0][1]) == 5
 
 
+def test_the_helpers_train_adapters_where_these_are_asked_for(tmp_path) -> None:
+    with suppress(ValueError):
+        make(tmp_path / "run", proposals=5, lora_rank=2).learn()
+    assert (tmp_path / "run" / "proposer" / "model" / "adapter").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
