@@ -272,6 +272,8 @@ def _check_reranker(options: EvalOptions) -> None:
         return
     if options.orm is not None:
         raise ValueError("--orm and --reranker both score the samples: leave out one")
+    if options.judge is not None:
+        raise ValueError(f"--reranker {options.reranker} and the judge of --search both score attempts: leave out one")
     if (options.reranker == "implicit_reward") != (options.reference is not None):
         raise ValueError(
             "--reranker implicit_reward compares a model that DPO trained with its reference: give the model that DPO "

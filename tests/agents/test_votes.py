@@ -195,6 +195,9 @@ def test_on_the_command_line_one_judge_guides_one_search(capsys) -> None:
         ("--judge", "votes"): "--judge guides a search: choose one by --search",
         ("--judge", "votes", "--search", "tot", "--orm", "x"): "--judge and --orm would both guide the search",
         ("--judge", "votes", "--search", "evolution"): "no judge guides an evolution",
+        ("--judge", "votes", "--search", "tot", "--reranker", "mean_logprob"): (
+            "--reranker mean_logprob and the judge of --search both score attempts: leave out one"
+        ),
         ("--judge", "votes", "--search", "tot", "--n", "8"): "votes names sure, likely or impossible",
     }.items():
         common = ["--problems", "1", "--device", "cpu", "--num-envs", "16", "--env-args", "steps=1"]
