@@ -40,7 +40,7 @@ def main() -> None:
     result = evaluate(policy, slots, problems=problems, n=16, reranker=judge)
     print(f"sampling     maj@16 {result.metrics['maj@16']}, rerank@16 {result.metrics['rerank@16']}")
     for rule in ("best_of_n", "resample"):
-        search = Search(policy, slots, judge, SearchConfig(rule, width=16))
+        search = Search(policy, slots, judge, SearchConfig(rule, width=16, temperature=0.7))
         result = evaluate(policy, slots, problems=problems, n=16, search=search)
         print(
             f"{rule:12} maj@16 {result.metrics['maj@16']}, rerank@16 {result.metrics['rerank@16']}, "

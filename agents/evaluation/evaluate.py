@@ -57,11 +57,11 @@ class Evaluation:
         verdicts: Number of sampled attempts by verdict (of greedy ones when n is 0).
         median_response_length: Median number of tokens before the end of a greedy response, which shows whether
             learning to reason makes responses longer (Tsilivis et al. 2025).
-        problems, n, temperature, seed: Protocol of the evaluation.
+        problems, n, temperature, seed: Protocol of the evaluation; the temperature is that of the pool.
         episodes, tokens: Cost of the evaluation, the greedy pass included; all tokens that were drawn, those of
             candidates that a search abandoned too.
         seconds: Wall time in seconds.
-        top_k, top_p, min_p: Truncation of the samples' distributions, that of the policy; see `SamplingConfig`.
+        top_k, top_p, min_p: Truncation of the pool's distributions, that of the policy; see `SamplingConfig`.
         problem_ids: Ids of the problems, in order.
         by_problem: Value of each metric at each of them; two evaluations of the same problems can be compared in pairs.
     """
@@ -178,7 +178,7 @@ def evaluate(
         problems: Number of problems; fewer if the split is smaller.
         n: Samples per problem in the pool; 0 runs the greedy pass alone.
         temperature: Sampling temperature of the pool; the policy's other sampling settings, such as `top_p`, hold for
-            the pool too. [Havrilla et al. 2024]
+            the pool too. A search has its own, and this one is not used. [Havrilla et al. 2024]
         seed: Seed of the pool's random streams.
         reranker: Outcome model, or a function such as `rerankers.ImplicitReward`, that scores the pool for `rerank@n`:
             the answer to each problem is that of the attempt with the highest score (Havrilla et al. 2024). Outcome
@@ -190,15 +190,18 @@ def evaluate(
         on_problem: Function that is called at the end with the attempts of the pool at each problem, in order.
 
     Raises:
-        ValueError: Prompts exceed the environment's limit, `problems` is below 1 or `n` below 0, or there are a
-            reranker and fewer than two samples to choose from.
+        ValueError: Prompts exceed the environment's limit, `problems` is below 1 or `n` below 0, there are a reranker
+            and fewer than two samples to choose from, or the search finds another number of attempts than `n`.
         NotEnoughMemoryError: So many attempts can never be in memory together.
     """
     if reranker is not None and n < 2:
         raise ValueError(f"reranking chooses among n samples: n must be at least 2, got {n}")
     if problems < 1 or n < 0:
         raise ValueError(f"need problems >= 1 and n >= 0, got {problems} and {n}")
+    if search is not None and search.width != n:
+        raise ValueError(f"the search finds {search.width} attempts at each problem, not n={n}: set n to its width")
     policy = policy if isinstance(policy, CausalLMPolicy) else policy.policy
+    pool_sampling = policy.with_sampling(temperature=temperature).sampling if search is None else search.policy.sampling
     reranker = OutcomeScore(reranker) if isinstance(reranker, OutcomeModel) else reranker
     env = env if isinstance(env, TokenVectorEnv) else _test_slots(env, policy)
     problems = min(problems, env.size) if env.size is not None else problems
@@ -211,9 +214,7 @@ def evaluate(
     scores: list[FloatArray] | None = None
     weights: list[FloatArray] | None = None
     found: list[Found] = []
-    if n and search is not None:
-        if search.width != n:
-            raise ValueError(f"the search finds {search.width} attempts at each problem, not n={n}: set n to its width")
+    if search is not None:
         for one in search(env.indices(problems), seed):
             found.append(one)
             if on_step is not None:
@@ -238,16 +239,16 @@ def evaluate(
         median_response_length=median_response_length(group[0] for group in greedy),
         problems=problems,
         n=n,
-        temperature=temperature,
+        temperature=pool_sampling.temperature,
         seed=seed,
         episodes=problems * (n + 1),
         tokens=_tokens(greedy) + drawn,
         seconds=time.perf_counter() - started,
         problem_ids=[group[0].problem.id for group in greedy],
         by_problem=values,
-        top_k=policy.sampling.top_k,
-        top_p=policy.sampling.top_p,
-        min_p=policy.sampling.min_p,
+        top_k=pool_sampling.top_k,
+        top_p=pool_sampling.top_p,
+        min_p=pool_sampling.min_p,
     )
 
 

@@ -14,6 +14,7 @@ from ...envs.problems.base import Problem
 from ...envs.token_vector_env import TokenVectorEnv
 from ...files import LineFile, read_jsonl
 from .attempts import Attempt, AttemptFile, RecordedAttempts
+from .policy import CausalLMPolicy
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Found:
 class ProblemSearch(Protocol):
     """Finds attempts at problems."""
 
+    policy: CausalLMPolicy
     env: TokenVectorEnv
     cost: SearchCost
 

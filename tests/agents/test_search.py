@@ -285,8 +285,11 @@ def test_what_a_search_ends_with_are_the_policys_own_attempts() -> None:
     result = evaluate(acting, env, problems=2, n=4, search=search)
     assert {"maj@1", "maj@4", "rerank@4", "pass@4"} <= result.metrics.keys()
     assert "pass@2" not in result.metrics
+    assert result.temperature == 1.0, "the search's, not the argument's default"
     with pytest.raises(ValueError, match="set n to its width"):
         evaluate(acting, env, problems=1, n=8, search=search)
+    with pytest.raises(ValueError, match="set n to its width"):
+        evaluate(acting, env, problems=1, search=search)  # or it would not be searched at all
 
 
 @pytest.mark.parametrize(
