@@ -213,9 +213,11 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     precisions = list(dict.fromkeys(precision for precision, _ in VARIANTS.values()))
     styles = {"token_truncate": "--", "sequence_mask": ":"}
     for axes, (name, label) in zip(cast(Any, figure.subplots(1, len(PANELS))), PANELS.items(), strict=True):
+        log = name.startswith("train/")
         for i, one in enumerate(results["runs"]):
             precision, settings = VARIANTS[one["variant"]]
-            points = [(line["step"], line[name]) for line in one["curve"] if line.get(name)]
+            # A mismatch of exactly 0 has no place on a logarithmic axis; a success of 0 has one.
+            points = [(line["step"], line[name]) for line in one["curve"] if name in line and (line[name] or not log)]
             if points:
                 axes.plot(
                     *zip(*points, strict=True),
@@ -223,7 +225,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
                     linestyle=styles.get(settings.get("importance", ""), "-"),
                     label=one["variant"] if one["variant"] not in [r["variant"] for r in results["runs"][:i]] else None,
                 )
-        if name.startswith("train/"):
+        if log:
             axes.set_yscale("log")
         axes.set_xlabel("attempts")
         axes.set_ylabel(label)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from tokengym.agents import Pretrain
 from tokengym.benchmarks.jobs import Done
@@ -23,6 +24,16 @@ def test_matrices_are_rounded_to_eight_bits_and_follow_the_model() -> None:
             else:  # three bits of a fraction, down to the least number of e4m3 in proportion to the largest of all
                 assert (error <= own.abs() * 2**-4 + own.abs().max() * 2**-10 / 448).all()
                 assert error.any()
+
+
+def test_the_figure_shows_a_success_of_nothing_but_no_logarithm_of_it(tmp_path, monkeypatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    names = ("train/mismatch", "train/mismatch_max", "rollout/success_rate")
+    curve = [dict.fromkeys(names, value) | {"step": step} for step, value in enumerate((0.0, 0.5))]
+    mismatch.plot({"runs": [{"variant": "float32", "curve": curve}]}, tmp_path / "mismatch.png")
+    shown = [axes.lines[0].get_ydata().tolist() for axes in figures[0].axes]
+    assert shown == [[0.5], [0.5], [0.0, 0.5]]
 
 
 @pytest.mark.slow
