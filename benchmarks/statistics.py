@@ -57,6 +57,10 @@ class Estimate:
             half = _quantile(LEVEL, self.degrees) * self.error
         return max(self.mean - half, low), min(self.mean + half, high)
 
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.mean:.3f} [{low:.3f}, {high:.3f}]"
+
     def p_above(self, bound: float) -> float:
         """One-sided p-value of the claim that the mean is above `bound`: small where the data contradict the opposite.
 

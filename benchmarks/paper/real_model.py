@@ -23,7 +23,7 @@ from ...arrays import FloatArray
 from ...files import read_json, write_json
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
-from ..statistics import Estimate, crossed_mean
+from ..statistics import crossed_mean
 from ..study import study_command
 from .jobs import OUTCOMES, evaluate_system, train_system
 from .systems import MODEL, output
@@ -222,7 +222,7 @@ def table(results: Mapping[str, Any]) -> Table:
         grid.add_row(
             SYSTEMS[name],
             str(len(found["seeds"])),
-            *(_shown(crossed_mean(np.array(found["by_problem"][metric], float))) for metric in metrics),
+            *(str(crossed_mean(np.array(found["by_problem"][metric], float))) for metric in metrics),
             "" if name in ("start", "sft") else _gain(found, systems.get("sft")),
             f"{np.mean([one['attempts'] for one in cost]):,.0f}",
             f"{np.mean([one['cpu_seconds'] + one['start_cpu_seconds'] for one in cost]) / 60:.0f}",
@@ -235,16 +235,11 @@ def _gain(found: Mapping[str, Any], start: Mapping[str, Any] | None) -> str:
     both = [seed for seed in found["seeds"] if start is not None and seed in start["seeds"]]
     if start is None or not both:
         return ""
-    return _shown(crossed_mean(_values(found, both) - _values(start, both), (-1.0, 1.0)))
+    return str(crossed_mean(_values(found, both) - _values(start, both), (-1.0, 1.0)))
 
 
 def _values(found: Mapping[str, Any], seeds: Sequence[int]) -> FloatArray:
     return np.array([found["by_problem"]["maj@1"][found["seeds"].index(seed)] for seed in seeds], float)
-
-
-def _shown(estimate: Estimate) -> str:
-    low, high = estimate.interval
-    return f"{estimate.mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":

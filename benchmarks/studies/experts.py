@@ -33,7 +33,7 @@ from ...registry import check_known
 from ...rewards.grading.solutions import equation_sequence
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
-from ..statistics import Estimate, crossed_mean, ratio_difference, ratio_mean
+from ..statistics import crossed_mean, ratio_difference, ratio_mean
 from ..study import study_command
 from .demo import ENV
 from .ppo_rewards import NUM_ENVS, ORM_SETTINGS, SFT_SETTINGS, measure, outcome_model, start, supervised
@@ -176,12 +176,12 @@ def table(results: Mapping[str, Any]) -> Table:
         paired = [one for one in own if name != "sampling" and one["seed"] in plain]
         if paired:
             others = [plain[one["seed"]] for one in paired]
-            newer = _shown(ratio_difference(*_share(paired), *_share(others)))
-            gain = _shown(crossed_mean(_of(paired, "maj@1") - _of(others, "maj@1"), (-1.0, 1.0)))
+            newer = str(ratio_difference(*_share(paired), *_share(others)))
+            gain = str(crossed_mean(_of(paired, "maj@1") - _of(others, "maj@1"), (-1.0, 1.0)))
         grid.add_row(
             name, str(len(own)), f"{np.mean([one['tokens'] for one in own]) / PROBLEMS:,.0f}",
-            _shown(crossed_mean((distinct > 0).astype(float))), f"{distinct.mean():.2f}",
-            _shown(ratio_mean(*_share(own))), newer, *(_shown(crossed_mean(_of(own, metric))) for metric in metrics),
+            str(crossed_mean((distinct > 0).astype(float))), f"{distinct.mean():.2f}",
+            str(ratio_mean(*_share(own))), newer, *(str(crossed_mean(_of(own, metric))) for metric in metrics),
             gain,
         )  # fmt: skip
     return grid
@@ -196,11 +196,6 @@ def _share(runs: list[Mapping[str, Any]]) -> tuple[FloatArray, FloatArray]:
     new = np.array([[np.nan if value is None else value for value in one["new"]] for one in runs], float)
     distinct = np.array([one["distinct"] for one in runs], float)
     return np.nan_to_num(new), np.where(np.isnan(new), 0.0, distinct)
-
-
-def _shown(estimate: Estimate) -> str:
-    low, high = estimate.interval
-    return f"{estimate.mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from ...models.outcome import OutcomeModel
 from ...models.tokenizers import TINY, TINY_ORM
 from ...settings import Count, check_settings
 from ..jobs import Done, Job, Missing, run_plan
-from ..statistics import Estimate, crossed_mean, ratio_difference, ratio_mean
+from ..statistics import crossed_mean, ratio_difference, ratio_mean
 from ..study import study_command
 from .demo import ENV
 from .ppo_rewards import NUM_ENVS, SFT_SETTINGS, start, supervised
@@ -241,15 +241,15 @@ def table(results: Mapping[str, Any]) -> Table:
         grid.add_row(
             title,
             f"{np.mean([one['judges'][name]['auc'] for one in seeds]):.3f}",
-            _shown(ratio_mean(within, mixed)),
-            "" if name == "orm" else _shown(ratio_difference(within, mixed, orm, mixed)),
-            _shown(crossed_mean(rerank)),
-            _shown(crossed_mean(rerank - matrices[f"maj@{SAMPLES}"], (-1.0, 1.0))),
+            str(ratio_mean(within, mixed)),
+            "" if name == "orm" else str(ratio_difference(within, mixed, orm, mixed)),
+            str(crossed_mean(rerank)),
+            str(crossed_mean(rerank - matrices[f"maj@{SAMPLES}"], (-1.0, 1.0))),
             *_weighted(name, seeds, matrices[f"maj@{SAMPLES}"]),
         )
     grid.add_section()
     for name in metrics:
-        grid.add_row(name, "", "", "", _shown(crossed_mean(matrices[name])), "", "", "")
+        grid.add_row(name, "", "", "", str(crossed_mean(matrices[name])), "", "", "")
     return grid
 
 
@@ -258,12 +258,7 @@ def _weighted(name: str, seeds: Sequence[Mapping[str, Any]], majority: FloatArra
     if any("weighted" not in one["judges"][name] for one in seeds):
         return "", ""
     weighted = np.array([one["judges"][name]["weighted"] for one in seeds])
-    return _shown(crossed_mean(weighted)), _shown(crossed_mean(weighted - majority, (-1.0, 1.0)))
-
-
-def _shown(estimate: Estimate) -> str:
-    low, high = estimate.interval
-    return f"{estimate.mean:.3f} [{low:.3f}, {high:.3f}]"
+    return str(crossed_mean(weighted)), str(crossed_mean(weighted - majority, (-1.0, 1.0)))
 
 
 if __name__ == "__main__":

@@ -330,9 +330,7 @@ def _difference(runs: Mapping[tuple[str, int], Mapping[str, Any]], name: str, ot
 
 
 def _shown(values: FloatArray, least: float = 0.0) -> str:
-    estimate = crossed_mean(values, (least, 1.0))
-    low, high = estimate.interval
-    return f"{estimate.mean:.3f} [{low:.3f}, {high:.3f}]"
+    return str(crossed_mean(values, (least, 1.0)))
 
 
 if __name__ == "__main__":

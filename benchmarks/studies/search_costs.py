@@ -170,9 +170,7 @@ def table(results: Mapping[str, Any]) -> Table:
 def _shown(own: Sequence[Mapping[str, Any]], name: str) -> str:
     if any(one[name] is None for one in own):
         return ""
-    estimate = crossed_mean(np.array([one[name] for one in own]))
-    low, high = estimate.interval
-    return f"{estimate.mean:.3f} [{low:.3f}, {high:.3f}]"
+    return str(crossed_mean(np.array([one[name] for one in own])))
 
 
 if __name__ == "__main__":

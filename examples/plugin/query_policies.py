@@ -83,9 +83,7 @@ def main(comparison: Comparison) -> None:
     for query in QUERIES:
         if own := [one for one in runs if one["query"] == query]:
             means = [f"{np.mean([one[name] for one in own]):.0f}" for name in ("asked", "accepted", "return", "solved")]
-            estimate = crossed_mean(np.array([one["maj@1"] for one in own]))
-            low, high = estimate.interval
-            table.add_row(query, str(len(own)), *means, f"{estimate.mean:.3f} [{low:.3f}, {high:.3f}]")
+            table.add_row(query, str(len(own)), *means, str(crossed_mean(np.array([one["maj@1"] for one in own]))))
     Console(width=120).print(table)
 
 

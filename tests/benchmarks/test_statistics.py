@@ -113,6 +113,10 @@ def test_the_mean_is_in_its_interval_and_both_are_shares(rows: list[list[float]]
     assert (other.error, other.degrees) == pytest.approx((estimate.error, estimate.degrees))
 
 
+def test_an_estimate_in_words_is_its_mean_and_interval() -> None:
+    assert str(crossed_mean(np.ones((3, 100)))) == "1.000 [0.963, 1.000]"  # Wilson's bound, 100 / (100 + 1.96^2)
+
+
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
