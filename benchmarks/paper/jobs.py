@@ -171,7 +171,7 @@ def _groups(
 
 
 def resolved(settings: Any, needed: Mapping[str, Done]) -> Any:
-    """Settings with the paths that their `paper_systems.output`s stand for."""
+    """Settings with the paths that the values made by `systems.output` stand for."""
     if isinstance(settings, Mapping):
         if "output_of" in settings:
             return str(needed[settings["output_of"]].folder / settings["path"])
@@ -180,9 +180,9 @@ def resolved(settings: Any, needed: Mapping[str, Done]) -> Any:
 
 
 def expected_attempts(job: Job) -> int:
-    """Attempts that a job samples, those of validation left out; an attempt whose steps are labelled counts as three.
+    """Attempts that a job samples, about: without validation, and with continuations of three steps of each attempt.
 
-    Steps are labelled by continuations in RCRL by Monte Carlo and in SORMs.
+    Steps are continued where labels come from that: in RCRL by Monte Carlo and in SORMs.
     """
     settings = job.settings
     if job.work is evaluate_system:
