@@ -1,13 +1,12 @@
 """Settings of backtranslation."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
-from ...settings import Count, CountOrZero
+from ...settings import Count, CountOrZero, FinitePositive
 from .optimizer import FineTuneConfig
 
 
@@ -33,11 +32,4 @@ class BacktranslationConfig(FineTuneConfig):
     neighbors: Count = 7
     proposals: Count = 1000
     samples_per_problem: Annotated[int, Ge(2)] = 8
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"temperature must be above 0, or all attempts are the same, and finite, got {self.temperature}"
-            )
+    temperature: FinitePositive = 1.0

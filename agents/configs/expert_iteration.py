@@ -1,13 +1,12 @@
 """Settings of expert iteration, and of RFT and STaR, which are expert iteration with other defaults."""
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
 from ...registry import unknown_name
-from ...settings import Count, CountOrZero, Share, check_unused
+from ...settings import Count, CountOrZero, FinitePositive, Share, check_unused
 from .optimizer import FineTuneConfig
 from .search import KEEPING, SEARCHES, EvolutionConfig, SearchConfig
 
@@ -63,7 +62,7 @@ class ExpertIterationConfig(FineTuneConfig):
 
     rounds: Count = 2
     samples_per_problem: Count = 96
-    temperature: float = 1.0
+    temperature: FinitePositive = 1.0
     top_k: Count | None = None
     top_p: Annotated[float, Gt(0), Le(1)] | None = None
     min_p: Annotated[float, Gt(0), Le(1)] | None = None
@@ -88,8 +87,6 @@ class ExpertIterationConfig(FineTuneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be above 0 to explore, and finite, got {self.temperature}")
         if self.orm is None:
             check_unused(self, ("orm_filter", "orm_threshold"), "an outcome model, orm")
         elif self.orm_filter == "replace":
@@ -128,7 +125,7 @@ class RFTConfig(ExpertIterationConfig):
 
     rounds: Count = 1
     samples_per_problem: Count = 100
-    temperature: float = 0.7
+    temperature: FinitePositive = 0.7
     keep: Literal["first", "distant"] = "distant"
     reject_wrong_equations: bool = True
     epochs: Count = 3

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from ...settings import Count, NonNegative, Positive
+from ...settings import Count, FinitePositive, NonNegative, Positive
 from .ppo import PPOConfig
 
 
@@ -36,7 +36,7 @@ class MPOConfig(PPOConfig):
     pair_problems: Count | None = None
     pair_samples: Annotated[int, Ge(2)] = 8
     pairs_per_problem: Count = 10
-    pair_temperature: Positive = 1.0
+    pair_temperature: FinitePositive = 1.0
     pool: str | None = None
     beta: Positive = 0.1
     nll_coef: NonNegative = 1.0

@@ -1,11 +1,10 @@
 """Settings of outcome models: ORM and SORM."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...settings import Count
+from ...settings import Count, FinitePositive
 from .optimizer import FineTuneConfig
 
 
@@ -31,18 +30,11 @@ class OutcomeModelConfig(FineTuneConfig):
 
     problems: Count | None = None
     samples_per_problem: Count = 16
-    temperature: float = 0.7
+    temperature: FinitePositive = 0.7
     pool: str | None = None
     base: str | None = None
     epochs: Count = 2
     validation_problems: Count = 200
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"temperature must be above 0, or all attempts are the same, and finite, got {self.temperature}"
-            )
 
 
 @dataclass(frozen=True)

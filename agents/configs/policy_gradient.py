@@ -1,12 +1,11 @@
 """Settings that policy-gradient agents share."""
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
-from ...settings import Count, CountOrZero, NonNegative, Share, check_unused
+from ...settings import Count, CountOrZero, FinitePositive, NonNegative, Share, check_unused
 from .optimizer import OptimizerConfig
 
 
@@ -63,7 +62,7 @@ class PolicyGradientConfig(OptimizerConfig):
     iterations: Count = 20
     problems_per_iteration: Count = 64
     samples_per_problem: Count = 1
-    temperature: float = 1.0
+    temperature: FinitePositive = 1.0
     top_k: Count | None = None
     top_p: Annotated[float, Gt(0), Le(1)] | None = None
     min_p: Annotated[float, Gt(0), Le(1)] | None = None
@@ -81,7 +80,7 @@ class PolicyGradientConfig(OptimizerConfig):
     pass_rate_attempts: Count = 8
     pass_rate_problems: Count | None = None
     truncated: Literal["learn", "mask"] = "learn"
-    overlong_buffer: float = 0.0
+    overlong_buffer: Share = 0.0
     overlong_penalty: NonNegative = 1.0
     importance: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
     importance_floor: float = 0.0
@@ -89,14 +88,8 @@ class PolicyGradientConfig(OptimizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be above 0 to explore, and finite, got {self.temperature}")
         if self.top_k == 1:
             raise ValueError("top_k must be at least 2 to explore, or None, got 1")
-        if not 0 <= self.overlong_buffer <= 1:
-            raise ValueError(
-                f"overlong_buffer must be between 0 and 1, a share of the budget, got {self.overlong_buffer}"
-            )
         if self.dynamic_sampling and self.samples_per_problem < 2:
             raise ValueError("dynamic_sampling compares attempts at one problem: set samples_per_problem to 2 or more")
         low, high = self.min_pass_rate, self.max_pass_rate

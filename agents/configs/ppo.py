@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ...settings import Count, CountOrZero, NonNegative, Positive, Share, check_unused
+from ...settings import Count, CountOrZero, FinitePositive, NonNegative, Positive, Share, check_unused
 from .proximal import ProximalConfig
 
 
@@ -64,7 +64,7 @@ class PPOConfig(ProximalConfig):
     problems_per_iteration: Count = 256
     samples_per_problem: Count = 4
     best_of: int | None = None
-    temperature: float = 0.7
+    temperature: FinitePositive = 0.7
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 1e-6
     epochs: Count = 4

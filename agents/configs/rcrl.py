@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from ...settings import Count, CountOrZero, Share, check_unused
+from ...settings import Count, CountOrZero, FinitePositive, Share, check_unused
 from .optimizer import FineTuneConfig
 
 
@@ -51,7 +51,7 @@ class RCRLConfig(FineTuneConfig):
     pool: str | None = None
     problems: Count | None = None
     samples_per_problem: Count = 4
-    temperature: float = 1.0
+    temperature: FinitePositive = 1.0
     granularity: Literal["step", "attempt"] = "step"
     label_source: Literal["monte_carlo", "orm", "sorm"] = "monte_carlo"
     orm: str | None = None
@@ -68,8 +68,6 @@ class RCRLConfig(FineTuneConfig):
         super().__post_init__()
         if self.return_edges is not None:
             object.__setattr__(self, "return_edges", tuple(self.return_edges))
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0 to explore, got {self.temperature}")
         if (self.label_source == "monte_carlo") != (self.orm is None):
             raise ValueError(
                 f"label_source={self.label_source!r} and orm={self.orm!r} do not go together: an "

@@ -110,6 +110,7 @@ def test_bad_settings(make, folders) -> None:
         ({"min_pass_rate": 0.1}, "mpo chooses its problems by their pairs"),
         ({"lora_rank": 2}, "leave out lora_rank"),
         ({"pair_samples": 1}, "pair_samples must be at least 2"),
+        ({"pair_temperature": math.inf}, "pair_temperature must be above 0 and finite"),
     ):
         with pytest.raises(ValueError, match=message):
             make(**settings)

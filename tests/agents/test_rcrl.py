@@ -439,6 +439,7 @@ def test_a_base_model_that_does_not_fit(make, make_model, tmp_path) -> None:
         ({"granularity": "attempt", "return_buckets": 1}, "return_buckets must be at least 2"),
         ({"rollouts_per_step": 0}, "rollouts_per_step must be at least 1"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": float("inf")}, "temperature must be above 0 and finite"),
     ],
 )
 def test_bad_settings(make, settings: dict[str, Any], message: str) -> None:

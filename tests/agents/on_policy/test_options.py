@@ -182,7 +182,7 @@ def test_the_mismatch_of_sampling_and_training_is_logged_and_corrected(attempts_
         ({"aggregation": "mean"}, "aggregation must be one of attempts, tokens, constant, got 'mean'"),
         ({"reference_refresh": 2, "kl_coef": 0.0}, "there is no reference to refresh"),
         ({"importance_cap": 0.5}, "importance_cap at least 1"),
-        ({"overlong_buffer": 20}, "a share of the budget"),
+        ({"overlong_buffer": 20}, "overlong_buffer must be between 0 and 1"),
         ({"surrogate": "cispo", "dual_clip": 3.0}, "leave it out"),
         ({"dynamic_sampling": -1}, "dynamic_sampling must be at least 0"),
         ({"preset": "rloo"}, "preset 'rloo' is for the agent 'reinforce'; presets of 'grpo': grpo, dr-grpo, dapo"),
