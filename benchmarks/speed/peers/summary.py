@@ -100,12 +100,11 @@ def lines(trl_python: str | None, trl_ppo_python: str | None) -> Iterator[Measur
                 yield Measurement(figure + way, f"TRL {trl_grpo.VERSION}", ratio, case["goal"])
     if trl_ppo_python is not None:
         found = trl_ppo.run(trl_ppo_python)
-        for name, case in found.items():
-            if "speedups" in case:
-                for dtype, ratio in case["speedups"].items():
-                    yield Measurement(
-                        f"PPO step, {name}, {dtype}", f"TRL {trl_ppo.VERSION}, float32", ratio, trl_ppo.GOALS[dtype]
-                    )
+        for name, case in found["cases"].items():
+            for dtype, ratio in case["speedups"].items():
+                yield Measurement(
+                    f"PPO step, {name}, {dtype}", f"TRL {trl_ppo.VERSION}, float32", ratio, trl_ppo.GOALS[dtype]
+                )
 
 
 def table(results: dict[str, Any]) -> Table:

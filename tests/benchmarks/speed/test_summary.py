@@ -6,7 +6,32 @@ import sys
 import pytest
 from rich.console import Console
 
-from tokengym.benchmarks.speed.peers import summary, trl_grpo
+from tokengym.benchmarks.speed.peers import summary, trl_grpo, trl_ppo, versions
+
+
+def with_made_up_processes(monkeypatch) -> None:
+    """Processes of PPO's comparison that measure nothing: twice and three times TRL's speed."""
+    parts = {"parts": {"rollout": 0.25, "update": 0.75}, "padding": {"forward passes": 0.5}, "mean_length": 32.0}
+    memory = {"megabytes": 500.0, "parameters": 2e6, "trained": 2e6, "critic": 1e6}
+    rates = {("tokengym", "float32"): 20.0, ("tokengym", "bfloat16"): 30.0}
+
+    def process(python: str, side: str, folder: str, dtype: str, *_: int) -> dict:
+        return memory if side == "memory" else {"rate": rates.get((side, dtype), 10.0), **parts}
+
+    monkeypatch.setattr(trl_ppo, "_process", process)
+    monkeypatch.setattr(trl_ppo, "_make_model", lambda *_: None)
+    monkeypatch.setattr(versions, "check_trl", lambda python, version: None)
+
+
+def test_ppos_comparison_has_a_line_for_each_side_and_for_memory(monkeypatch) -> None:
+    with_made_up_processes(monkeypatch)
+    lines = trl_ppo.table(trl_ppo.run("trl/bin/python", [(16, 64)])).split("\n")
+    assert len(lines) == 7
+    assert "30.00      3.00" in lines[4]
+    assert "rollout 25%, update 75%; padding: forward passes 50%; mean length 32.0" in lines[4]
+    assert (
+        lines[5] == "memory of a step, full: 500 MB at 2.0 M parameters, 2.0 M of them and the critic's 1.0 M trained"
+    )
 
 
 @pytest.fixture
@@ -19,10 +44,10 @@ def results(monkeypatch) -> dict:
         summary.grading_throughput: {"latex_ratio": 20.0},
         summary.orm_cost: {"ratios": {"dense_orm/sparse": [2.0, 1.9, 2.1]}},
         summary.trl_grpo: {"steps": 8, "cases": [case]},
-        summary.trl_ppo: {"128 + 128": {"speedups": {"float32": 2.0, "bfloat16": 3.0}}, "memory": {}, "steps": {}},
     }
     for module, found in made_up.items():
         monkeypatch.setattr(module, "run", lambda *_, found=found: found)
+    with_made_up_processes(monkeypatch)
     monkeypatch.setattr(summary, "check_trl", lambda python, version: None)
     return summary.run("trl/bin/python", "trl-ppo/bin/python")
 
@@ -34,7 +59,11 @@ def test_every_measurement_has_its_line_and_goal(results, monkeypatch) -> None:
         "rollout, geometric lengths": (5.0, 3.0), "rollout, fixed lengths": (1.6, 1.5),
         "grades of LaTeX answers": (20.0, 3.0), "rollout under a dense outcome reward": (0.5, None),
         "GRPO step, 128 + 128, 2 x 128": (3.5, 4.0), "GRPO step, 128 + 128, 2 x 128, compiled decoder": (4.5, 4.0),
-        "PPO step, 128 + 128, float32": (2.0, 1.5), "PPO step, 128 + 128, bfloat16": (3.0, 2.5),
+        **{
+            f"PPO step, {case}, {dtype}": measured
+            for case in ("16 + 64", "16 + 192", "128 + 128")
+            for dtype, measured in {"float32": (2.0, 1.5), "bfloat16": (3.0, 2.5)}.items()
+        },
     }  # fmt: skip
     console = Console(record=True, width=160)
     console.print(summary.table(results))
