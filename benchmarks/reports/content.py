@@ -137,7 +137,7 @@ class CheckedClaim:
     """A claim of the paper, and what became of it here.
 
     Attributes:
-        text: CheckedClaim that is checked.
+        text: Claim that is checked.
         verdict: Verdict of the evidence.
         evidence: Numbers that the verdict rests on.
         certainty: Certainty of the verdict, in words.

@@ -1,7 +1,7 @@
 """Four policies of asking a proposer, compared: what LaGR-SEQ's learned one is worth.
 
     pip install ./examples/plugin
-    tokengym demo --folder runs/demo
+    tokengym demo --run runs/demo
     python examples/plugin/query_policies.py --proposer runs/demo/model --folder runs/query-policies
 
 Each run is one round of expert iteration from 64 demonstrations. Beginnings of its failed attempts may go to the
