@@ -8,8 +8,8 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..rewards.grading.expressions import evaluate
 from .problems.base import SPLITS, MissingSplitError, Problem, ProblemSource
-from .problems.expressions import evaluate
 from .problems.prompts import Chat
 from .problems.tables import malformed_rows
 from .prompt_encoder import PromptEncoder

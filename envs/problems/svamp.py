@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from ...rewards.grading.expressions import evaluate
 from .base import Problem, PublishedSource
-from .expressions import evaluate
 from .tables import Row, carve, convert, read_file, read_hub
 
 HUB_NAME = "ChilleD/SVAMP"

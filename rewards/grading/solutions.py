@@ -1,11 +1,8 @@
 """Reading worked solutions: their steps, what each comes to, and the equations that they go through."""
 
-import ast
-import operator
 import re
-from collections.abc import Callable, Mapping
-from fractions import Fraction
 
+from .expressions import evaluate
 from .numbers import find_last_number, normalize_number
 
 # `<<48/2=24>>`, GSM8K's calculator annotations.
@@ -43,43 +40,17 @@ def equations(solution: str) -> list[str]:
 def is_right(equation: str, tolerance: float = 1e-3) -> bool:
     """True if both sides of an equation, in the form that `equations` gives it, come to the same.
 
-    An equation whose sides are no sums, products and quotients of numbers is not: nobody can tell.
+    An equation whose sides are no expressions in the grammar of `expressions` is not: nobody can tell.
 
     Args:
         equation: Equation such as "48/2=24".
         tolerance: Greatest absolute difference of the sides; 0.001 is that of RFT's public script (Yuan et al. 2023).
     """
     left, _, right = equation.rpartition("=")
-    values = [_arithmetic(side) for side in (left, right)]
-    return None not in values and abs(values[0] - values[1]) <= tolerance  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
-
-
-def _arithmetic(text: str) -> Fraction | None:
-    """The value of sums, products and quotients of numbers, percentages and brackets among them."""
     try:
-        return _evaluate(ast.parse(text.replace("%", "/100"), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
-        return None
-
-
-def _evaluate(node: ast.expr) -> Fraction:
-    match node:
-        case ast.Constant(value=int() | float()):
-            return Fraction(ast.unparse(node))
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_evaluate(operand)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-            return _ARITHMETIC[type(op)](_evaluate(left), _evaluate(right))
-        case _:
-            raise ValueError(f"{ast.unparse(node)} is no arithmetic")
-
-
-_ARITHMETIC: Mapping[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
+        return abs(evaluate(left)[0] - evaluate(right)[0]) <= tolerance
+    except ValueError:
+        return False
 
 
 def equation_sequence(solution: str) -> str:

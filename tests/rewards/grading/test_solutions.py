@@ -53,7 +53,9 @@ def test_equations_in_order_without_spaces(solution: str, expected: list[str]) -
     ("text", "right"),
     [
         ("48/2=24", True), ("(3+4)*2=14", True), ("20*.5=10", True), ("2-5=-3", True), ("10/3=3.333", True),
-        ("50%*8=4", True), ("48/2=25", False), ("10/3=3.33", False), ("1/0=0", False), ("x+1=2", False),
+        ("50%*8=4", True), ("100/20%=500", True), ("100/20%=0.05", False), ("(10+10)%*50=10", True), ("05*2=10", True),
+        ("0b11=3", False), ("1_0=10", False), ("1e1=10", False), ("48/2=25", False), ("10/3=3.33", False),
+        ("1/0=0", False), ("x+1=2", False),
         ("2**3=8", False), ("7", False), ("", False), ("1+(2=3", False), ("__import__=1", False),
     ],
 )  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokengym.envs.problems.expressions import evaluate
+from tokengym.rewards.grading.expressions import evaluate
 
 leaves = st.integers(0, 10**6).map(str) | st.decimals(0, 1000, places=2).map(str)
 expressions = st.recursive(
@@ -30,6 +30,11 @@ def test_values_equal_pythons(expression):
         ("( 7.0 / ( 4.0 + 3.0 ) )", 1),
         (" .5 * 4 ", 2),
         ("20%*50", 10),
+        ("100/20%", 500),
+        ("(10+10)%*50", 10),
+        ("-5 % - 1%", Fraction(-6, 100)),
+        ("007+.50", Fraction(15, 2)),
+        ("9" * 200 + "*0", 0),
         ("-3+5", 2),
         ("2*-3", -6),
         ("2.", 2),
@@ -53,7 +58,7 @@ def test_steps_come_in_the_order_of_computation():
     "text",
     ["", " ", "1+", "*2", "(1", "1)", "()",
      "1 2", "1//2", "2**9", "1/0", "1/(2-2)", "x", "1_000", "٣", "1e9", "__import__",
-     "9" * 19, "1+" * 200 + "1", "(" * 100 + "1" + ")" * 100, "-" * 100 + "1", "1..2", "%"],
+     "9" * 257, "5%%", "%5", "0b11", "1+" * 200 + "1", "(" * 100 + "1" + ")" * 100, "-" * 100 + "1", "1..2", "%"],
 )  # fmt: skip
 def test_anything_else_is_refused(text):
     with pytest.raises(ValueError, match="expression"):

@@ -1,4 +1,4 @@
-"""Reading arithmetic expressions in data files, such as "( 26.0 - 9.0 ) / 2": parsed, never evaluated as code."""
+"""Reading arithmetic expressions in data and solutions, such as "( 26.0 - 9.0 ) / 2": never evaluated as code."""
 
 import re
 from fractions import Fraction
@@ -6,8 +6,8 @@ from fractions import Fraction
 MAX_CHARACTERS = 256
 MAX_DEPTH = 32
 
-# Digits are bounded, so that no product of them gets out of hand.
-_TOKEN = re.compile(r"\s*(?:(?P<number>(?:[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})%?)|(?P<symbol>[-+*/()]))")
+# All digits are among the characters of the expression, so no product of them gets out of hand.
+_TOKEN = re.compile(r"\s*(?:(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)|(?P<symbol>[-+*/()%]))")
 
 Step = tuple[Fraction, str, Fraction, Fraction]  # a, operation, b, result
 
@@ -15,7 +15,7 @@ Step = tuple[Fraction, str, Fraction, Fraction]  # a, operation, b, result
 def evaluate(expression: str) -> tuple[Fraction, list[Step]]:
     """Exact value of an expression of numbers, + - * / and parentheses, and its operations in the order of computation.
 
-    A percentage is its hundredth. A leading sign is allowed before a number or a parenthesis.
+    A number or a parenthesis may have signs before it and a "%" after it, which makes it its hundredth: 100/20% is 500.
 
     Raises:
         ValueError: The text is not such an expression, is longer than 256 characters, or divides by zero.
@@ -61,18 +61,22 @@ class _Parser:
         if not self.tokens or depth > MAX_DEPTH:
             raise self.error()
         piece = self.tokens.pop()
+        if piece in "+-":
+            value = self.atom(depth + 1)
+            return -value if piece == "-" else value
+        if piece in "*/)%":
+            raise self.error()
         if piece == "(":
             value = self.sum(depth + 1)
             if not self.next_is(")"):
                 raise self.error()
             self.tokens.pop()
-            return value
-        if piece in "+-":
-            value = self.atom(depth + 1)
-            return -value if piece == "-" else value
-        if piece in "*/)":
-            raise self.error()
-        return Fraction(piece[:-1]) / 100 if piece.endswith("%") else Fraction(piece)
+        else:
+            value = Fraction(piece)
+        if self.next_is("%"):
+            self.tokens.pop()
+            value /= 100
+        return value
 
     def apply(self, a: Fraction, operation: str, b: Fraction) -> Fraction:
         if operation == "/" and b == 0:
