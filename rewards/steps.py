@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,9 +76,19 @@ def step_texts(completion: NDArray[np.integer], ends: Sequence[int], tokenizer: 
 
 
 def newline_tokens(tokenizer: "PreTrainedTokenizerBase") -> NDArray[np.bool_]:
-    """Bool [V], true for token ids with a newline in their text."""
-    texts = tokenizer.batch_decode([[token] for token in range(num_token_ids(tokenizer))])
-    return np.fromiter(("\n" in text for text in texts), dtype=np.bool_, count=len(texts))
+    """Bool [V], true for token ids with a newline in their text; read-only, made once per tokenizer."""
+    tokens = len(tokenizer)
+    known = _NEWLINES.get(tokenizer)
+    if known is None or known[0] != tokens:  # no token was added since
+        texts = tokenizer.batch_decode([[token] for token in range(num_token_ids(tokenizer))])
+        found = np.fromiter(("\n" in text for text in texts), dtype=np.bool_, count=len(texts))
+        found.flags.writeable = False
+        known = _NEWLINES[tokenizer] = tokens, found
+    return known[1]
+
+
+# Number of tokens of each tokenizer, and what was found: a large vocabulary takes tenths of a second to decode.
+_NEWLINES: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, NDArray[np.bool_]]]" = WeakKeyDictionary()
 
 
 def decode(tokenizer: "PreTrainedTokenizerBase", tokens: NDArray[np.integer]) -> str:

@@ -1,11 +1,8 @@
 """A policy that is asked for a return: a label stands before each step, for the model alone to see."""
 
-import functools
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...models.condition_tokens import OWN, Labels
@@ -92,7 +89,7 @@ class ConditionedPolicy(CausalLMPolicy):
     def decoder(self, num_slots: int) -> SlotDecoder:
         """A fresh key-value cache for `num_slots` slots; the model is put in evaluation mode (no dropout)."""
         self.check()
-        ends_step = _newlines(self.tokenizer)
+        ends_step = newline_tokens(self.tokenizer)
         return ConditionedDecoder(
             self.decoded_model(), num_slots, num_token_ids(self.tokenizer), self.labels, self._label, ends_step
         )
@@ -102,11 +99,6 @@ def check_takes_labels(model: PreTrainedModel) -> None:
     """Raises `ValueError` unless a model is decoded in slots, where labels can be put between its tokens."""
     if decoding(model) != "slots":
         raise ValueError(f"{model_name(model)} cannot act under labels, because it is decoded one row at a time")
-
-
-@functools.lru_cache(maxsize=8)
-def _newlines(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.bool_]:
-    return newline_tokens(tokenizer)
 
 
 def load_policy(

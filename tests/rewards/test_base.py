@@ -286,6 +286,17 @@ def test_newline_tokens() -> None:
     assert newline_tokens(TOKENIZER).tolist() == ["\n" in text for text in TEXTS]
 
 
+def test_newline_tokens_are_looked_for_again_only_where_tokens_were_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = word_tokenizer()
+    found = newline_tokens(tokenizer)
+    tokenizer.add_tokens(["c\n"])
+    assert newline_tokens(tokenizer).tolist() == [*found.tolist(), True]
+    monkeypatch.setattr(tokenizer, "batch_decode", None)
+    assert newline_tokens(tokenizer) is newline_tokens(tokenizer)
+    with pytest.raises(ValueError, match="read-only"):  # all who ask share it
+        newline_tokens(tokenizer)[0] = True
+
+
 @pytest.mark.parametrize("returned", [[1.0, 2.0], 1.0, [float("nan")], [float("inf")]])
 def test_a_step_reward_that_returns_no_finite_number_per_step_is_an_error(returned: ArrayLike) -> None:
     class Broken(StepReward):
