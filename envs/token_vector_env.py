@@ -535,7 +535,10 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     def _solution_prefix(self, problem: Problem) -> IntArray:
         """Prefix of a solution that the curriculum gives; empty if it would leave no token to add or contain a stop."""
-        tokens = self.encoder.encode(self.curriculum.prefix(problem))
+        text = self.curriculum.prefix(problem)
+        if not text:  # as of most curricula: no tokenizer need be asked at each attempt
+            return np.empty(0, dtype=np.int64)
+        tokens = self.encoder.encode(text)
         fits = len(tokens) < self.max_new_tokens and self.encoder.stops.first_end(tokens) is None
         return tokens if fits else tokens[:0]
 

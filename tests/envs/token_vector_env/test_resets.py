@@ -34,6 +34,13 @@ def test_reset_with_prefixes(make, tokens_of):
             assert truncations[slot] == (step == left - 1)
 
 
+def test_attempts_without_a_given_start_are_tokenized_once(make, monkeypatch):
+    env = make(3)
+    monkeypatch.setattr(env.encoder, "encode", None)  # prompts are encoded by `encode_prompt`
+    env.reset(seed=0)
+    assert all(len(env.completion(slot)) == 0 for slot in range(3))
+
+
 def test_one_prefix_serves_all_slots(make, tokens_of):
     env = make(2)
     for prefix in ("12", tokens_of("12"), np.array(tokens_of("12"))):
