@@ -45,7 +45,7 @@ class KeptTokens:
 
     def rows(self) -> list[NDArray[np.int32]]:
         """The tokens of each draw."""
-        return np.split(self.tokens, np.cumsum(self.counts)[:-1])
+        return np.split(self.tokens, np.cumsum(self.counts))[:-1]
 
     def split(self, size: int) -> "list[KeptTokens]":
         """Parts of `size` draws each; the last may have fewer."""

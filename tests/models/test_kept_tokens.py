@@ -23,6 +23,10 @@ def test_rows_parts_and_padding_hold_the_mask() -> None:
     assert [[token for token in row if token >= 0] for row in padded.tolist()] == ROWS
 
 
+def test_no_draws_have_no_rows() -> None:
+    assert KeptTokens.of(MASK[:0]).rows() == []
+
+
 def test_actions_are_found_among_what_was_kept() -> None:
     kept, actions = KeptTokens.of(MASK[:3]), np.array([row[0] for row in ROWS[:3]])
     assert kept.contain(actions)
