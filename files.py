@@ -47,7 +47,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         try:
             yield partial
             mode = partial.stat().st_mode & 0o666  # safetensors gives files to their owner alone
-            for file in partial.rglob("*"):
+            for file in (partial, *partial.rglob("*")):
                 if file.is_file():
                     file.chmod(mode)
                 _sync(file)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
+from tokengym import files
 from tokengym.agents.training.run_folder import RunFolder, find_runs, is_locked
 from tokengym.commands.terminal import check_output
 from tokengym.files import new_folder, read_jsonl, write_json
@@ -239,6 +240,15 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path) -> None:
     fill(target, "new")
     assert content(target) == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_folder_is_on_disk_with_its_list_of_files_before_it_gets_its_name(tmp_path, monkeypatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(files, "_sync", lambda path: synced.append(path.relative_to(tmp_path).as_posix()))
+    fill(tmp_path / "target", "new")
+    partial = ".target.partial"
+    assert set(synced[:-1]) == {partial, f"{partial}/inner", f"{partial}/inner/file"}
+    assert synced[-1] == "."  # the name itself
 
 
 def test_files_of_a_folder_are_as_readable_as_others(tmp_path) -> None:
