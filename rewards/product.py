@@ -1,15 +1,16 @@
 """A product of rewards."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from ..arrays import FloatArray, IntArray
-from .base import RUNNING, AttemptView, ProblemLike, Reward, no_rewards
+from .base import RUNNING, Reward, no_rewards
 from .grading.numbers import Verdict
+from .terms import TermsReward
 
 
-class ProductReward(Reward):
+class ProductReward(TermsReward):
     """The product of what several rewards pay an attempt in all, paid at the attempt's last token.
 
     WizardMath (Luo et al. 2023) multiplies a reward of the instruction and one of the solution's steps so: where any
@@ -28,29 +29,11 @@ class ProductReward(Reward):
         self.terms = tuple(terms)
         if len(self.terms) < 2:
             raise ValueError(f"a product of rewards needs at least two terms, got {len(self.terms)}")
-        names = [name for name, _ in self.terms]
-        if len(set(names)) < len(names):
-            raise ValueError(f"each term of a product needs a name of its own, got {', '.join(names)}")
-
-    def bind(self, view: AttemptView) -> None:
-        super().bind(view)
-        self._paid = np.zeros((len(self.terms), view.num_envs))
-        for _, reward in self.terms:
-            reward.bind(view)
-
-    def begin(self, slots: IntArray, problems: Sequence[ProblemLike], prefix_lengths: IntArray) -> None:
-        self._paid[:, slots] = 0
-        for _, reward in self.terms:
-            reward.begin(slots, problems, prefix_lengths)
+        super().__init__("product", [name for name, _ in self.terms], [reward for _, reward in self.terms])
 
     def score(self, lengths: IntArray, ended: IntArray, verdicts: Sequence[Verdict | None]) -> FloatArray:
-        paid = np.stack([reward.score(lengths, ended, verdicts) for _, reward in self.terms])
-        # One addition after another, not in pairs: products must not depend on how many tokens are taken at a time.
-        self._paid = np.cumsum(np.concatenate((self._paid[:, :, None], paid), axis=2), axis=2)[:, :, -1]
+        self.score_terms(lengths, ended, verdicts, [1] * len(self.terms))
         rewards = no_rewards(lengths)
         slots = np.flatnonzero((ended != RUNNING) & (lengths > 0))
         rewards[slots, lengths[slots] - 1] = self._paid[:, slots].prod(0)
         return rewards
-
-    def components(self) -> Mapping[str, FloatArray]:
-        return {name: paid for (name, _), paid in zip(self.terms, self._paid, strict=True)}
