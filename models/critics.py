@@ -61,8 +61,7 @@ class HeadCritic(Critic):
     """A head on the policy's last hidden states; its gradient reaches the policy."""
 
     def listen(self, policy: PreTrainedModel, heard: list[Any]) -> list[RemovableHandle]:
-        head = cast(nn.Module, policy.get_output_embeddings())
-        return [head.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))]
+        return [_hear_head(policy, heard)]
 
     def hidden(self, heard: list[Any], select: Index, inputs: dict[str, Tensor]) -> Tensor:
         return heard[0][select]
@@ -101,7 +100,7 @@ class BranchCritic(Critic):
         """True if the new branch makes the hidden states that the policy's head reads, tried on a few tokens."""
         right: list[Any] = []
         heard: list[Any] = []
-        hooks = [*self.listen(policy, heard), *HeadCritic.listen(cast(HeadCritic, self), policy, right)]
+        hooks = [*self.listen(policy, heard), _hear_head(policy, right)]
         ids = torch.arange(1, 9, device=policy.device)[None] % policy.config.get_text_config().vocab_size
         with evaluating(policy), getattr(policy, "disable_adapter", nullcontext)():
             try:
@@ -202,6 +201,12 @@ def make_critic(kind: str, policy: PreTrainedModel, layers: int) -> Critic:
         raise unknown_name("critic", kind, CRITICS)
     critic = BranchCritic(policy, layers) if kind == "branch" else _WHOLE[kind](policy)
     return critic.eval()
+
+
+def _hear_head(policy: PreTrainedModel, heard: list[Any]) -> RemovableHandle:
+    """A hook that puts the hidden states `[B, T, H]` that the policy's head reads into `heard`."""
+    head = cast(nn.Module, policy.get_output_embeddings())
+    return head.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
 
 
 def _zero_head(width: int, device: torch.device) -> nn.Linear:

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from .adapters import base_name, is_adapter
 from .attention import ATTENTION
+from .layers import without_graphs
 from .loading import DTYPES, no_progress_bars, with_lora
 from .quantized import counted, stand_ins
 from .tokenizers import locate, not_loaded
@@ -107,9 +108,7 @@ def without_weights(module: _Module) -> _Module:
         memo[id(parameter)] = nn.Parameter(_empty(parameter), requires_grad=parameter.requires_grad)
     for buffer in module.buffers():
         memo[id(buffer)] = _empty(buffer)
-    for part in module.modules():  # what a forward pass has left behind has a graph, and cannot be copied
-        memo |= {id(value): None for value in vars(part).values() if isinstance(value, Tensor) and not value.is_leaf}
-    return copy.deepcopy(module, memo)
+    return copy.deepcopy(module, memo | without_graphs(module))
 
 
 def _empty(tensor: Tensor) -> Tensor:

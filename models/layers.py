@@ -97,6 +97,12 @@ def deep_copy(module: _Module) -> _Module:
     return copy.deepcopy(module)
 
 
+def without_graphs(module: nn.Module) -> dict[int, Any]:
+    """A memo of `copy.deepcopy` that leaves out what a forward pass has left in a module: it has a graph."""
+    parts = (value for part in module.modules() for value in vars(part).values())
+    return {id(value): None for value in parts if isinstance(value, Tensor) and not value.is_leaf}
+
+
 @torch.no_grad()
 def short_pass(model: PreTrainedModel) -> Any:
     """A model's output for two tokens, without cache and dropout: for hooks that follow what a forward pass does."""

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ..arrays import IntArray
 from .forward import micro_batches
+from .layers import evaluating
 
 Tokens = NDArray[np.integer[Any]]
 
@@ -173,15 +174,11 @@ def takes_shared_prompts(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, 4))
     pairs = [(tokens[0], tokens[1]), (tokens[0], tokens[2][:3])]
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
-        shared, apart = (_read(model, rows) for rows in ([pairs], [pairs[:1], pairs[1:]]))
+        with evaluating(model):
+            shared, apart = (_read(model, rows) for rows in ([pairs], [pairs[:1], pairs[1:]]))
     except (TypeError, ValueError, RuntimeError, IndexError):  # no masks or positions of one's own in its signature
         return False
-    finally:
-        for module in training:
-            module.training = True
     tolerance = _TOLERANCES.get(model.dtype, _HALF_TOLERANCE)
     return bool((shared - apart).abs().max() <= tolerance * apart.abs().max())
 

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ...models.forward import ends_with_its_head
-from ...models.layers import model_name, short_pass, without_adapters
+from ...models.layers import model_name, short_pass, without_adapters, without_graphs
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -372,6 +372,4 @@ def _empty_copy(module: M, device: torch.device) -> M:
         empty.untyped_storage().resize_(0)
     for buffer in module.buffers():
         memo[id(buffer)] = buffer.detach().to(device, copy=True)
-    for part in module.modules():  # what a forward pass has left behind has a graph, and cannot be copied
-        memo |= {id(value): None for value in vars(part).values() if isinstance(value, Tensor) and not value.is_leaf}
-    return copy.deepcopy(module, memo)
+    return copy.deepcopy(module, memo | without_graphs(module))

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..forward import output_head
 from ..head import float32_forward
+from ..layers import without_graphs
 
 
 class HalfCopy:
@@ -48,11 +49,7 @@ class HalfCopy:
         memo: dict[int, Any] = {id(parameter): parameter for parameter in self.model.parameters()}
         memo |= {id(buffer): buffer for buffer in self.model.buffers()}
         memo |= {id(weight): nn.Parameter(half, requires_grad=False) for weight, half in self._pairs}
-        for part in self.model.modules():  # what a forward pass has left behind has a graph, and cannot be copied
-            memo |= {
-                id(value): None for value in vars(part).values() if isinstance(value, Tensor) and not value.is_leaf
-            }
-        made = copy.deepcopy(self.model, memo)
+        made = copy.deepcopy(self.model, memo | without_graphs(self.model))
         head = output_head(made)
         if (forward := float32_forward(head)) is not None:
             head.forward = forward
