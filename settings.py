@@ -100,8 +100,12 @@ def check_kind(name: str, value: object, hint: Any) -> None:
 
 def _members(hint: Any) -> tuple[Any, ...]:
     """The types that a hint is a union of, without what is said of them besides."""
-    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return tuple(get_args(member)[0] if get_origin(member) is Annotated else member for member in members)
+    return tuple(get_args(member)[0] if get_origin(member) is Annotated else member for member in _alternatives(hint))
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The hints that a hint is a union of; itself if it is none."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def check_unused(config: Any, names: Sequence[str], needs: str) -> None:
@@ -160,7 +164,7 @@ def _limits(config: type) -> dict[str, _Limits]:
     """The limits of those fields of a configuration class that have any."""
     found = {}
     for name, hint in get_type_hints(config, include_extras=True).items():
-        members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        members = _alternatives(hint)
         bounds = [
             (*_COMPARISONS[type(bound)], dataclasses.astuple(bound)[0])
             for member in members

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _ANNOTATION = re.compile(r"<<([^<>\n]*)>>")
 
+_Complaint = tuple[Literal["error", "warning"], str, str]
+"""Severity, check and message of a finding."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -137,7 +140,7 @@ def diagnose(
         bad_rows = [row for row in (*rows, *getattr(source, "bad_rows", ())) if row not in listed]
         findings += [_malformed(source.split, row) for row in bad_rows]
         listed.update(bad_rows)
-        complaints: dict[int, list[tuple[Literal["error", "warning"], str, str]]] = defaultdict(list)
+        complaints: dict[int, list[_Complaint]] = defaultdict(list)
         here: dict[str, Problem] = {}
         for index, problem in enumerate(problems):
             complain = complaints[index]
@@ -174,9 +177,6 @@ def diagnose(
 
 def _malformed(split: str, row: str) -> Finding:
     return Finding("error", "row", split, -1, "", row)
-
-
-_Complaint = tuple[Literal["error", "warning"], str, str]
 
 
 def _check_answers(source: ProblemSource, problem: Problem) -> Iterator[_Complaint]:
