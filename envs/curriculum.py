@@ -68,7 +68,7 @@ class Curriculum(ABC):
 class Uniform(Curriculum):
     """All problems in a random order, each `repeats` times in a row, and then in another order.
 
-    From endless sources, and from those of more than four million problems, every draw is a new one.
+    From endless sources, and from those of more than four million problems, draws are independent.
 
     Args:
         repeats: K >= 1, attempts at each problem drawn; group methods compare the K.
@@ -212,10 +212,10 @@ class PrioritizedReplay(Curriculum):
     """Prioritized level replay (Jiang et al. 2021): problems that are neither solved nor hopeless come again.
 
     Havrilla et al. 2024 found no gain, either. An attempt is at a new problem with probability `new`, else at one that
-    has begun before, drawn from (1 - rho) P_score + rho P_staleness. P_score goes with 1 / rank^(1/beta) of the score
-    p (1 - p), p being the problem's share of successes with one success and one failure added, which needs no
-    critic; equal scores share their mean rank. P_staleness goes with how many draws ago it came last. Where every
-    problem has begun, all draws are of those.
+    has begun before, drawn from (1 - rho) P_score + rho P_staleness. P_score is proportional to 1 / rank^(1/beta) of
+    the score p (1 - p), p being the problem's share of successes with one success and one failure added, which needs
+    no critic; equal scores share their mean rank. P_staleness is proportional to 1 plus the draws since it came last,
+    the present one included. Where every problem has begun, all draws are of those.
 
     Args:
         new: Probability of a new problem, while there is one.

@@ -95,13 +95,13 @@ def load(
 
     Raises:
         UnknownNameError: There is no such model or dtype.
-        ValueError: The device cannot be used.
         FileNotFoundError: The *.gguf file does not exist, or the folder holds no model.
         ImportError: The package of an extra is not installed.
-        ValueError: The tokenizer has no end-of-sequence token, or has ids that the model lacks; `lora_rank` is below 1,
-            is given for a folder of adapters, or is missing beside other settings of LoRA; adapters were trained on
-            another model; the model is an outcome model or lacks weights; it does not support the attention
-            implementation or 4 bits, or its outputs for padded batches differ from those for single rows.
+        ValueError: The device cannot be used; the tokenizer has no end-of-sequence token, or has ids that the model
+            lacks; `lora_rank` is below 1, is given for a folder of adapters, or is missing beside other settings of
+            LoRA; adapters were trained on another model; the model is an outcome model or lacks weights; it does not
+            support the attention implementation or 4 bits, or its outputs for padded batches differ from those for
+            single rows.
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)

@@ -1,6 +1,6 @@
 """The process that keeps math-verify warm: one request a line on standard input, one reply a line on standard output.
 
-A script of its own, started by `latex`: it imports nothing of this library, whose own imports take seconds. It
+A script of its own, started by `worker`: it imports nothing of this library, whose own imports take seconds. It
 reads no answer itself but forks a worker that does, kills it when an answer takes too long, and forks another from the
 warm state, which takes milliseconds. What workers parse was written by a language model: their memory is capped, they
 write no files, they end after an answer that took much memory, and when whoever asks them is gone.
