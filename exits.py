@@ -4,9 +4,10 @@ import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
-from .registry import UnknownNameError
+from .registry import PLUGINS, UnknownNameError
 
 
 class Terminated(KeyboardInterrupt):
@@ -30,7 +31,7 @@ def exit_status(program: Callable[[], object]) -> int:
     except (UnknownNameError, ValueError, TypeError, OSError, ImportError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 128 + signal.SIGPIPE
-        places = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        places = "".join(f"; {note}" for note in getattr(error, "__notes__", ())) or _place_in_plugin(error)
         sys.stderr.write(f"tokengym: {_message(error)}{places}\n")
         return 1
     except (MemoryError, RuntimeError) as error:
@@ -43,6 +44,17 @@ def exit_status(program: Callable[[], object]) -> int:
     except KeyboardInterrupt as stop:
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     return 0
+
+
+def _place_in_plugin(error: Exception) -> str:
+    """Where code of another package raised an error, or called what raised it; "" if none did, or called this one."""
+    frames = [
+        (str(frame.f_globals.get("__name__")).partition(".")[0], frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    own = __name__.partition(".")[0]
+    places = [f"; {file}, line {line}" for package, file, line in frames if package in PLUGINS - {own}]
+    return places[-1] if places and frames[-1][0] != own else ""
 
 
 def _nobody_reads() -> bool:

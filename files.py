@@ -39,6 +39,7 @@ def naming(path: Path) -> Iterator[None]:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears under its name only when it is complete: a process killed before leaves no half of it."""
+    check_folder(path)
     partial = path.with_name(f".{path.name}.partial")
     with naming(path):
         if partial.exists():
@@ -58,6 +59,19 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         _sync(path.parent)
         shutil.rmtree(retired, ignore_errors=True)
+
+
+def check_folder(path: Path) -> None:
+    """Checks that there can be a folder of that name.
+
+    Raises:
+        NotADirectoryError: There is a file in its place, or in that of a folder above it; the message names it.
+    """
+    for place in (path, *path.parents):
+        if place.is_dir():
+            return
+        if place.exists():
+            raise NotADirectoryError(f"{place} is a file, and {path} is to be a folder: choose another name")
 
 
 def remove_folder(path: Path) -> None:
@@ -109,6 +123,22 @@ def read_json(path: Path) -> Any:
         raise DamagedFileError(
             f"{path} is damaged, it holds no JSON ({error}): restore it, or delete what it is part of"
         ) from error
+
+
+def read_object(path: Path, *names: str) -> dict[str, Any]:
+    """The object in a JSON file, which has values of these names.
+
+    Raises:
+        DamagedFileError: The file holds no JSON, no object, or one without such a value; the message names it.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or not value.keys() >= set(names):
+        lacks = [name for name in names if not isinstance(value, dict) or name not in value]
+        what = f"no {' and no '.join(lacks)}" if lacks else "no object"
+        raise DamagedFileError(
+            f"{path} is damaged or of another version, it has {what}: restore it, or delete what it is part of"
+        )
+    return value
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":
@@ -198,20 +228,28 @@ def lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
             offset += len(line)
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSONL file; a last line that a killed process left unfinished does not count.
+def read_jsonl(path: Path, *names: str) -> list[dict[str, Any]]:
+    """The objects in the complete lines of a JSONL file; a last line that a killed process cut short does not count.
+
+    Args:
+        path: Path of the file.
+        names: Names that each object has.
 
     Raises:
         FileNotFoundError: There is no such file.
-        DamagedFileError: A line holds no JSON; the message names file and line.
+        DamagedFileError: A line holds no JSON object with these names; the message names file and line.
     """
     path.stat()
     values: list[dict[str, Any]] = []
     for number, _, line in lines(path):
         try:
-            values.append(json.loads(line))
+            value = json.loads(line)
         except ValueError as error:
             raise DamagedFileError(f"{path}, line {number} is damaged, it holds no JSON: delete that line") from error
+        if not isinstance(value, dict) or not value.keys() >= set(names):
+            what = f"no {' and no '.join(names)}" if names else "no object"
+            raise DamagedFileError(f"{path}, line {number} is damaged, it has {what}: delete that line")
+        values.append(value)
     return values
 
 

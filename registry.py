@@ -16,6 +16,9 @@ from .settings import argument_hint, check_kind
 T = TypeVar("T")
 E = TypeVar("E")
 
+PLUGINS: set[str] = set()
+"""Top-level packages of the entry points that have been imported."""
+
 
 class UnknownNameError(LookupError):
     """A name that nothing is registered under; the message suggests the nearest ones."""
@@ -198,6 +201,7 @@ class Registry(Generic[T]):
 
     def _load(self, point: EntryPoint) -> T:
         where = f"{self.kind} {point.name!r} of {_distribution(point)} (entry point {point.value})"
+        PLUGINS.add(point.module.partition(".")[0])
         try:
             entry = point.load()
         except (Exception, SystemExit) as error:  # another package's code may raise anything

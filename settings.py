@@ -5,16 +5,19 @@ import inspect
 import numbers
 import operator
 import re
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, wraps
 from math import inf
 from os import PathLike
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Optional, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from annotated_types import Ge, Gt, Le, Lt
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Count = Annotated[int, Ge(1)]
 CountOrZero = Annotated[int, Ge(0)]
@@ -76,9 +79,12 @@ _KINDS: Mapping[Any, tuple[type, str]] = {
     Path: (Path, "a path"),
     NoneType: (NoneType, "None"),
     Mapping: (Mapping, "a mapping"),
+    Callable: (Callable, "a function"),
+    Iterable: (Iterable, "a list"),
     Sequence: (Sequence, "a list"),
     tuple: (Sequence, "a list"),
 }
+_LISTS = (Iterable, Sequence, tuple)
 
 
 def argument_hint(parameter: inspect.Parameter) -> Any:
@@ -89,13 +95,62 @@ def argument_hint(parameter: inspect.Parameter) -> Any:
 def check_kind(name: str, value: object, hint: Any) -> None:
     """Checks that a value is of the kind that its type hint says, where that names plain values alone.
 
+    So are the items of a list. Text is no list of its letters.
+
     Raises:
         TypeError: It is not; the message has the name, what it must be, and the value.
     """
-    kinds = [_KINDS.get(get_origin(member) or member) for member in _members(hint)]
-    if None not in kinds and not any(isinstance(value, kind[0]) for kind in kinds if kind is not None):
+    members = _members(hint)
+    kinds = [_KINDS.get(_origin(member)) for member in members]
+    if None in kinds:
+        return
+    fitting = [
+        member
+        for member, kind in zip(members, kinds, strict=True)
+        if kind is not None
+        and isinstance(value, kind[0])
+        and not (_origin(member) in _LISTS and isinstance(value, str | bytes))
+    ]
+    if not fitting:
         words = " or ".join(kind[1] for kind in kinds if kind is not None)
         raise TypeError(f"{name} must be {words}, got {value!r}")
+    if isinstance(value, list | tuple) and _origin(fitting[0]) in _LISTS:
+        _check_items(name, value, fitting[0])
+
+
+def _check_items(name: str, values: Sequence[object], hint: Any) -> None:
+    """Checks the items of a list against its type hint, see `check_kind`."""
+    hints = get_args(hint)
+    if _origin(hint) is not tuple or hints[1:] == (...,):
+        hints = hints[:1] * len(values)
+    if hints and len(hints) != len(values):
+        raise TypeError(f"{name} must be a list of {len(hints)}, got {values!r}")
+    for position, (value, item) in enumerate(zip(values, hints, strict=False)):
+        check_kind(f"{name}[{position}]", value, item)
+
+
+def kinds_checked(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator of what users call: its arguments are checked against their type hints, see `check_kind`."""
+    parameters = inspect.signature(function).parameters
+    hints = {
+        name: argument_hint(parameter)
+        for name, parameter in parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name, value in (*zip(parameters, args, strict=False), *kwargs.items()):
+            if name in hints:
+                check_kind(name, value, hints[name])
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _origin(member: Any) -> Any:
+    """The class of a type hint's values, without that of their items."""
+    return get_origin(member) or member
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

@@ -21,12 +21,13 @@ from ..arrays import IntArray
 from ..envs.curriculum import Sequential, Uniform
 from ..envs.token_vector_env import TokenVectorEnv
 from ..extras import need
-from ..files import new_folder, write_json
+from ..files import new_folder, read_object, write_json
 from ..models.adapters import is_adapter, save_model, weights_fingerprint
 from ..models.engine.half_copy import HalfCopy, half_copy
 from ..models.engine.vllm_decoder import BaseVLLM
 from ..models.loading import find_device, load, no_progress_bars
 from ..models.quantized import EXTRA
+from ..settings import kinds_checked
 from .configs.arguments import configure, full_signature
 from .configs.lora import ALL_LINEAR, LoRA
 from .configs.optimizer import OptimizerConfig
@@ -130,6 +131,7 @@ class Agent(ABC, Generic[ConfigT]):
         if "config_class" in vars(cls):
             cls.__signature__ = full_signature(cls.__init__, Agent.__init__, cls.config_class)
 
+    @kinds_checked
     def __init__(
         self,
         env: Environment,
@@ -153,7 +155,7 @@ class Agent(ABC, Generic[ConfigT]):
         vllm_servers: Sequence[str] = (),
         vllm_folder: str | Path | None = None,
         preset: str | None = None,
-        log_with: Sequence[str] = (),
+        log_with: str | Sequence[str] = (),
         log_project: str = "tokengym",
         **config: Any,
     ) -> None:
@@ -409,12 +411,13 @@ class Agent(ABC, Generic[ConfigT]):
 
         Raises:
             FileNotFoundError: The folder holds no agent.
+        DamagedFileError: Its `agent.json` cannot be read.
             ValueError: The folder holds an agent of another class.
         """
         record = Path(path) / "agent.json"
         if not record.exists():
             raise FileNotFoundError(f"{path} holds no saved agent: there is no agent.json in it")
-        saved = json.loads(record.read_text())
+        saved = read_object(record, "agent", "env", "num_envs", "seed", "config")
         if saved["agent"] != cls.name:
             raise ValueError(f"{path} holds the agent {saved['agent']!r}, not {cls.name!r}")
         if env is None:

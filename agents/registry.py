@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from ..registry import Registry, attribute
+from ..settings import check_kind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,5 +58,7 @@ def make_agent(name: str, env: "Environment", model: "str | Path | None" = None,
 
     Raises:
         UnknownNameError: No agent has that name.
+        TypeError: The name or an argument is of another kind, or unknown.
     """
+    check_kind("name", name, str)
     return AGENTS.get(name)(env, model, **config)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..registry import Registry
+from ..settings import kinds_checked
 
 CURRICULA: "Registry[Callable[..., Curriculum]]" = Registry("curriculum", base=f"{__name__}:Curriculum")
 """Curricula by name; third parties join through the entry-point group `tokengym.curriculums`."""
@@ -77,6 +78,7 @@ class Uniform(Curriculum):
         ValueError: `repeats` is below 1.
     """
 
+    @kinds_checked
     def __init__(self, repeats: int = 1) -> None:
         self.repeats = _check_repeats(repeats)
         self.load_state_dict({})
@@ -126,6 +128,7 @@ class Sequential(Curriculum):
         ValueError: `repeats` is below 1.
     """
 
+    @kinds_checked
     def __init__(self, repeats: int = 1) -> None:
         self.repeats = _check_repeats(repeats)
         self._begun = 0
@@ -160,6 +163,7 @@ class Backtracking(Curriculum):
         ValueError: An argument is out of its range.
     """
 
+    @kinds_checked
     def __init__(self, start: float = 0.9, decrement: float = 0.1, threshold: float = 0.7, window: int = 256) -> None:
         if not (0 <= start <= 1 and decrement > 0 and 0 < threshold <= 1 and window >= 1):
             raise ValueError(
@@ -230,6 +234,7 @@ class PrioritizedReplay(Curriculum):
         ValueError: An argument is out of its range.
     """
 
+    @kinds_checked
     def __init__(
         self,
         new: float = 0.5,
@@ -313,6 +318,7 @@ class Subset(Curriculum):
         ValueError: There are no indices.
     """
 
+    @kinds_checked
     def __init__(self, curriculum: Curriculum, indices: Sequence[int]) -> None:
         if not indices:
             raise ValueError("a subset needs at least one problem")
@@ -357,6 +363,7 @@ class Batch(Curriculum):
         ValueError: `repeats` is below 1.
     """
 
+    @kinds_checked
     def __init__(self, curriculum: Curriculum, repeats: int = 1) -> None:
         self.curriculum = curriculum
         self.repeats = _check_repeats(repeats)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..arrays import BoolArray, IntArray
 from ..models.vocabulary import num_token_ids
-from .problems.base import Problem, ProblemSource
+from .problems.base import HOW_TO_MAKE, Problem, ProblemSource
 from .problems.prompts import Chat, encode_rendered, next_question, render_prompt, resolve_template
 from .stop_strings import StopStrings
 
@@ -95,6 +95,8 @@ class PromptEncoder:
         start = self._recent.get(key)
         if start is None:
             problem = self.problems.find(key) if isinstance(key, str) else self.problems[key]
+            if not isinstance(problem, Problem):
+                raise TypeError(f"{self.problems!r} gave {problem!r} for {key!r}: {HOW_TO_MAKE}")
             start = self._recent[key] = problem, self.encode_prompt(problem)
             if len(self._recent) > _MAX_RECENT:
                 del self._recent[next(iter(self._recent))]

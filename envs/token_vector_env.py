@@ -6,7 +6,7 @@ spent token budget truncates. What an attempt is worth is for a reward to say.
 
 import itertools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -19,9 +19,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from ..arrays import BoolArray, FloatArray, IntArray
+from ..registry import unknown_name
 from ..rewards import Reward, Verdict, make_reward
-from ..rewards.base import TERMINATED, TRUNCATED
-from ..settings import check_kind
+from ..rewards.base import TERMINATED, TRUNCATED, finite_rewards
+from ..settings import check_kind, kinds_checked
 from .curriculum import NO_STAGE, Curriculum, make_curriculum
 from .infos import Infos, add_infos, end_infos, objects, start_infos
 from .pending_verdicts import PendingVerdicts
@@ -93,6 +94,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}
 
+    @kinds_checked
     def __init__(
         self,
         problems: ProblemSource,
@@ -119,10 +121,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         check_source(problems)
         limits = {"num_envs": num_envs, "max_prompt_tokens": max_prompt_tokens, "max_new_tokens": max_new_tokens}
         for name, limit in limits.items():
-            check_kind(name, limit, int)
             if limit < 1:
                 raise ValueError(f"{name} must be at least 1, got {limit}")
-        check_kind("num_problems", num_problems, int | None)
         if num_problems is not None and num_problems < 1:
             raise ValueError(f"num_problems must be at least 1, got {num_problems}")
         if on_long_prompt not in ("error", "skip"):
@@ -133,6 +133,9 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
         # Gymnasium's spaces take no integers of numpy, which configurations and sweeps are full of.
         self.num_envs, max_prompt_tokens, max_new_tokens = map(operator.index, limits.values())
+        modes = {mode.value: mode for mode in AutoresetMode}
+        if autoreset_mode not in modes and not isinstance(autoreset_mode, AutoresetMode):
+            raise unknown_name("autoreset_mode", autoreset_mode, modes)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
@@ -158,6 +161,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         self._make_slots(max_prompt_tokens + max_new_tokens)
         self.reward = make_reward(reward)
         self.reward.bind(self)
+        if getattr(self.reward, "_view", None) is not self:
+            raise TypeError(f"{type(self.reward).__name__}.bind must call super().bind(view)")
 
     def _make_spaces(self, length: int) -> None:
         """The spaces of observations of `length` tokens and of actions."""
@@ -245,6 +250,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         prefixes = _per_slot("prefix", options.get("prefix"), len(slots), _is_prefix)
 
         if seed is not None and not isinstance(seed, int | np.integer):
+            check_kind("seed", seed, int | Sequence[int | None])
             given = [each for each in seed if each is not None]
             seed = int(np.random.SeedSequence(given).generate_state(1)[0]) if given else None
         if seed is None and self._np_random is None:
@@ -360,7 +366,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     def completion(self, slot: int) -> IntArray:
         """Token ids after the prompt in `slot`, a reset prefix and the end-of-sequence token included, a view."""
-        return self._tokens[slot, self._prompt_lengths[slot] : self._lengths[slot]]
+        return _read_only(self._tokens[slot, self._prompt_lengths[slot] : self._lengths[slot]])
 
     @property
     def problems(self) -> ProblemSource:
@@ -464,6 +470,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             if size is not None and size < self.num_problems:
                 raise ValueError(f"num_problems={self.num_problems}, but {self.problems!r} has {size} problems")
             size = self.num_problems
+        if size is not None and size < 1:
+            raise ValueError(f"{self.problems!r} has no problems")
         return size
 
     @cached_property
@@ -510,7 +518,11 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         """The curriculum's next problem and its prompt."""
         size = self.num_indices
         for _ in range(_MAX_SKIPS):
-            problem, prompt = self.encoder.start(self.curriculum.next(self.np_random, 2**63 if size is None else size))
+            key = self.curriculum.next(self.np_random, 2**63 if size is None else size)
+            if not isinstance(key, str | int | np.integer):
+                name = type(self.curriculum).__name__
+                raise TypeError(f"{name}.next chose {key!r}: it must return the index of a problem, or its id")
+            problem, prompt = self.encoder.start(key)
             if len(prompt) <= self.max_prompt_tokens:
                 return problem, prompt
             if self.on_long_prompt == "error":
@@ -536,6 +548,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
     def _solution_prefix(self, problem: Problem) -> IntArray:
         """Prefix of a solution that the curriculum gives; empty if it would leave no token to add or contain a stop."""
         text = self.curriculum.prefix(problem)
+        check_kind(f"what {type(self.curriculum).__name__}.prefix returns", text, str)
         if not text:  # as of most curricula: no tokenizer need be asked at each attempt
             return np.empty(0, dtype=np.int64)
         tokens = self.encoder.encode(text)
@@ -741,10 +754,9 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         return lengths
 
     def _score(self, width: int, lengths: IntArray, ended: IntArray, verdicts: list[Verdict | None]) -> FloatArray:
-        rewards = self.reward.score(lengths, ended, verdicts)
         expected = (self.num_envs, max(1, int(lengths.max())))
-        if rewards.shape != expected:
-            raise ValueError(f"{type(self.reward).__name__}.score must return shape {expected}, got {rewards.shape}")
+        rewards = self.reward.score(_read_only(lengths), _read_only(ended), verdicts)
+        rewards = finite_rewards(rewards, expected, self.reward)
         if width == 1:
             self._returns += rewards[:, 0]
             return rewards
@@ -791,6 +803,13 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         return "\n".join(lines)
 
 
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """A view of an array for code of others, which must not change what the environment counts with."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 def _is_problem_key(value: Any) -> bool:
     return isinstance(value, str | int | np.integer) and not isinstance(value, bool)
 
@@ -807,6 +826,8 @@ def _per_slot(name: str, value: Any, count: int, is_single: Callable[[Any], bool
     """An option's value for each of `count` slots."""
     if value is None or is_single(value):
         return [value] * count
+    if not isinstance(value, Iterable):
+        raise ValueError(f"{name}: {value!r} is no {name}")
     values = list(value)
     if len(values) != count:
         raise ValueError(f"{name}: {len(values)} values for {count} slots that begin")

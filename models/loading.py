@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from ..extras import need
 from ..files import naming
 from ..registry import UnknownNameError, unknown_name
+from ..settings import kinds_checked
 from .adapters import FOLDER, base_name, is_adapter, with_saved_adapters
 from .engine.self_check import check_training
 from .head import trained_rows
@@ -52,6 +53,7 @@ def find_device(name: str | None) -> str:
     return name
 
 
+@kinds_checked
 def load(
     name_or_path: str | Path,
     *,

@@ -10,7 +10,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,6 +22,8 @@ from .steps import OpenLine, decode, newline_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 RUNNING, TERMINATED, TRUNCATED = 0, 1, 2
 """State of an attempt after its newest token: running, ended by end-of-sequence, or cut off by the token budget."""
@@ -169,13 +171,14 @@ class AttemptReward(Reward):
         if not np.count_nonzero(ended):
             return rewards
         for slot in np.flatnonzero((ended != RUNNING) & (lengths > 0)).tolist():
-            attempt = FinishedAttempt(slot, self._problems[slot], self.view.completion(slot), _verdict(verdicts, slot))
+            problem = _begun(self._problems, slot, self)
+            attempt = FinishedAttempt(slot, problem, self.view.completion(slot), _verdict(verdicts, slot))
             try:
                 reward = self.attempt_reward(attempt)
             except Exception as error:
                 error.add_note(_place(error, self, "attempt_reward"))
                 raise
-            rewards[slot, lengths[slot] - 1] = _finite(reward, (), self)
+            rewards[slot, lengths[slot] - 1] = finite_rewards(reward, (), self)
         return rewards
 
 
@@ -255,7 +258,7 @@ class StepReward(Reward):
             slot, left = int(slots[row]), int(lasts[row]) - position
             tokens = completions[row][: len(completions[row]) - left]
             state = RUNNING if left else int(ended[slot])
-            progress = self._progress[slot]
+            progress = _begun(self._progress, slot, self)
             text = ""
             if state == TERMINATED or newline[position]:
                 beyond = self._beyond(tokens) if state == TERMINATED else 0
@@ -272,7 +275,7 @@ class StepReward(Reward):
             except Exception as error:
                 error.add_note(_place(error, self, "step_rewards"))
                 raise
-            rewards[[step.slot for step in steps], columns] = _finite(paid, (len(steps),), self)
+            rewards[[step.slot for step in steps], columns] = finite_rewards(paid, (len(steps),), self)
         return rewards
 
     def _beyond(self, completion: IntArray) -> int:
@@ -285,6 +288,16 @@ def no_rewards(lengths: IntArray) -> FloatArray:
     """A zero for each appended token, in the shape of what `Reward.score` returns."""
     # argmax and an index are faster than max on so few numbers, and every env step comes through here
     return np.zeros((len(lengths), max(1, int(lengths[lengths.argmax()]))))
+
+
+def _begun(slots: Mapping[int, T], slot: int, source: Reward) -> T:
+    """What a reward keeps of the attempt in a slot."""
+    if slot not in slots:
+        raise RewardError(
+            f"{type(source).__name__} did not keep the attempt that began in slot {slot}: its `begin` must call "
+            "super().begin(slots, problems, prefix_lengths)"
+        )
+    return slots[slot]
 
 
 def _verdict(verdicts: Sequence[Verdict | None], slot: int) -> Verdict:
@@ -301,8 +314,16 @@ def _place(error: Exception, source: Reward, method: str) -> str:
     return f"raised by {type(source).__name__}.{method} ({frame.filename}, line {frame.lineno})"
 
 
-def _finite(rewards: ArrayLike, shape: tuple[int, ...], source: Reward) -> FloatArray:
-    array = np.asarray(rewards, dtype=np.float64)
-    if array.shape != shape or not np.isfinite(array).all():
+def finite_rewards(rewards: ArrayLike, shape: tuple[int, ...], source: Reward) -> FloatArray:
+    """What a reward has returned, as float64 of the shape that it must have.
+
+    Raises:
+        RewardError: It is something else, or holds numbers that are not finite; the message names the reward.
+    """
+    try:
+        array = np.asarray(rewards, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        array = None
+    if array is None or array.shape != shape or not np.isfinite(array).all():
         raise RewardError(f"{type(source).__name__} returned {rewards!r}: expected finite numbers of shape {shape}")
     return array

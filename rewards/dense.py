@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 
 from ..arrays import IntArray
 from ..registry import check_known
-from ..settings import check_kind
+from ..settings import kinds_checked
 from .base import AttemptView, ProblemLike, Step, StepReward, check_shaping
 from .grading import solutions
 
@@ -59,12 +59,12 @@ class DenseReward(StepReward):
         ValueError: `weight` is negative or not finite, or a problem that starts has no solution.
     """
 
+    @kinds_checked
     def __init__(
         self, match: Match = "result", weight: float = 0.5, shaping: Literal["potential"] | None = None
     ) -> None:
         _check_match(match)
         check_shaping(shaping)
-        check_kind("weight", weight, float)
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight must be finite and not negative, got {weight}")
         self.match: Match = match

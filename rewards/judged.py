@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..arrays import FloatArray, IntArray
 from ..registry import check_known
-from ..settings import check_kind
+from ..settings import kinds_checked
 from .base import AttemptView, ProblemLike, RewardError, Step, StepReward, check_shaping
 from .dense import ReferenceMatcher
 from .grading.solutions import exact_text
@@ -53,6 +53,7 @@ class JudgedReward(StepReward):
         ValueError: `weight` is not finite, or `judge` is no judge.
     """
 
+    @kinds_checked
     def __init__(
         self,
         judge: "Literal['reference'] | str | Path | OutcomeModel | StepJudge" = REFERENCE,
@@ -63,7 +64,6 @@ class JudgedReward(StepReward):
     ) -> None:
         check_known("form", (form,), _RANGES)
         check_shaping(shaping)
-        check_kind("weight", weight, float)
         if not math.isfinite(weight):
             raise ValueError(f"weight must be finite, got {weight}")
         self.judge = judge

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from ..arrays import FloatArray, IntArray
 from ..registry import check_known
+from ..settings import kinds_checked
 from .base import TERMINATED, AttemptView, ProblemLike, Step, StepReward, check_shaping, no_rewards
 from .grading.numbers import Verdict
 
@@ -47,6 +48,7 @@ class OutcomeReward(StepReward):
         UnknownNameError: There is no such `orm_mix` or `shaping`.
     """
 
+    @kinds_checked
     def __init__(
         self,
         orm: "str | Path | OutcomeModel",

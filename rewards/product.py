@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..arrays import FloatArray, IntArray
+from ..settings import kinds_checked
 from .base import RUNNING, Reward, no_rewards
 from .grading.numbers import Verdict
 from .terms import TermsReward
@@ -25,6 +26,7 @@ class ProductReward(TermsReward):
         ValueError: There are fewer than two terms, or a name is given twice.
     """
 
+    @kinds_checked
     def __init__(self, terms: Iterable[tuple[str, Reward]]) -> None:
         self.terms = tuple(terms)
         if len(self.terms) < 2:

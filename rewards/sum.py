@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..arrays import FloatArray, IntArray
+from ..settings import kinds_checked
 from .base import Reward
 from .grading.numbers import Verdict
 from .terms import TermsReward
@@ -23,6 +24,7 @@ class SumReward(TermsReward):
         ValueError: There is no term, a name is given twice, or a weight is not finite.
     """
 
+    @kinds_checked
     def __init__(self, terms: Iterable[tuple[str, float, Reward]]) -> None:
         self.terms = tuple(terms)
         if not self.terms:

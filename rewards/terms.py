@@ -19,11 +19,15 @@ class TermsReward(Reward):
 
     Raises:
         ValueError: A name is given twice.
+        TypeError: A term is no reward.
     """
 
     def __init__(self, kind: str, names: Sequence[str], rewards: Sequence[Reward]) -> None:
         if len(set(names)) < len(names):
             raise ValueError(f"each term of a {kind} needs a name of its own, got {', '.join(names)}")
+        for name, reward in zip(names, rewards, strict=True):
+            if not isinstance(reward, Reward):
+                raise TypeError(f"the term {name!r} must be a Reward, got {reward!r}: give an instance")
         self._names, self._rewards = names, rewards
 
     def bind(self, view: AttemptView) -> None:

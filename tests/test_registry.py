@@ -1,5 +1,6 @@
 """Registries: what entry points of other packages may do wrong, and what is said about it."""
 
+import re
 import sys
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ from tokengym.agents import AGENTS, PPO, Agent
 from tokengym.envs import PROBLEMS
 from tokengym.envs.curriculum import make_curriculum
 from tokengym.envs.registration import make_token_env
+from tokengym.exits import exit_status
 from tokengym.registry import EntryPointError, Registry, UnknownNameError, summary
-from tokengym.rewards import make_reward
+from tokengym.rewards import grade, make_reward
 from tokengym.rewards.grading.formats import make_format
 
 MODULES = {
@@ -127,6 +129,20 @@ def test_built_in_agents_are_named_as_they_are_registered() -> None:
         agent = AGENTS.get(name)
         assert issubclass(agent, Agent)
         assert agent.name == name
+
+
+def test_an_error_in_another_packages_code_says_where_it_arose(monkeypatch, capsys) -> None:
+    def fails() -> None:
+        int("seven")
+
+    monkeypatch.setattr("tokengym.exits.PLUGINS", set())
+    assert exit_status(fails) == 1
+    assert capsys.readouterr().err == "tokengym: invalid literal for int() with base 10: 'seven'\n"
+    monkeypatch.setattr("tokengym.exits.PLUGINS", {__name__.partition(".")[0]})
+    assert exit_status(fails) == 1
+    assert re.search(r"'seven'; \S+test_registry.py, line \d+\n$", capsys.readouterr().err)
+    assert exit_status(lambda: grade("#### 5", "five")) == 1  # an error of this package says what is wrong itself
+    assert "test_registry.py" not in capsys.readouterr().err
 
 
 def test_what_a_process_registers_itself_is_found() -> None:

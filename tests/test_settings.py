@@ -1,6 +1,8 @@
 """Bounds and choices of settings, as their types say them."""
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,9 +11,15 @@ import numpy as np
 import pytest
 from annotated_types import Ge, Lt
 
-from tokengym.agents import AGENTS
+from tokengym.agents import AGENTS, SFT, evaluate, make_agent
 from tokengym.agents.registry import config_class
-from tokengym.settings import Count, CountOrZero, NonNegative, Positive, Share, check_settings
+from tokengym.envs import Problem, ProblemList
+from tokengym.envs.curriculum import Backtracking, Uniform
+from tokengym.envs.problems import Arithmetic, Dataset, Parity
+from tokengym.models import load
+from tokengym.rewards import SparseReward, SumReward, grade
+from tokengym.rewards.grading.formats import Marker
+from tokengym.settings import Count, CountOrZero, NonNegative, Positive, Share, check_settings, kinds_checked
 
 
 @dataclass
@@ -74,6 +82,9 @@ def test_values_out_of_their_bounds_are_named(values: dict[str, Any], message: s
         ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
         ({"steps": None}, "steps must be a whole number, got None"),
         ({"betas": 0.9}, "betas must be a list, got 0.9"),
+        ({"betas": "09"}, "betas must be a list, got '09'"),
+        ({"betas": (0.9, "0.999")}, "betas[1] must be a number, got '0.999'"),
+        ({"betas": [0.9]}, "betas must be a list of 2, got [0.9]"),
         ({"limit": [1]}, "limit must be a whole number or None, got [1]"),
         ({"rate": "1e-3"}, "rate must be a number, got '1e-3'"),
         ({"fast": 1}, "fast must be true or false, got 1"),
@@ -84,6 +95,49 @@ def test_values_of_another_kind_are_named(values: dict[str, Any], message: str) 
     with pytest.raises(TypeError) as error:
         check_settings(Config(**values))
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Arithmetic(steps=(1, "2")), "steps[1] must be a whole number, got '2'"),  # pyright: ignore
+        (lambda: Arithmetic(seed=1.5), "seed must be a whole number, got 1.5"),  # pyright: ignore
+        (lambda: Parity(p_cot="x"), "p_cot must be a number, got 'x'"),  # pyright: ignore
+        (lambda: Dataset("x.jsonl", question=[5]), "question[0] must be text, got 5"),  # pyright: ignore
+        (lambda: ProblemList(5), "problems must be a list or a mapping, got 5"),  # pyright: ignore
+        (lambda: Uniform(1.5), "repeats must be a whole number, got 1.5"),  # pyright: ignore
+        (lambda: Backtracking(window=2.5), "window must be a whole number, got 2.5"),  # pyright: ignore
+        (lambda: Marker(5), "marker must be text, got 5"),  # pyright: ignore
+        (lambda: SumReward(5), "terms must be a list, got 5"),  # pyright: ignore
+        (lambda: SumReward([(1, 1.0, SparseReward())]), "terms[0][0] must be text, got 1"),  # pyright: ignore
+        (lambda: SumReward([("a", 1.0, SparseReward)]),  # pyright: ignore
+         f"the term 'a' must be a Reward, got {SparseReward!r}: give an instance"),
+        (lambda: grade("#### 5", 5), "answer must be text, got 5"),  # pyright: ignore
+        (lambda: Problem("a", "1+4", 5), "answer of problem 'a' must be text, got 5"),  # pyright: ignore
+        (lambda: Problem("a", "1+4", "5", 5), "solution of problem 'a' must be text or None, got 5"),  # pyright: ignore
+        (lambda: load("tokengym/tiny", lora_rank="a"), "lora_rank must be a whole number or None, got 'a'"),  # pyright: ignore
+        (lambda: SFT("tokengym/Arithmetic-v0", seed="a"), "seed must be a whole number, got 'a'"),  # pyright: ignore
+        (lambda: SFT("tokengym/Arithmetic-v0", run=5), "run must be text or a path or None, got 5"),  # pyright: ignore
+        (lambda: make_agent(5, "tokengym/Arithmetic-v0"), "name must be text, got 5"),  # pyright: ignore
+        (lambda: evaluate(None, "tokengym/Arithmetic-v0", problems="2"), "problems must be a whole number, got '2'"),  # pyright: ignore
+    ],
+)  # fmt: skip
+def test_what_users_call_names_arguments_of_another_kind(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError) as error:
+        call()
+    assert str(error.value) == message
+
+
+def test_arguments_are_checked_by_position_and_by_name_and_shown_as_they_are() -> None:
+    @kinds_checked
+    def total(first: int, *others: int, scale: float = 1.0, note: str = None, **named: str) -> float:  # noqa: RUF013
+        return (first + sum(others)) * scale
+
+    assert total(1, 2, 3, scale=2, note=None, other="a") == 12
+    assert list(inspect.signature(total).parameters) == ["first", "others", "scale", "note", "named"]
+    for call in (lambda: total("1"), lambda: total(first="1")):  # pyright: ignore
+        with pytest.raises(TypeError, match="first must be a whole number, got '1'"):
+            call()
 
 
 @pytest.mark.parametrize("name", AGENTS.names())

@@ -16,6 +16,7 @@ from ...envs.curriculum import Sequential
 from ...envs.token_vector_env import TokenVectorEnv
 from ...models.outcome import OutcomeModel
 from ...rewards.grading.solutions import equation_sequence
+from ...settings import kinds_checked
 from ..rollouts.attempts import Attempt
 from ..rollouts.collect import collect
 from ..rollouts.policy import CausalLMPolicy
@@ -156,6 +157,7 @@ def bootstrap(values: Iterable[float], *, resamples: int = 2000, level: float = 
     return Interval(float(array.mean()), float(low), float(high))
 
 
+@kinds_checked
 def evaluate(
     policy: CausalLMPolicy | HasPolicy,
     env: "TokenVectorEnv | str | EnvSpec | gym.Env[Any, Any]",

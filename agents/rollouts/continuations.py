@@ -148,7 +148,7 @@ def _recorded(
     indices = _indices(prefixes)
     counts: dict[int, tuple[int, int]] = {}
     for path in sorted(stem.parent.glob(f"{stem.name}-*.jsonl")):
-        for line in read_jsonl(path):
+        for line in read_jsonl(path, "problem_id", "prefix", "index", "samples", "successes", "tokens"):
             if line["problem_id"] not in problems:
                 continue  # another process's
             number = prefixes.get((line["problem_id"], tuple(line["prefix"])))

@@ -155,7 +155,8 @@ def search_into(
     recorded = None if folder is None else RecordedAttempts(folder, numbers, search.env)
     costs: dict[int, SearchCost] = {}
     for path in [] if folder is None else sorted(folder.glob("searches-*.jsonl")):
-        lines = (line for line in read_jsonl(path) if line["problem"] in problems)
+        found = read_jsonl(path, "problem", "policy_tokens", "judged_tokens")
+        lines = (line for line in found if line["problem"] in problems)
         costs |= {line["problem"]: SearchCost(line["policy_tokens"], line["judged_tokens"]) for line in lines}
 
     def own(index: int) -> range:

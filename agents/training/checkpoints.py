@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...files import DamagedFileError, new_folder, read_json, read_tensors, remove_folder, write_json
+from ...files import DamagedFileError, new_folder, read_object, read_tensors, remove_folder, write_json
 from .learner import Learner
 from .sharding import gathered
 
@@ -54,7 +54,7 @@ def load_checkpoint(learner: Learner, folder: Path | None) -> dict[str, Any]:
     if not saved:
         return {}
     try:
-        state = read_json(saved[-1] / "state.json")
+        state = read_object(saved[-1] / "state.json", "steps")
         learner.load(saved[-1], state["steps"])
     except (DamagedFileError, FileNotFoundError) as error:
         raise DamagedFileError(

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
-from ...files import DamagedFileError, finite, naming, read_json, read_jsonl, write_json, write_text
+from ...files import (
+    DamagedFileError,
+    check_folder,
+    finite,
+    naming,
+    read_json,
+    read_jsonl,
+    read_object,
+    write_json,
+    write_text,
+)
 from .tracking import Shown, with_aliases
 
 if TYPE_CHECKING:
@@ -69,12 +79,17 @@ class RunFolder:
     Raises:
         FileExistsError: The folder holds a run and `resume` is false, or it holds other files.
         FileNotFoundError: `resume` is true and no run is there.
+        NotADirectoryError: There is a file in the folder's place.
         BlockingIOError: Another process writes to the folder.
+        DamagedFileError: The configuration or the metrics of the run to continue cannot be read.
         ValueError: The run to continue has another configuration; the message names the differences.
     """
 
     def __init__(self, path: str | Path, config: Mapping[str, Any], resume: Resume = False) -> None:
         self.path = Path(path)
+        check_folder(self.path)
+        if resume not in (True, False, "auto"):
+            raise ValueError(f'resume must be True, False or "auto", got {resume!r}')
         self._metrics = self.path / METRICS
         self._writer: SummaryWriter | None = None
         self._newest: int | None = None  # step of the last line that an earlier process has logged
@@ -94,7 +109,7 @@ class RunFolder:
             self._lock = lock(self.path)
         if begun and resume:
             # A run that failed at its start may be begun with other settings, such as those its error advises.
-            before = read_json(record) if has_progress(self.path) else config
+            before = read_object(record) if has_progress(self.path) else config
             changed = {name for name, *_ in differing(before, config)}
             unknown = _CONTENTS.keys() - before.keys()  # a version that took no such digest began the run
             moved = {place for place, name in _PLACES.items() if name in config and before.get(name) == config[name]}
@@ -106,7 +121,7 @@ class RunFolder:
                     "choose another folder"
                 )
             if self._metrics.exists():
-                logged = read_jsonl(self._metrics)
+                logged = read_jsonl(self._metrics, "step")
                 self._keep(logged)  # a half-written line would run into the next
                 self._newest = logged[-1]["step"] if logged else None
         write_json(record, {**config, "versions": versions()})
@@ -115,7 +130,7 @@ class RunFolder:
         """Forgets metrics logged after `step`: work that is about to be done again."""
         self._newest = None
         if self._metrics.exists():
-            self._keep([line for line in read_jsonl(self._metrics) if line["step"] <= step])
+            self._keep([line for line in read_jsonl(self._metrics, "step") if line["step"] <= step])
         if self._writer is None:
             self._writer = self._events(purge_step=step + 1)
 
@@ -287,7 +302,7 @@ def _summary(path: Path) -> RunSummary | None:
         config = read_json(path / CONFIG)
         if not isinstance(config, Mapping) or not {"agent", "env", "versions"} <= config.keys():
             return None
-        metrics = read_jsonl(path / METRICS) if (path / METRICS).exists() else []
+        metrics = read_jsonl(path / METRICS, "step") if (path / METRICS).exists() else []
     except DamagedFileError as error:
         return RunSummary(str(path), state="damaged", damage=str(error))
     accuracies = [line["eval/maj@1"] for line in metrics if line.get("eval/maj@1") is not None]

@@ -14,6 +14,7 @@ from ...registry import unknown_name
 from ...rewards.grading import solutions
 from ...rewards.grading.formats import AnswerFormat, make_format
 from ...rewards.grading.numbers import Verdict, grade
+from ...settings import kinds_checked
 from .base import Problem
 from .procedural import Draws, ProceduralSource
 
@@ -350,6 +351,7 @@ class Arithmetic(ProceduralSource):
     name = "arithmetic"
     remedy = "raise max_value or steps, or allow more operations"
 
+    @kinds_checked
     def __init__(
         self,
         split: str = "train",

@@ -4,7 +4,7 @@ import copy
 import operator
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ from ...registry import Registry, unknown_name
 from ...rewards.grading.formats import AnswerFormat, Marker, make_format
 from ...rewards.grading.numbers import Verdict
 from ...rewards.grading.worker import in_background
+from ...settings import check_kind, kinds_checked
 
 SPLITS = ("train", "validation", "test")
 _TEST = re.compile(r"(?<![a-z])test(?![a-z])")
@@ -38,6 +39,9 @@ class Problem:
         solution: Full worked solution that ends with its answer as the source's format shows it ("#### 72" on its last
             line, or a box as in MATH); `None` where the data has none.
         messages: Conversation that asks the question, if the data has one: chat prompts are these turns.
+
+    Raises:
+        TypeError: An id, a question, an answer or a solution is no text, such as the number 72.
     """
 
     id: str
@@ -45,6 +49,16 @@ class Problem:
     answer: str
     solution: str | None = None
     messages: tuple[Message, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("id", "question", "answer"):
+            if not isinstance(getattr(self, name), str):
+                check_kind(f"{name} of problem {self.id!r}", getattr(self, name), str)
+        if self.solution is not None and not isinstance(self.solution, str):
+            check_kind(f"solution of problem {self.id!r}", self.solution, str | None)
+
+
+HOW_TO_MAKE = "give Problem(id, question, answer, solution)"
 
 
 class MissingSplitError(ValueError):
@@ -145,11 +159,15 @@ class FiniteSource(ProblemSource):
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
         """All problems in order."""
-        problems = tuple(self.load())
+        loaded = self.load()
+        check_kind(f"what {type(self).__name__}.load returns", loaded, Iterable)
+        problems = tuple(loaded)
         if not problems:
             raise ValueError(f"{self} has no problems")
         first: dict[str, int] = {}
         for position, problem in enumerate(problems):
+            if not isinstance(problem, Problem):
+                raise TypeError(f"{self}: problem {position} is {problem!r}: {HOW_TO_MAKE}")
             if (other := first.setdefault(problem.id, position)) != position:
                 raise ValueError(f"{self}: the id {problem.id!r} names two problems, numbers {other} and {position}")
         return problems
@@ -214,6 +232,7 @@ class PublishedSource(FiniteSource):
         ValueError: A gold answer is none in this format (local files), or the format takes no such arguments.
     """
 
+    @kinds_checked
     def __init__(
         self,
         split: str = "train",
@@ -256,6 +275,7 @@ class ProblemList(FiniteSource):
         TypeError: One of the problems is no `Problem`.
     """
 
+    @kinds_checked
     def __init__(
         self,
         problems: Sequence[Problem] | Mapping[str, Sequence[Problem]],
@@ -269,9 +289,7 @@ class ProblemList(FiniteSource):
         for name, given in self._splits.items():
             for row, problem in enumerate(given):
                 if not isinstance(problem, Problem):
-                    raise TypeError(
-                        f"{name} problem {row} is {problem!r}: give Problem(id, question, answer, solution)"
-                    )
+                    raise TypeError(f"{name} problem {row} is {problem!r}: {HOW_TO_MAKE}")
         if split not in self._splits:
             raise MissingSplitError(f"a ProblemList of {', '.join(self._splits)} has no {split} split")
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 from ...registry import unknown_name
 from ...rewards.grading.formats import GSM8K_MARKER, AnswerFormat, make_format
 from ...rewards.grading.latex import boxed
+from ...settings import kinds_checked
 from .base import SPLITS, FiniteSource, Message, MissingSplitError, Problem, check_split
 from .tables import (
     SUFFIXES,
@@ -92,6 +93,7 @@ class Dataset(FiniteSource):
         OSError: The data must be downloaded and the hub cannot be reached (at first use).
     """
 
+    @kinds_checked
     def __init__(
         self,
         data: str | Path | None = None,

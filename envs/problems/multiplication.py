@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...rewards.grading.numbers import Verdict
+from ...settings import kinds_checked
 from .base import Problem
 from .parity import check_grading, check_p_cot
 from .procedural import Draws, ProceduralSource
@@ -48,6 +49,7 @@ class Multiplication(ProceduralSource):
     name = "multiplication"
     remedy = "raise digits"
 
+    @kinds_checked
     def __init__(
         self, split: str = "train", seed: int = 0, digits: int = 4, p_cot: float = 0.25, grading: str = "cot"
     ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...registry import unknown_name
 from ...rewards.grading.numbers import Verdict
+from ...settings import kinds_checked
 from .base import Problem
 from .procedural import Draws, ProceduralSource
 
@@ -50,6 +51,7 @@ class Parity(ProceduralSource):
     name = "parity"
     remedy = "raise d"
 
+    @kinds_checked
     def __init__(
         self,
         split: str = "train",

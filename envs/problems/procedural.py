@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self, SupportsIndex
 
 import numpy as np
 
+from ...settings import kinds_checked
 from .base import SPLITS, Problem, ProblemSource, check_split
 
 MAX_TRIES = 10_000
@@ -80,6 +81,7 @@ class ProceduralSource(ProblemSource):
     remedy: ClassVar[str] = "widen what is drawn"
     """Advice for arguments that leave no problem for a split."""
 
+    @kinds_checked
     def __init__(self, split: str = "train", seed: int = 0) -> None:
         self.split = check_split(split)
         self.seed = operator.index(seed)

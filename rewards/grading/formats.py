@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from ...registry import Registry, unknown_name
+from ...settings import kinds_checked
 from .boxes import boxed, boxed_answers
 from .comparison import compare, is_copied, is_readable
 from .latex import grade_free_form
@@ -128,6 +129,7 @@ class _ValueFormat(AnswerFormat):
             change it.
     """
 
+    @kinds_checked
     def __init__(self, answers: Answers, percent: Percent, units: Sequence[str] | None) -> None:
         if answers not in ("number", "latex"):
             raise unknown_name("kind of answers", str(answers), ("number", "latex"))
@@ -172,6 +174,7 @@ class Marker(_ValueFormat):
         ValueError: The marker is empty or has a line break in it, or a unit is no word.
     """
 
+    @kinds_checked
     def __init__(
         self,
         marker: str = GSM8K_MARKER,
@@ -238,6 +241,7 @@ class Tag(_ValueFormat):
         ValueError: The name is not letters, digits, "_" and "-", or a unit is no word.
     """
 
+    @kinds_checked
     def __init__(
         self,
         tag: str = "answer",
@@ -302,6 +306,7 @@ class Choice(AnswerFormat):
         ValueError: The letters are not two or more different capital letters.
     """
 
+    @kinds_checked
     def __init__(self, letters: str = "ABCDE") -> None:
         if not re.fullmatch(r"[A-Z]{2,26}", letters) or len(set(letters)) < len(letters):
             raise ValueError(f"letters={letters!r}: give the options' capital letters, such as 'ABCDE'")
@@ -376,6 +381,7 @@ class LastNumber(_ValueFormat):
         percent: Meaning of "20%" in this data: "number" for 20, "fraction" for 0.2.
     """
 
+    @kinds_checked
     def __init__(self, percent: Percent = "number") -> None:
         super().__init__("number", percent, None)
 

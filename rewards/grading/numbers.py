@@ -135,8 +135,12 @@ def grade(
         units: Words that may follow a number, in lower case; `None` for any that do not change it.
 
     Raises:
+        TypeError: The completion or the answer is no text, such as the number 72.
         ValueError: The gold answer is not a number of the grammar, or an argument is out of its range.
     """
+    for name, text in (("completion", completion), ("answer", answer)):
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be text, got {text!r}")
     if marker == "" or (marker is None and last_number):
         raise ValueError(f"marker={marker!r}, last_number={last_number}: {_MARKER_HELP}")
     texts = [completion.strip()] if marker is None else marked(completion, marker)

@@ -16,7 +16,7 @@ from tensorboard.summary.writer.event_file_writer import AtomicCounter
 from tokengym import files
 from tokengym.agents.training.run_folder import RunFolder, find_runs, is_locked
 from tokengym.commands.terminal import check_output
-from tokengym.files import new_folder, read_jsonl, write_json
+from tokengym.files import DamagedFileError, new_folder, read_jsonl, read_object, write_json
 
 CONFIG = {"agent": "ei", "seed": 0, "config": {"rounds": 2, "betas": (0.9, 0.999)}}
 
@@ -287,6 +287,42 @@ def test_replacing_a_folder_can_be_killed_anywhere_and_done_again(tmp_path, monk
     fill(target, "newest")
     assert content(target) == "newest"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "notes.txt/run"])
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, name: str) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for make in (lambda: RunFolder(tmp_path / name, CONFIG), lambda: new_folder(tmp_path / name).__enter__()):
+        with pytest.raises(NotADirectoryError, match=r"notes.txt is a file, and .* is to be a folder: choose another"):
+            make()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("line", ["5", "null", "[]", "{}", '{"eval/maj@1": 1.0}'])
+def test_metrics_of_another_kind_are_damage(tmp_path, line: str) -> None:
+    RunFolder(tmp_path / "run", CONFIG | {"env": "", "versions": {}}).log(0, {"a": 1.0})
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    message = "metrics.jsonl, line 2 is damaged, it has no step: delete that line"
+    with pytest.raises(DamagedFileError, match=message):
+        RunFolder(tmp_path / "run", CONFIG | {"env": "", "versions": {}}, resume=True)
+    (found,) = find_runs(tmp_path)
+    assert found.state == "damaged"
+    assert message in found.damage
+
+
+def test_how_to_resume_is_one_of_three(tmp_path) -> None:
+    with pytest.raises(ValueError, match="resume must be True, False or \"auto\", got 'yes'"):
+        RunFolder(tmp_path / "run", CONFIG, resume="yes")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("text", "lacks"), [("[]", "no agent and no env"), ('{"agent": "ei"}', "no env"), ("{", "no JSON")]
+)
+def test_an_object_that_is_none_or_lacks_values_is_damage(tmp_path, text: str, lacks: str) -> None:
+    (tmp_path / "agent.json").write_text(text)
+    with pytest.raises(DamagedFileError, match=rf"agent.json is damaged.*{lacks}"):
+        read_object(tmp_path / "agent.json", "agent", "env")
 
 
 def test_a_json_file_is_replaced_in_one_step(tmp_path, monkeypatch) -> None:

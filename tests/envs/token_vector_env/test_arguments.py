@@ -1,13 +1,16 @@
 """Rendering, and arguments that do not fit."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
 
+from tokengym.envs import Curriculum
 from tokengym.models import load_tokenizer
 from tokengym.registry import UnknownNameError
-from tokengym.rewards import Reward
+from tokengym.rewards import Reward, SparseReward
+from tokengym.rewards.base import RewardError
 
 TOKENIZER = load_tokenizer("chars:0123456789+=#\n")
 EOS = TOKENIZER.eos_token_id
@@ -47,7 +50,11 @@ def test_rendering_shows_the_reward_where_it_was_paid(make, play, tokens_of):
         ({"prompt": "qaa"}, UnknownNameError, "did you mean 'qa'"),
         ({"prompt": "Question: "}, ValueError, "{question}"),
         ({"eos_token_ids": [VOCABULARY]}, ValueError, "outside the vocabulary"),
-        ({"autoreset_mode": "Never"}, ValueError, "Never"),
+        ({"autoreset_mode": "Disable"}, UnknownNameError, "did you mean 'Disabled'"),
+        ({"shots": "2"}, TypeError, "shots must be a whole number, got '2'"),
+        ({"eos_token_ids": "12"}, TypeError, "eos_token_ids must be a list, got '12'"),
+        ({"eos_token_ids": [None]}, TypeError, r"eos_token_ids\[0\] must be a whole number, got None"),
+        ({"seed": "a"}, TypeError, "seed must be a whole number or None, got 'a'"),
     ],
 )
 def test_bad_arguments_name_themselves(make, settings, error, message):
@@ -72,15 +79,94 @@ def test_a_tokenizer_without_pad_token_pads_with_end_of_sequence(make):
     assert not terminations[0]
 
 
-def test_a_reward_of_the_wrong_shape_is_named(make):
-    class Short(Reward):
+@pytest.mark.parametrize("scores", [np.zeros(1), None, [[0.0], ["x"]], [[math.nan], [0.0]], [[0.0], [math.inf]]])
+def test_what_a_reward_must_not_return_is_named(make, scores):
+    class Careless(Reward):
         def score(self, lengths, ended, verdicts):
-            return np.zeros(1)
+            return scores
 
-    env = make(2, reward=Short())
+    env = make(2, reward=Careless())
     env.reset()
-    with pytest.raises(ValueError, match=r"Short.score must return shape \(2, 1\), got \(1,\)"):
+    with pytest.raises(RewardError, match=r"(?s)Careless returned .*: expected finite numbers of shape \(2, 1\)"):
         env.step([1, 1])
+
+
+def test_rewards_may_be_a_list_or_of_another_type_of_numbers(make):
+    class Counted(Reward):
+        def score(self, lengths, ended, verdicts):
+            return lengths[:, None].tolist()
+
+    env = make(2, reward=Counted())
+    env.reset()
+    _, rewards, *_ = env.step([1, 1])
+    assert rewards.dtype == np.float64
+    assert rewards.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("changed", ["lengths", "ended", "completion"])
+def test_a_reward_cannot_change_what_the_environment_counts_with(make, changed):
+    class Changing(Reward):
+        def score(self, lengths, ended, verdicts):
+            {"lengths": lengths, "ended": ended, "completion": self.view.completion(0)}[changed][:] = 0
+            return np.zeros((len(lengths), 1))
+
+    env = make(2, reward=Changing())
+    env.reset()
+    with pytest.raises(ValueError, match="read-only"):
+        env.step([1, 1])
+
+
+def test_a_reward_that_leaves_its_base_out_is_told_so(make, play, tokens_of):
+    class Unbound(SparseReward):
+        def bind(self, view):
+            pass
+
+    class Unbegun(SparseReward):
+        def begin(self, slots, problems, prefix_lengths):
+            pass
+
+    with pytest.raises(TypeError, match=r"Unbound.bind must call super\(\).bind\(view\)"):
+        make(reward=Unbound())
+    env = make(reward=Unbegun())
+    env.reset()
+    with pytest.raises(RewardError, match=r"Unbegun .* its `begin` must call super\(\).begin"):
+        play(env, [tokens_of("7"), [EOS]])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "given", "message"),
+    [
+        (None, "", "Careless.next chose None: it must return the index of a problem, or its id"),
+        (1.0, "", "Careless.next chose 1.0: it must"),
+        (0, None, "what Careless.prefix returns must be text, got None"),
+        (0, [1, 2], r"what Careless.prefix returns must be text, got \[1, 2\]"),
+    ],
+)
+def test_what_a_curriculum_must_not_return_is_named(make, chosen, given, message):
+    class Careless(Curriculum):
+        def next(self, rng, size):
+            return chosen
+
+        def prefix(self, problem):
+            return given
+
+    env = make(curriculum=Careless())
+    with pytest.raises(TypeError, match=message):
+        env.reset()
+
+
+def test_what_a_source_must_not_return_is_named(make, sums):
+    class Rows(sums):
+        def __getitem__(self, index):
+            return {"question": "1+1=", "answer": "2"}
+
+    class Empty(sums):
+        size = 0
+
+    with pytest.raises(TypeError, match=r"gave \{'question': '1\+1=', .* for \d+: give Problem\(id, question, answer"):
+        make(problems=Rows()).reset()
+    with pytest.raises(ValueError, match="has no problems"):
+        make(problems=Empty()).reset()
 
 
 def test_a_reward_instance_belongs_to_one_environment(every_token, make):
