@@ -8,7 +8,6 @@ two differ in their labels and in how these are balanced, and in nothing else.
 
 import functools
 import itertools
-import json
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from ..arrays import IntArray
 from ..envs.token_vector_env import TokenVectorEnv
-from ..files import write_json
+from ..files import read_json, write_json
 from ..models.forward import compute_dtype
 from ..models.loading import load
 from ..models.outcome import OutcomeModel, is_outcome_model
@@ -163,9 +162,7 @@ class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
         if report is None or not report.exists():
             return False
         self.outcome_model = OutcomeModel.load(report.parent / "model", device=str(self.model.device))
-        self.reports = {
-            name: OutcomeReport.from_dict(values) for name, values in json.loads(report.read_text()).items()
-        }
+        self.reports = {name: OutcomeReport.from_dict(values) for name, values in read_json(report).items()}
         return True
 
     # ------------------------------------------------------------------------------------------------------- attempts

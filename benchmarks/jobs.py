@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from ..agents.training.run_folder import differences
-from ..files import write_json
+from ..files import check_folder, read_json, read_object, write_json
 
 RESULT, FAILURE, LOG = "result.json", "failure.json", "log.txt"
 _NO_SPACE = 3
@@ -79,7 +79,7 @@ class Stopwatch:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "spent.json"
-        self._before = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._before = read_json(self._path) if self._path.exists() else {}
 
     def __enter__(self) -> Self:
         self._wall, self._cpu = time.monotonic(), time.process_time()
@@ -114,10 +114,13 @@ def run_plan(
     Raises:
         ValueError: A name is given twice, a job needs one that is not in the plan or needs itself in the end, or a
             result in the folder is of another version or of other settings, or was made from one that is gone.
+        NotADirectoryError: There is a file in the folder's place.
+        DamagedFileError: A result in the folder cannot be read.
         OSError: The disk is full; what was finished is kept.
         SystemExit: The process was asked to end (SIGTERM), as schedulers do; its jobs end first.
     """
     plan = _checked(jobs)
+    check_folder(folder)
     states: dict[str, Done | Missing] = {}
     for job in jobs:
         found = read_result(job, folder)
@@ -162,12 +165,13 @@ def read_result(job: Job, folder: Path) -> Done | None:
     """The job's result, if it is there.
 
     Raises:
+        DamagedFileError: The result cannot be read; the message names its file.
         ValueError: The result is of another version or of other settings; the message names the difference.
     """
     path = folder / job.name / RESULT
     if not path.exists():
         return None
-    record, expected = json.loads(path.read_text()), _identity(job)
+    record, expected = read_object(path, "result", "seconds"), _identity(job)
     expected["settings"].pop("threads", None)  # a plan may continue with another number
     if changes := differences(record, expected):
         raise ValueError(

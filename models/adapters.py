@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..extras import need
-from ..files import read_tensors
+from ..files import read_json, read_tensors
 from .layers import deep_copy, without_adapters
 from .quantized import expanded, expanded_model, is_in_4bit
 
@@ -38,7 +38,7 @@ def base_name(folder: Path) -> str:
     Raises:
         ValueError: The adapters are not LoRA adapters, or name no model.
     """
-    config: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
+    config: dict[str, Any] = read_json(folder / _CONFIG)
     if config.get("peft_type") != "LORA" or not config.get("base_model_name_or_path"):
         raise ValueError(
             f"{str(folder / _CONFIG)!r} names peft_type {config.get('peft_type')!r} and base_model_name_or_path "
@@ -82,7 +82,7 @@ def with_saved_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel
 
     base = base_name(folder)
     record = folder / _RECORD
-    known, found = json.loads(record.read_text()) if record.is_file() else {}, _record(model)
+    known, found = read_json(record) if record.is_file() else {}, _record(model)
     compared = _FINGERPRINTS[0] if all(part.get(_FINGERPRINTS[0]) for part in (known, found)) else _FINGERPRINTS[1]
     if compared in known and known[compared] != found[compared]:
         raise ValueError(

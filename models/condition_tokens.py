@@ -16,6 +16,7 @@ import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..files import read_json
 from ..registry import unknown_name
 from .tokenizers import WITHOUT_LABELS
 from .vocabulary import num_token_ids
@@ -76,7 +77,7 @@ class Labels:
         record = Path(name_or_path).expanduser() / _RECORD
         if not record.is_file():
             return None
-        values: dict[str, Any] = json.loads(record.read_text())
+        values: dict[str, Any] = read_json(record)
         del values["ids"]
         values["tokens"], values["edges"] = tuple(values["tokens"]), tuple(values["edges"])
         return cls(**values)

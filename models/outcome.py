@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from ..arrays import FloatArray, IntArray
-from ..files import naming
+from ..files import naming, read_object
 from ..registry import unknown_name
 from .engine.scorer import SlotScorer
 from .engine.self_check import check_training, fits_slots
@@ -318,7 +318,7 @@ def saved_kind(
     own = load_tokenizer(folder)
     if tokenizer is not None:
         _check_same_tokens(str(path), own, tokenizer)
-    return json.loads((folder / OUTCOME_RECORD).read_text())["kind"], own
+    return read_object(folder / OUTCOME_RECORD, "kind")["kind"], own
 
 
 def check_probability(kind: str, name: str, use: str) -> None:

@@ -18,7 +18,7 @@ from annotated_types import Ge
 
 from ...envs.registration import make_spec, make_vec_env
 from ...extras import need
-from ...files import write_json
+from ...files import read_json, write_json
 from ...registry import unknown_name
 from ...settings import Count, Positive, check_settings
 from ..jobs import Done, Job, Missing, read_result, run_plan
@@ -232,7 +232,7 @@ def _check_folder(experiment: Experiment) -> None:
     if not record.exists():
         record.parent.mkdir(parents=True, exist_ok=True)
         write_json(record, settings)
-    elif (before := json.loads(record.read_text())) != settings:
+    elif (before := read_json(record)) != settings:
         changes = ", ".join(
             f"{name}: {before.get(name)!r} -> {settings.get(name)!r}"
             for name in settings | before

@@ -1,6 +1,5 @@
 """`tokengym bench paper`: every system of Havrilla et al. 2024 in one plan and one report, at a chosen scale."""
 
-import json
 import os
 import shlex
 import time
@@ -13,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from ...extras import need
-from ...files import write_json, write_text
+from ...files import read_json, write_json, write_text
 from ...settings import Count, check_settings
 from ..jobs import Job, run_plan
 from ..reports.content import Cell, MissingCell, Report, ResultTable
@@ -277,7 +276,7 @@ class _WallTime:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "wall_time.json"
         now = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": 0.0}
-        self._before = json.loads(self._path.read_text()) if self._path.exists() else now
+        self._before = read_json(self._path) if self._path.exists() else now
         self.started: str = self._before["started"]
 
     def __enter__(self) -> "_WallTime":

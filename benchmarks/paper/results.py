@@ -1,6 +1,5 @@
 """What the jobs of the paper's grid found, by system and seed, and why it is missing where it is."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays import FloatArray
+from ...files import read_json
 from ..jobs import Done, Job, Missing
 from ..reports.content import Cell, MissingCell
 from ..statistics import crossed_mean
@@ -65,7 +65,7 @@ class Results:
     def _problem_ids(self) -> list[str]:
         """Ids of the problems of the first evaluation, which all others share."""
         done = (state for name, state in self.states.items() if name.endswith("/evaluate") and isinstance(state, Done))
-        return json.loads((next(done).folder / OUTCOMES).read_text())["problem_ids"]
+        return read_json(next(done).folder / OUTCOMES)["problem_ids"]
 
     def stands_for(self, system: str, seed: int) -> str:
         """The system whose evaluation counts: itself, or its start where there was nothing to learn from."""
@@ -143,4 +143,4 @@ class Results:
     def file(self, system: str, seed: int, what: str, name: str) -> Any:
         """The JSON values in a file that a job left in its folder; `None` without the job's result."""
         job = self.done(system, seed, what)
-        return None if job is None else json.loads((job.folder / name).read_text())
+        return None if job is None else read_json(job.folder / name)

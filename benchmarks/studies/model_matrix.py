@@ -4,7 +4,6 @@ A tiny random model of each type that transformers knows is put through `model_c
 one that hangs or dies costs its own row alone.
 """
 
-import json
 import logging
 import warnings
 from collections import Counter
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from ...files import write_json, write_text
+from ...files import read_json, write_json, write_text
 from ...settings import Positive, check_settings
 from ..isolated import Fault, isolated
 from .model_checks import CHECKS, VOCABULARY, CheckResult, check
@@ -158,7 +157,7 @@ def _quietly_checked(name: str) -> TypeResult:
 def _finished(file: Path, versions: dict[str, str]) -> dict[str, TypeResult]:
     if not file.is_file():
         return {}
-    record = json.loads(file.read_text())
+    record = read_json(file)
     if record["versions"] != versions:
         return {}
     rows = {

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tokengym.benchmarks.jobs import Done, Job, Missing, run_plan
+from tokengym.files import DamagedFileError
 
 
 def add(folder: Path, settings, needed) -> dict:
@@ -136,6 +137,17 @@ def test_results_of_other_settings_or_versions_are_refused_before_anything_runs(
     with pytest.raises(ValueError, match=r"\(version: '0\.0\.0' -> "):
         run_plan(diamond(), tmp_path)
     assert len(order(tmp_path)) == 4
+
+
+def test_a_damaged_result_and_a_file_in_the_folders_place_are_named(tmp_path) -> None:
+    (tmp_path / "a").mkdir()
+    for text, lacks in (("{", "no JSON"), ("[]", "no result and no seconds")):
+        (tmp_path / "a" / "result.json").write_text(text)
+        with pytest.raises(DamagedFileError, match=rf"a/result.json is damaged.*{lacks}"):
+            run_plan(diamond(), tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"file is a file, and .* is to be a folder"):
+        run_plan(diamond(), tmp_path / "file")
 
 
 def test_a_plan_may_continue_with_another_number_of_threads(tmp_path) -> None:
