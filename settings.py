@@ -71,7 +71,7 @@ def check_settings(config: Any) -> None:
 
 
 # What the values of a hint are instances of, and how messages call them.
-_KINDS: Mapping[Any, tuple[type, str]] = {
+_KINDS: Mapping[Any, tuple[Any, str]] = {
     bool: (bool, "true or false"),
     int: (numbers.Integral, "a whole number"),
     float: (numbers.Real, "a number"),
