@@ -201,7 +201,7 @@ class Registry(Generic[T]):
 
     def _load(self, point: EntryPoint) -> T:
         where = f"{self.kind} {point.name!r} of {_distribution(point)} (entry point {point.value})"
-        PLUGINS.add(point.module.partition(".")[0])
+        PLUGINS.add(point.value.partition(":")[0].partition(".")[0])
         try:
             entry = point.load()
         except (Exception, SystemExit) as error:  # another package's code may raise anything

@@ -27,7 +27,7 @@ from ..models.engine.half_copy import HalfCopy, half_copy
 from ..models.engine.vllm_decoder import BaseVLLM
 from ..models.loading import find_device, load, no_progress_bars
 from ..models.quantized import EXTRA
-from ..settings import kinds_checked
+from ..settings import check_kind
 from .configs.arguments import configure, full_signature
 from .configs.lora import ALL_LINEAR, LoRA
 from .configs.optimizer import OptimizerConfig
@@ -131,7 +131,6 @@ class Agent(ABC, Generic[ConfigT]):
         if "config_class" in vars(cls):
             cls.__signature__ = full_signature(cls.__init__, Agent.__init__, cls.config_class)
 
-    @kinds_checked
     def __init__(
         self,
         env: Environment,
@@ -160,6 +159,9 @@ class Agent(ABC, Generic[ConfigT]):
         **config: Any,
     ) -> None:
         _check_class(type(self))
+        check_kind("seed", seed, int)
+        check_kind("run", run, str | Path | None)
+        check_kind("log_with", log_with, str | Sequence[str])
         self.config = configure(self.config_class, apply_preset(preset, self.name, config) if preset else config)
         self.seed, self.num_envs = seed, num_envs
         self._source = find_source(env)
