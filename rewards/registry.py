@@ -43,9 +43,9 @@ def _make_dense_orm(
 
 
 @REWARDS.register("sum")
-def _make_sum(terms: Sequence[tuple[float, str | Mapping[str, Any] | Reward]]) -> SumReward:
+def _make_sum(terms: Sequence[Any]) -> SumReward:
     """`{"name": "sum", "terms": [[weight, reward], ...]}`, each reward as `make_reward` takes it."""
-    if isinstance(terms, str | Mapping) or not all(isinstance(term, list | tuple) and len(term) == 2 for term in terms):
+    if not all(isinstance(term, list | tuple) and len(term) == 2 for term in terms):
         raise ValueError(f"the terms of a sum are a list of pairs [weight, reward], not {terms!r}")
     named = _named([spec for _, spec in terms])
     return SumReward((name, weight, reward) for (name, reward), (weight, _) in zip(named, terms, strict=True))
@@ -54,7 +54,7 @@ def _make_sum(terms: Sequence[tuple[float, str | Mapping[str, Any] | Reward]]) -
 @REWARDS.register("product")
 def _make_product(terms: Sequence[str | Mapping[str, Any] | Reward]) -> ProductReward:
     """`{"name": "product", "terms": [reward, ...]}`, each reward as `make_reward` takes it."""
-    if isinstance(terms, str | Mapping) or not all(isinstance(term, str | Mapping | Reward) for term in terms):
+    if not all(isinstance(term, str | Mapping | Reward) for term in terms):
         raise ValueError(f"the terms of a product are a list of rewards, not {terms!r}")
     return ProductReward(_named(terms))
 

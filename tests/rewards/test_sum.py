@@ -78,7 +78,7 @@ def test_a_sum_survives_the_specs_json_and_the_single_environment():
     ("terms", "error", "message"),
     [
         ([], ValueError, "at least one term"),
-        ("sparse", ValueError, r"a list of pairs \[weight, reward\], not 'sparse'"),
+        ("sparse", ValueError, "reward 'sum': terms must be a list, got 'sparse'"),
         ({"sparse": 1}, ValueError, r"terms must be a list, got \{.sparse.: 1\}"),
         ([[1, "sparse", 2]], ValueError, "a list of pairs"),
         (["sparse"], ValueError, "a list of pairs"),
