@@ -413,7 +413,7 @@ class Agent(ABC, Generic[ConfigT]):
 
         Raises:
             FileNotFoundError: The folder holds no agent.
-        DamagedFileError: Its `agent.json` cannot be read.
+            DamagedFileError: Its `agent.json` cannot be read.
             ValueError: The folder holds an agent of another class.
         """
         record = Path(path) / "agent.json"
