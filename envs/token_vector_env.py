@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..arrays import BoolArray, FloatArray, IntArray
 from ..registry import unknown_name
 from ..rewards import Reward, Verdict, make_reward
-from ..rewards.base import TERMINATED, TRUNCATED, finite_rewards
+from ..rewards.base import TERMINATED, TRUNCATED
 from ..settings import check_kind, kinds_checked
 from .curriculum import NO_STAGE, Curriculum, make_curriculum
 from .infos import Infos, add_infos, end_infos, objects, start_infos
@@ -755,8 +755,13 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     def _score(self, width: int, lengths: IntArray, ended: IntArray, verdicts: list[Verdict | None]) -> FloatArray:
         expected = (self.num_envs, max(1, int(lengths.max())))
-        rewards = self.reward.score(_read_only(lengths), _read_only(ended), verdicts)
-        rewards = finite_rewards(rewards, expected, self.reward)
+        scored, name = self.reward.score(_read_only(lengths), _read_only(ended), verdicts), type(self.reward).__name__
+        try:
+            rewards = np.asarray(scored, np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name}.score must return numbers, got {scored!r}") from None
+        if rewards.shape != expected:
+            raise ValueError(f"{name}.score must return shape {expected}, got {rewards.shape}")
         if width == 1:
             self._returns += rewards[:, 0]
             return rewards

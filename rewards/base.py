@@ -178,7 +178,7 @@ class AttemptReward(Reward):
             except Exception as error:
                 error.add_note(_place(error, self, "attempt_reward"))
                 raise
-            rewards[slot, lengths[slot] - 1] = finite_rewards(reward, (), self)
+            rewards[slot, lengths[slot] - 1] = _finite(reward, (), self)
         return rewards
 
 
@@ -275,7 +275,7 @@ class StepReward(Reward):
             except Exception as error:
                 error.add_note(_place(error, self, "step_rewards"))
                 raise
-            rewards[[step.slot for step in steps], columns] = finite_rewards(paid, (len(steps),), self)
+            rewards[[step.slot for step in steps], columns] = _finite(paid, (len(steps),), self)
         return rewards
 
     def _beyond(self, completion: IntArray) -> int:
@@ -314,7 +314,7 @@ def _place(error: Exception, source: Reward, method: str) -> str:
     return f"raised by {type(source).__name__}.{method} ({frame.filename}, line {frame.lineno})"
 
 
-def finite_rewards(rewards: ArrayLike, shape: tuple[int, ...], source: Reward) -> FloatArray:
+def _finite(rewards: ArrayLike, shape: tuple[int, ...], source: Reward) -> FloatArray:
     """What a reward has returned, as float64 of the shape that it must have.
 
     Raises:

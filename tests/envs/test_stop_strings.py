@@ -192,9 +192,17 @@ def test_a_tag_that_ends_answers_stays():
         TokenEnv(problems, stop="<answer>")
 
 
-@pytest.mark.parametrize("stop", ["", ["a", ""], [3], 3])
+@pytest.mark.parametrize("stop", ["", ["a", ""]])
 def test_what_can_end_no_attempt(stop):
     with pytest.raises(ValueError, match="can end no attempt"):
+        make(stop=stop)
+
+
+@pytest.mark.parametrize(
+    ("stop", "message"), [([3], r"stop\[0\] must be text, got 3"), (3, "stop must be text or a list")]
+)
+def test_what_is_no_text(stop, message):
+    with pytest.raises(TypeError, match=message):
         make(stop=stop)
 
 

@@ -66,11 +66,15 @@ def opened(browser: Any, page: str) -> Any:
     for log in ("browser", "performance"):
         browser.get_log(log)  # what is read is forgotten
     colors(browser, "light")
+    open_page(browser, page)
+    return browser
+
+
+def open_page(browser: Any, page: str) -> None:
     browser.get("about:blank")
     browser.get(page)
     # A page that is loaded may not be laid out yet on a busy machine, and what has no box has no visible text.
     browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
-    return browser
 
 
 def colors(browser: Any, scheme: str) -> None:
@@ -278,7 +282,7 @@ def test_an_address_leads_to_an_attempt(browser, page: str, report: Report) -> N
 def test_thousands_of_attempts_are_a_hundred_rows_at_a_time(browser, make_report, tmp_path: Path) -> None:
     report = make_report(5000)
     write_report(report, tmp_path)
-    browser.get((tmp_path / "report.html").as_uri())
+    open_page(browser, (tmp_path / "report.html").as_uri())
     assert len(every(browser, "#list li")) == 100
     at(browser, "#page-on").click()
     assert at(browser, "#page").text == "101–200 of 5,000"
@@ -289,6 +293,6 @@ def test_thousands_of_attempts_are_a_hundred_rows_at_a_time(browser, make_report
 
 def test_a_report_without_attempts_says_so(browser, make_report, tmp_path: Path) -> None:
     write_report(make_report(0), tmp_path)
-    browser.get((tmp_path / "report.html").as_uri())
+    open_page(browser, (tmp_path / "report.html").as_uri())
     assert at(browser, "#no-attempts").is_displayed()
     assert not at(browser, "#browser").is_displayed()

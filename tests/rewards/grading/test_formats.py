@@ -142,7 +142,7 @@ def test_a_gold_answer_that_cannot_be_read_says_why(spec, gold, message):
         ({"name": "marker", "mark": "x"}, ValueError, "did you mean 'marker'"),
         ({"name": "choice", "letters": "A"}, ValueError, "capital letters"),
         (3, ValueError, "not 3"),
-        ({"name": "marker", "units": "cm"}, ValueError, "give a list of words"),
+        ({"name": "marker", "units": "cm"}, ValueError, "units must be a list or None, got 'cm'"),
         ({"name": "marker", "units": ["million"]}, ValueError, "give a list of words"),
         ({"name": "tag", "units": ["cm"]}, ValueError, 'is for answers="number"'),
     ],
