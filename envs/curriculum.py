@@ -277,6 +277,8 @@ class PrioritizedReplay(Curriculum):
         return (successes + 1) * (attempts - successes + 1) / (attempts + 2) ** 2
 
     def ended(self, problem: _Problem, is_success: bool, stage: int) -> None:
+        if stage == NO_STAGE:
+            return  # the caller may have given a part of the solution
         level = self._levels.setdefault(problem.id, [0.0, 0.0, self._draws, self._draws])
         if level[3] != self._draws:  # another visit
             level[:2] = self.memory * level[0], self.memory * level[1]

@@ -51,7 +51,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: `[N, K]`.
         bias: `[N]`.
     """
-    if input.numel() * len(weight) < LEAST or not _takes(input, weight):
+    if torch.compiler.is_compiling() or input.numel() * len(weight) < LEAST or not _takes(input, weight):
         return nn.functional.linear(input, weight, bias)
     if torch.is_grad_enabled():
         return _Linear.apply(input, weight, bias)
@@ -60,7 +60,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _takes(input: Tensor, weight: Tensor) -> bool:
     """True if these are plain float32 tensors on a CPU, to be multiplied as they are."""
-    plain = type(input) in _PLAIN and type(weight) in _PLAIN and not torch.compiler.is_compiling()
+    plain = type(input) in _PLAIN and type(weight) in _PLAIN
     kinds = input.dtype == weight.dtype == torch.float32 and input.device.type == weight.device.type == "cpu"
     return plain and kinds and not torch.is_autocast_enabled("cpu")
 

@@ -19,6 +19,7 @@ from tokengym.envs import (
     Uniform,
     make_curriculum,
 )
+from tokengym.envs.curriculum import NO_STAGE
 from tokengym.registry import UnknownNameError
 
 
@@ -200,6 +201,14 @@ def test_no_problem_comes_again_before_all_have_come(size: int) -> None:
 
 
 # ------------------------------------------------------------------------------------------- prioritized level replay
+
+
+def test_replay_counts_no_attempts_whose_problem_or_beginning_the_caller_chose() -> None:
+    curriculum = PrioritizedReplay()
+    curriculum.ended(WORKED, True, NO_STAGE)
+    assert curriculum.metrics() == {"remembered": 0.0}
+    curriculum.ended(WORKED, True, curriculum.stage)
+    assert curriculum.metrics() == {"remembered": 1.0}
 
 
 def told(curriculum: Curriculum, successes: dict[str, tuple[int, int]]) -> None:
