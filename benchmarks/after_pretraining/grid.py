@@ -18,7 +18,7 @@ from annotated_types import Ge
 
 from ...envs.registration import make_spec, make_vec_env
 from ...extras import need
-from ...files import read_json, write_json
+from ...files import check_folder, read_json, write_json
 from ...registry import unknown_name
 from ...settings import Count, Positive, check_settings
 from ..jobs import Done, Job, Missing, read_result, run_plan
@@ -227,6 +227,7 @@ _GRID = ("folder", "p_cot", "algorithms", "gradings", "temperatures", "starts", 
 
 def _check_folder(experiment: Experiment) -> None:
     """Lets no finished run pass for one with other settings."""
+    check_folder(experiment.folder)
     record = experiment.folder / "settings.json"
     settings = {name: value for name, value in experiment.description.items() if name not in _GRID}
     if not record.exists():

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from ...extras import need
-from ...files import read_json, write_json, write_text
+from ...files import check_folder, read_json, write_json, write_text
 from ...settings import Count, check_settings
 from ..jobs import Job, run_plan
 from ..reports.content import Cell, MissingCell, Report, ResultTable
@@ -273,6 +273,7 @@ class _WallTime:
     """When a folder's plan was first begun, and how long all commands together have been at it."""
 
     def __init__(self, folder: Path) -> None:
+        check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "wall_time.json"
         now = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": 0.0}

@@ -72,6 +72,14 @@ def test_curves_count_iterations_however_many_attempts_they_take(tmp_path) -> No
     assert jobs._curve(tmp_path) == [{"at": 0, "greedy": 0.25}, {"at": 1}, {"at": 2, "greedy": 0.5}]
 
 
+@pytest.mark.parametrize("command", ["parity", "multiplication"])
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path, capsys, command: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert main(["bench", command, "--folder", str(file)]) == 1
+    assert capsys.readouterr().err.endswith(f"{file} is a file, and {file} is to be a folder: choose another name\n")
+
+
 def test_a_folder_of_settings_that_are_no_more_is_named_by_them(tmp_path) -> None:
     experiment = ParityExperiment(tmp_path, **SMALL)
     after_pretraining._check_folder(experiment)

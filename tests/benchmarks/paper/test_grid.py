@@ -206,6 +206,13 @@ def test_results_of_another_configuration_are_refused(tmp_path, capsys) -> None:
     assert re.search(r"result\.json is the result of another run \(version: '0\.0\.0' -> ", capsys.readouterr().err)
 
 
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path, capsys) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert main(["bench", "paper", "--folder", str(file)]) == 1
+    assert capsys.readouterr().err.endswith(f"{file} is a file, and {file} is to be a folder: choose another name\n")
+
+
 def test_the_commands_of_a_large_scale_are_ones_that_the_command_line_takes(tmp_path, capsys) -> None:
     assert main(["bench", "paper", "--scale", "llama2-7b", "--seeds", "1", "--folder", str(tmp_path)]) == 0
     assert "commands.sh" in capsys.readouterr().out
