@@ -38,6 +38,9 @@ def use_onednn(model: _Module) -> _Module:
 @functools.cache
 def onednn_is_faster() -> bool:
     """True on AMD's processors with AVX-512, where PyTorch has both libraries."""
+    # Neither is a promise of PyTorch's: without them, layers stay its own.
+    if not hasattr(torch.cpu, "get_capabilities") or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
     found = torch.cpu.get_capabilities()
     libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     return found.get("avx512_f", False) and found.get("cpu_name", "").startswith("AMD") and libraries

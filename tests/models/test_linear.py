@@ -135,3 +135,8 @@ def test_onednn_is_taken_on_amds_processors_with_avx512(
 def test_processors_that_say_nothing_of_themselves_keep_pytorchs_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert not linear.onednn_is_faster.__wrapped__()
+
+
+def test_a_pytorch_that_cannot_tell_keeps_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not linear.onednn_is_faster.__wrapped__()
