@@ -74,6 +74,19 @@ def check_folder(path: Path) -> None:
             raise NotADirectoryError(f"{place} is a file, and {path} is to be a folder: choose another name")
 
 
+def check_new_folder(path: Path) -> None:
+    """Checks that a folder can be made, before the work whose results it is for.
+
+    Raises:
+        NotADirectoryError: There is a file in its place, or in that of a folder above it; the message names it.
+        PermissionError: The system refuses; the message names the nearest folder that is there.
+    """
+    check_folder(path)
+    nearest = next(place for place in (path, *path.absolute().parents) if place.is_dir())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be made: {nearest} is not writable, choose another folder")
+
+
 def remove_folder(path: Path) -> None:
     """Removes a folder, if it is there; a process killed before the end leaves no half of it under its name."""
     shutil.rmtree(_retire(path), ignore_errors=True)

@@ -23,6 +23,7 @@ Count = Annotated[int, Ge(1)]
 CountOrZero = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 FinitePositive = Annotated[float, Gt(0), Lt(inf)]
+Finite = Annotated[float, Gt(-inf), Lt(inf)]
 NonNegative = Annotated[float, Ge(0), Lt(inf)]
 Share = Annotated[float, Ge(0), Le(1)]
 
@@ -49,7 +50,7 @@ class Setting:
 def check_settings(config: Any) -> None:
     """Checks the values of a configuration against the types of its fields, and the bounds and choices in them.
 
-    A field of text may have a path.
+    A field of text may have a path. Bounds of the items of a list are those of each.
 
     Raises:
         TypeError: A value is of another kind than its field; the message names setting, kind and value.
@@ -61,13 +62,10 @@ def check_settings(config: Any) -> None:
         if not isinstance(value, PathLike):
             check_kind(name, value, hint)
     for name, limits in _limits(type(config)).items():
-        value = getattr(config, name)
-        if value is None and limits.optional:
-            continue
-        if limits.choices and value not in limits.choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, limits.choices))}, got {value!r}")
-        if value is None or value != value or not all(compare(value, bound) for compare, _, bound in limits.bounds):
-            raise ValueError(f"{name} must be {limits}, got {value}")
+        limits.check(name, getattr(config, name))
+    for name, limits in _item_limits(type(config)).items():
+        for position, value in enumerate(getattr(config, name) or ()):
+            limits.check(f"{name}[{position}]", value)
 
 
 # What the values of a hint are instances of, and how messages call them.
@@ -188,8 +186,19 @@ class _Limits:
     choices: tuple[Any, ...]
     optional: bool
 
+    def check(self, name: str, value: Any) -> None:
+        """Raises `ValueError` unless a field may have the value."""
+        if value is None and self.optional:
+            return
+        if self.choices and value not in self.choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, self.choices))}, got {value!r}")
+        if value is None or value != value or not all(compare(value, bound) for compare, _, bound in self.bounds):
+            raise ValueError(f"{name} must be {self}, got {value}")
+
     def __str__(self) -> str:
         words, values = [word for _, word, _ in self.bounds], [bound for *_, bound in self.bounds]
+        if -inf in values:
+            return "finite"
         if words == ["at least", "at most"]:
             return f"between {values[0]} and {values[1]}"
         if inf in values:
@@ -217,19 +226,34 @@ def _field_hints(config: type) -> dict[str, Any]:
 @cache
 def _limits(config: type) -> dict[str, _Limits]:
     """The limits of those fields of a configuration class that have any."""
-    found = {}
+    hints = get_type_hints(config, include_extras=True)
+    return {name: limits for name, hint in hints.items() if (limits := _limits_of(hint)) is not None}
+
+
+@cache
+def _item_limits(config: type) -> dict[str, _Limits]:
+    """The bounds of the items of those fields of a configuration class that are lists of any length."""
+    found: dict[str, _Limits] = {}
     for name, hint in get_type_hints(config, include_extras=True).items():
-        members = _alternatives(hint)
-        bounds = [
-            (*_COMPARISONS[type(bound)], dataclasses.astuple(bound)[0])
-            for member in members
-            for bound in getattr(member, "__metadata__", ())
-            if type(bound) in _COMPARISONS
-        ]
-        choices = tuple(choice for one in members if get_origin(one) is Literal for choice in get_args(one))
-        if bounds or choices or any(member is float for member in members):
-            found[name] = _Limits(bounds, choices, NoneType in members)
+        for item, *rest in (get_args(member) for member in _alternatives(hint) if _origin(member) is tuple):
+            if rest == [...] and (limits := _limits_of(item)) is not None and not limits.choices:
+                found[name] = limits
     return found
+
+
+def _limits_of(hint: Any) -> _Limits | None:
+    """The limits that a type hint sets, if it sets any."""
+    members = _alternatives(hint)
+    bounds = [
+        (*_COMPARISONS[type(bound)], dataclasses.astuple(bound)[0])
+        for member in members
+        for bound in getattr(member, "__metadata__", ())
+        if type(bound) in _COMPARISONS
+    ]
+    choices = tuple(choice for one in members if get_origin(one) is Literal for choice in get_args(one))
+    if bounds or choices or any(member is float for member in members):
+        return _Limits(bounds, choices, NoneType in members)
+    return None
 
 
 def settings_of(config: type) -> list[Setting]:

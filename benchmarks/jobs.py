@@ -185,7 +185,7 @@ def _checked(jobs: Sequence[Job]) -> dict[str, Job]:
     plan: dict[str, Job] = {}
     for job in jobs:
         if job.name in plan:
-            raise ValueError(f"two jobs are named {job.name!r}")
+            raise ValueError(f"two jobs are named {job.name!r}: give each value of a setting, such as a seed, once")
         plan[job.name] = job
     left = set(plan)
     for job in jobs:

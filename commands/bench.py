@@ -97,6 +97,12 @@ def _speed(arguments: Sequence[str]) -> None:
     run_command(run, "tokengym bench speed", arguments, "All measurements of speed in one table, as ratios.")
 
 
+def _check_finished(any_is: bool) -> None:
+    """Raises `ValueError` if no job of an experiment has a result: the exit status then says so, as that of studies."""
+    if not any_is:
+        raise ValueError("nothing was finished that a table could show; the same command tries again")
+
+
 def _after_pretraining(task: str, arguments: Sequence[str]) -> None:
     from ..benchmarks.after_pretraining import grid as after_pretraining
     from ..benchmarks.after_pretraining import plots as after_pretraining_plots
@@ -111,6 +117,7 @@ def _after_pretraining(task: str, arguments: Sequence[str]) -> None:
         say(after_pretraining_plots.table(results))
         for name, reason in results["missing"].items():
             say(f"missing: {name}: {reason}")
+        _check_finished(bool(results["pretraining"]))
         say(f"runs, results.json and plots are in {experiment.folder}")
 
     run.__annotations__["experiment"] = Annotated[kinds[task], MAIN]
@@ -121,7 +128,9 @@ def _return_conditioning(arguments: Sequence[str]) -> None:
     from ..benchmarks.studies import return_conditioning
 
     def run(experiment: Annotated[return_conditioning.ReturnConditioning, MAIN]) -> None:
-        say(return_conditioning.table(return_conditioning.run(experiment, say)))
+        results = return_conditioning.run(experiment, say)
+        say(return_conditioning.table(results))
+        _check_finished(len(results) > len({"settings", "missing"}))
         say(f"runs and results.json are in {experiment.folder}")
 
     run_command(run, "tokengym bench rcrl", arguments, summary(return_conditioning))
@@ -160,6 +169,7 @@ def _rewards_of_ppo(arguments: Sequence[str]) -> None:
         say(ppo.table(results))
         for name, reason in results["missing"].items():
             say(f"missing: {name}: {reason}")
+        _check_finished(bool(results["sft"] or results["ppo"]))
         say(f"runs, results.json and a plot are in {experiment.folder}")
 
     run_command(run, "tokengym bench ppo", arguments, summary(ppo))

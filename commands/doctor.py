@@ -35,6 +35,8 @@ def doctor(arguments: Sequence[str]) -> None:
         from ..envs.doctor import diagnose_env
 
         check_settings(options)
+        if any(item.startswith("split=") for item in options.env_args):
+            raise ValueError("--env-args split is of no effect: all splits are checked, against each other too")
         findings = diagnose_env(options.spec(tokenizer=options.model), limit=options.limit)
         printed: Counter[tuple[str, ...]] = Counter()
         for finding in findings.findings:

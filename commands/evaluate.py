@@ -113,7 +113,9 @@ def _run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None
     _check_reranker(options)
     policy = _load_policy(options, compute)
     judge, reranker = _make_reranker(options, compute, policy)
-    env = make_rollout_env(options.spec(split=options.split, shots=options.shots), policy, compute.num_envs)
+    # What attempts earn and which problem comes next changes nothing that is measured.
+    chosen = {"split": options.split, "shots": options.shots, "reward": "sparse", "curriculum": "sequential"}
+    env = make_rollout_env(options.spec(**chosen), policy, compute.num_envs)
     policy = policy.with_compiled(compute.compile_decoder)
     if compute.vllm_servers:
         policy = policy.with_vllm(make_vllm_servers(policy, env, compute.vllm_servers, compute.vllm_folder))
@@ -237,8 +239,13 @@ def _check_reranker(options: EvalOptions) -> None:
         check_unused(options, ("search_keep",), "--search beam, tot or dvts")
     if options.search != "evolution":
         check_unused(options, ("search_generations",), "--search evolution")
+    parts = {"search_keep": options.search in KEEPING, "search_generations": options.search == "evolution"}
+    for name, counts in parts.items():
+        if counts and options.n % (part := getattr(options, name)):
+            raise ValueError(f"`{name}` must divide the n of {options.n}, got {part}")
     if options.n == 0:
-        check_unused(options, ("search", "orm", "reranker"), "samples, an n above 0")
+        drawn = ("search", "orm", "reranker", "temperature", "top_k", "top_p", "min_p")
+        check_unused(options, drawn, "samples, an n above 0")
     if options.reranker != "lower_bound":
         check_unused(options, ("radius",), "--reranker lower_bound")
     if options.reranker != "outcome_likelihood":

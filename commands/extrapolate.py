@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from ..settings import Count, check_settings
+from ..files import check_new_folder
+from ..settings import Count, Finite, check_settings, check_unused
 from .options import MAIN, EnvChoice, Threads
 from .terminal import run_command, say, set_threads, table
 
@@ -21,7 +22,8 @@ class ExtrapolateOptions(EnvChoice):
         weaker: Model that training began from, such as the fine-tuned one; anything that `train --model` takes.
         stronger: Model that was trained from it. A folder `adapter` whose base is the weaker model stays an adapter.
         alpha: Distances beyond the stronger model, in multiples of its distance from the weaker. Several are compared
-            on the validation split, and the best is saved; 0 stands for the stronger model itself.
+            on the validation split, and the best is saved; 0 stands for the stronger model itself, and one alone is
+            saved without a comparison.
         problems: Number of validation problems to compare on.
         folder: Folder for the model; the default is a new one, `runs/extrapolate-DATE-TIME`.
         num_envs: Environment slots, which are rows of the decoder's batch.
@@ -32,7 +34,7 @@ class ExtrapolateOptions(EnvChoice):
 
     weaker: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="WEAKER")]]
     stronger: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="STRONGER")]]
-    alpha: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.5)
+    alpha: tuple[Finite, ...] = (0.0, 0.25, 0.5, 1.0, 2.5)
     problems: Count = 200
     folder: Path | None = None
     num_envs: Count = 64
@@ -58,8 +60,16 @@ def extrapolate(arguments: Sequence[str]) -> None:
         folder = options.folder or Path("runs") / time.strftime("extrapolate-%Y%m%d-%H%M%S")
         if folder.exists():
             raise ValueError(f"{folder} is there already: give another by --folder")
+        check_new_folder(folder)
         if not options.alpha:
             raise ValueError("--alpha takes at least one number")
+        if len({*options.alpha}) < len(options.alpha):
+            raise ValueError(
+                f"--alpha has a number more than once: {' '.join(f'{alpha:g}' for alpha in options.alpha)}"
+            )
+        if len(options.alpha) == 1:
+            names = ("env", "data", "env_args", "problems", "num_envs")
+            check_unused(options, names, "a comparison, at least two numbers of --alpha")
         stronger = load_policy(options.stronger, device=options.device, attn=options.attn)
         weaker, tokenizer = load(options.weaker, device=str(stronger.model.device), attn=options.attn)
         if tokenizer.get_vocab() != stronger.tokenizer.get_vocab():
@@ -67,7 +77,9 @@ def extrapolate(arguments: Sequence[str]) -> None:
         record: dict[str, Any] = {"weaker": options.weaker, "stronger": options.stronger}
         alpha = options.alpha[0]
         if len(options.alpha) > 1:
-            env = make_rollout_env(options.spec(split="validation", reward="sparse"), stronger, options.num_envs)
+            env = make_rollout_env(
+                options.spec(split="validation", reward="sparse", curriculum="sequential"), stronger, options.num_envs
+            )
             problems = min(options.problems, env.size or options.problems)
             with progress(problems * len(options.alpha), "comparing") as bar:
                 results = compare_alphas(weaker, stronger, env, options.alpha, problems=problems, on_step=bar.update)

@@ -52,10 +52,18 @@ class EnvChoice:
     def with_settings(self, spec: "EnvSpec", **settings: Any) -> "EnvSpec":
         """The spec with the chosen data and settings, and others."""
         spec = copy.deepcopy(spec)  # the registry's own
+        given: set[str] = set()
         for item in self.env_args:
             name, equals, value = item.partition("=")
             if not equals:
                 raise ValueError(f"--env-args takes NAME=VALUE, got {item!r}")
+            if name in _SLOTS:
+                raise ValueError(
+                    f"--env-args {item} is of no effect: commands make the environment's slots themselves; leave it out"
+                )
+            if name in given:
+                raise ValueError(f"--env-args has {name} more than once: give it one value")
+            given.add(name)
             if name in settings and settings[name] != _value(value):
                 raise ValueError(
                     f"--env-args {item} is of no effect here, where {name} is {settings[name]!r}: this command sets it "
@@ -66,6 +74,10 @@ class EnvChoice:
             spec.kwargs["data"] = self.data
         spec.kwargs.update(settings)
         return spec
+
+
+_SLOTS = ("num_envs", "vectorization_mode", "autoreset_mode", "copy", "render_mode")
+"""Arguments of environments that say how their slots are made, which is no choice of a command's user."""
 
 
 def _value(text: str) -> Any:

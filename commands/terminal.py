@@ -3,11 +3,12 @@
 import dataclasses
 import re
 import sys
+from collections import ChainMap, Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -23,6 +24,7 @@ def run_command(
     renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     arguments = [_renamed(argument, renamed) for argument in arguments]
+    _check_lists(run, arguments)
     config = (tyro.conf.OmitArgPrefixes,)
     try:
         tyro.cli(run, prog=program, args=arguments, description=description, config=config)
@@ -38,11 +40,24 @@ def _as_flags(message: str, settings: Container[str]) -> str:
     return re.sub(r"`(\w+)`", flag_of, message)
 
 
-def _settings(run: Callable[..., None]) -> set[str]:
-    """Names of all settings that a command takes."""
+def _settings(run: Callable[..., None]) -> dict[str, Any]:
+    """Type hints of all settings that a command takes, by name."""
     hints = get_type_hints(run)
-    fields = (dataclasses.fields(hint) for hint in hints.values() if dataclasses.is_dataclass(hint))
-    return {*hints, *(field.name for group in fields for field in group)}
+    groups = [get_type_hints(hint) for hint in hints.values() if dataclasses.is_dataclass(hint)]
+    return dict(ChainMap(hints, *groups))
+
+
+def _check_lists(run: Callable[..., None], arguments: Sequence[str]) -> None:
+    """Checks that no option with a list of values is given twice: the values of the first would be dropped.
+
+    Raises:
+        ValueError: One is; the message names it.
+    """
+    flags = Counter(argument.partition("=")[0].replace("_", "-") for argument in arguments)
+    for name, hint in _settings(run).items():
+        option = f"--{name.replace('_', '-')}"
+        if flags[option] > 1 and any(get_origin(kind) is tuple for kind in (hint, *get_args(hint))):
+            raise ValueError(f"{option} is given {flags[option]} times: give it once, with all of its values")
 
 
 def _renamed(argument: str, renamed: Mapping[str, str]) -> str:
@@ -87,10 +102,13 @@ def check_output(path: Path | None) -> None:
 
     Raises:
         FileNotFoundError: Its folder is not there; the message names both.
+        IsADirectoryError: It is a folder.
         OSError: It cannot; the message names the file.
     """
     if path is None or path.is_fifo() or path.is_char_device():  # whose reader must not see it opened twice
         return
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, and results are written to a file: give one in it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}, make it first")
     existed = path.exists()

@@ -12,9 +12,11 @@ import torch
 
 import tokengym
 from tokengym.__main__ import COMMANDS, main
+from tokengym.benchmarks.after_pretraining import grid, plots
 from tokengym.benchmarks.after_pretraining.grid import MultiplicationExperiment, ParityExperiment
 from tokengym.commands.bench import MEASUREMENTS
 from tokengym.commands.terminal import flag
+from tokengym.files import check_new_folder
 
 
 def test_the_version(capsys) -> None:
@@ -119,10 +121,96 @@ def test_memory_to_plan_for_is_a_number_above_0(memory: str, capsys) -> None:
     assert "--memory must be above 0 and finite" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("setting", ["split=train", "shots=4"])
+@pytest.mark.parametrize(
+    "setting", ["split=train", "shots=4", "reward=dense", "curriculum=backtracking", "num_envs=3", "copy=true"]
+)
 def test_a_setting_that_a_command_sets_itself_is_refused_among_the_environments(setting: str, capsys) -> None:
     assert main(["eval", "--problems", "1", "--n", "0", "--env-args", setting]) == 1
-    assert f"--env-args {setting} is of no effect here" in capsys.readouterr().err
+    assert f"--env-args {setting} is of no effect" in capsys.readouterr().err
+
+
+def test_the_doctor_checks_all_splits(capsys) -> None:
+    assert main(["doctor", "--limit", "1", "--env-args", "split=train"]) == 1
+    assert "--env-args split is of no effect: all splits are checked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env-args", "steps=[2,3]", "--env-args", "max_value=50"], "--env-args is given 2 times: give it once"),
+        (["--env-args=steps=2", "--env_args", "max_value=50"], "--env-args is given 2 times: give it once"),
+        (["--env-args", "steps=2", "steps=3"], "--env-args has steps more than once"),
+        (["--n", "0", "--temperature", "0.3"], "temperature is 0.3, but it counts only with samples"),
+        (["--n", "0", "--top-k", "5"], "top_k is 5, but it counts only with samples"),
+        (["--search", "beam", "--n", "6"], "--search-keep must divide the n of 6, got 4"),
+        (["--search", "evolution", "--n", "6"], "--search-generations must divide the n of 6, got 4"),
+        (["--output", "."], ". is a folder, and results are written to a file"),
+    ],
+)
+def test_an_option_of_an_evaluation_that_would_be_dropped_is_refused(
+    arguments: list[str], message: str, capsys
+) -> None:
+    """Of a list of values that is given twice only the second would count."""
+    assert main(["eval", "--problems", "1", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--alpha", "0", "1", "nan"], "alpha[2] must be finite"),
+        (["--alpha", "1", "0.5", "1"], "--alpha has a number more than once"),
+        (["--alpha", "1", "--problems", "3"], "problems is 3, but it counts only with a comparison"),
+        (["--alpha", "1", "--env-args", "steps=2"], "env_args is ('steps=2',), but it counts only with a comparison"),
+        (["--folder", "file/inside"], "file is a file, and file/inside is to be a folder"),
+    ],
+)
+def test_what_an_extrapolation_cannot_use_is_told_before_anything_is_measured(
+    arguments: list[str], message: str, capsys, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    assert main(["extrapolate", "weaker", "stronger", *arguments]) == 1  # neither of which is there
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path, monkeypatch) -> None:
+    check_new_folder(tmp_path / "new" / "folder")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
+    with pytest.raises(PermissionError, match=f"folder cannot be made: {tmp_path} is not writable"):
+        check_new_folder(tmp_path / "new" / "folder")
+
+
+def test_the_demo_begins_anew_in_a_new_folder(tmp_path, capsys) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["demo", "--run", str(tmp_path)]) == 1
+    assert "is not empty, and the demo begins anew: give another folder by --run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "-1"], "seeds[0] must be at least 0"),
+        (["--temperatures", "1", "0"], "temperatures[1] must be above 0"),
+        (["--p-cot", "1.5"], "p_cot is the share of long solutions, in [0, 1]"),
+        (["--seeds", "1", "1"], "give each value of a setting, such as a seed, once"),
+    ],
+)
+def test_a_grid_after_pretraining_is_checked_before_it_is_begun(
+    arguments: list[str], message: str, capsys, tmp_path
+) -> None:
+    assert main(["bench", "parity", "--folder", str(tmp_path / "runs"), *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_an_experiment_with_nothing_finished_fails(monkeypatch, capsys, tmp_path) -> None:
+    missing = {"settings": {}, "pretraining": [], "runs": [], "missing": {"seed-0/pretraining": "OSError: gone"}}
+    monkeypatch.setattr(grid, "run", lambda experiment, say: missing)
+    monkeypatch.setattr(plots, "table", lambda results: "")
+    assert main(["bench", "parity", "--folder", str(tmp_path)]) == 1
+    output = capsys.readouterr()
+    assert "missing: seed-0/pretraining: OSError: gone" in output.out
+    assert "nothing was finished that a table could show" in output.err
 
 
 @pytest.mark.parametrize(

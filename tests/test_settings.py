@@ -19,7 +19,7 @@ from tokengym.envs.problems import Arithmetic, Dataset, Parity
 from tokengym.models import load
 from tokengym.rewards import SparseReward, SumReward, grade
 from tokengym.rewards.grading.formats import Marker
-from tokengym.settings import Count, CountOrZero, NonNegative, Positive, Share, check_settings, kinds_checked
+from tokengym.settings import Count, CountOrZero, Finite, NonNegative, Positive, Share, check_settings, kinds_checked
 
 
 @dataclass
@@ -36,6 +36,9 @@ class Config:
     fast: bool = False
     folder: str | None = None
     betas: tuple[float, float] = (0.9, 0.999)
+    seeds: tuple[CountOrZero, ...] = (0,)
+    shares: tuple[Share, ...] | None = None
+    distances: tuple[Finite, ...] = (-1.0,)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +68,9 @@ def test_values_within_their_bounds_pass(values: dict[str, Any]) -> None:
         ({"ratio": 1.5}, "ratio must be between 0 and 1, got 1.5"),
         ({"ratio": math.nan}, "ratio must be between 0 and 1, got nan"),
         ({"smoothing": 0.5}, "smoothing must be at least 0 and below 0.5, got 0.5"),
+        ({"seeds": (0, -1)}, "seeds[1] must be at least 0, got -1"),
+        ({"shares": (0.5, math.nan)}, "shares[1] must be between 0 and 1, got nan"),
+        ({"distances": (math.inf,)}, "distances[0] must be finite, got inf"),
         ({"unit": "word"}, "unit must be one of token, sequence, got 'word'"),
         ({"unit": None}, "unit must be one of token, sequence, got None"),
     ],

@@ -20,7 +20,7 @@ from ...envs.registration import make_spec, make_vec_env
 from ...extras import need
 from ...files import check_folder, read_json, write_json
 from ...registry import unknown_name
-from ...settings import Count, Positive, check_settings
+from ...settings import Count, CountOrZero, FinitePositive, Positive, check_settings
 from ..jobs import Done, Job, Missing, read_result, run_plan
 from .jobs import pretrain, probe_checkpoint, reinforce
 
@@ -72,9 +72,9 @@ class Experiment(ABC):
     p_cot: tuple[float, ...] = (0.25,)
     algorithms: tuple[Algorithm, ...] = ("star", "reinforce", "grpo")
     gradings: tuple[Literal["cot", "e2e"], ...] = ("cot",)
-    temperatures: tuple[float, ...] = (1.0,)
-    starts: tuple[int, ...] = ()
-    seeds: tuple[int, ...] = (0,)
+    temperatures: tuple[FinitePositive, ...] = (1.0,)
+    starts: tuple[Count, ...] = ()
+    seeds: tuple[CountOrZero, ...] = (0,)
     architecture: Literal["gpt2", "llama"] = "llama"
     depth: Count = 2
     width: Count = 128

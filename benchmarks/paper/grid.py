@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ...envs.registration import make_spec, make_vec_env
 from ...extras import need
 from ...files import check_folder, read_json, write_json, write_text
 from ...settings import Count, check_settings
@@ -107,7 +108,7 @@ class PaperGrid:
         folder: Folder of all jobs and the report, by default `runs/paper-SCALE`; the same command in the same folder
             continues what was stopped.
         workers: Jobs at the same time, each with threads of its own; by default as many as there are cores for, and
-            one on a GPU.
+            one on a GPU. Scales of commands take none.
         data: Folder or file with the data set, for environments that read one; by default it comes from the hub.
         ablations: Run variants of PPO (penalty, critic, best of N, temperature, curricula), EI and RCRL too.
         dry_run: Show the plan and run nothing.
@@ -177,13 +178,16 @@ def run(grid: PaperGrid, say: Callable[[Any], object] = lambda line: None) -> Re
 
     Raises:
         UnknownNameError: There is no such scale.
-        ValueError: The scale is one of commands, or a result in the folder is of another version or of other settings.
+        TypeError: There are `data`, and the scale's environment reads none.
+        ValueError: The scale is one of commands, the `data` cannot be read, or a result in the folder is of another
+            version or of other settings.
         OSError: The disk is full; what was finished is kept.
     """
     need("plots", "the report")
     scale, seeds = grid.settings, range(grid.seeds)
     if scale.launcher is not None:
         raise ValueError(f"scale {scale.name!r} is run by commands, not here: `write_commands` writes them")
+    _check_data(grid)
     jobs = plan(scale, seeds)
     with _WallTime(grid.path) as wall:
 
@@ -204,12 +208,17 @@ def show(grid: PaperGrid, say: Callable[[Any], object]) -> None:
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; the same command continues.
+        ValueError: No job has a result.
     """
     scale = grid.settings
     if grid.dry_run:
+        if scale.launcher is None:  # else it is read on another machine
+            _check_data(grid)
         say(dry_run(scale, range(grid.seeds)))
         return
     if scale.launcher is not None:
+        if grid.workers is not None:
+            raise ValueError(f"scale {scale.name!r} has one job at a time: leave out workers")
         path = write_commands(scale, range(grid.seeds), grid.path)
         say(f"every job of {scale.name} takes a whole machine of GPUs: the commands to give there are in {path}")
         return
@@ -224,7 +233,16 @@ def show(grid: PaperGrid, say: Callable[[Any], object]) -> None:
         say(f"{finding.verdict}: {finding.text}")
     for reason in missing(report):
         say(f"missing: {reason}")
+    if all(isinstance(cell, MissingCell) for result in report.tables for row in result.rows for cell in row.cells):
+        raise ValueError(f"nothing was finished that a table could show; the same command in {grid.path} tries again")
     say(f"report, with figures and attempts: {grid.path / 'report.html'}")
+
+
+def _check_data(grid: PaperGrid) -> None:
+    """Reads the data set that the grid is given, if it is, so that no job fails for it after hours of others."""
+    if grid.data is not None:
+        scale = grid.settings
+        make_vec_env(make_spec({"id": scale.env, **scale.env_settings}), 1)
 
 
 def result_table(result: ResultTable) -> Table:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from ...arrays import FloatArray
 from ...files import read_json, write_json
-from ...settings import Count, check_settings
+from ...settings import Count, CountOrZero, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import crossed_mean
 from ..study import study_command
@@ -65,7 +65,7 @@ class RealModelStudy:
     data: str | None = None
     env: str = "tokengym/SVAMP-v0"
     folder: Path = Path("runs/real-model")
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[CountOrZero, ...] = (0, 1)
     systems: tuple[str, ...] = tuple(SYSTEMS)
     rounds: Count = 2
     epochs: Count = 2

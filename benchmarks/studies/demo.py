@@ -34,10 +34,15 @@ def demo(folder: Path | None, seed: int, say: Callable[[Any], None]) -> str:
         folder: Folder of the run; `None` makes a new one under `runs`.
         seed: Seed of problems, attempts and the order of training.
         say: Function that shows a line of progress, or the table.
+
+    Raises:
+        FileExistsError: The folder holds something already.
     """
     need("plots", "the plot of the demo")
     started = time.perf_counter()
     folder = folder or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty, and the demo begins anew: give another folder by `run`")
     results: dict[str, Evaluation] = {}
     agent = ExpertIteration(ENV, "tokengym/tiny", num_envs=256, seed=seed, run=folder, **SETTINGS)
     test = agent.make_env(split="test")

@@ -31,7 +31,7 @@ from ...files import read_jsonl, write_json
 from ...models.loading import load
 from ...registry import check_known
 from ...rewards.grading.solutions import equation_sequence
-from ...settings import Count, check_settings
+from ...settings import Count, CountOrZero, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import crossed_mean, ratio_difference, ratio_mean
 from ..study import study_command
@@ -63,7 +63,7 @@ class ExpertsStudy:
 
     folder: Path = Path("runs/experts")
     experts: tuple[str, ...] = tuple(EXPERTS)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[CountOrZero, ...] = (0, 1, 2)
     test_problems: Count = 300
     n: Count = 8
     workers: Count = 1

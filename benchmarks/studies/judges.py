@@ -45,7 +45,7 @@ from ...files import write_json
 from ...models.loading import load
 from ...models.outcome import OutcomeModel
 from ...models.tokenizers import TINY, TINY_ORM
-from ...settings import Count, check_settings
+from ...settings import Count, CountOrZero, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import crossed_mean, ratio_difference, ratio_mean
 from ..study import study_command
@@ -91,7 +91,7 @@ class JudgesStudy:
     """
 
     folder: Path = Path("runs/judges")
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[CountOrZero, ...] = (0, 1, 2)
     problems: Count = 400
     test_problems: Count = 200
     workers: Count = 1

@@ -17,7 +17,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from ...arrays import FloatArray
-from ...settings import Count, NonNegative, Positive, check_settings
+from ...settings import Count, CountOrZero, NonNegative, Positive, check_settings
 from ..study import study_command
 
 
@@ -52,8 +52,8 @@ class Experiment:
         episodes: Largest number of episodes.
     """
 
-    strengths: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0, 8.0)
-    seeds: tuple[int, ...] = tuple(range(10))
+    strengths: tuple[NonNegative, ...] = (0.0, 1.0, 2.0, 4.0, 8.0)
+    seeds: tuple[CountOrZero, ...] = tuple(range(10))
     states: Count = 8
     actions: Count = 4
     horizon: Count = 4

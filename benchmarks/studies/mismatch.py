@@ -32,7 +32,7 @@ from ...extras import need
 from ...files import read_jsonl, write_json
 from ...models.engine.half_copy import HalfCopy
 from ...registry import check_known
-from ...settings import Count, check_settings
+from ...settings import Count, CountOrZero, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..study import study_command
 
@@ -111,7 +111,7 @@ class MismatchStudy:
     model: Path
     folder: Path = Path("runs/mismatch")
     variants: tuple[str, ...] = tuple(VARIANTS)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[CountOrZero, ...] = (0,)
     d: Count = 25
     iterations: Count = 20
     test_problems: Count = 500

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ...arrays import FloatArray, IntArray
 from ...models.pessimism import confidence_radius, lower_bounds
+from ...settings import Count, CountOrZero, check_settings
 from ..study import study_command
 
 REWARDS = np.array([0.5, -0.5, 0.0, 0.0])
@@ -31,12 +32,13 @@ class DataSizes:
         seeds: Seeds of the comparisons.
     """
 
-    comparisons: tuple[int, ...] = (10, 100, 1000, 10_000)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    comparisons: tuple[Count, ...] = (10, 100, 1000, 10_000)
+    seeds: tuple[CountOrZero, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
-        if not self.comparisons or min(self.comparisons) < 1 or not self.seeds:
-            raise ValueError(f"comparisons must be at least 1, and seeds at least one, got {self}")
+        check_settings(self)
+        if not self.comparisons or not self.seeds:
+            raise ValueError("nothing to run: comparisons and seeds need at least one value each")
 
 
 def compare(comparisons: int, rng: np.random.Generator) -> IntArray:

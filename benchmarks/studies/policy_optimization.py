@@ -21,7 +21,7 @@ from ...agents.on_policy import PolicyGradientAgent
 from ...arrays import FloatArray
 from ...files import read_jsonl, write_json
 from ...registry import check_known
-from ...settings import Count, check_settings
+from ...settings import Count, CountOrZero, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import crossed_mean
 from ..study import study_command
@@ -59,7 +59,7 @@ class OptimizationStudy:
 
     folder: Path = Path("runs/policy-optimization")
     variants: tuple[str, ...] = tuple(VARIANTS)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[CountOrZero, ...] = (0, 1, 2)
     test_problems: Count = 400
     n: Count = 8
     workers: Count = 2

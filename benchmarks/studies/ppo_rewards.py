@@ -28,7 +28,7 @@ from ...envs.token_vector_env import TokenVectorEnv
 from ...extras import need
 from ...files import read_jsonl, write_json
 from ...models.loading import load
-from ...settings import Count, check_settings
+from ...settings import Count, CountOrZero, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from .demo import ENV
 from .demo import SETTINGS as DEMO
@@ -77,7 +77,7 @@ class PPOExperiment:
 
     folder: Path = Path("runs/ppo")
     variants: tuple[Variant, ...] = ("sparse", "no_penalty", "dense", "sparse_orm", "dense_orm")
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[CountOrZero, ...] = (0, 1, 2)
     iterations: Count = 40
     test_problems: Count = 400
     n: Count = 8

@@ -35,7 +35,7 @@ from ...arrays import FloatArray
 from ...files import write_json
 from ...models.loading import load
 from ...registry import check_known
-from ...settings import Count, check_settings
+from ...settings import Count, CountOrZero, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import crossed_mean
 from ..study import study_command
@@ -90,7 +90,7 @@ class PreferencesStudy:
 
     folder: Path = Path("runs/preferences")
     variants: tuple[str, ...] = tuple(VARIANTS)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[CountOrZero, ...] = (0, 1, 2)
     test_problems: Count = 300
     n: Count = 8
     workers: Count = 1

@@ -38,7 +38,7 @@ from ...models.loading import load
 from ...models.vocabulary import num_token_ids
 from ...rewards.grading.solutions import equation_sequence
 from ...rewards.steps import step_ends
-from ...settings import Count, check_settings
+from ...settings import Count, CountOrZero, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from .demo import ENV, SETTINGS
 
@@ -76,7 +76,7 @@ class ReturnConditioning:
     test_problems: Count = 200
     n: Count = 16
     cost_attempts: Count = 100
-    seed: int = 0
+    seed: CountOrZero = 0
     threads: Count = 1
 
     def __post_init__(self) -> None:

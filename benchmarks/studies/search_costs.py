@@ -31,7 +31,7 @@ from ...files import write_json
 from ...models.loading import load
 from ...models.outcome import OutcomeModel
 from ...registry import check_known
-from ...settings import Count, check_settings
+from ...settings import Count, CountOrZero, check_settings
 from ..jobs import Done, Job, Missing, run_plan
 from ..statistics import crossed_mean
 from ..study import study_command
@@ -63,7 +63,7 @@ class SearchCosts:
     judges: tuple[JudgeName, ...] = ("orm", "exact")
     rules: tuple[str, ...] = SEARCHES
     widths: tuple[int, ...] = (4, 8, 16)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[CountOrZero, ...] = (0, 1, 2)
     test_problems: Count = 100
     workers: Count = 1
 

@@ -58,8 +58,9 @@ def test_what_is_saved_is_the_best_model_and_loads_and_evaluates(
     folder: Path, stronger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "expo"
-    arguments = ["extrapolate", str(folder), str(stronger), "--device", "cpu", "--num-envs", "4", *EASY]
-    assert main([*arguments, "--alpha", "0.5", "1", "--problems", "3", "--folder", str(out)]) == 0
+    arguments = ["extrapolate", str(folder), str(stronger), "--device", "cpu"]
+    compared = ["--alpha", "0.5", "1", "--num-envs", "4", "--problems", "3", *EASY]
+    assert main([*arguments, *compared, "--folder", str(out)]) == 0
     shown = capsys.readouterr().out
     record = json.loads((out / "extrapolation.json").read_text())
     assert set(record["validation"]) == {"0.5", "1"}

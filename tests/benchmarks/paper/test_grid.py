@@ -197,6 +197,23 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path, capsys, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scale", "tiny", "--data", "problems.jsonl"], "unknown argument 'data'"),
+        (["--scale", "tiny", "--data", "problems.jsonl", "--dry-run"], "unknown argument 'data'"),
+        (["--scale", "smollm2-svamp", "--data", "nowhere.json"], "nowhere.json"),
+        (["--scale", "llama2-7b", "--workers", "2"], "leave out workers"),
+    ],
+)
+def test_what_a_scale_does_not_take_is_told_before_any_job(
+    arguments: list[str], message: str, tmp_path, capsys
+) -> None:
+    assert main(["bench", "paper", "--folder", str(tmp_path / "runs"), *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_results_of_another_configuration_are_refused(tmp_path, capsys) -> None:
     job = plan(paper_scale("tiny"), [0])[0]
     folder = tmp_path / job.name
