@@ -119,7 +119,8 @@ class SlotCache(Cache):
         """
         place = self._place
         if length > place.capacity:
-            place.capacity = -(-max(length, place.capacity * 3 // 2) // _GROW) * _GROW
+            # Growing copies the cache, and what is begun with grows from the next token on: half as much again.
+            place.capacity = -(-(length * 3 // 2) // _GROW) * _GROW
             for layer in self._slot_layers():
                 layer.grow(place.capacity)
         place.rows, place.length = rows, length
