@@ -17,7 +17,7 @@ CURRICULA: "Registry[Callable[..., Curriculum]]" = Registry("curriculum", base=f
 
 
 NO_STAGE = -1
-"""Stage of attempts whose problem or prefix the caller of `reset` chose."""
+"""Stage of attempts that the caller of `reset` chose, or that had no room for the prefix of the curriculum."""
 
 
 class _Problem(Protocol):
@@ -51,7 +51,7 @@ class Curriculum(ABC):
         return 0
 
     def ended(self, problem: _Problem, is_success: bool, stage: int) -> None:  # noqa: B027 (most do not learn)
-        """An attempt at `problem` has ended; it began at `stage`, `NO_STAGE` if the caller of `reset` chose it."""
+        """An attempt at `problem` has ended; it began at `stage`, or at `NO_STAGE`."""
 
     def metrics(self) -> dict[str, float]:
         """Metrics of its present state to log."""

@@ -545,15 +545,15 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             f'{self.max_prompt_tokens}: raise that limit, or pass over such problems with on_long_prompt="skip"'
         )
 
-    def _solution_prefix(self, problem: Problem) -> IntArray:
-        """Prefix of a solution that the curriculum gives; empty if it would leave no token to add or contain a stop."""
+    def _solution_prefix(self, problem: Problem) -> IntArray | None:
+        """Prefix of a solution that the curriculum gives; `None` if it would leave no token to add or contain a stop."""
         text = self.curriculum.prefix(problem)
         check_kind(f"what {type(self.curriculum).__name__}.prefix returns", text, str)
         if not text:  # as of most curricula: no tokenizer need be asked at each attempt
             return np.empty(0, dtype=np.int64)
         tokens = self.encoder.encode(text)
         fits = len(tokens) < self.max_new_tokens and self.encoder.stops.first_end(tokens) is None
-        return tokens if fits else tokens[:0]
+        return tokens if fits else None
 
     def _begin_next(self, infos: Infos, slots: IntArray) -> Infos:
         """Begins the curriculum's next attempts in the slots."""
@@ -565,10 +565,15 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         infos: Infos,
         slots: IntArray,
         starts: Sequence[tuple[Problem, IntArray]],
-        prefixes: Sequence[IntArray],
+        given: Sequence[IntArray | None],
     ) -> Infos:
-        """Puts the problems, prompts and prefixes into the slots; adds to `infos` what a reset tells."""
-        self._stages[slots] = self.curriculum.stage
+        """Puts the problems, prompts and prefixes into the slots; adds to `infos` what a reset tells.
+
+        An attempt without the prefix that the curriculum wanted, `None`, begins at none of its stages.
+        """
+        none = np.empty(0, np.int64)
+        prefixes = [none if prefix is None else prefix for prefix in given]
+        self._stages[slots] = [NO_STAGE if prefix is None else self.curriculum.stage for prefix in given]
         prefix_lengths = np.zeros(len(slots), dtype=np.int64)
         for i, (slot, (problem, prompt)) in enumerate(zip(slots.tolist(), starts, strict=True)):
             prefix_lengths[i] = len(prefixes[i])

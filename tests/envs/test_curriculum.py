@@ -163,11 +163,15 @@ def test_attempts_begin_behind_what_is_given_and_tell_how_they_end(mode: str) ->
 def test_a_solution_that_would_fill_the_budget_is_not_given() -> None:
     settings = {"tokenizer": "chars:0123456789+*=? #\n", "prompt": "{question}", "max_prompt_tokens": 4}
     given = len("1 + 1 = 2\n2 * 2 = 4\n")
-    for budget, expected in ((given + 1, given), (given, 0)):
-        curriculum = {"name": "backtracking", "start": 0.6}
+    answer = len("#### 4\n")
+    for budget, expected, tau in ((given + answer, given, 0.5), (given, 0, 0.6)):
+        curriculum = {"name": "backtracking", "start": 0.6, "window": 1}
         env = TokenVectorEnv(ProblemList([WORKED]), 1, max_new_tokens=budget, curriculum=curriculum, **settings)
         env.reset(seed=0)
         assert len(env.completion(0)) == expected
+        paid = [env.step([token])[1][0] for token in env.encode_solution(WORKED)[-answer:]]
+        assert sum(paid) == 1
+        assert env.curriculum.metrics() == {"tau": tau}  # without what is given it counts for no level
 
 
 def test_attempts_count_for_the_level_they_began_at_and_no_level_is_passed_over() -> None:
