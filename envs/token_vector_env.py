@@ -546,7 +546,7 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
         )
 
     def _solution_prefix(self, problem: Problem) -> IntArray | None:
-        """Prefix of a solution that the curriculum gives; `None` if it would leave no token to add or contain a stop."""
+        """Prefix of a solution that the curriculum gives; `None` if it leaves no token to add, or contains a stop."""
         text = self.curriculum.prefix(problem)
         check_kind(f"what {type(self.curriculum).__name__}.prefix returns", text, str)
         if not text:  # as of most curricula: no tokenizer need be asked at each attempt
