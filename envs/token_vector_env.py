@@ -257,7 +257,9 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
             seed = self._seed
         if seed is not None:
             self._seed_streams(int(seed))
-        encoded_prefixes = [self.encoder.encode_prefix(prefix, self.max_new_tokens) for prefix in prefixes]
+        encoded_prefixes: list[IntArray | None] = [
+            self.encoder.encode_prefix(prefix, self.max_new_tokens) for prefix in prefixes
+        ]
         starts = [self._draw() if name is None else self._find(name) for name in problem_ids]
         for i, (problem, _) in enumerate(starts):
             if problem_ids[i] is None and prefixes[i] is None:
