@@ -119,8 +119,7 @@ class SlotCache(Cache):
         """
         place = self._place
         if length > place.capacity:
-            # Growing copies the cache, and what is begun with grows from the next token on: half as much again.
-            place.capacity = -(-(length * 3 // 2) // _GROW) * _GROW
+            place.capacity = -(-max(length, place.capacity * 3 // 2) // _GROW) * _GROW
             for layer in self._slot_layers():
                 layer.grow(place.capacity)
         place.rows, place.length = rows, length
