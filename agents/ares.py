@@ -71,6 +71,7 @@ class ARES(RoundsAgent[ARESConfig]):
     name = "ares"
     config_class = ARESConfig
     shardable = False
+    takes_vllm = False
     follows_curriculum = True  # in the stage of PPO
 
     def __init__(self, *args: Any, **settings: Any) -> None:

@@ -122,6 +122,10 @@ class Agent(ABC, Generic[ConfigT]):
     """True if the agent's models can be sharded over processes (`accelerate launch --use_fsdp`)."""
     takes_4bit: ClassVar[bool] = False
     """True if the agent can train adapters on weights in 4 bits."""
+    takes_lora: ClassVar[bool] = True
+    """False if the agent trains weights as a whole, never adapters."""
+    takes_vllm: ClassVar[bool] = True
+    """False if the agent samples with the built-in decoder alone."""
     follows_curriculum: ClassVar[bool] = True
     """False if the agent takes problems in an order of its own, whatever the environment's curriculum is."""
     config: ConfigT

@@ -80,6 +80,7 @@ class MPO(PPO):
     name = "mpo"
     config_class = MPOConfig
     shardable = False
+    takes_lora = False
     preferences_class = EasyPairs
     """The DPO that learns from the easy pairs."""
     config: MPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -71,6 +71,7 @@ class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
     there the policy knows demonstrations by heart.
     """
 
+    takes_lora = False
     follows_curriculum = False
     outcome_model: OutcomeModel
     """Trained outcome model, after `learn`."""
@@ -148,6 +149,8 @@ class OutcomeModelAgent(Agent[OutcomeModelConfigT]):
             values = report.metrics()
             metrics |= values if name == self.name else {f"compare/{key}": value for key, value in values.items()}
         self.keep_model()
+        if self.num_attempts:
+            metrics["rollout/attempts"] = self.num_attempts  # the steps of its lines count updates
         self.log(metrics, callback, steps)
         if self.run is not None:
             write_json(self.run.path / "report.json", {name: asdict(report) for name, report in self.reports.items()})

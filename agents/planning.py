@@ -163,10 +163,11 @@ def _choices(wanted: Planned) -> Iterator[Planned]:
     if wanted.dtype != "bfloat16":
         wanted = replace(wanted, dtype="bfloat16")
         yield wanted
-    if wanted.lora_rank is None:
+    if wanted.lora_rank is None and wanted.agent.takes_lora:
         wanted = replace(wanted, lora_rank=_LORA_RANK)
         yield wanted
-    if wanted.agent.takes_4bit and not (wanted.load_in_4bit or wanted.limits.sharded or wanted.config.bf16):
+    whole = wanted.lora_rank is None or wanted.limits.sharded
+    if wanted.agent.takes_4bit and not (whole or wanted.load_in_4bit or wanted.config.bf16):
         yield replace(wanted, load_in_4bit=True)
 
 

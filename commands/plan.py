@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from ..settings import Count, check_settings
 from .options import MAIN, EnvChoice
 from .terminal import flag, run_command, say
 from .train import agent_settings
@@ -38,7 +39,7 @@ class PlanOptions(EnvChoice):
     num_envs: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
     attn: str | None = None
-    lora_rank: int | None = None
+    lora_rank: Count | None = None
     lora_targets: tuple[str, ...] = ("all-linear",)
     load_in_4bit: bool = False
     vllm_memory: float | None = None
@@ -54,6 +55,7 @@ def plan(arguments: Sequence[str]) -> None:
     config_type = config_class(name)
 
     def run(options: Annotated[PlanOptions, MAIN], config: Any) -> None:
+        check_settings(options)
         if options.memory is not None and not 0 < options.memory < 1e9:
             raise ValueError(f"--memory must be above 0 and finite, in GiB, got {options.memory}")
         import torch
@@ -81,6 +83,10 @@ def plan(arguments: Sequence[str]) -> None:
         check_agent(kind, options.fsdp)
         if options.fsdp and getattr(config, "bf16", False):
             raise ValueError("models in shards train in bfloat16 by --dtype bfloat16: leave out --bf16")
+        if options.fsdp and getattr(config, "optimizer", "") == "adamw_8bit":
+            raise ValueError("moments in 8 bits are not sharded: leave out --optimizer adamw_8bit, or --fsdp")
+        if options.load_in_4bit and getattr(config, "bf16", False):
+            raise ValueError("weights in 4 bits compute in bfloat16 by --dtype bfloat16: leave out --bf16")
         if options.load_in_4bit and (options.lora_rank is None or options.fsdp or not kind.takes_4bit):
             raise ValueError(
                 "--load-in-4bit is for adapters on whole models: give --lora-rank, leave out --fsdp, and take an agent "
@@ -89,6 +95,12 @@ def plan(arguments: Sequence[str]) -> None:
         vllm = 0 if options.vllm_servers else None
         if options.vllm_memory is not None:
             vllm = round(options.vllm_memory * memory)
+        if options.lora_rank is not None and not kind.takes_lora:
+            raise ValueError(f"the agent {name!r} trains weights as a whole: leave out --lora-rank")
+        if (options.vllm_memory is not None or options.vllm_servers) and not kind.takes_vllm:
+            raise ValueError(
+                f"the agent {name!r} samples with the built-in decoder: leave out --vllm-memory and --vllm-servers"
+            )
         lora = LoRA(options.lora_rank, targets=options.lora_targets)
         planned = Planned(
             kind,

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..files import read_json
 from ..registry import unknown_name
-from .tokenizers import WITHOUT_LABELS
+from .tokenizers import WITHOUT_LABELS, model_folder
 from .vocabulary import num_token_ids
 
 BAD, GOOD = "[BAD]", "[GOOD]"
@@ -73,8 +73,8 @@ class Labels:
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Self | None:
-        """The labels of the model in a folder; `None` for a model that has none."""
-        record = Path(name_or_path).expanduser() / _RECORD
+        """The labels of the model in a folder, or in the folder of its run; `None` for a model that has none."""
+        record = model_folder(Path(name_or_path).expanduser()) / _RECORD
         if not record.is_file():
             return None
         values: dict[str, Any] = read_json(record)

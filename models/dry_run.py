@@ -20,11 +20,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..registry import unknown_name
 from .adapters import base_name, is_adapter
 from .attention import ATTENTION
 from .layers import without_graphs
-from .loading import DTYPES, no_progress_bars, with_lora
+from .loading import DTYPES, check_no_outcome_model, no_progress_bars, with_lora
 from .quantized import counted, stand_ins
 from .tokenizers import locate, not_loaded
 
@@ -121,11 +123,13 @@ def read_config(name: str | Path) -> PreTrainedConfig:
     Raises:
         UnknownNameError: There is no such model.
         FileNotFoundError: The folder or file holds no configuration that can be read.
+        ValueError: It is an outcome model.
     """
     name = str(name)
     if is_adapter(folder := Path(name).expanduser()):
         name = base_name(folder)
     location = locate(name)
+    check_no_outcome_model(name, location)
     try:
         with no_progress_bars():
             return AutoConfig.from_pretrained(**location)
@@ -153,9 +157,13 @@ def model_on_meta(
         load_in_4bit: Have stand-ins for layers in 4 bits, whose bytes are counted as theirs.
 
     Raises:
+        UnknownNameError: There is no such attention implementation.
         ValueError: There is no causal language model of that configuration.
     """
     arguments: dict[str, Any] = {"dtype": DTYPES[dtype]}
+    known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
+    if attn is not None and attn not in known and "/" not in attn:  # which names a kernel on the hub
+        raise unknown_name("attention implementation", attn, [name for name in known if "|" not in name])
     if attn is not None:
         arguments["attn_implementation"] = attn if attn in ATTENTION else "sdpa"
     with torch.device("meta"), ByteCounter():

@@ -3,7 +3,7 @@
 import logging
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -144,14 +144,14 @@ def _pretrained(name: str, device: str, dtype: str, load_in_4bit: bool, attn: st
     folder = Path(location["pretrained_model_name_or_path"])
     if "gguf_file" not in location and folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"the folder {str(folder)!r} holds no model: it has no config.json")
-    if (folder / OUTCOME_RECORD).is_file():
-        raise ValueError(f"{name!r} is an outcome model, which scores text and writes none: give a language model")
+    check_no_outcome_model(name, location)
     if dtype != "float32" and is_adapter(folder / FOLDER):
         _logger.warning(
             "%s has adapters merged in float32, and %s rounds part of what they learned away: load them from %s, or "
             "load in float32", name, dtype, folder / FOLDER,
         )  # fmt: skip
-    arguments: dict[str, Any] = {**location, "dtype": DTYPES[dtype]}
+    # Weights of other shapes are refused below, with their name.
+    arguments: dict[str, Any] = {**location, "dtype": DTYPES[dtype], "ignore_mismatched_sizes": True}
     if attn is not None:
         arguments["attn_implementation"] = attn
     if load_in_4bit:
@@ -169,12 +169,13 @@ def _pretrained(name: str, device: str, dtype: str, load_in_4bit: bool, attn: st
             loaded: Any = AutoModelForCausalLM.from_pretrained(**arguments, output_loading_info=True)
     except OSError as error:
         raise not_loaded("model", name, location, error) from error
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, TypeError) as error:
         cause = textwrap.shorten(str(error), 300)
         if attn is None or "attention" not in str(error).lower():
             raise ValueError(f"transformers cannot load {name!r} as a causal language model: {cause}") from error
         raise ValueError(f"the model {name!r} cannot run with attn={attn!r}; leave attn out. {cause}") from error
     model, report = loaded
+    check_shapes(name, report)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{name!r} lacks {len(missing)} weights of a {type(model).__name__}, the first {missing[0]!r}, and random "
@@ -185,6 +186,26 @@ def _pretrained(name: str, device: str, dtype: str, load_in_4bit: bool, attn: st
         check_loaded(model)
         return model
     return use_onednn(model).to(device)
+
+
+def check_no_outcome_model(name: str, location: Mapping[str, str]) -> None:
+    """Raises `ValueError` if the model of a name, at a `location`, is an outcome model."""
+    if Path(location["pretrained_model_name_or_path"], OUTCOME_RECORD).is_file():
+        raise ValueError(f"{name!r} is an outcome model, which scores text and writes none: give a language model")
+
+
+def check_shapes(name: str, report: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if weights in a model's files have other shapes than its configuration says.
+
+    Args:
+        name: Name of the model.
+        report: Loading information that `from_pretrained` of transformers returns.
+    """
+    for weight, saved, expected in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"{name!r} has weights of another shape than its config.json says: {weight} is {[*saved]}, not "
+            f"{[*expected]}. Restore the configuration that the weights were saved with"
+        )
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -33,10 +33,10 @@ from .engine.self_check import check_training, fits_slots
 from .forward import Index, default_micro_batch_tokens, micro_batches, selected_logits, sigmoid
 from .layers import deep_copy, trunk
 from .linear import use_onednn
-from .loading import DTYPES, OUTCOME_RECORD, check_vocabulary, find_device, no_progress_bars
+from .loading import DTYPES, OUTCOME_RECORD, check_shapes, check_vocabulary, find_device, no_progress_bars
 from .positions import check_length, position_limit
 from .token_scorer import TokenScorer
-from .tokenizers import TINY_ORM, TINY_ORM_FOLDER, load_tokenizer, name_built_in
+from .tokenizers import TINY_ORM, TINY_ORM_FOLDER, load_tokenizer, model_folder, name_built_in
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -112,7 +112,7 @@ class OutcomeModel:
         """Reads what `save` wrote; the model is in evaluation mode.
 
         Args:
-            path: Folder that `save` wrote, or "tokengym/tiny-orm".
+            path: Folder that `save` wrote, or that of the run which did, or "tokengym/tiny-orm".
             tokenizer: Tokenizer of the attempts to be scored, if the model must fit them.
             device: Device of the model; by default a GPU if there is one.
             dtype: Data type of the weights, "float32" or "bfloat16"; by default that which they were saved in, and
@@ -130,8 +130,11 @@ class OutcomeModel:
             config = AutoConfig.from_pretrained(folder)
             # The built-in model's file is in bfloat16 to be small, as the built-in policy's is.
             precision = dtype or ("float32" if folder == TINY_ORM_FOLDER else "auto")
-            loaded: Any = TokenScorer.from_pretrained(folder, config=config, dtype=precision, output_loading_info=True)
+            loaded: Any = TokenScorer.from_pretrained(
+                folder, config=config, dtype=precision, output_loading_info=True, ignore_mismatched_sizes=True
+            )
         model, report = loaded
+        check_shapes(str(path), report)
         name_built_in(model)
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"the outcome model {str(path)!r} lacks {len(missing)} weights, the first {missing[0]!r}")
@@ -340,7 +343,7 @@ def is_outcome_model(path: str | Path) -> bool:
 
 def _locate(path: str | Path) -> Path:
     folder = Path(path).expanduser()
-    return TINY_ORM_FOLDER if str(path) == TINY_ORM and not folder.exists() else folder
+    return TINY_ORM_FOLDER if str(path) == TINY_ORM and not folder.exists() else model_folder(folder)
 
 
 def _remove_dropout(config: PreTrainedConfig) -> None:

@@ -178,6 +178,8 @@ def name_built_in(thing: Any) -> None:
 
 def locate(name: str) -> dict[str, str]:
     """Location of the model or tokenizer `name`, as arguments of transformers' `from_pretrained`."""
+    if not name:
+        raise UnknownNameError("no model '': give a name on the hub, a folder or a *.gguf file")
     path = Path(name).expanduser()
     if name == TINY:
         return {"pretrained_model_name_or_path": str(TINY_FOLDER)}
@@ -191,9 +193,7 @@ def locate(name: str) -> dict[str, str]:
         need("gguf", "reading a *.gguf file")
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     if path.is_dir():
-        inside = path / "model"  # of a run's folder, whose own config.json is the run's
-        is_run = (inside / "config.json").exists() and not (path / "tokenizer_config.json").exists()
-        return {"pretrained_model_name_or_path": str(inside if is_run else path)}
+        return {"pretrained_model_name_or_path": str(model_folder(path))}
     if path.exists():
         raise ValueError(f"{str(path)!r} is a file: give the folder that it is in, or a *.gguf file")
     if not _HUB_ID.fullmatch(name):
@@ -204,12 +204,20 @@ def locate(name: str) -> dict[str, str]:
     return {"pretrained_model_name_or_path": name}
 
 
+def model_folder(path: Path) -> Path:
+    """The folder of the model that a run's folder holds, whose own `config.json` is the run's; another as it is."""
+    inside = path / "model"
+    is_run = (inside / "config.json").exists() and not (path / "tokenizer_config.json").exists()
+    return inside if is_run else path
+
+
 def not_loaded(what: str, name: str, location: dict[str, str], error: Exception) -> Exception:
     """The error for a `what` that transformers could not load from `location`, naming everything that was tried."""
     cause, folder = textwrap.shorten(str(error), 400), Path(location["pretrained_model_name_or_path"])
     if folder.is_dir():
         return FileNotFoundError(
-            f"no {what} can be loaded from {name!r}: {_damage(folder) or _unfinished(folder) or cause}"
+            f"no {what} can be loaded from {name!r}: "
+            f"{_damage(folder) or _unfinished(folder) or _lack(folder, what) or cause}"
         )
     offline = "; without a network HF_HUB_OFFLINE=1 saves the time of asking" if "connect" in cause else ""
     return UnknownNameError(
@@ -227,6 +235,21 @@ def _unfinished(folder: Path) -> str | None:
             "it is the folder of a run that has kept no model yet: finish the run by `resume`, or give another folder"
         )
     return None
+
+
+def _lack(folder: Path, what: str) -> str | None:
+    """What a folder lacks that one of a `what` has, if it lacks all of it."""
+    if any(next(folder.glob(pattern), None) is not None for pattern in _TOKENIZER_FILES):
+        return None
+    if not (folder / "config.json").is_file():
+        return "it has neither a config.json nor a tokenizer.json: give the folder that a model was saved in"
+    if what == "tokenizer":
+        return "it has no tokenizer.json: save the model's tokenizer there, too, by `tokenizer.save_pretrained`"
+    return None
+
+
+_TOKENIZER_FILES = ("*token*", "*vocab*", "*.model", "merges.txt")
+"""Files of which every tokenizer's folder has one."""
 
 
 def _damage(folder: Path) -> str | None:

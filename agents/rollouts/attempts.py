@@ -5,7 +5,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from ...envs.problems.base import Problem
 from ...envs.token_vector_env import TokenVectorEnv
 from ...files import LineFile, lines
 from ...models.kept_tokens import KeptTokens
+from ...settings import check_kind
 
 _logger = logging.getLogger(__name__)
 _SAMPLES = 4
@@ -237,16 +238,48 @@ def _readable(content: bytes, env: TokenVectorEnv) -> int | None:
     """The number of the attempt in a line from which all of it can be read."""
     try:
         record = json.loads(content)
+        _check(record, env)
         env.problems.find(record["problem_id"])
-        return record["number"] if record.keys() >= _FIELDS else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return record["number"]
+    except (ValueError, KeyError, TypeError):
         return None
 
 
-_FIELDS = {"completion", "rewards", "index", "is_success", "verdict", "answer", "terminated", "reward_components"}
+_FIELDS: Mapping[str, Any] = {
+    "number": int,
+    "problem_id": str,
+    "index": int,
+    "completion": Sequence,
+    "rewards": Sequence,
+    "is_success": bool,
+    "verdict": str,
+    "answer": str | None,
+    "terminated": bool,
+    "reward_components": Mapping,
+}
+
+
+def _check(record: Any, env: TokenVectorEnv) -> None:
+    """Checks the values of an attempt that was read from a file.
+
+    Raises:
+        KeyError: A value is not there.
+        TypeError: A value is of another kind, or there are no values at all.
+        ValueError: There is no token, one that is none of the tokenizer's, or rewards are at other positions.
+    """
+    check_kind("the line", record, Mapping)
+    for name, kind in _FIELDS.items():
+        check_kind(name, record[name], kind)
+    tokens, vocabulary = record["completion"], env.encoder.vocab_size
+    if not all(type(token) is int and 0 <= token < vocabulary for token in tokens) or not tokens:
+        raise ValueError(f"its completion is not of this tokenizer's tokens, 0 to {vocabulary - 1}")
+    positions, values = record["rewards"]
+    if len(positions) != len(values) or not all(type(place) is int and 0 <= place < len(tokens) for place in positions):
+        raise ValueError(f"its rewards are not at positions from 0 to {len(tokens) - 1}")
 
 
 def _attempt(record: Mapping[str, Any], env: TokenVectorEnv) -> Attempt:
+    _check(record, env)
     problem = env.problems.find(record["problem_id"])
     tokens = np.array(record["completion"], np.int32)
     rewards = np.zeros(len(tokens), np.float32)

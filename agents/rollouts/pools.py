@@ -70,12 +70,10 @@ def _read(path: Path, env: TokenVectorEnv) -> Iterator[Attempt]:
     doubtful = _CHECKED
     try:
         for attempt in AttemptFile(path).read(env):
-            foreign = attempt.completion.max() >= env.encoder.vocab_size
-            if attempt.is_success and doubtful and not foreign:
+            if attempt.is_success and doubtful:
                 doubtful -= 1
-                foreign = not env.problems.grade(env.decode(attempt.completion), attempt.problem).correct
-            if foreign:
-                raise ValueError(f"the attempt at {attempt.problem.id!r} reads otherwise by the policy's tokenizer")
+                if not env.problems.grade(env.decode(attempt.completion), attempt.problem).correct:
+                    raise ValueError(f"the attempt at {attempt.problem.id!r} reads otherwise by the policy's tokenizer")
             yield attempt
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is no pool of this policy's attempts at these problems: {error}") from error

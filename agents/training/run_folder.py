@@ -318,12 +318,20 @@ def _summary(path: Path) -> RunSummary | None:
         path=str(path),
         agent=config["agent"],
         environment=_flat({"env": config["env"]}).get("env.id", config["env"]),
-        attempts=str(metrics[-1]["step"]) if any("rollout/mean_reward" in line for line in metrics) else "0",
+        attempts=str(_attempts(metrics)),
         best=f"{max(accuracies):.3f}" if accuracies else "",
         state=state,
         versions=f"tokengym {config['versions'].get('tokengym')}, torch {config['versions'].get('torch')}",
         written=time.strftime("%Y-%m-%d %H:%M", time.localtime((path / METRICS).stat().st_mtime)) if metrics else "",
     )
+
+
+def _attempts(metrics: Sequence[Mapping[str, Any]]) -> int:
+    """Attempts that a run has logged: its last step, or what an agent says that logs by optimizer steps."""
+    said = [line["rollout/attempts"] for line in metrics if "rollout/attempts" in line]
+    if said:
+        return said[-1]
+    return metrics[-1]["step"] if any("rollout/mean_reward" in line for line in metrics) else 0
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

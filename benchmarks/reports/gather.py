@@ -1,7 +1,7 @@
 """Attempts to look at: those that a run recorded, or new ones of a model."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -16,6 +16,7 @@ from ...agents.rollouts.attempts import Attempt, AttemptFile
 from ...agents.rollouts.collect import collect
 from ...agents.rollouts.conditioned_policy import load_policy
 from ...agents.rollouts.slots import make_rollout_env
+from ...agents.rollouts.source import fingerprint
 from ...agents.training.run_folder import CONFIG
 from ...envs.curriculum import Sequential
 from ...envs.registration import make_vec_env
@@ -95,8 +96,9 @@ def gather(
         seed: Seed of a model's samples.
 
     Raises:
-        ValueError: There is no attempt, none is wanted, nothing says what was attempted, or the outcome model is a
-            preference model, whose scores are no p(correct).
+        ValueError: There is no attempt, none is wanted, nothing says what was attempted, the environment has other
+            problems than those that were attempted, or the outcome model is a preference model, whose scores are no
+            p(correct).
     """
     if orm is not None:  # before any attempt is made
         kind, _ = saved_kind(orm)
@@ -109,7 +111,7 @@ def gather(
         run, record = _run_of(path)
         kept = run / "model"
         tokenizer = load_tokenizer(str(kept if kept.exists() else record["model"]))
-        found = _recorded(run, files, make_spec(EnvSpec.from_json(record["env"])), wanted, tokenizer)
+        found = _recorded(run, record, files, make_spec(EnvSpec.from_json(record["env"])), wanted, tokenizer)
     else:
         if wanted.problem is not None:
             raise ValueError(f"{source} holds no recorded attempts, and a problem can only be chosen among such")
@@ -153,19 +155,33 @@ def _run_of(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _recorded(
-    run: Path, files: list[Path], spec: EnvSpec, wanted: Wanted, tokenizer: "PreTrainedTokenizerBase"
+    run: Path,
+    record: Mapping[str, Any],
+    files: list[Path],
+    spec: EnvSpec,
+    wanted: Wanted,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> dict[str, list[Attempt]]:
     """The wanted attempts in a run's files, by collection; those of a file are all at problems of one split."""
     found: dict[str, list[Attempt]] = {}
-    left = wanted
+    left, own_split = wanted, make_vec_env(spec, 1, tokenizer=tokenizer).problems.split
     for file in files:
         first = next(lines(file), None)
         if first is None:
             continue
-        problem_id = json.loads(first[2])["problem_id"]
+        problem_id = _problem_id(first[2])
+        if problem_id is None:
+            raise ValueError(f"{file}, line 1 is no attempt: restore the file, or delete that line")
         env = next((env for env in _splits(spec, tokenizer) if _has(env, problem_id)), None)
         if env is None:
             raise ValueError(f"{file}, line 1: no split of {spec.id} has the problem {problem_id!r}")
+        # The digests that the run took of what it was trained and validated on.
+        digests = {"validation": record.get("validation"), own_split: record.get("data")}
+        if digests.get(env.problems.split) not in (None, fingerprint(env.problems)):
+            raise ValueError(
+                f"the attempts in {file} are at other problems than {env.problems} has now: leave --env-args out, or "
+                "give the data and settings that the run was trained with"
+            )
         name = run.name if file.parent == run else str(file.absolute().parent.relative_to(run.absolute()))
         chosen = left.choose(AttemptFile(file).read(env))
         found.setdefault(name, []).extend(chosen)
@@ -183,6 +199,14 @@ def _splits(spec: EnvSpec, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Tok
     for split in SPLITS:
         with suppress(ValueError):
             yield make_vec_env(spec, 1, **settings, split=split)
+
+
+def _problem_id(line: bytes) -> str | None:
+    """The id of the problem that a line of attempts is about; `None` if it is no such line."""
+    with suppress(ValueError, KeyError, TypeError):
+        problem_id = json.loads(line)["problem_id"]
+        return problem_id if isinstance(problem_id, str) else None
+    return None
 
 
 def _has(env: TokenVectorEnv, problem_id: str) -> bool:

@@ -95,6 +95,17 @@ def test_both_tokenizers_are_saved_and_text_is_never_a_label(tmp_path, name: str
         labels.id("[GOD]")
 
 
+def test_a_runs_folder_has_the_labels_of_the_model_in_it(tmp_path) -> None:
+    """Without them its model would be evaluated as one that was trained without."""
+    tokenizer = load_tokenizer("chars:ab\n")
+    labelled = model("llama", len(tokenizer))
+    labels = Labels(TOKENS, add_labels(labelled, tokenizer, TOKENS), "step", (0.5,))
+    labelled.save_pretrained(tmp_path / "model")
+    labels.save(tmp_path / "model", tokenizer)
+    (tmp_path / "config.json").write_text("{}")  # the run's own
+    assert Labels.load(tmp_path) == labels
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "llama tied", "phi"])
 def test_adapters_train_the_rows_of_labels_in_embeddings_and_head(architecture: str) -> None:
     """Rows of their own in both, or tied; Phi's head has a bias, GPT-2's layers are of the kind `Conv1D`."""

@@ -124,6 +124,15 @@ def test_a_name_of_no_model(tmp_path, monkeypatch):
         load(CHARS)
 
 
+def test_weights_of_another_shape_are_named(folder, tmp_path):
+    OutcomeModel.from_causal_lm(small_model(12), load_tokenizer(CHARS), "orm").save(tmp_path / "orm")
+    for path, read in ((folder, load), (tmp_path / "orm", OutcomeModel.load)):
+        config = path / "config.json"
+        config.write_text(config.read_text().replace('"intermediate_size": 48', '"intermediate_size": 96'))
+        with pytest.raises(ValueError, match=r"layers\.0\.mlp\.down_proj\.weight is \[32, 48\], not \[32, 96\]"):
+            read(path, device="cpu")
+
+
 def test_no_weights_are_made_up(tmp_path):
     model = small_model(12, tie_word_embeddings=False)
     model.model.save_pretrained(tmp_path / "trunk")

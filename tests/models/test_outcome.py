@@ -125,6 +125,9 @@ def test_what_was_saved_is_loaded(tmp_path, architecture: str, kind: str) -> Non
     model.save(tmp_path / "scorer")
     loaded = OutcomeModel.load(tmp_path / "scorer", tokenizer=TOKENIZER, device="cpu")
     assert loaded.kind == kind
+    (tmp_path / "scorer").rename(tmp_path / "model")
+    (tmp_path / "config.json").write_text("{}")  # of a run, which stands for the model in it
+    assert OutcomeModel.load(tmp_path, device="cpu").kind == kind
     assert not loaded.model.training
     assert loaded.tokenizer.get_vocab() == TOKENIZER.get_vocab()
     batch = sequences(3)

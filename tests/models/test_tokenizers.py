@@ -125,6 +125,16 @@ def test_the_room_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_folder_says_what_it_lacks(tmp_path):
+    with pytest.raises(UnknownNameError, match="no model ''"):
+        load_tokenizer("")
+    with pytest.raises(FileNotFoundError, match=r"it has neither a config\.json nor a tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(FileNotFoundError, match=r"it has no tokenizer\.json: save the model's tokenizer there"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_runs_folder_stands_for_the_model_in_it(tmp_path):
     from tokengym.models.tokenizers import locate
 

@@ -59,8 +59,12 @@ def test_a_pool_that_is_not_there_or_not_of_this_policy_is_an_error(even, record
     with pytest.raises(ValueError, match=r"no pool of this policy's attempts.*train-y"):
         make_agent(env=slots(even("test")), pool=str(pool)).learn()
     lines = records(pool)
-    for change in (1, 100):  # letters that mean others to the writer's tokenizer; and such as there are not here
+    # Letters that mean others to the writer's tokenizer; and such as there are not here.
+    for change, complaint in (
+        (1, "reads otherwise by the policy's tokenizer"),
+        (100, "not of this tokenizer's tokens"),
+    ):
         foreign = [line | {"completion": [0 + change, *line["completion"][1:]], "is_success": True} for line in lines]
         (tmp_path / "foreign.jsonl").write_text("".join(json.dumps(line) + "\n" for line in foreign))
-        with pytest.raises(ValueError, match="reads otherwise by the policy's tokenizer"):
+        with pytest.raises(ValueError, match=complaint):
             make_agent(pool=str(tmp_path / "foreign.jsonl")).learn()

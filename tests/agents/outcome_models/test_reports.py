@@ -52,7 +52,7 @@ def test_the_report_is_on_held_out_problems_alone_and_counts_by_the_record(
     last = metrics_of(tmp_path / "run")[-1]
     assert last["eval/auc"] == report.auc
     assert last["rollout/success_rate"] == np.mean([r["is_success"] for r in train])
-    assert agent.num_attempts == 48
+    assert agent.num_attempts == last["rollout/attempts"] == 48
     loaded = OutcomeModel.load(tmp_path / "run" / "model", LINES, "cpu")
     assert loaded.kind == "orm"
     assert same(weights(loaded), weights(agent.outcome_model))

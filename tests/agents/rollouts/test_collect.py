@@ -384,6 +384,37 @@ def test_another_number_of_processes_continues_a_collection(policy, make_sums, t
     assert all(map(same, read_attempts(tmp_path, env), attempts))
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"completion": [10**6]}, "its completion is not of this tokenizer's tokens"),
+        ({"completion": [-1]}, "its completion is not of this tokenizer's tokens"),
+        ({"completion": ["1"]}, "its completion is not of this tokenizer's tokens"),
+        ({"completion": []}, "its completion is not of this tokenizer's tokens"),
+        ({"completion": None}, "completion must be a list, got None"),
+        ({"rewards": [[999], [1.0]]}, "its rewards are not at positions"),
+        ({"rewards": [[0], []]}, "its rewards are not at positions"),
+        ({"problem_id": 5}, "problem_id must be text, got 5"),
+        ({"verdict": None}, "verdict must be text, got None"),
+        ({"answer": 5}, "answer must be text or None, got 5"),
+        ({"terminated": "yes"}, "terminated must be true or false, got 'yes'"),
+        ({"reward_components": []}, "reward_components must be a mapping"),
+        (None, "the line must be a mapping"),
+    ],
+)
+def test_an_attempt_with_other_values_than_attempts_have_is_named_and_sampled_again(
+    policy, make_sums, tmp_path, values, message: str
+) -> None:
+    env, path = make_sums(2), tmp_path / "attempts-0.jsonl"
+    attempts = list(collect_into(tmp_path, policy, env, range(2), seed=0))
+    first, second = path.read_text().splitlines(keepends=True)
+    damaged = [first] if values is None else {**json.loads(second), **values}
+    path.write_text(first + json.dumps(damaged) + "\n")
+    with pytest.raises(ValueError, match=rf"attempts-0\.jsonl, line 2 is no attempt at a problem here: {message}"):
+        list(AttemptFile(path).read(env))
+    assert all(map(same, collect_into(tmp_path, policy, env, range(2), seed=0), attempts))
+
+
 def test_a_damaged_line_is_named_and_its_attempt_sampled_again(policy, make_sums, tmp_path, caplog) -> None:
     env, path = make_sums(4), tmp_path / "attempts-0.jsonl"
     attempts = list(collect_into(tmp_path, policy, env, range(6), seed=0))

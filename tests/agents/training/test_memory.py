@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from tokengym.__main__ import main
 from tokengym.agents import AGENTS, GRPO, PPO, SFT, make_agent
 from tokengym.agents.configs.optimizer import OptimizerConfig
-from tokengym.agents.planning import Planned, describe, propose
+from tokengym.agents.planning import Planned, _choices, describe, propose
 from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.training import memory
 from tokengym.agents.training.learner import Example
@@ -360,3 +360,27 @@ def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str], folder: P
         assert message in capsys.readouterr().err
     assert main(["plan", "--agent", "nope"]) == 1
     assert "unknown agent 'nope'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attn", "sdpaa"], "unknown attention implementation 'sdpaa': did you mean 'sdpa'?"),
+        (["--model", "tokengym/tiny-orm"], "'tokengym/tiny-orm' is an outcome model"),
+        (["--lora-rank", "0"], "lora_rank must be at least 1, got 0"),
+        (["--agent", "orm", "--lora-rank", "4"], "the agent 'orm' trains weights as a whole: leave out --lora-rank"),
+        (["--agent", "mpo", "--lora-rank", "4"], "the agent 'mpo' trains weights as a whole: leave out --lora-rank"),
+        (["--agent", "ares", "--vllm-memory", "0.4"], "the agent 'ares' samples with the built-in decoder"),
+        (["--gpus", "2", "--fsdp", "--optimizer", "adamw_8bit"], "moments in 8 bits are not sharded"),
+        (["--lora-rank", "4", "--load-in-4bit", "--bf16"], "weights in 4 bits compute in bfloat16 by --dtype"),
+    ],
+)
+def test_what_training_refuses_has_no_plan(arguments: list[str], message: str, capsys) -> None:
+    assert main(["plan", "--memory", "8", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_no_adapters_are_proposed_to_an_agent_that_trains_none() -> None:
+    wanted = Planned(AGENTS.get("orm"), AGENTS.get("orm").config_class(**SMALL), CONFIG, LIMITS, 2**18)
+    assert {choice.lora_rank for choice in _choices(wanted)} == {None}
+    assert 16 in {choice.lora_rank for choice in _choices(replace(wanted, agent=SFT))}

@@ -160,12 +160,16 @@ def test_runs_are_listed_with_their_states(tmp_path) -> None:
         (tmp_path / "deep" / name / "model" / "config.json").write_text('{"architectures": []}')
     for name in ("done", "broken"):  # the one was resumed and came to its end
         (tmp_path / "deep" / name / "not-finite-3.jsonl").touch()
+    judge = RunFolder(tmp_path / "judge", config)
+    judge.log(7, {"rollout/mean_reward": 1.0, "rollout/attempts": 320})  # its step is of the optimizer
+    del judge
     live = RunFolder(tmp_path / "live", config)
     found = {Path(run.path).name: run for run in find_runs(tmp_path)}
     assert {name: run.state for name, run in found.items()} == {
         "done": "finished", "longer": "interrupted", "cut": "interrupted", "broken": "failed", "fresh": "not begun",
-        "live": "running",
+        "live": "running", "judge": "interrupted",
     }  # fmt: skip
+    assert found["judge"].attempts == "320"
     assert found["cut"][1:5] == ("ei", "tokengym/GSM8K-v0", "192", "0.500")
     assert found["fresh"][3:5] == ("0", "")
     assert "torch" in found["done"].versions

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tokengym.__main__ import main
 from tokengym.agents.rollouts.attempts import Attempt, AttemptFile
+from tokengym.agents.rollouts.source import fingerprint
 from tokengym.benchmarks.reports.content import AttemptRecord, StepRecord
 from tokengym.benchmarks.reports.gather import Wanted, gather
 from tokengym.benchmarks.reports.html import attempts_page
@@ -103,6 +104,35 @@ def test_attempts_are_chosen_by_number_verdict_problem_and_file(run: Path) -> No
         gather(run, Wanted(verdict="nope"), spec_of)
     with pytest.raises(ValueError, match="at least 1"):
         Wanted(0)
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"[1, 2]", b"{}", b'{"problem_id": 5}', b"\xff\xfe"])
+def test_a_file_of_something_else_than_attempts_is_named(run: Path, tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    (tmp_path / "attempts-0.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(ValueError, match=r"attempts-0\.jsonl, line 1 is no attempt: restore the file"):
+        gather(tmp_path, Wanted(), spec_of)
+
+
+@pytest.mark.parametrize(("part", "digest"), [("round-1", "data"), ("validation", "validation")])
+def test_attempts_are_not_shown_beside_other_problems_of_the_same_ids(
+    run: Path, tmp_path: Path, part: str, digest: str
+) -> None:
+    """The problems of one step have the ids of those with two to four."""
+    (tmp_path / "attempts-0.jsonl").write_text((run / part / "attempts-0.jsonl").read_text())
+    split = "train" if part == "round-1" else part
+    problems = make_vec_env("tokengym/Arithmetic-v0", 1, tokenizer="tokengym/tiny", split=split).problems
+    config = json.loads((run / "config.json").read_text()) | {digest: fingerprint(problems)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert len(gather(tmp_path, Wanted(), spec_of)) == 3
+
+    def other(own: gym.envs.registration.EnvSpec | None) -> gym.envs.registration.EnvSpec:
+        spec = spec_of(own)
+        spec.kwargs["steps"] = 1
+        return spec
+
+    with pytest.raises(ValueError, match=r"attempts-0\.jsonl are at other problems than Arithmetic\(.* has now"):
+        gather(tmp_path, Wanted(), other)
 
 
 def test_a_file_outside_of_any_run_says_what_is_missing(tmp_path: Path, run: Path) -> None:
