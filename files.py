@@ -87,6 +87,26 @@ def check_new_folder(path: Path) -> None:
         raise PermissionError(f"{path} cannot be made: {nearest} is not writable, choose another folder")
 
 
+def check_output(path: Path | None) -> None:
+    """Checks that a file can be written, before the work whose results it is for.
+
+    Raises:
+        FileNotFoundError: Its folder is not there; the message names both.
+        IsADirectoryError: It is a folder.
+        OSError: It cannot; the message names the file.
+    """
+    if path is None or path.is_fifo() or path.is_char_device():  # whose reader must not see it opened twice
+        return
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, and results are written to a file: give one in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}, make it first")
+    existed = path.exists()
+    path.open("a").close()
+    if not existed:
+        path.unlink()
+
+
 def remove_folder(path: Path) -> None:
     """Removes a folder, if it is there; a process killed before the end leaves no half of it under its name."""
     shutil.rmtree(_retire(path), ignore_errors=True)

@@ -7,9 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
+from ..files import check_output
 from ..registry import summary, unknown_name
 from .options import MAIN
-from .terminal import check_output, run_command, say
+from .terminal import run_command, say
 
 MEASUREMENTS = {
     "env": ("speed.env_throughput", "steps of environments per second"),

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ..agents.configs.search import KEEPING
-from ..files import write_json
+from ..files import check_output, write_json
 from ..registry import unknown_name
 from ..settings import Count, CountOrZero, NonNegative, check_settings, check_unused
 from .options import MAIN, ComputeOptions, EnvChoice
-from .terminal import check_output, run_command, say
+from .terminal import run_command, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

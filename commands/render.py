@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from ..files import check_output, write_text
 from ..settings import Count, CountOrZero, NonNegative, check_settings, check_unused
 from .options import MAIN, EnvChoice
-from .terminal import check_output, run_command, say
+from .terminal import run_command, say
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -57,7 +58,6 @@ def render(arguments: Sequence[str]) -> None:
         from ..benchmarks.reports.gather import Wanted, gather, recorded_files
         from ..benchmarks.reports.html import attempts_page
         from ..benchmarks.reports.terminal import attempt_panel, picture
-        from ..files import write_text
 
         kind = None if options.output is None else options.output.suffix.lower()
         if kind not in (None, ".html", ".svg"):

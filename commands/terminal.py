@@ -6,7 +6,6 @@ import sys
 from collections import ChainMap, Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
@@ -95,26 +94,6 @@ def say(thing: Any) -> None:
     from rich.console import Console
 
     Console(highlight=False, soft_wrap=isinstance(thing, str), markup=False).print(thing)
-
-
-def check_output(path: Path | None) -> None:
-    """Checks that a file can be written, before the work whose results it is for.
-
-    Raises:
-        FileNotFoundError: Its folder is not there; the message names both.
-        IsADirectoryError: It is a folder.
-        OSError: It cannot; the message names the file.
-    """
-    if path is None or path.is_fifo() or path.is_char_device():  # whose reader must not see it opened twice
-        return
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, and results are written to a file: give one in it")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}, make it first")
-    existed = path.exists()
-    path.open("a").close()
-    if not existed:
-        path.unlink()
 
 
 def set_threads(threads: int | None) -> None:

@@ -15,8 +15,8 @@ import venv
 from pathlib import Path
 from typing import NamedTuple
 
-from tokengym.commands.terminal import check_output
 from tokengym.exits import exit_status
+from tokengym.files import check_output
 from tokengym.rewards import grade_free_form
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "grader_neighbors.md"

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from ...arrays import IntArray
 from ...exits import exit_status
+from ...files import check_output
 from ...models.engine.decoder import SlotDecoder
 from ...models.engine.row_decoder import RowDecoder
 from ...models.engine.sampling import SamplingConfig
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32, help="tokens of each completion")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    check_output(options.output)
     started = time.process_time()
     model, tokenizer = load(options.model, device="cpu")
     if options.text is None:

@@ -31,6 +31,7 @@ from ...agents.training.learner import Example, Learner
 from ...agents.training.masters import join
 from ...agents.training.outcome_labels import outcome_labels, spread
 from ...exits import exit_status
+from ...files import check_output
 from ...models.adapters import save_model
 from ...models.loading import load
 from ...models.outcome import OutcomeModel
@@ -187,6 +188,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32, help="rows to train on")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    check_output(options.output)
+    if (options.model is None) != (options.data is None):
+        raise ValueError("--model and --data go together: give both, or neither to study the built-in model")
     found = built_in() if options.model is None else real(options.model, options.data, options.rows)
     text = json.dumps({"torch": torch.__version__, "updates": UPDATES, "figures": found}, indent=1)
     print(text)

@@ -30,8 +30,9 @@ import torch
 
 from ...agents import AGENTS, make_agent
 from ...exits import exit_status
-from ...files import read_jsonl, read_tensors
+from ...files import check_output, read_jsonl, read_tensors
 from ...models.loading import load
+from ...registry import check_known
 
 _FINE_TUNING = {"epochs": 2, "batch_size": 8, "save_steps": 1, "validation_problems": 4}
 _POLICY = {"iterations": 3, "problems_per_iteration": 8, "samples_per_problem": 2, "validation_problems": 4}
@@ -247,6 +248,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    check_output(arguments.output)
+    check_known("agent", arguments.agents, SETTINGS)
+    if not arguments.agents or not arguments.minutes > 0:
+        raise ValueError("nothing to run: minutes must be above 0, and agents need at least one name")
     text = json.dumps(run(arguments.minutes, tuple(arguments.agents), arguments.seed), indent=1)
     print(text)
     if arguments.output is not None:

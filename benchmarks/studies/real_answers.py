@@ -30,6 +30,7 @@ from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env
 from ...envs.token_vector_env import TokenVectorEnv
 from ...exits import exit_status
+from ...files import check_output
 from ...models.loading import load
 
 INSTRUCT = {"prompt": "chat", "shots": 4, "answer_format": "boxed", "max_new_tokens": 160}
@@ -145,8 +146,11 @@ def main() -> None:
     parser.add_argument("--num-envs", type=int, default=25, help="attempts at the same time")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    check_output(options.output)
     models = {kind: path for kind in ("instruct", "base") if (path := getattr(options, kind)) is not None}
     data = {name: place for name in ("GSM8K", "SVAMP") if (place := getattr(options, name.lower())) is not None}
+    if not models or not data:
+        raise ValueError("nothing to run: give a model by --instruct or --base, and data by --gsm8k or --svamp")
     found = run(models, data, options.problems, options.num_envs)
     record = {
         "models": {kind: Path(path).name for kind, path in models.items()},

