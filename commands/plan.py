@@ -55,9 +55,9 @@ def plan(arguments: Sequence[str]) -> None:
     config_type = config_class(name)
 
     def run(options: Annotated[PlanOptions, MAIN], config: Any) -> None:
-        check_settings(options)
         if options.memory is not None and not 0 < options.memory < 1e9:
             raise ValueError(f"--memory must be above 0 and finite, in GiB, got {options.memory}")
+        check_settings(options)
         import torch
 
         from ..agents.configs.lora import LoRA
