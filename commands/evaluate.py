@@ -111,6 +111,7 @@ def _run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None
     check_output(options.output)
     check_vllm(compute.vllm_memory, compute.vllm_servers, compute.vllm_folder)
     _check_reranker(options)
+    _check_parts(options)
     policy = _load_policy(options, compute)
     judge, reranker = _make_reranker(options, compute, policy)
     # What attempts earn and which problem comes next changes nothing that is measured.
@@ -239,10 +240,6 @@ def _check_reranker(options: EvalOptions) -> None:
         check_unused(options, ("search_keep",), "--search beam, tot or dvts")
     if options.search != "evolution":
         check_unused(options, ("search_generations",), "--search evolution")
-    parts = {"search_keep": options.search in KEEPING, "search_generations": options.search == "evolution"}
-    for name, counts in parts.items():
-        if counts and options.n % (part := getattr(options, name)):
-            raise ValueError(f"`{name}` must divide the n of {options.n}, got {part}")
     if options.n == 0:
         drawn = ("search", "orm", "reranker", "temperature", "top_k", "top_p", "min_p")
         check_unused(options, drawn, "samples, an n above 0")
@@ -288,6 +285,14 @@ def _check_reranker(options: EvalOptions) -> None:
             if options.reference is None
             else f"--reference is for --reranker implicit_reward, not {options.reranker}: leave it out"
         )
+
+
+def _check_parts(options: EvalOptions) -> None:
+    """Raises `ValueError` unless the parts of a search divide the samples of a problem."""
+    parts = {"search_keep": options.search in KEEPING, "search_generations": options.search == "evolution"}
+    for name, counts in parts.items():
+        if counts and options.n % (part := getattr(options, name)):
+            raise ValueError(f"`{name}` must divide the n of {options.n}, got {part}")
 
 
 def _policy_reranker(options: EvalOptions, compute: ComputeOptions, policy: "CausalLMPolicy") -> "Reranker":

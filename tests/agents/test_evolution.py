@@ -277,4 +277,4 @@ def test_evolutions_that_cannot_be(start, capsys) -> None:
     with pytest.raises(ValueError, match="autoreset_mode='Disabled'"):
         Evolution(scripted([])[0], make_vec_env("tokengym/Arithmetic-v0", 1), EvolutionConfig())
     assert main(["eval", "--search", "evolution", "--n", "6", "--problems", "1", "--device", "cpu"]) == 1
-    assert "generations must divide the width of 6, got 4" in capsys.readouterr().err
+    assert "--search-generations must divide the n of 6, got 4" in capsys.readouterr().err

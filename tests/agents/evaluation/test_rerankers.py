@@ -203,7 +203,14 @@ def test_the_command_reranks_and_names_options_that_do_not_go_together(folder, t
         ("--reranker", "mean_logprob", "--orm", "x"): "--orm and --reranker both score the samples",
         ("--reranker", "implicit_reward", "--reference", str(folder)): "have the same weights",
         ("--reranker", "mean_logprob", "--scorer", "tokengym/tiny"): "the tokenizers of 'tokengym/tiny'",
-        ("--reranker", "mean_logprob", "--search", "beam"): "--search is guided by an outcome model",
+        (
+            "--reranker",
+            "mean_logprob",
+            "--search",
+            "beam",
+            "--search-keep",
+            "1",
+        ): "--search is guided by an outcome model",
     }.items():
         assert main([*arguments, *more]) == 1
         error = capsys.readouterr().err
