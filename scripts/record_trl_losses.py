@@ -1,9 +1,10 @@
-"""Records what TRL's GRPOTrainer computes on small batches, losses and gradients, for the tests of our losses.
+"""Records what TRL's trainers compute on small batches, losses and gradients, for the tests of our losses.
 
     python -m venv trl && trl/bin/pip install torch==2.13.0 trl==1.16.0 transformers==5.23.0 accelerate==1.15.0
     trl/bin/python scripts/record_trl_losses.py tests/agents/training/trl_losses.json
 
-TRL's own `_compute_loss` runs on a stand-in for the trainer whose model is a table of log-probabilities and entropies.
+TRL's own losses, those of its trainers for GRPO, DPO and reward models, run on stand-ins for the trainers whose model
+is a table of log-probabilities and entropies, or of rewards.
 """
 
 import argparse
@@ -17,7 +18,9 @@ try:
     import trl
     import torch  # isort: skip - TRL, which may be missing, is faster
     from accelerate import Accelerator
+    from trl.trainer.dpo_trainer import DPOTrainer
     from trl.trainer.grpo_trainer import GRPOTrainer
+    from trl.trainer.reward_trainer import RewardTrainer
 except ModuleNotFoundError as error:
     raise SystemExit(f"{error}: run this in an environment with TRL, made as {__file__} says at its top") from None
 
@@ -53,6 +56,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"epsilon_high": 0.28, "delta": 1.4, "beta": 0.1, "entropy_coef": 0.05, "loss_type": "dapo"},
     ),
 }
+
+# The same of DPO, with the attempts of each pair: first all chosen ones, then the rejected ones. TRL averages the
+# likelihood over the tokens of all pairs and ours over pairs, which is the same of one pair alone.
+PAIRS = ((0, 1, 2), (3, 4, 5))
+PREFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[tuple[int, ...], tuple[int, ...]]]] = {
+    "dpo": ({"nll_coef": 0.0}, {"loss_types": ["sigmoid"], "loss_weights": [1.0]}, PAIRS),
+    "ipo": ({"loss": "ipo", "nll_coef": 0.0}, {"loss_types": ["ipo"], "loss_weights": [1.0]}, PAIRS),
+    "likelihood": ({"nll_coef": 0.7}, {"loss_types": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]}, ((0,), (4,))),
+}
+BETA = 0.3
+CENTER_COEFS = (0.0, 0.01)
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -108,6 +122,49 @@ def loss(values: dict[str, torch.Tensor], theirs: dict[str, Any], masked: bool) 
     return result.item(), {name: None if grad is None else grad.tolist() for name, grad in gradients.items()}
 
 
+def preference(
+    values: dict[str, torch.Tensor], theirs: dict[str, Any], pairs: tuple[tuple[int, ...], tuple[int, ...]]
+) -> tuple[float, list[list[float]]]:
+    """TRL's loss of DPO, and its gradient to log-probabilities."""
+    rows = [*pairs[0], *pairs[1]]
+    mask = torch.arange(LIMIT) < torch.tensor(LENGTHS)[rows, None]
+    new = values["new"][rows].clone().requires_grad_()
+
+    def model(table: torch.Tensor) -> Any:
+        nothing = torch.zeros(mask.shape)
+        outputs = {"log_probs": table * mask, "entropy": nothing, "mean_logits": nothing, "is_top1": nothing.bool()}
+        return lambda **_: SimpleNamespace(**outputs)
+
+    trainer = SimpleNamespace(
+        accelerator=Accelerator(cpu=True), model=SimpleNamespace(training=True, is_gradient_checkpointing=False),
+        ref_model=model(values["reference"][rows]), args=SimpleNamespace(gradient_checkpointing_kwargs=None),
+        aux_loss_enabled=False, ld_alpha=None, precompute_ref_logps=False, f_divergence_type="reverse_kl", beta=BETA,
+        use_weighting=False, label_smoothing=0.0, _total_train_tokens=0, _tp_size=1,
+        _metrics=defaultdict(lambda: defaultdict(list)), **theirs,
+    )  # fmt: skip
+    tokens = torch.zeros((len(rows), 1 + LIMIT), dtype=torch.long)
+    completion_mask = torch.cat([torch.zeros((len(rows), 1), dtype=torch.long), mask.long()], 1)
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "completion_mask": completion_mask}
+    result = DPOTrainer._compute_loss(trainer, model(new), inputs, False)
+    result.backward()
+    assert new.grad is not None  # noqa: S101
+    return result.item(), new.grad.tolist()
+
+
+def reward(values: dict[str, torch.Tensor], center_coef: float) -> tuple[float, list[float]]:
+    """TRL's loss of a reward model, and its gradient to rewards, those of the better ones first."""
+    rewards = values["advantages"].clone().requires_grad_()
+    trainer = SimpleNamespace(
+        accelerator=Accelerator(cpu=True), model=SimpleNamespace(training=True), _total_train_tokens=0, _tp_size=1,
+        args=SimpleNamespace(center_rewards_coefficient=center_coef), _metrics=defaultdict(lambda: defaultdict(list)),
+    )  # fmt: skip
+    inputs = {"attention_mask": torch.ones((len(LENGTHS), 1), dtype=torch.long)}
+    result = RewardTrainer.compute_loss(trainer, lambda **_: SimpleNamespace(logits=rewards[:, None]), inputs)
+    result.backward()
+    assert rewards.grad is not None  # noqa: S101
+    return result.item(), rewards.grad.tolist()
+
+
 def main() -> None:
     """Writes the batch and each case's settings, loss and gradients."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -120,12 +177,22 @@ def main() -> None:
     for name, (ours, theirs) in CASES.items():
         found, gradients = loss(values, theirs, ours.get("truncated") == "mask")
         cases[name] = {"settings": ours, "loss": found, "gradients": gradients}
+    preferences = {}
+    for name, (ours, theirs, pairs) in PREFERENCES.items():
+        found, slopes = preference(values, theirs, pairs)
+        preferences[name] = {"settings": {"beta": BETA, **ours}, "pairs": pairs, "loss": found, "gradient": slopes}
+    rewards = []
+    for center_coef in CENTER_COEFS:
+        found, slopes = reward(values, center_coef)
+        rewards.append({"center_coef": center_coef, "loss": found, "gradient": slopes})
     record = {
         "trl": trl.__version__,
         "lengths": LENGTHS,
         "limit": LIMIT,
         "batch": {name: tensor.tolist() for name, tensor in values.items()},
         "cases": cases,
+        "preferences": preferences,
+        "rewards": rewards,
     }
     output.write_text(json.dumps(record) + "\n")
 

@@ -5,15 +5,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tokengym.agents import GRPO
+from tokengym.agents.configs.dpo import DPOConfig
 from tokengym.agents.configs.grpo import GRPOConfig
+from tokengym.agents.dpo import update_on_pairs
 from tokengym.agents.grpo import Signals
+from tokengym.agents.preference import update_on_groups
 from tokengym.agents.training.advantages import AGGREGATIONS, group_advantages, leave_one_out
+from tokengym.agents.training.learner import Example
 from tokengym.agents.training.losses import (
     DIVERGENCES,
     clipped,
@@ -28,6 +33,7 @@ from tokengym.agents.training.losses import (
     sequence_log_ratios,
     value_error,
 )
+from tokengym.agents.training.pairs import Group
 from tokengym.models.engine.sampling import SamplingConfig, sample_with_kept
 from tokengym.models.forward import among_kept, token_entropies, token_logprobs
 from tokengym.models.kept_tokens import KeptTokens
@@ -366,6 +372,65 @@ def test_the_loss_of_grpo_is_that_of_trl(name: str) -> None:
     assert (entropies.grad is None) == (config.entropy_coef == 0)
     if config.ratio == "token":
         assert metrics["clip_fraction"] == metrics["clip_fraction_low"] + metrics["clip_fraction_high"]
+
+
+class TableLearner:
+    """Stands for a learner whose model is a table of log-probabilities or of rewards, `[A, T]`; keeps the gradient."""
+
+    base = SimpleNamespace(device=torch.device("cpu"))
+
+    def __init__(self, table: torch.Tensor) -> None:
+        self.table = table
+
+    def logprobs(self, examples: list[Example]) -> list[np.ndarray]:
+        return [row[: len(one.completion)].numpy() for row, one in zip(self.table, examples, strict=True)]
+
+    def evaluate(self, examples: list[Example]) -> tuple[list[np.ndarray]]:
+        return (self.logprobs(examples),)
+
+    def update(self, examples: list[Example], loss: Any, seed: int) -> dict[str, float]:
+        mask = torch.arange(self.table.shape[1]) < torch.tensor([len(one.completion) for one in examples])[:, None]
+        spread = lambda parts: torch.zeros(mask.shape).masked_scatter(  # noqa: E731
+            mask, torch.from_numpy(np.concatenate(parts))
+        )
+        table = self.table.clone().requires_grad_()
+        value = loss(SimpleNamespace(rows=torch.arange(len(examples)), action_mask=mask, spread=spread), table)
+        (self.gradient,) = torch.autograd.grad(value, table)
+        return {}
+
+
+def examples_of(lengths: list[int]) -> list[Example]:
+    return [Example(np.zeros(1, np.int32), np.zeros(length, np.int32)) for length in lengths]
+
+
+@pytest.mark.parametrize("name", TRL["preferences"])
+def test_the_loss_of_dpo_is_that_of_trl(name: str) -> None:
+    """Loss and gradient of whole pairs; TRL has the chosen ones first, ours are in turns."""
+    case = TRL["preferences"][name]
+    order = np.array(case["pairs"])  # rows of the chosen and of the rejected ones
+    rows, lengths = order.T.ravel(), np.array(TRL["lengths"])
+    new, reference = (torch.tensor(TRL["batch"][key], dtype=torch.float64)[rows] for key in ("new", "reference"))
+    sums = [values[:length].sum().item() for values, length in zip(reference, lengths[rows], strict=True)]
+    learner: Any = TableLearner(new)
+    examples = examples_of(lengths[rows].tolist())
+    metrics = update_on_pairs(learner, examples, np.array(sums), DPOConfig(**case["settings"]), 0)
+    assert metrics["loss"] == pytest.approx(case["loss"], rel=1e-6)
+    theirs = torch.tensor(case["gradient"], dtype=torch.float64)[np.arange(len(rows)).reshape(2, -1).T.ravel()]
+    assert theirs.abs().max() > 0.01
+    torch.testing.assert_close(learner.gradient, theirs, atol=1e-7, rtol=1e-5)  # weights are float32
+
+
+@pytest.mark.parametrize("case", TRL["rewards"], ids=lambda case: str(case["center_coef"]))
+def test_the_loss_of_preference_models_is_that_of_trl(case: dict[str, Any]) -> None:
+    """Of one pair at each prompt, as TRL has them."""
+    rewards = torch.tensor(TRL["batch"]["advantages"], dtype=torch.float64).reshape(2, -1)
+    learner: Any = TableLearner(rewards.T.reshape(-1, 1))
+    groups = [Group(examples_of([1, 1]), np.array([1.0, 0.0]), f"p{i}") for i in range(rewards.shape[1])]
+    metrics = update_on_groups(learner, groups, case["center_coef"], 0)
+    assert metrics["loss"] == pytest.approx(case["loss"], rel=1e-6)
+    theirs = torch.tensor(case["gradient"], dtype=torch.float64).reshape(2, -1).T.reshape(-1, 1)
+    assert theirs.abs().max() > 0.01
+    torch.testing.assert_close(learner.gradient, theirs, atol=1e-7, rtol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ masks and signs
