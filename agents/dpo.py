@@ -33,7 +33,7 @@ from .training.learner import Example, Learner, Loss, MicroBatch, with_rate
 from .training.losses import masked_aggregate, preference_loss
 from .training.memory import Work
 from .training.outcome_labels import check_exact
-from .training.pairs import Pair, make_pairs
+from .training.pairs import Pair, make_pairs, more_pairs
 from .training.step_pairs import label_next_steps, make_step_pairs, step_groups
 
 
@@ -46,6 +46,7 @@ class DPO(RoundsAgent[DPOConfig]):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._pairs: list[Pair] = []
+        self._pool: list[list[Attempt]] = []
         if self.config.pool is not None:
             pool_files(self.config.pool)  # before anything is done
 
@@ -69,14 +70,40 @@ class DPO(RoundsAgent[DPOConfig]):
         if self.config.step_labels == "exact":
             check_exact(self.env, "step_labels", '"mean"')
         problems = self.count_problems(self.config.problems) if self.config.pool is None else 0
+        self._read_pool()
         return self.learn_in_rounds(problems, total_episodes, callback, progress_bar)
+
+    def _read_pool(self) -> None:
+        """Reads the pool, if there is one, before the policy is validated.
+
+        Raises:
+            NothingToLearnError: Pairs are of attempts, and there are none.
+        """
+        config = self.config
+        if config.pool is None:
+            return
+        groups = list(read_pool(config.pool, self.env, config.problems, config.samples_per_problem).values())
+        outcomes = ({attempt.is_success for attempt in group if attempt.terminated} for group in groups)
+        if config.pairs == "attempts" and not any(len(found) > 1 for found in outcomes):
+            raise self._no_pairs(sum(map(len, groups)))
+        self._pool = groups
+
+    def _no_pairs(self, attempts: int) -> NothingToLearnError:
+        config = self.config
+        lack = "no problem has both a right and a wrong one that ended within its token budget:"
+        if config.pairs == "steps":
+            lack = (
+                "no two different steps that follow the same beginning have labels that differ by "
+                f"step_margin={config.step_margin}: lower it, or"
+            )
+        return NothingToLearnError(f"none of {attempts} attempts make a pair: {lack} {more_pairs(config.pool)}")
 
     def sample_round(self, number: int, episodes: int, metrics: dict[str, float], progress_bar: bool) -> None:
         """Samples K attempts at every problem, or reads the pool, and makes pairs of them, the same on every rank."""
         config, started = self.config, time.perf_counter()
         statistics = RolloutStatistics()
         if config.pool is not None:
-            groups = list(read_pool(config.pool, self.env, config.problems, config.samples_per_problem).values())
+            groups, self._pool = self._pool, []
             share = self.ranks.share(len(groups))
             own = list(itertools.chain.from_iterable(groups[share.start : share.stop]))
         else:
@@ -97,18 +124,10 @@ class DPO(RoundsAgent[DPOConfig]):
             metrics |= self.count(statistics, time.perf_counter() - started)
         if config.pairs == "steps":
             pairs = self._step_pairs(number, own, metrics, progress_bar)
-            lack = (
-                "no two different steps that follow the same beginning have labels that differ by "
-                f"step_margin={config.step_margin}. Lower it, raise samples_per_problem or temperature"
-            )
         else:
             pairs = make_pairs(attempts, self._key, config.pairs_per_problem, self.round_seed(number))
-            lack = (
-                "no problem has both a right and a wrong one that ended within its token budget. "
-                "Raise samples_per_problem or temperature"
-            )
         if not pairs:
-            raise NothingToLearnError(f"none of {len(attempts)} attempts make a pair: {lack}, or choose other problems")
+            raise self._no_pairs(len(attempts))
         self._pairs = self.choose_pairs(pairs)
         metrics["rollout/pairs"] = float(len(self._pairs))
 

@@ -25,7 +25,7 @@ from .training.fine_tuning import NothingToLearnError
 from .training.learner import Example, MicroBatch
 from .training.losses import masked_aggregate, pairwise_loss
 from .training.outcome_labels import Labelled, check_exact
-from .training.pairs import Group
+from .training.pairs import Group, more_pairs
 from .training.step_pairs import label_next_steps, step_groups
 
 
@@ -71,7 +71,7 @@ class PreferenceModel(OutcomeModelAgent[PreferenceModelConfig]):
             if not groups:
                 raise NothingToLearnError(
                     f"no two steps that follow the same beginning of {len(labelled)} attempts have labels that differ "
-                    f"by {self.config.step_margin}: raise samples_per_problem or temperature, or lower step_margin"
+                    f"by step_margin={self.config.step_margin}: lower it, or {more_pairs(self.config.pool)}"
                 )
         else:
             groups, left_out = mixed_groups(labelled)
@@ -79,7 +79,7 @@ class PreferenceModel(OutcomeModelAgent[PreferenceModelConfig]):
             if not groups:
                 raise NothingToLearnError(
                     f"none of {left_out} problems has both a right and a wrong attempt, so there are no pairs to learn "
-                    "from: raise samples_per_problem or temperature, or choose other problems"
+                    f"from: {more_pairs(self.config.pool)}"
                 )
         metrics |= {
             "train/problems": len({group.problem_id for group in groups}),

@@ -31,7 +31,10 @@ def comparison_covariance(groups: Iterable[tuple[FloatArray, BoolArray]]) -> tup
             total = sums if total is None else total + sums
             pairs += len(right) * len(wrong)
     if total is None:
-        raise ValueError("there is no problem with both a right and a wrong attempt, so nothing was ever compared")
+        raise ValueError(
+            "there is no problem with both a right and a wrong attempt, so nothing was ever compared: give the "
+            "attempts that the outcome model learned from"
+        )
     return total / pairs, pairs
 
 

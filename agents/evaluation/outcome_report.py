@@ -25,8 +25,9 @@ class OutcomeReport:
         positive_steps: Share of steps whose label is positive, that is above 0.5.
         step_accuracy: Share of steps whose score is above 0.5 exactly when their label is positive.
         step_auc: Probability that a positive step scores above a negative one.
-        calibration: Attempts by intervals of their score.
-        calibration_error: Expected calibration error of the attempts' scores.
+        calibration: Attempts by intervals of their score; none for a preference model, whose scores are no
+            probabilities.
+        calibration_error: Expected calibration error of the attempts' scores; NaN for a preference model.
         within_problem_auc: Mean over problems of the probability that a correct attempt scores above an incorrect one
             at the same problem, see `classification.grouped_auc`; NaN in reports of versions that did not have it.
         mixed_problems: Number of problems with both correct and incorrect attempts, which that mean is over.
@@ -61,7 +62,7 @@ class OutcomeReport:
         labels = np.concatenate([item.labels[:stop] for item in attempts])
         known = ~np.isnan(labels)
         steps, labels = steps[known], labels[known] > 0.5
-        bins = calibration(scores, outcomes)
+        bins = [] if model.kind == "preference" else calibration(scores, outcomes)
         within, mixed = grouped_auc(scores, outcomes, [item.attempt.problem.id for item in attempts])
         return cls(
             attempts=len(attempts),
@@ -85,5 +86,5 @@ class OutcomeReport:
 
     def metrics(self) -> dict[str, float]:
         """Metrics to log."""
-        values = asdict(self)
-        return {f"eval/{name}": value for name, value in values.items() if name not in ("calibration", "attempts")}
+        left_out = {"calibration", "attempts", *([] if self.calibration else ["calibration_error"])}
+        return {f"eval/{name}": value for name, value in asdict(self).items() if name not in left_out}

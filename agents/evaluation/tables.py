@@ -37,26 +37,27 @@ def evaluation_table(results: Mapping[str, Evaluation], data: str) -> Group:
 
 
 def outcome_table(reports: Mapping[str, OutcomeReport]) -> Group:
-    """Table of how well outcome models judge held-out attempts: a column each, then the calibration of scores.
+    """Table of how well outcome models judge held-out attempts: a column each, then the calibration of probabilities.
 
     Args:
         reports: Reports by the model's name, all on the same attempts.
     """
+    calibrated = {name: report.calibration for name, report in reports.items() if report.calibration}
     first = next(iter(reports.values()))
     table = Table("", *reports, title="held-out problems")
     for title, name in _OUTCOME_ROWS.items():
-        table.add_row(title, *(_share(getattr(report, name)) for report in reports.values()))
-    bins = Table("score", *(f"{name}: {what}" for name in reports for what in ("attempts", "mean score", "correct")))
-    for i, part in enumerate(first.calibration):
-        found = [report.calibration[i] for report in reports.values()]
+        if name != "calibration_error" or calibrated:
+            table.add_row(title, *(_share(getattr(report, name)) for report in reports.values()))
+    bins = Table("score", *(f"{name}: {what}" for name in calibrated for what in ("attempts", "mean score", "correct")))
+    for found in zip(*calibrated.values(), strict=True):
         cells = [cell for item in found for cell in (f"{item.size:,}", _share(item.mean_score), _share(item.positives))]
-        bins.add_row(f"{part.low:.1f} to {part.high:.1f}", *cells)
+        bins.add_row(f"{found[0].low:.1f} to {found[0].high:.1f}", *cells)
     counts = f"{first.attempts:,} attempts, {first.correct:.1%} correct; {first.steps:,} labeled steps"
     if first.mixed_problems:
         counts += f"; {first.mixed_problems:,} problems with correct and incorrect attempts"
     if first.steps:
         counts += f", {first.positive_steps:.1%} labeled positive"
-    return Group(table, Text(counts + "\n"), bins)
+    return Group(table, Text(counts + "\n"), bins) if calibrated else Group(table, Text(counts))
 
 
 _OUTCOME_ROWS = {

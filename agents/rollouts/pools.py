@@ -8,8 +8,11 @@ from pathlib import Path
 from ...envs.token_vector_env import TokenVectorEnv
 from .attempts import Attempt, AttemptFile
 
-# So many correct attempts of a pool's file are graded again: in another tokenizer's words they would not be correct.
+# So many correct attempts of a pool's file are graded again: in another tokenizer's words they would not be correct. So
+# are as many wrong ones: a right one among them would make pairs of two right attempts.
 _CHECKED = 10
+_UNSURE = ("timeout", "crashed")
+"""Verdicts that depend on the machine."""
 
 
 def pool_files(path: str) -> list[Path]:
@@ -67,13 +70,19 @@ def read_pool(path: str, env: TokenVectorEnv, problems: int | None, samples: int
 
 def _read(path: Path, env: TokenVectorEnv) -> Iterator[Attempt]:
     """Attempts in a file, which must be at this environment's problems and in its tokens."""
-    doubtful = _CHECKED
+    doubtful = {True: _CHECKED, False: _CHECKED}
     try:
         for attempt in AttemptFile(path).read(env):
-            if attempt.is_success and doubtful:
-                doubtful -= 1
-                if not env.problems.grade(env.decode(attempt.completion), attempt.problem).correct:
+            if attempt.terminated and doubtful[attempt.is_success]:
+                doubtful[attempt.is_success] -= 1
+                is_right = env.problems.grade(env.decode(attempt.completion), attempt.problem).correct
+                if attempt.is_success and not is_right:
                     raise ValueError(f"the attempt at {attempt.problem.id!r} reads otherwise by the policy's tokenizer")
+                if is_right and not attempt.is_success and attempt.verdict not in _UNSURE:
+                    raise ValueError(
+                        f"attempt {attempt.number} at {attempt.problem.id!r} is right, and recorded as wrong: a pool "
+                        "needs the verdicts of this environment's grader"
+                    )
             yield attempt
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is no pool of this policy's attempts at these problems: {error}") from error

@@ -73,3 +73,14 @@ def make_pairs(attempts: Iterable[Attempt], key: Callable[[Attempt], str], per_p
             examples = Example(one.prompt, one.completion), Example(other.prompt, other.completion)
             pairs.append(Pair(*examples, problem_id))
     return pairs
+
+
+def more_pairs(pool: str | None) -> str:
+    """What may make a pair where attempts make none, for a message.
+
+    Args:
+        pool: Pool that the attempts are from; `None` if they are sampled.
+    """
+    if pool is None:
+        return "raise samples_per_problem or temperature, or choose other problems"
+    return f"read more of the pool {pool!r} by problems and samples_per_problem, or choose another pool"

@@ -158,6 +158,19 @@ def test_attempts_without_a_pair_are_named(make) -> None:
         make(temperature=1e-6).learn()
 
 
+@pytest.mark.parametrize("kept", ["right", "wrong"])
+def test_a_pool_without_pairs_is_named_before_anything_is_done(make, tmp_path, kept: str) -> None:
+    make(rounds=1, run=tmp_path / "first").learn()
+    lines = (tmp_path / "first" / "round-1" / "attempts-0.jsonl").read_text().splitlines()
+    same = [line for line in lines if json.loads(line)["is_success"] == (kept == "right")]
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text("".join(f"{line}\n" for line in same))
+    agent = make(rounds=1, pool=str(pool), run=tmp_path / "second")
+    with pytest.raises(NothingToLearnError, match=r"no problem has both .*: read more of the pool '.*pool\.jsonl' by "):
+        agent.learn()
+    assert not list((tmp_path / "second").glob("round-*"))
+
+
 # ----------------------------------------------------------------------------------------------------------- learning
 
 

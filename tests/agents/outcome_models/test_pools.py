@@ -68,3 +68,21 @@ def test_a_pool_that_is_not_there_or_not_of_this_policy_is_an_error(even, record
         (tmp_path / "foreign.jsonl").write_text("".join(json.dumps(line) + "\n" for line in foreign))
         with pytest.raises(ValueError, match=complaint):
             make_agent(pool=str(tmp_path / "foreign.jsonl")).learn()
+
+
+def test_right_attempts_recorded_as_wrong_are_no_pool(records, make_agent, tmp_path) -> None:
+    """They would make pairs of two right attempts; a verdict that a machine's speed has decided may be another."""
+    make_agent(run=tmp_path / "run").learn()
+    lines = records(tmp_path / "run" / "train" / "attempts-0.jsonl")
+    flipped = next(line for line in lines if line["is_success"])
+    for verdict, complaint in (("wrong", f"attempt {flipped['number']} at .* is right, and recorded as wrong"),
+                               ("timeout", None)):  # fmt: skip
+        pool = tmp_path / f"{verdict}.jsonl"
+        changed = [line | ({"is_success": False, "verdict": verdict} if line is flipped else {}) for line in lines]
+        pool.write_text("".join(json.dumps(line) + "\n" for line in changed))
+        agent = make_agent(pool=str(pool))
+        if complaint is None:
+            assert len(read_pool(str(pool), agent.env, None, None)) == 4
+            continue
+        with pytest.raises(ValueError, match=complaint):
+            agent.learn()

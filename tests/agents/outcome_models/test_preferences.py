@@ -1,12 +1,18 @@
 """Preference models: the gradient of all pairs, and rewards up to a constant."""
 
 import itertools
+import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from tokengym.agents import ExpertIteration, PreferenceModel, evaluate, outcome_models, preference
+from tokengym.agents.evaluation.classification import Bin
+from tokengym.agents.evaluation.tables import outcome_table
 from tokengym.agents.rollouts import collect as rollouts
 from tokengym.agents.search import Search, SearchConfig
 from tokengym.agents.training.fine_tuning import NothingToLearnError
@@ -88,7 +94,12 @@ def test_a_preference_model_learns_resumes_reranks_and_pays(
     whole = make_agent(PreferenceModel, env=slots(questions), run=tmp_path / "whole", **settings).learn()
     lines = metrics_of(tmp_path / "whole")
     assert np.mean([line["train/accuracy"] for line in lines[-9:-1]]) > 0.9
-    assert whole.reports["preference"].within_problem_auc > 0.8
+    report = whole.reports["preference"]
+    assert report.within_problem_auc > 0.8
+    # Its scores are no probabilities, so nothing tells how well they are calibrated.
+    assert (report.calibration, math.isnan(report.calibration_error)) == ([], True)
+    assert "eval/within_problem_auc" in lines[-1]
+    assert "eval/calibration_error" not in lines[-1]
     assert lines[-1]["labels/one_sided_problems"] == 0
     assert lines[-1]["train/pairs"] > lines[-1]["train/attempts"] == 4 * 16
 
@@ -106,6 +117,14 @@ def test_a_preference_model_learns_resumes_reranks_and_pays(
             make_agent(PreferenceModel, env=slots(questions), run=tmp_path / "cut", **settings).learn()
     cut = make_agent(PreferenceModel, env=slots(questions), run=tmp_path / "cut", resume=True, **settings).learn()
     assert same(weights(cut.outcome_model), weights(whole.outcome_model))
+    again = make_agent(PreferenceModel, env=slots(questions), run=tmp_path / "cut", resume=True, **settings).learn()
+    orm = replace(report, calibration=[Bin(0.0, 1.0, 4, 0.5, 0.25)], calibration_error=0.25)
+    for reports, shown in ((again.reports, False), ({**again.reports, "orm": orm}, True)):
+        with (console := Console(width=200)).capture() as capture:
+            console.print(outcome_table(reports))
+        assert f"{report.within_problem_auc:.3f}" in capture.get()
+        assert ("calibration" in capture.get(), "0.0 to 1.0" in capture.get()) == (shown, shown)
+        assert "preference: mean score" not in capture.get()
     assert metrics_of(tmp_path / "cut") == lines
 
     model = OutcomeModel.load(tmp_path / "whole" / "model", LINES, "cpu")
@@ -128,7 +147,7 @@ def test_a_preference_model_learns_resumes_reranks_and_pays(
         ExpertIteration(slots(), whole.model_name, orm=str(tmp_path / "whole" / "model"), device="cpu")
 
 
-def test_problems_without_a_pair_are_left_out_and_counted(even, slots, make_agent) -> None:
+def test_problems_without_a_pair_are_left_out_and_counted(even, slots, make_agent, tmp_path) -> None:
     class Half(even):
         def grade(self, completion: str, problem: Problem) -> Verdict:
             if problem.question in ("z?", "zy?"):
@@ -140,6 +159,12 @@ def test_problems_without_a_pair_are_left_out_and_counted(even, slots, make_agen
     assert (told["labels/one_sided_problems"], told["train/problems"], told["train/attempts"]) == (2, 2, 24)
     with pytest.raises(NothingToLearnError, match="none of 4 problems has both a right and a wrong attempt"):
         make_agent(PreferenceModel, temperature=1e-6).learn()
+    make_agent(run=tmp_path / "run", env=slots(Half())).learn()
+    lines = (tmp_path / "run" / "train" / "attempts-0.jsonl").read_text().splitlines()
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text("".join(f"{line}\n" for line in lines if not json.loads(line)["is_success"]))
+    with pytest.raises(NothingToLearnError, match=r"there are no pairs .*: read more of the pool '.*pool\.jsonl' by "):
+        make_agent(PreferenceModel, env=slots(Half()), pool=str(pool)).learn()
     with pytest.raises(ValueError, match="samples_per_problem must be at least 2, got 1"):
         make_agent(PreferenceModel, samples_per_problem=1)
     with pytest.raises(ValueError, match="center_coef must be at least 0"):
