@@ -153,12 +153,13 @@ class ExpertIteration(RoundsAgent[ExpertIterationConfig]):
         again, see `RoundsAgent`.
 
         Raises:
-            ValueError: The budget does not cover one round, prompts exceed the environment's limit, or there is nothing
-                to fine-tune on: no demonstrations and no attempt that was kept.
+            ValueError: The budget does not cover one round, prompts exceed the environment's limit, the slots are too
+                few for the search, or there is nothing to fine-tune on: no demonstrations and no attempt that was kept.
         """
         problems = self.count_problems(self.config.problems)
         if self.config.shots:
             self.make_env(shots=self.config.shots).check_prompts(problems)
+        self._search(self.env)  # what it cannot work with is named before anything is sampled
         if self._done is None:
             self._kept = self._demonstrations(progress_bar)
         self._dataset = self._kept  # without what an interrupted call has added

@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from ..arrays import FloatArray, IntArray
+from ..arrays import FloatArray, IntArray, described, finite_scores, name_of
 from ..envs.problems.base import Problem
 from ..envs.token_vector_env import TokenVectorEnv
 from ..models.engine.decoder import SlotDecoder
@@ -149,6 +149,7 @@ class Search:
         ValueError: The environment resets finished slots by itself or has too few of them, or the judge is an outcome
             model of another tokenizer, or "resample" is asked of a preference model or of votes, which are no
             probabilities.
+        TypeError: The judge is neither an outcome model nor a function.
     """
 
     def __init__(
@@ -157,7 +158,10 @@ class Search:
         if env.metadata["autoreset_mode"] != AutoresetMode.DISABLED:
             raise ValueError("a search places attempts itself: make the env with autoreset_mode='Disabled'")
         if env.num_envs < config.width:
-            raise ValueError(f"a search of width {config.width} needs as many slots, and the env has {env.num_envs}")
+            raise ValueError(
+                f"a search of width {config.width} needs as many slots, and the env has {env.num_envs}: raise "
+                f"`num_envs` to {config.width}, or choose a smaller width"
+            )
         if isinstance(judge, OutcomeModel):
             if judge.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
                 raise ValueError("the outcome model that judges has another tokenizer than the policy")
@@ -166,6 +170,10 @@ class Search:
             judge = OutcomeJudge(judge, config.aggregate)
         elif isinstance(judge, VoteJudge) and config.rule == "resample":
             raise ValueError('the search rule "resample" needs p(correct), which votes are not: choose another rule')
+        elif not callable(judge):
+            raise TypeError(
+                f"a judge is an OutcomeModel or a function of problems, completions and prompts, not {judge!r}"
+            )
         self.policy = policy.with_sampling(temperature=config.temperature)
         self.env, self.judge, self.config = env, judge, config
         self.cost = SearchCost()
@@ -299,9 +307,12 @@ class Search:
         candidates = [one for tree in trees for one in tree.candidates]
         completions = [np.array(one.tokens, np.int64) for one in candidates]
         problems, prompts = [tree.problem for tree in owners], [tree.prompt for tree in owners]
-        scores = np.asarray(self.judge(problems, completions, prompts), np.float64)
-        if scores.shape != (len(candidates),) or not np.isfinite(scores).all():
-            raise ValueError(f"the judge must give {len(candidates)} finite scores, got {scores!r}")
+        found = self.judge(problems, completions, prompts)
+        if (scores := finite_scores(found, len(candidates))) is None:
+            raise ValueError(
+                f"the judge {name_of(self.judge)} must give {len(candidates)} finite scores, one for each completion, "
+                f"and gave {described(found)}"
+            )
         if self.config.rule == "resample" and not ((scores >= 0) & (scores <= 1)).all():
             raise ValueError(
                 'the search rule "resample" needs p(correct), between 0 and 1, and the judge gave '

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ..agents.configs.search import KEEPING
+from ..agents.configs.search import KEEPING, RULES
 from ..files import check_output, write_json
 from ..registry import unknown_name
 from ..settings import Count, CountOrZero, NonNegative, check_settings, check_unused
@@ -288,7 +288,9 @@ def _check_reranker(options: EvalOptions) -> None:
 
 
 def _check_parts(options: EvalOptions) -> None:
-    """Raises `ValueError` unless the parts of a search divide the samples of a problem."""
+    """Raises `ValueError` unless a search has several samples of a problem, which its parts divide."""
+    if options.search in RULES and options.n < 2:
+        raise ValueError(f"a search needs several candidates of a problem: raise --n to at least 2, got {options.n}")
     parts = {"search_keep": options.search in KEEPING, "search_generations": options.search == "evolution"}
     for name, counts in parts.items():
         if counts and options.n % (part := getattr(options, name)):
@@ -327,5 +329,7 @@ def _load_scorer(
         name, device=compute.device, dtype=compute.dtype, load_in_4bit=compute.load_in_4bit, attn=compute.attn
     )
     if tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-        raise ValueError(f"the tokenizers of {name!r}, which scores, and of {options.model!r} differ")
+        raise ValueError(
+            f"the tokenizers of {name!r}, which scores, and of {options.model!r} differ: give a model of the same one"
+        )
     return model.eval()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arrays import FloatArray, IntArray
+from ..arrays import FloatArray, IntArray, described, finite_scores, name_of
 from ..registry import check_known
 from ..settings import kinds_checked
 from .base import AttemptView, ProblemLike, RewardError, Step, StepReward, check_shaping
@@ -135,15 +135,11 @@ class JudgedReward(StepReward):
             return self._model.after([step.slot for step in steps], [len(step.tokens) for step in steps])
         assert self._function is not None  # noqa: S101
         found, (low, high) = self._function(steps), _RANGES[self.form]
-        try:
-            scores = np.asarray(found, np.float64)
-        except (TypeError, ValueError):
-            scores = np.full(0, np.nan)
-        if scores.shape != (len(steps),) or not ((scores >= low) & (scores <= high)).all():
-            name = getattr(self._function, "__qualname__", repr(self._function))
+        scores = finite_scores(found, len(steps))
+        if scores is None or not ((scores >= low) & (scores <= high)).all():
             raise RewardError(
-                f"the judge {name} must give {len(steps)} scores in [{low}, {high}], one for each step, and gave "
-                f"{found!r:.200}"
+                f"the judge {name_of(self._function)} must give {len(steps)} scores in [{low}, {high}], one for each "
+                f"step, and gave {described(found)}"
             )
         return scores
 

@@ -143,6 +143,7 @@ def test_the_doctor_checks_all_splits(capsys) -> None:
         (["--n", "0", "--temperature", "0.3"], "temperature is 0.3, but it counts only with samples"),
         (["--n", "0", "--top-k", "5"], "top_k is 5, but it counts only with samples"),
         (["--search", "beam", "--n", "6"], "--search-keep must divide the n of 6, got 4"),
+        (["--search", "beam", "--n", "1"], "a search needs several candidates of a problem: raise --n to at least 2"),
         (["--search", "evolution", "--n", "6"], "--search-generations must divide the n of 6, got 4"),
         (["--output", "."], ". is a folder, and results are written to a file"),
     ],

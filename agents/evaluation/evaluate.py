@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from ...arrays import FloatArray
+from ...arrays import FloatArray, described, finite_scores, name_of
 from ...envs.curriculum import Sequential
 from ...envs.token_vector_env import TokenVectorEnv
 from ...models.outcome import OutcomeModel
@@ -302,9 +302,15 @@ def _test_slots(env: "str | EnvSpec | gym.Env[Any, Any]", policy: CausalLMPolicy
 
 def _scores(reranker: Reranker, pool: Sequence[list[Attempt]], n: int) -> list[FloatArray]:
     """The reranker's score of each of `n` attempts at each problem."""
-    scores = [np.asarray(reranker(group), np.float64) for group in pool]
-    if any(one.shape != (n,) or not np.isfinite(one).all() for one in scores):
-        raise ValueError(f"the reranker must give one finite score for each of {n} attempts at a problem")
+    scores: list[FloatArray] = []
+    for group in pool:
+        found = reranker(group)
+        if (own := finite_scores(found, n)) is None:
+            raise ValueError(
+                f"the reranker {name_of(reranker)} must give one finite score for each of {n} attempts at a problem, "
+                f"and gave {described(found)}"
+            )
+        scores.append(own)
     return scores
 
 

@@ -320,11 +320,26 @@ def test_scores_that_are_no_probabilities_are_refused_where_draws_are_by_them(sc
 
 
 def test_bad_surroundings() -> None:
-    with pytest.raises(ValueError, match="needs as many slots, and the env has 2"):
+    with pytest.raises(ValueError, match="needs as many slots, and the env has 2: raise `num_envs` to 4"):
         Search(policy([1.0]), slots(2), perfect([1.0]), SearchConfig(width=4))
-    few = lambda problems, completions, prompts: np.zeros(1)  # noqa: E731
-    with pytest.raises(ValueError, match="the judge must give 4 finite scores"):
-        Search(policy([1.0] * 3), slots(4), few, SearchConfig(width=4))([0], 0).__next__()
+    for answer, shown in (
+        (np.zeros(1), r"array\(\[0\.\]\)"),
+        (np.zeros(200), r"array\(\[0\., [^\n]*\.\.\. \(200 items\)"),
+        (None, "None"),
+        (["good"] * 4, "'good'"),
+        ([[1.0], [1.0, 2.0]], r"\[\[1\.0\], \[1\.0, 2\.0\]\]"),
+        ([0.5, 0.5, 0.5, math.nan], "nan"),
+    ):
+
+        def confused(problems, completions, prompts, answer=answer):
+            return answer
+
+        words = f"confused must give 4 finite scores, one for each completion, and gave [^\n]*{shown}[^\n]*$"
+        with pytest.raises(ValueError, match=words):
+            next(Search(policy([1.0] * 3), slots(4), confused, SearchConfig(width=4))([0], 0))
+    nobody: Any = "reference"
+    with pytest.raises(TypeError, match=r"a judge is an OutcomeModel or a function of .*, not 'reference'"):
+        Search(policy([1.0]), slots(4), nobody, SearchConfig(width=4))
     model, tokenizer = load("tokengym/tiny")
     with pytest.raises(ValueError, match="another tokenizer than the policy"):
         Search(policy([1.0]), slots(4), OutcomeModel.from_causal_lm(model, tokenizer, "orm", 0), SearchConfig(width=4))
@@ -416,6 +431,8 @@ def test_searches_that_cannot_be_the_expert(start, settings: dict, words: str) -
         expert(start, **settings)
 
 
-def test_a_search_that_is_wider_than_the_slots_is_named(start) -> None:
-    with pytest.raises(ValueError, match="a search of width 16 needs as many slots, and the env has 8"):
-        expert(start, samples_per_problem=16).learn()
+def test_a_search_that_is_wider_than_the_slots_is_named_before_anything_is_done(start, tmp_path) -> None:
+    agent = expert(start, samples_per_problem=16, demonstrations=2, run=tmp_path / "run")
+    with pytest.raises(ValueError, match="a search of width 16 needs as many slots, and the env has 8: raise"):
+        agent.learn()
+    assert not list((tmp_path / "run").glob("round-*"))

@@ -116,7 +116,7 @@ def test_a_lower_bound_is_the_reward_less_what_comparisons_leave_open(make_model
     x = features - features.mean(0)
     inverse = np.linalg.inv(bound.covariance + np.eye(len(x[0])) / 5)
     np.testing.assert_allclose(bound(attempts), plain - 2 * np.sqrt(np.einsum("ai,ij,aj->a", x, inverse, x)), atol=1e-5)
-    with pytest.raises(ValueError, match="no problem with both a right and a wrong attempt"):
+    with pytest.raises(ValueError, match=r"no problem with both a right and a wrong attempt.* give the attempts that"):
         LowerBound(model, {"p": attempts[:1]})
     model.kind = "prm"
     with pytest.raises(ValueError, match="judges single steps"):
@@ -165,8 +165,8 @@ def test_the_pool_is_reranked_by_any_function(models, make_sums, tokenizer) -> N
         right.append(bool(answered) and max(answered, key=lambda one: len(one.completion)).is_success)
     assert result.metrics["rerank@4"].value == np.mean(right)
     assert "weighted_maj@4" not in result.metrics  # lengths are no weights of votes
-    for wrong in (lambda group: np.zeros(3), lambda group: np.full(4, np.nan)):
-        with pytest.raises(ValueError, match="one finite score for each of 4 attempts"):
+    for wrong in (lambda group: np.zeros(3), lambda group: np.full(4, np.nan), lambda group: ["a"] * 4):
+        with pytest.raises(ValueError, match=r"lambda> must give one finite score for each of 4 attempts .*, and gave"):
             evaluate(policy, make_sums(4, num_problems=3), problems=3, n=4, reranker=wrong)
 
 
