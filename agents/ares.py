@@ -94,7 +94,10 @@ class ARES(RoundsAgent[ARESConfig]):
         if self.config.proposer is not None:
             model, tokenizer = load(self.config.proposer, device=self.device)
             if tokenizer.get_vocab() != self.tokenizer.get_vocab():
-                raise ValueError(f"the tokenizers of proposer={self.config.proposer!r} and of the policy differ")
+                raise ValueError(
+                    f"the tokenizers of proposer={self.config.proposer!r} and of the policy differ: give a model of "
+                    "the policy's tokenizer"
+                )
             self._proposer = CausalLMPolicy(model.eval(), tokenizer).with_sampling(temperature=self.config.temperature)
         elif self.config.sft_epochs:
             rest_of_reference(self.env.problems[0], (), self.env)

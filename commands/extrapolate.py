@@ -73,7 +73,10 @@ def extrapolate(arguments: Sequence[str]) -> None:
         stronger = load_policy(options.stronger, device=options.device, attn=options.attn)
         weaker, tokenizer = load(options.weaker, device=str(stronger.model.device), attn=options.attn)
         if tokenizer.get_vocab() != stronger.tokenizer.get_vocab():
-            raise ValueError(f"the tokenizers of {options.weaker!r} and {options.stronger!r} differ")
+            raise ValueError(
+                f"the tokenizers of {options.weaker!r} and {options.stronger!r} differ. Extrapolate a model from the "
+                "one that its training began from"
+            )
         record: dict[str, Any] = {"weaker": options.weaker, "stronger": options.stronger}
         alpha = options.alpha[0]
         if len(options.alpha) > 1:

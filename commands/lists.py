@@ -11,10 +11,11 @@ from .terminal import run_command, say, table
 
 
 def list_names(arguments: Sequence[str]) -> None:
-    """List environments, problem sources, agents, rewards, curricula and answer formats."""
+    """List environments, problem sources, agents, rewards, curricula, answer formats and searches."""
 
     def run() -> None:
         from ..agents import AGENTS
+        from ..agents.configs.search import SEARCH_SUMMARIES
         from ..envs import CURRICULA, IDS, PROBLEMS
         from ..rewards import REWARDS
         from ..rewards.grading.formats import ANSWER_FORMATS
@@ -24,6 +25,7 @@ def list_names(arguments: Sequence[str]) -> None:
         rows += [(PROBLEMS.kind, name, text) for name, text in problems.items() if name not in IDS.values()]
         for registry in (AGENTS, REWARDS, CURRICULA, ANSWER_FORMATS):
             rows += [(registry.kind, name, text) for name, text in registry.summaries().items()]
+        rows += [("search", name, text) for name, text in SEARCH_SUMMARIES.items()]
         say(table(("kind", "name", "what it is"), rows))
 
     run_command(run, "tokengym list", arguments, list_names.__doc__)

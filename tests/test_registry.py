@@ -10,6 +10,7 @@ import pytest
 from tokengym import registry
 from tokengym.__main__ import main
 from tokengym.agents import AGENTS, PPO, Agent
+from tokengym.agents.configs.search import SEARCH_SUMMARIES
 from tokengym.envs import PROBLEMS
 from tokengym.envs.curriculum import make_curriculum
 from tokengym.envs.registration import make_token_env
@@ -113,6 +114,7 @@ def test_one_faulty_package_takes_nothing_from_the_others(install, capsys, monke
     shown = capsys.readouterr().out
     assert "reward 'odd' of acme (entry point plugin_number:value) names 3, which is no reward" in shown
     assert summary(PPO) in shown
+    assert all(name in shown and text in shown for name, text in SEARCH_SUMMARIES.items())
     assert main(["train"]) == 0
     assert "agent 'twice' is claimed by another and one" in capsys.readouterr().out
 

@@ -9,13 +9,25 @@ from ...settings import Count, Positive, check_settings, check_unused
 Aggregate = Literal["last", "min", "product"]
 """Score of a solution so far: that of its last step, or the least or the product of those of all steps."""
 
-RULES = ("best_of_n", "beam", "tot", "dvts", "rebase", "resample")
+SEARCH_SUMMARIES = {
+    "best_of_n": "Every candidate continues to its end and is scored there.",
+    "beam": "The candidates with the best scores are copied, the others dropped (Snell et al. 2024).",
+    "tot": "A beam of candidates that differ (tree of thoughts, Yao et al. 2023).",
+    "dvts": "The best candidate of each of several groups is copied (Beeching et al. 2024).",
+    "rebase": "Candidates get slots in proportion to the softmax of their scores (Wu et al. 2024).",
+    "resample": "Candidates are drawn towards the policy that is optimal under a KL penalty.",
+    "evolution": "Different solutions found before are continued from one of their steps; no judge guides it.",
+}
+"""What each search does, by its name."""
+
+SEARCHES = (*SEARCH_SUMMARIES,)
+"""Names of searches: the rules of a search that is guided by a judge, and evolution, which is not."""
+
+RULES = SEARCHES[:-1]
+"""Names of the rules of a search that is guided by a judge."""
 
 KEEPING = ("beam", "tot", "dvts")
 """Search rules that keep some candidates, or have some groups."""
-
-SEARCHES = (*RULES, "evolution")
-"""Names of searches: the rules of a search that is guided by a judge, and evolution, which is not."""
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,10 @@ class LaGRSEQ(ExpertIteration):
         if self.config.proposer is not None:
             model, tokenizer = load(self.config.proposer, device=self.device)
             if tokenizer.get_vocab() != self.tokenizer.get_vocab():
-                raise ValueError(f"the tokenizers of proposer={self.config.proposer!r} and of the policy differ")
+                raise ValueError(
+                    f"the tokenizers of proposer={self.config.proposer!r} and of the policy differ: give a model of "
+                    "the policy's tokenizer"
+                )
             self._proposer = CausalLMPolicy(model.eval(), tokenizer)
         config = self.config
         self.query_policy = QueryPolicy(
