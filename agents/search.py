@@ -163,11 +163,11 @@ class Search:
                 f"`num_envs` to {config.width}, or choose a smaller width"
             )
         if isinstance(judge, OutcomeModel):
-            if judge.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-                raise ValueError("the outcome model that judges has another tokenizer than the policy")
-            if config.rule == "resample":
-                judge.check_probability('the search rule "resample"')
             judge = OutcomeJudge(judge, config.aggregate)
+        if isinstance(judge, OutcomeJudge):
+            judge.model.check_tokenizer(policy.tokenizer)
+            if config.rule == "resample":
+                judge.model.check_probability('the search rule "resample"')
         elif isinstance(judge, VoteJudge) and config.rule == "resample":
             raise ValueError('the search rule "resample" needs p(correct), which votes are not: choose another rule')
         elif not callable(judge):

@@ -24,7 +24,7 @@ from ..rollouts.searches import Found, ProblemSearch
 from ..rollouts.slots import make_rollout_env
 from ..training.memory import check_held
 from ..training.ranks import Ranks
-from .rerankers import OutcomeScore, Reranker, VotingReranker
+from .rerankers import ModelReranker, OutcomeScore, Reranker, VotingReranker
 
 _SLOTS = 64
 """Slots of an environment that was given by its id."""
@@ -193,7 +193,8 @@ def evaluate(
 
     Raises:
         ValueError: Prompts exceed the environment's limit, `problems` is below 1 or `n` below 0, there are a reranker
-            and fewer than two samples to choose from, or the search finds another number of attempts than `n`.
+            and fewer than two samples to choose from, the search finds another number of attempts than `n`, or the
+            model that reranks has another tokenizer.
         NotEnoughMemoryError: So many attempts can never be in memory together.
     """
     if reranker is not None and n < 2:
@@ -206,6 +207,8 @@ def evaluate(
     pool_sampling = policy.with_sampling(temperature=temperature).sampling if search is None else search.policy.sampling
     reranker = OutcomeScore(reranker) if isinstance(reranker, OutcomeModel) else reranker
     env = env if isinstance(env, TokenVectorEnv) else _test_slots(env, policy)
+    if isinstance(reranker, ModelReranker):
+        reranker.check_tokenizer(env.tokenizer)
     problems = min(problems, env.size) if env.size is not None else problems
     check_held(problems * (n + 1), "attempts", "`problems` or `n`")
     env.check_prompts(problems)

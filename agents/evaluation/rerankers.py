@@ -38,6 +38,15 @@ class VotingReranker(Reranker, Protocol):
         ...
 
 
+@runtime_checkable
+class ModelReranker(Reranker, Protocol):
+    """Scores attempts by models that read their tokens."""
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises `ValueError` unless the models have the tokenizer of the attempts."""
+        ...
+
+
 class OutcomeScore:
     """Score of an attempt by an outcome model; probabilities weigh votes as they are (Uesato et al. 2022).
 
@@ -55,6 +64,9 @@ class OutcomeScore:
 
     def __call__(self, attempts: Sequence[Attempt]) -> FloatArray:
         return score_attempts(self.model, attempts, self.aggregate)
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model.check_tokenizer(tokenizer)
 
     def weights(self, scores: FloatArray) -> FloatArray:
         return _exponentials(_log_odds(scores)) if self.model.kind == "preference" else scores
@@ -80,6 +92,9 @@ class MeanLogprob:
         found = attempt_logprobs(self.model, attempts, num_token_ids(self.tokenizer), self.micro_batch_tokens)
         return np.array([values.mean(dtype=np.float64) for values in found])
 
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        _check_tokenizer(self.tokenizer, tokenizer)
+
     def weights(self, scores: FloatArray) -> FloatArray:
         return np.exp(scores)
 
@@ -101,6 +116,10 @@ class OutcomeAndLikelihood:
 
     def __call__(self, attempts: Sequence[Attempt]) -> FloatArray:
         return _log_odds(self.outcome(attempts)) + self.coef * self.likelihood(attempts)
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.outcome.check_tokenizer(tokenizer)
+        self.likelihood.check_tokenizer(tokenizer)
 
     def weights(self, scores: FloatArray) -> FloatArray:
         return _exponentials(scores)
@@ -158,6 +177,9 @@ class ImplicitReward:
         )
         return np.array([(a - b).sum(dtype=np.float64) for a, b in zip(ours, theirs, strict=True)])
 
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        _check_tokenizer(self.tokenizer, tokenizer)
+
 
 class LowerBound:
     """The least reward that the comparisons of an outcome model's training leave possible (`models.pessimism`).
@@ -189,6 +211,17 @@ class LowerBound:
         features = self.model.features([attempt.tokens for attempt in attempts])
         weights = self.model.head.weight[0].detach().double().cpu().numpy()
         return lower_bounds(features - features.mean(0), weights, self.covariance, self.ridge, self.radius)
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model.check_tokenizer(tokenizer)
+
+
+def _check_tokenizer(own: PreTrainedTokenizerBase, attempts: PreTrainedTokenizerBase) -> None:
+    if own is not attempts and own.get_vocab() != attempts.get_vocab():
+        raise ValueError(
+            f"the model that reranks has another tokenizer, {own.name_or_path!r} of {len(own)} tokens, than the "
+            f"attempts, {attempts.name_or_path!r} of {len(attempts)}: give a model of the same one"
+        )
 
 
 AGGREGATES: dict[Aggregate, Callable[[FloatArray], float]] = {

@@ -341,7 +341,7 @@ def test_bad_surroundings() -> None:
     with pytest.raises(TypeError, match=r"a judge is an OutcomeModel or a function of .*, not 'reference'"):
         Search(policy([1.0]), slots(4), nobody, SearchConfig(width=4))
     model, tokenizer = load("tokengym/tiny")
-    with pytest.raises(ValueError, match="another tokenizer than the policy"):
+    with pytest.raises(ValueError, match=r"another tokenizer, of 979 tokens, than .*: id \d+ is .* Train an outcome"):
         Search(policy([1.0]), slots(4), OutcomeModel.from_causal_lm(model, tokenizer, "orm", 0), SearchConfig(width=4))
 
 

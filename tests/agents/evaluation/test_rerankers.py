@@ -170,6 +170,25 @@ def test_the_pool_is_reranked_by_any_function(models, make_sums, tokenizer) -> N
             evaluate(policy, make_sums(4, num_problems=3), problems=3, n=4, reranker=wrong)
 
 
+def test_models_of_another_tokenizer_are_named_before_anything_is_sampled(
+    models, make_model, make_sums, tokenizer, monkeypatch
+) -> None:
+    lines = load_tokenizer("chars:ab\n?")
+    ids = {"eos_token_id": lines.eos_token_id, "pad_token_id": lines.pad_token_id}
+    foreign, reference = (make_model(seed=seed, vocab_size=len(lines), **ids) for seed in (3, 4))
+    outcome = OutcomeModel.from_causal_lm(foreign, lines, "orm")
+    own = OutcomeScore(OutcomeModel.from_causal_lm(models[0], tokenizer, "orm"))
+    likely = MeanLogprob(foreign, lines)
+    bound = object.__new__(LowerBound)
+    bound.model = outcome
+    env = make_sums(4, num_problems=3)
+    monkeypatch.setattr(env, "reset", lambda **_: pytest.fail("sampled"))
+    for reranker in (outcome, OutcomeScore(outcome), bound, likely, ImplicitReward(foreign, reference, lines),
+                     OutcomeAndLikelihood(own, likely)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"another tokenizer, .* of "):
+            evaluate(CausalLMPolicy(models[0], tokenizer), env, problems=3, n=4, reranker=reranker)
+
+
 def test_the_command_reranks_and_names_options_that_do_not_go_together(folder, tmp_path, capsys) -> None:
     arguments = ["eval", "--model", str(folder), "--device", "cpu", "--problems", "2", "--n", "2", "--env-args",
                  "prompt={question}", "style=equation", "max_new_tokens=6", "max_prompt_tokens=32",
