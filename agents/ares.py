@@ -160,6 +160,7 @@ class ARES(RoundsAgent[ARESConfig]):
             dtype=str(self.model.dtype).removeprefix("torch."),
             attn=self._attn,
             compile_decoder=self._compiled,
+            cuda_graphs=self._graphs,
             **shared | {"patience": None, "validation_problems": config.validation_problems * config.keep_best},
         )
         attempts = config.iterations * config.problems_per_iteration * config.samples_per_problem

@@ -91,6 +91,8 @@ class Agent(ABC, Generic[ConfigT]):
             `dtype`. Needs the extra "quantization".
         compile_decoder: Sample by a step that `torch.compile` has compiled, except for policies that act under labels;
             it takes some minutes at first, and pays in long runs.
+        cuda_graphs: Sample by steps that are recorded as CUDA graphs and replayed, except for policies that act under
+            labels. Needs a GPU, and has not been run on one.
         vllm_memory: Share of the GPU's memory for vLLM, between 0 and 1, which then samples instead of the built-in
             decoder, except for policies that act under labels. Needs the extra "vllm".
         vllm_servers: Addresses of running vLLM servers, such as "http://10.0.0.2:8000", which then sample instead.
@@ -154,6 +156,7 @@ class Agent(ABC, Generic[ConfigT]):
         lora_rank_stabilized: bool = False,
         load_in_4bit: bool = False,
         compile_decoder: bool = False,
+        cuda_graphs: bool = False,
         vllm_memory: float | None = None,
         vllm_servers: Sequence[str] = (),
         vllm_folder: str | Path | None = None,
@@ -184,7 +187,8 @@ class Agent(ABC, Generic[ConfigT]):
         self.ranks = Ranks(self.accelerator)
         self.sharding = Sharding.of(self.accelerator)
         """Sharding that the run was launched with, if any."""
-        self._attn, self._in_4bit, self._compiled = attn, load_in_4bit, compile_decoder
+        self._attn, self._in_4bit = attn, load_in_4bit
+        self._compiled, self._graphs = compile_decoder, cuda_graphs
         if self.sharding is not None:
             self._check_sharding()
         if getattr(self.config, "optimizer", "") == "adamw_8bit":
@@ -271,6 +275,8 @@ class Agent(ABC, Generic[ConfigT]):
             raise ValueError('moments in 8 bits are not sharded: leave out optimizer="adamw_8bit"')
         if self._compiled:
             raise ValueError("models in shards are not sampled by compiled steps: leave out compile_decoder")
+        if self._graphs:
+            raise ValueError("models in shards are not sampled by CUDA graphs: leave out cuda_graphs")
 
     def _check_4bit(self, lora: LoRA) -> None:
         """Raises `ValueError` unless the agent can train on weights in 4 bits with its settings."""
@@ -317,7 +323,8 @@ class Agent(ABC, Generic[ConfigT]):
         Of a sharded model it is a whole copy, good until learning continues; all processes must ask for it together.
         """
         policy = CausalLMPolicy(whole(self.model), self.tokenizer, seed=self.seed)
-        return policy.with_vllm(self._vllm).with_half(self._half_copy()).with_compiled(self._compiled)
+        policy = policy.with_compiled(self._compiled).with_graphs(self._graphs)
+        return policy.with_vllm(self._vllm).with_half(self._half_copy())
 
     def _half_copy(self) -> HalfCopy | None:
         """The copy that the policy decodes with, if training is in bfloat16 and the weights are not."""

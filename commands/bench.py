@@ -19,6 +19,7 @@ MEASUREMENTS = {
     "grading": ("speed.grading_throughput", "grades per second, of numbers and of LaTeX"),
     "orm": ("speed.orm_cost", "what an outcome model as the reward adds to the time of a rollout"),
     "busy": ("speed.busy_cores", "fine-tuning beside other busy processes"),
+    "gpu": ("speed.gpu_decoding", "decoding on a GPU: plain, by CUDA graphs and compiled, beside its memory's speed"),
 }
 """Measurements of this machine: module and description by name."""
 

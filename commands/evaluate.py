@@ -117,11 +117,12 @@ def _run(options: Annotated[EvalOptions, MAIN], compute: ComputeOptions) -> None
     # What attempts earn and which problem comes next changes nothing that is measured.
     chosen = {"split": options.split, "shots": options.shots, "reward": "sparse", "curriculum": "sequential"}
     env = make_rollout_env(options.spec(**chosen), policy, compute.num_envs)
-    policy = policy.with_compiled(compute.compile_decoder)
+    policy = policy.with_compiled(compute.compile_decoder).with_graphs(compute.cuda_graphs)
     if compute.vllm_servers:
         policy = policy.with_vllm(make_vllm_servers(policy, env, compute.vllm_servers, compute.vllm_folder))
     if compute.vllm_memory is not None:
         policy = policy.with_vllm(make_vllm(policy, env, compute.vllm_memory))
+    policy.check()
     search = _make_search(options, policy, env, judge)
     problems = min(options.problems, env.size or options.problems)
     with progress(problems * (options.n + 1), "sampling") as bar:

@@ -100,6 +100,8 @@ class ComputeOptions:
         attn: Attention implementation, such as "sdpa", "eager" or "flash_attention_2"; by default the choice of
             transformers.
         compile_decoder: Sample by a step that `torch.compile` has compiled, which takes some minutes at first.
+        cuda_graphs: Sample by steps that are recorded as CUDA graphs and replayed; needs a GPU, and has not been run on
+            one.
         vllm_memory: Share of the GPU's memory for vLLM, between 0 and 1, which then samples; needs the extra "vllm".
         vllm_servers: Addresses of running vLLM servers, such as http://10.0.0.2:8000, which then sample.
         vllm_folder: Folder in which weights are handed to vLLM servers, which see it by the same path; by default a
@@ -113,6 +115,7 @@ class ComputeOptions:
     load_in_4bit: bool = False
     attn: str | None = None
     compile_decoder: bool = False
+    cuda_graphs: bool = False
     vllm_memory: float | None = None
     vllm_servers: tuple[str, ...] = ()
     vllm_folder: Path | None = None

@@ -82,6 +82,12 @@ class ConditionedPolicy(CausalLMPolicy):
             )
         return self
 
+    def with_graphs(self, graphs: bool) -> Self:
+        """Raises `ValueError` for CUDA graphs, in whose middle no label can be put."""
+        if graphs:
+            raise ValueError("a policy that acts under labels is not sampled by CUDA graphs: leave out cuda_graphs")
+        return self
+
     def check(self) -> None:
         """Raises `ValueError` unless labels can be put between the model's tokens."""
         check_takes_labels(self.model)

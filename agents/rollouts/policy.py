@@ -12,6 +12,7 @@ from ...arrays import IntArray
 from ...envs.token_vector_env import TokenVectorEnv
 from ...models.engine.compiled_decoder import CompiledDecoder
 from ...models.engine.decoder import SlotDecoder
+from ...models.engine.graph_decoder import GraphDecoder
 from ...models.engine.half_copy import HalfCopy
 from ...models.engine.row_decoder import RowDecoder
 from ...models.engine.sampling import GREEDY, SamplingConfig, stream_key
@@ -44,7 +45,7 @@ class CausalLMPolicy:
         self.seed = seed
         self._vllm: BaseVLLM | None = None
         self._half: HalfCopy | None = None
-        self._compiled = False
+        self._compiled = self._graphs = False
 
     def with_sampling(self, **changes: Any) -> Self:
         """The same model with other sampling settings."""
@@ -58,10 +59,12 @@ class CausalLMPolicy:
         Raises:
             ValueError: The model cannot be decoded token by token, see `self_check.decoding`.
         """
-        kind = RowDecoder
-        if decoding(self.model) == "slots":
-            kind = CompiledDecoder if self._compiled else SlotDecoder
-        return kind(self.decoded_model(), num_slots, num_token_ids(self.tokenizer))
+        arguments = self.decoded_model(), num_slots, num_token_ids(self.tokenizer)
+        if decoding(self.model) == "rows":
+            return RowDecoder(*arguments)
+        if self._graphs:
+            return GraphDecoder(*arguments, compiled=self._compiled)
+        return CompiledDecoder(*arguments) if self._compiled else SlotDecoder(*arguments)
 
     def decoded_model(self) -> PreTrainedModel:
         """The model that decoders run, in evaluation mode: the policy's, or its copy in bfloat16 as it is now."""
@@ -70,14 +73,18 @@ class CausalLMPolicy:
 
     def check(self) -> None:
         """Raises `ValueError` unless the model can be sampled: by vLLM if the policy has it, else token by token."""
+        chosen = {"compile_decoder": self._compiled, "cuda_graphs": self._graphs}
+        faster = next((name for name, value in chosen.items() if value), None)
         if self._vllm is not None:
-            if self._compiled:
-                raise ValueError("vLLM and compile_decoder are two ways to sample: leave one of them out")
-        elif decoding(self.model) == "rows" and self._compiled:
+            if faster:
+                raise ValueError(f"vLLM and {faster} are two ways to sample: leave one of them out")
+        elif decoding(self.model) == "rows" and faster:
             raise ValueError(
-                f"{model_name(self.model)} is decoded one row at a time, which is not compiled: leave out "
-                "compile_decoder"
+                f"{model_name(self.model)} is decoded one row at a time, which is neither compiled nor recorded: leave "
+                f"out {faster}"
             )
+        if self._graphs and self.model.device.type != "cuda":
+            raise ValueError(f"cuda_graphs needs a GPU, and the model is on {self.model.device}: leave it out")
 
     def with_vllm(self, vllm: BaseVLLM | None) -> Self:
         """The same model with vLLM to sample its rollouts, or without."""
@@ -89,6 +96,12 @@ class CausalLMPolicy:
         """The same model with its decoder compiled, or as it is."""
         policy = copy.copy(self)
         policy._compiled = compiled
+        return policy
+
+    def with_graphs(self, graphs: bool) -> Self:
+        """The same model with the steps of its decoder replayed from CUDA graphs, or as it is."""
+        policy = copy.copy(self)
+        policy._graphs = graphs
         return policy
 
     def with_half(self, half: HalfCopy | None) -> Self:

@@ -113,7 +113,7 @@ class SlotDecoder(SlotModel):
         return drawn, chances
 
     def _draw(self, count: int, config: SamplingConfig) -> tuple[Tensor, Tensor, Tensor]:
-        """What `sampling.draw` returns for the first `count` rows."""
+        """What `sampling.draw` returns for the first `count` rows; logits perhaps only if kept tokens are recorded."""
         output = self.forward(slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
         streams = self._tensor(self._keys[:count]), self._tensor(self._drawn[:count])
         return draw(output.logits[:, -1, : self.vocab_size], *streams, config)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tokengym.benchmarks.studies.tiny_architectures import tiny_config, tiny_model
-from tokengym.models.attention import layout
+from tokengym.models import attention
+from tokengym.models.attention import by_groups, layout
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "llama4_text"])
@@ -32,3 +33,41 @@ def test_outside_of_a_layout_masks_are_transformers_own() -> None:
     with layout(torch.zeros(1, 20), torch.arange(20)[None]):
         assert not torch.equal(model(ids, attention_mask=torch.ones_like(ids)).logits, before)
     assert torch.equal(model(ids).logits, before)
+
+
+@torch.no_grad()
+def test_attention_with_a_mask_takes_no_kernel_that_plans_each_shape_on_a_gpu(monkeypatch) -> None:
+    usual, allowed = attention.sdpa_attention_forward, []
+
+    def recorded(*positional, **named):
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return usual(*positional, **named)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", recorded)
+    model = tiny_model(tiny_config("llama", 50))
+    ids = torch.arange(3, 23)[None]
+    mask = torch.ones_like(ids)
+    mask[:, 15:] = 0
+    plain = model(ids, attention_mask=mask).logits
+    monkeypatch.setattr(attention, "_on_gpu", lambda tensor: True)
+    assert torch.equal(model(ids, attention_mask=mask).logits, plain)
+    model(ids)  # without a mask there is no such kernel
+    layers = model.config.num_hidden_layers
+    assert allowed == [True] * layers + [False] * layers + [True] * layers
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_attention_by_groups_of_heads_is_attention(dtype: torch.dtype) -> None:
+    config = tiny_config("llama", 50)
+    config.num_key_value_heads = 1
+    model = tiny_model(config).to(dtype)
+    assert config.num_attention_heads > 1
+    ids = torch.arange(3, 23)[None]
+    with layout(torch.arange(20)[None], torch.arange(20)[None]):
+        plain = model(ids, attention_mask=torch.ones_like(ids)).logits
+        with by_groups(model):
+            found = model(ids, attention_mask=torch.ones_like(ids)).logits
+    assert model.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(found, plain, **({} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}))

@@ -10,7 +10,7 @@ from tokengym.agents.grpo import GRPO
 from tokengym.agents.rollouts.conditioned_policy import ConditionedPolicy
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.files import read_jsonl
-from tokengym.models.engine import compiled_decoder
+from tokengym.models.engine import compiled_decoder, padded_decoder
 from tokengym.models.loading import load
 
 
@@ -19,7 +19,9 @@ def test_a_model_decoded_by_rows_is_refused():
     config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, state_size=4, num_hidden_layers=1)
     policy = CausalLMPolicy(MambaForCausalLM(config), tokenizer)
     policy.check()
-    with pytest.raises(ValueError, match="MambaForCausalLM is decoded one row at a time, which is not compiled: leave"):
+    with pytest.raises(
+        ValueError, match="MambaForCausalLM is decoded one row at a time, which is neither compiled nor"
+    ):
         policy.with_compiled(True).check()
 
 
@@ -38,8 +40,8 @@ def test_a_policy_under_labels_is_refused():
 
 @pytest.mark.slow
 def test_training_samples_the_same_attempts(monkeypatch, tmp_path):
-    step = torch.compile(compiled_decoder._step, fullgraph=True, dynamic=True, backend="eager")
-    monkeypatch.setattr(compiled_decoder, "compiled_step", functools.cache(lambda device: step))
+    step = torch.compile(padded_decoder.step, fullgraph=True, dynamic=True, backend="eager")
+    monkeypatch.setattr(compiled_decoder, "compiled_step", functools.cache(lambda: step))
     runs = []
     for compiled in (False, True):
         agent = GRPO(
@@ -52,3 +54,17 @@ def test_training_samples_the_same_attempts(monkeypatch, tmp_path):
         for name in plain.keys() & {"rollout/success_rate", "rollout/mean_length", "eval/maj@1", "train/grad_norm"}:
             assert found[name] == pytest.approx(plain[name], rel=1e-3)
     assert sum("rollout/mean_length" in line and "train/grad_norm" in line for line in runs[0]) == 2
+
+
+def test_cuda_graphs_without_a_gpu_are_refused():
+    policy = CausalLMPolicy(*load("tokengym/tiny", device="cpu"))
+    with pytest.raises(ValueError, match="cuda_graphs needs a GPU, and the model is on cpu: leave it out"):
+        policy.with_graphs(True).check()
+    with pytest.raises(ValueError, match="cuda_graphs needs a GPU"):
+        GRPO("tokengym/Arithmetic-v0", device="cpu", cuda_graphs=True)
+    with pytest.raises(ValueError, match="vLLM and cuda_graphs are two ways to sample: leave one"):
+        policy.with_vllm(object()).with_graphs(True).check()
+    labels = object.__new__(ConditionedPolicy)
+    assert labels.with_graphs(False) is labels
+    with pytest.raises(ValueError, match="acts under labels is not sampled by CUDA graphs: leave out"):
+        labels.with_graphs(True)

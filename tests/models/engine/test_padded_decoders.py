@@ -1,4 +1,4 @@
-"""The compiled step: the tokens of `SlotDecoder`, few graphs, and rows without an attempt that harm nothing."""
+"""Compiled and recorded steps: the tokens of `SlotDecoder`, few graphs, and idle rows that harm nothing."""
 
 import functools
 
@@ -9,10 +9,13 @@ from peft import LoraConfig, get_peft_model
 from torch._dynamo.utils import counters
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tokengym.models.engine import compiled_decoder
-from tokengym.models.engine.compiled_decoder import CompiledDecoder, padded_columns, padded_rows
+from tokengym.models.engine import compiled_decoder, graph_decoder
+from tokengym.models.engine.compiled_decoder import CompiledDecoder
 from tokengym.models.engine.decoder import SlotDecoder
+from tokengym.models.engine.graph_decoder import GraphDecoder
 from tokengym.models.engine.half_copy import HalfCopy
+from tokengym.models.engine.padded_decoder import padded_columns, padded_rows
+from tokengym.models.engine.padded_decoder import step as plain_step
 from tokengym.models.engine.sampling import GREEDY, SamplingConfig
 
 V = 97
@@ -53,11 +56,11 @@ def half():
 
 @pytest.fixture(autouse=True)
 def traced(monkeypatch):
-    """Graphs are made and checked, and run without a compiler."""
-    step = functools.cache(
-        lambda device: torch.compile(compiled_decoder._step, fullgraph=True, dynamic=True, backend="eager")
-    )
-    monkeypatch.setattr(compiled_decoder, "compiled_step", step)
+    """Graphs are made and checked, and run without a compiler; what CUDA graphs would replay runs again."""
+    compiled = functools.cache(lambda: torch.compile(plain_step, fullgraph=True, dynamic=True, backend="eager"))
+    monkeypatch.setattr(compiled_decoder, "compiled_step", compiled)
+    monkeypatch.setattr(graph_decoder, "compiled_step", compiled)
+    monkeypatch.setattr(graph_decoder, "record", lambda run, pool: run)
     torch._dynamo.reset()
     counters.clear()
 
@@ -110,6 +113,92 @@ def test_a_compiled_step_draws_what_a_plain_one_draws(make):
         np.testing.assert_allclose(logprobs, wanted_logprobs, atol=2e-5)
 
 
+@pytest.mark.parametrize("make", [llama, gemma3, gpt2, lora])
+@pytest.mark.parametrize("config", [SamplingConfig(), GREEDY, SamplingConfig(top_k=5, temperature=0.8)], ids=str)
+def test_a_replayed_step_draws_what_a_plain_one_draws(make, config):
+    model = make()
+    exact = history(SlotDecoder(model, 20, V), config)
+    found = history(GraphDecoder(model, 20, V), config)
+    for (slots, tokens, logprobs), (wanted_slots, wanted, wanted_logprobs) in zip(found, exact, strict=True):
+        assert slots.tolist() == wanted_slots.tolist()
+        assert tokens.tolist() == wanted.tolist()
+        np.testing.assert_allclose(logprobs, wanted_logprobs, atol=2e-5)
+
+
+def test_steps_are_recorded_once_for_each_shape_and_again_when_the_cache_grows(monkeypatch):
+    recorded = []
+
+    def record(run, pool):
+        recorded.append(run)
+        return run
+
+    monkeypatch.setattr(graph_decoder, "record", record)
+    model = llama(num_hidden_layers=1)
+    decoder = GraphDecoder(model, 2, V)
+    decoder.begin(np.arange(2), [np.arange(56), np.arange(8)], np.arange(2))
+    decoder.step(GREEDY)  # compared with a plain step, by a graph of its own that returns logits
+    for _ in range(8):
+        decoder.step(GREEDY)
+    assert len(recorded) == 2
+    decoder.step(GREEDY)  # the 65th token needs a larger cache
+    assert len(recorded) == 3
+    decoder.retire(np.arange(1))
+    decoder.step(SamplingConfig())
+    assert len(recorded) == 4
+
+
+def test_kept_tokens_are_those_of_a_plain_step_in_a_replayed_one():
+    model = llama()
+    plain, replayed = SlotDecoder(model, 4, V), GraphDecoder(model, 4, V)
+    for decoder in (plain, replayed):
+        decoder.records_kept = True
+        decoder.begin(np.arange(4), [np.arange(3 + i) for i in range(4)], np.arange(4))
+    for _ in range(3):
+        config = SamplingConfig(top_p=0.7)
+        assert replayed.step(config)[0].tolist() == plain.step(config)[0].tolist()
+        assert replayed.kept.tokens.tolist() == plain.kept.tokens.tolist()
+
+
+def test_a_model_whose_step_cannot_be_recorded_is_decoded_without_and_says_so_once(monkeypatch, caplog):
+    def fails(run, pool):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graph_decoder, "record", fails)
+    model = llama()
+    for _ in range(2):
+        plain, decoder = SlotDecoder(model, 2, V), GraphDecoder(model, 2, V)
+        for each in (plain, decoder):
+            each.begin(np.arange(2), [np.arange(4), np.arange(5)], np.arange(2))
+        for _ in range(3):
+            assert decoder.step(SamplingConfig())[0].tolist() == plain.step(SamplingConfig())[0].tolist()
+    (record,) = caplog.records
+    assert (
+        "LlamaForCausalLM is decoded without CUDA graphs, which is right but slow: its step cannot be recorded: "
+        in (record.getMessage())
+    )
+
+
+def test_a_replayed_step_that_computes_something_else_is_not_used(monkeypatch, caplog):
+    def wrong(run, pool):
+        return lambda: tuple(found.flip(-1) for found in run())
+
+    monkeypatch.setattr(graph_decoder, "record", wrong)
+    model = llama()
+    plain, decoder = SlotDecoder(model, 2, V), GraphDecoder(model, 2, V)
+    for each in (plain, decoder):
+        each.begin(np.arange(2), [np.arange(4), np.arange(5)], np.arange(2))
+    assert decoder.step(SamplingConfig())[0].tolist() == plain.step(SamplingConfig())[0].tolist()
+    assert "replayed, its step changes its outputs" in caplog.text
+
+
+def test_a_compiled_step_that_cannot_be_recorded_is_refused(monkeypatch):
+    monkeypatch.setattr(graph_decoder, "record", lambda run, pool: 1 / 0)
+    decoder = GraphDecoder(llama(), 2, V, compiled=True)
+    decoder.begin(np.arange(2), [np.arange(4), np.arange(5)], np.arange(2))
+    with pytest.raises(ValueError, match=r"is of no use: its step cannot be recorded: Zero.*Leave out compile_decoder"):
+        decoder.step(GREEDY)
+
+
 @pytest.mark.slow
 def test_in_bfloat16_a_compiled_step_draws_the_same_up_to_rounding():
     model = half()
@@ -150,10 +239,10 @@ def test_truncated_and_greedy_draws_are_those_of_a_plain_step():
 
 def test_a_step_that_computes_something_else_is_refused(monkeypatch):
     def wrong(*arguments):
-        tokens, logprobs, logits = compiled_decoder._step(*arguments)
+        tokens, logprobs, logits = plain_step(*arguments)
         return tokens, logprobs, logits.flip(-1)
 
-    monkeypatch.setattr(compiled_decoder, "compiled_step", lambda device: wrong)
+    monkeypatch.setattr(compiled_decoder, "compiled_step", lambda: wrong)
     decoder = CompiledDecoder(llama(), 2, V)
     decoder.begin(np.arange(2), [np.arange(4), np.arange(5)], np.arange(2))
     with pytest.raises(ValueError, match="the compiled decoder of LlamaForCausalLM changes its outputs: leave out"):
@@ -164,7 +253,7 @@ def test_a_step_that_cannot_be_compiled_is_refused_with_the_cause(monkeypatch):
     def fails(*arguments):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(compiled_decoder, "compiled_step", lambda device: fails)
+    monkeypatch.setattr(compiled_decoder, "compiled_step", lambda: fails)
     decoder = CompiledDecoder(llama(), 2, V)
     decoder.begin(np.arange(2), [np.arange(4), np.arange(5)], np.arange(2))
     with pytest.raises(ValueError, match=r"cannot be compiled: RuntimeError: no compiler\. Leave out compile_decoder"):
@@ -174,9 +263,13 @@ def test_a_step_that_cannot_be_compiled_is_refused_with_the_cause(monkeypatch):
 def test_shapes_are_few_and_large_enough():
     assert [padded_rows(count, 100) for count in (100, 51, 50, 26, 25, 13, 7, 1)] == [100, 100, 50, 50, 25, 13, 7, 7]
     assert padded_rows(1, 3) == 3
-    sizes = sorted({padded_columns(length) for length in range(1, 2000)})
+    sizes = sorted({padded_columns(length, 2) for length in range(1, 2000)})
     assert sizes == [64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
-    assert all(length <= padded_columns(length) < max(1.5 * length, 65) for length in range(1, 2000))
+    finer = sorted({padded_columns(length, 4) for length in range(1, 600)})
+    assert finer == [64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640]
+    for parts in (2, 4):
+        for length in range(1, 2000):
+            assert length <= padded_columns(length, parts) < max((1 + 1 / parts) * length, 65)
 
 
 @pytest.mark.slow
