@@ -27,7 +27,7 @@ class OutcomeReport:
         step_auc: Probability that a positive step scores above a negative one.
         calibration: Attempts by intervals of their score; none for a preference model, whose scores are no
             probabilities.
-        calibration_error: Expected calibration error of the attempts' scores; NaN for a preference model.
+        calibration_error: Expected calibration error of the attempts' scores; `None` for a preference model.
         within_problem_auc: Mean over problems of the probability that a correct attempt scores above an incorrect one
             at the same problem, see `classification.grouped_auc`; NaN in reports of versions that did not have it.
         mixed_problems: Number of problems with both correct and incorrect attempts, which that mean is over.
@@ -42,7 +42,7 @@ class OutcomeReport:
     step_accuracy: float
     step_auc: float
     calibration: list[Bin]
-    calibration_error: float
+    calibration_error: float | None
     within_problem_auc: float = float("nan")
     mixed_problems: int = 0
 
@@ -74,7 +74,7 @@ class OutcomeReport:
             step_accuracy=accuracy(steps, labels),
             step_auc=auc(steps, labels),
             calibration=bins,
-            calibration_error=expected_calibration_error(bins),
+            calibration_error=expected_calibration_error(bins) if bins else None,
             within_problem_auc=within,
             mixed_problems=mixed,
         )

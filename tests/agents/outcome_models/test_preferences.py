@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -97,7 +96,8 @@ def test_a_preference_model_learns_resumes_reranks_and_pays(
     report = whole.reports["preference"]
     assert report.within_problem_auc > 0.8
     # Its scores are no probabilities, so nothing tells how well they are calibrated.
-    assert (report.calibration, math.isnan(report.calibration_error)) == ([], True)
+    assert (report.calibration, report.calibration_error) == ([], None)
+    assert '"calibration_error": null' in (tmp_path / "whole" / "report.json").read_text()
     assert "eval/within_problem_auc" in lines[-1]
     assert "eval/calibration_error" not in lines[-1]
     assert lines[-1]["labels/one_sided_problems"] == 0
