@@ -57,8 +57,8 @@ class GraphDecoder(PaddedDecoder):
         faults = _FAULTS.setdefault(self.model, {})
         if self.compiled not in faults:
             faults[self.compiled] = self._fault(count, config)
+            self._recorded.clear()  # the graph of the comparison keeps its logits
             if faults[self.compiled]:
-                self._recorded.clear()
                 _logger.warning(
                     "%s is decoded without CUDA graphs, which is right but slow: %s",
                     model_name(self.model),
