@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..arrays import BoolArray, FloatArray, IntArray
 from ..registry import unknown_name
 from ..rewards import Reward, Verdict, make_reward
-from ..rewards.base import TERMINATED, TRUNCATED
+from ..rewards.base import TERMINATED, TRUNCATED, as_scores
 from ..settings import check_kind, kinds_checked
 from .curriculum import NO_STAGE, Curriculum, make_curriculum
 from .infos import Infos, add_infos, end_infos, objects, start_infos
@@ -762,13 +762,8 @@ class TokenVectorEnv(VectorEnv[Observation, IntArray, NDArray[Any]]):
 
     def _score(self, width: int, lengths: IntArray, ended: IntArray, verdicts: list[Verdict | None]) -> FloatArray:
         expected = (self.num_envs, max(1, int(lengths.max())))
-        scored, name = self.reward.score(_read_only(lengths), _read_only(ended), verdicts), type(self.reward).__name__
-        try:
-            rewards = np.asarray(scored, np.float64)
-        except (TypeError, ValueError):
-            raise ValueError(f"{name}.score must return numbers, got {scored!r}") from None
-        if rewards.shape != expected:
-            raise ValueError(f"{name}.score must return shape {expected}, got {rewards.shape}")
+        scored = self.reward.score(_read_only(lengths), _read_only(ended), verdicts)
+        rewards = as_scores(scored, expected, self.reward)
         if width == 1:
             self._returns += rewards[:, 0]
             return rewards

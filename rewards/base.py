@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arrays import FloatArray, IntArray
+from ..arrays import FloatArray, IntArray, as_floats, described
 from ..registry import check_known
 from .grading.numbers import Verdict
 from .steps import OpenLine, decode, newline_tokens
@@ -320,10 +320,23 @@ def _finite(rewards: ArrayLike, shape: tuple[int, ...], source: Reward) -> Float
     Raises:
         RewardError: It is something else, or holds numbers that are not finite; the message names the reward.
     """
-    try:
-        array = np.asarray(rewards, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        array = None
+    array = as_floats(rewards)
     if array is None or array.shape != shape or not np.isfinite(array).all():
-        raise RewardError(f"{type(source).__name__} returned {rewards!r}: expected finite numbers of shape {shape}")
+        raise RewardError(
+            f"{type(source).__name__} returned {described(rewards)}: expected finite numbers of shape {shape}"
+        )
+    return array
+
+
+def as_scores(scored: object, shape: tuple[int, int], source: Reward) -> FloatArray:
+    """What `Reward.score` has returned, as float64; numbers that are not finite are for agents to refuse.
+
+    Raises:
+        RewardError: It is no numbers, or of another shape; the message names the reward.
+    """
+    array, name = as_floats(scored), type(source).__name__
+    if array is None:
+        raise RewardError(f"{name}.score must return numbers, got {described(scored)}")
+    if array.shape != shape:
+        raise RewardError(f"{name}.score must return shape {shape}, got {array.shape}")
     return array

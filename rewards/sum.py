@@ -1,6 +1,7 @@
 """A weighted sum of rewards."""
 
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -31,7 +32,7 @@ class SumReward(TermsReward):
             raise ValueError("a sum of rewards needs at least one term")
         super().__init__("sum", [name for name, _, _ in self.terms], [reward for _, _, reward in self.terms])
         for name, weight, _ in self.terms:
-            if not isinstance(weight, int | float) or not math.isfinite(weight):
+            if not isinstance(weight, numbers.Real) or not math.isfinite(weight):
                 raise ValueError(f"the weight of {name!r} must be a finite number, got {weight!r}")
 
     def score(self, lengths: IntArray, ended: IntArray, verdicts: Sequence[Verdict | None]) -> FloatArray:

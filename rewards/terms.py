@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..arrays import FloatArray, IntArray
-from .base import AttemptView, ProblemLike, Reward
+from .base import AttemptView, ProblemLike, Reward, as_scores
 from .grading.numbers import Verdict
 
 
@@ -47,8 +47,12 @@ class TermsReward(Reward):
         """What each of M terms pays, times its weight: `[M, N, max(1, max(lengths))]`, see `Reward.score`.
 
         It is added to what each term has paid each slot since its attempt began, `_paid` `[M, N]`.
+
+        Raises:
+            RewardError: A term returned no numbers, or another shape; the message names it.
         """
-        scores = (reward.score(lengths, ended, verdicts) for reward in self._rewards)
+        shape = (len(lengths), max(1, int(lengths.max())))
+        scores = (as_scores(reward.score(lengths, ended, verdicts), shape, reward) for reward in self._rewards)
         paid = np.stack([weight * score for weight, score in zip(weights, scores, strict=True)])
         # One addition after another, not in pairs: rewards must not depend on how many tokens are taken at a time.
         self._paid = np.cumsum(np.concatenate((self._paid[:, :, None], paid), axis=2), axis=2)[:, :, -1]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
@@ -297,7 +298,9 @@ def test_newline_tokens_are_looked_for_again_only_where_tokens_were_added(monkey
         newline_tokens(tokenizer)[0] = True
 
 
-@pytest.mark.parametrize("returned", [[1.0, 2.0], 1.0, [float("nan")], [float("inf")]])
+@pytest.mark.parametrize(
+    "returned", [[1.0, 2.0], 1.0, [float("nan")], [float("inf")], torch.ones(1, requires_grad=True)]
+)
 def test_a_step_reward_that_returns_no_finite_number_per_step_is_an_error(returned: ArrayLike) -> None:
     class Broken(StepReward):
         def step_rewards(self, steps: Sequence[Step]) -> ArrayLike:

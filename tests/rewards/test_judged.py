@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -225,6 +226,7 @@ def test_judges_that_return_something_else_are_named() -> None:
         ("centered", [0, -0.1], r"in \[0, 1\]"),
         ("centered", None, "and gave None"),
         ("centered", ["good", "bad"], "and gave .'good', 'bad'"),
+        ("shift", torch.zeros(2, requires_grad=True), r"and gave tensor.* give \.detach\(\)"),
     ):
 
         def confused(steps: Sequence[Step], answer=answer):

@@ -33,7 +33,7 @@ def finish(env: TokenVectorEnv, attempt: str):
 
 
 def test_weights_and_components_by_hand():
-    env = make({"name": "sum", "terms": [[2.0, "sparse"], [0.5, "dense"], [-0.01, Length()]]})
+    env = make({"name": "sum", "terms": [[np.int64(2), "sparse"], [0.5, "dense"], [-0.01, Length()]]})
     env.reset()
     for _ in range(2):  # components start from nothing with each attempt
         attempt = "1+2=3\n#### 6"

@@ -165,7 +165,8 @@ def test_the_pool_is_reranked_by_any_function(models, make_sums, tokenizer) -> N
         right.append(bool(answered) and max(answered, key=lambda one: len(one.completion)).is_success)
     assert result.metrics["rerank@4"].value == np.mean(right)
     assert "weighted_maj@4" not in result.metrics  # lengths are no weights of votes
-    for wrong in (lambda group: np.zeros(3), lambda group: np.full(4, np.nan), lambda group: ["a"] * 4):
+    graph = lambda group: torch.zeros(4, requires_grad=True)  # noqa: E731
+    for wrong in (lambda group: np.zeros(3), lambda group: np.full(4, np.nan), lambda group: ["a"] * 4, graph):
         with pytest.raises(ValueError, match=r"lambda> must give one finite score for each of 4 attempts .*, and gave"):
             evaluate(policy, make_sums(4, num_problems=3), problems=3, n=4, reranker=wrong)
 

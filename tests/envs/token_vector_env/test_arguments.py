@@ -4,11 +4,12 @@ import copy
 
 import numpy as np
 import pytest
+import torch
 
 from tokengym.envs import Curriculum
 from tokengym.models import load_tokenizer
 from tokengym.registry import UnknownNameError
-from tokengym.rewards import Reward, SparseReward
+from tokengym.rewards import Reward, SparseReward, SumReward
 from tokengym.rewards.base import RewardError
 
 TOKENIZER = load_tokenizer("chars:0123456789+=#\n")
@@ -84,6 +85,7 @@ def test_a_tokenizer_without_pad_token_pads_with_end_of_sequence(make):
         (np.zeros(1), r"Careless\.score must return shape \(2, 1\), got \(1,\)"),
         (None, r"Careless\.score must return shape \(2, 1\), got \(\)"),
         ([[0.0], ["x"]], r"Careless\.score must return numbers, got \[\[0\.0\], \['x'\]\]"),
+        (torch.ones(2, 1, requires_grad=True), r"Careless\.score must return numbers, .*give \.detach\(\)"),
     ],
 )
 def test_what_a_reward_must_not_return_is_named(make, scores, message):
@@ -91,10 +93,11 @@ def test_what_a_reward_must_not_return_is_named(make, scores, message):
         def score(self, lengths, ended, verdicts):
             return scores
 
-    env = make(2, reward=Careless())
-    env.reset()
-    with pytest.raises(ValueError, match=message):
-        env.step([1, 1])
+    for reward in (Careless(), SumReward([("careless", 1.0, Careless()), ("sparse", 1.0, SparseReward())])):
+        env = make(2, reward=reward)
+        env.reset()
+        with pytest.raises(RewardError, match=message):
+            env.step([1, 1])
 
 
 def test_rewards_may_be_a_list_or_of_another_type_of_numbers(make):
