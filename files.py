@@ -61,6 +61,25 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(retired, ignore_errors=True)
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file that appears under its name, in place of an earlier one or of that which a link leads to, only when whole.
+
+    Raises:
+        OSError: The disk is full or the file cannot be written; the message names it.
+    """
+    path = path.resolve()
+    partial = path.with_name(f".{path.name}.partial")
+    with naming(path):
+        try:
+            yield partial
+            _sync(partial)
+        except Exception:
+            partial.unlink(missing_ok=True)
+            raise
+        os.replace(partial, path)
+
+
 def check_folder(path: Path) -> None:
     """Checks that there can be a folder of that name.
 
@@ -127,16 +146,8 @@ def write_text(path: Path, text: str) -> None:
         with naming(path):
             path.write_text(text)
         return
-    path = path.resolve()
-    partial = path.with_name(f".{path.name}.partial")
-    with naming(path):
-        try:
-            partial.write_text(text)
-            _sync(partial)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
-        os.replace(partial, path)
+    with new_file(path) as partial:
+        partial.write_text(text)
 
 
 def write_json(path: Path, value: Any) -> None:

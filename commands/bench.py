@@ -1,13 +1,12 @@
 """`tokengym bench` and `tokengym demo`: measurements of this machine, and experiments."""
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..files import check_output
+from ..files import check_output, write_json
 from ..registry import summary, unknown_name
 from .options import MAIN
 from .terminal import run_command, say
@@ -65,7 +64,7 @@ def _measure(name: str, module: str, arguments: Sequence[str]) -> None:
         results = benchmark.run()
         say(benchmark.table(results))
         if output is not None:
-            output.write_text(json.dumps(results, indent=2) + "\n")
+            write_json(output, results)
 
     run_command(run, f"tokengym bench {name}", arguments, MEASUREMENTS.get(name, ("", "The linear theory."))[1])
 
@@ -94,7 +93,7 @@ def _speed(arguments: Sequence[str]) -> None:
         if history is not None:
             summary.append_history(results, history)
         if output is not None:
-            output.write_text(json.dumps(results, indent=2) + "\n")
+            write_json(output, results)
 
     run_command(run, "tokengym bench speed", arguments, "All measurements of speed in one table, as ratios.")
 

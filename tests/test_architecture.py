@@ -1,6 +1,7 @@
 """The design's claims about the house, as tests."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -182,3 +183,10 @@ def test_gymnasium_imports_the_package_from_the_id_alone() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert result.stdout.strip() == "tokengym/Arithmetic-v0"
+
+
+def test_only_files_writes_files_which_a_full_disk_leaves_whole() -> None:
+    """The files of models are in a `new_folder`, and so whole as well; pictures are saved in a `new_file`."""
+    in_place = re.compile(r"""\.write_text\(|\.write_bytes\(|\.savefig\(path|\.open\("w""")
+    found = {name for name, path in SOURCES.items() if in_place.search(path.read_text())}
+    assert {name for name in found if not name.startswith("models.")} == set()

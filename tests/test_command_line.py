@@ -1,10 +1,12 @@
 """The command line's own words: the version, the groups of benchmarks, names that are none."""
 
 import errno
+import json
 import os
 import re
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -231,3 +233,23 @@ def test_what_an_environment_does_not_take_is_told_from_what_is_none(
 def test_the_grids_after_pretraining_have_folders() -> None:
     assert ParityExperiment().folder == Path("runs/parity")
     assert MultiplicationExperiment().folder == Path("runs/multiplication")
+
+
+def test_a_disk_that_gets_full_leaves_the_earlier_results_and_names_the_file(tmp_path, monkeypatch, capsys) -> None:
+    benchmark = import_module("tokengym.benchmarks.speed.grading_throughput")
+    monkeypatch.setattr(benchmark, "run", lambda: {"grades": 1})
+    monkeypatch.setattr(benchmark, "table", str)
+    file = tmp_path / "results.json"
+    arguments = ["bench", "grading", "--output", str(file)]
+    assert main(arguments) == 0
+    earlier = file.read_text()
+    assert json.loads(earlier) == {"grades": 1}
+
+    def full(path: Path, text: str) -> int:
+        path.write_bytes(text[:3].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == f"tokengym: {file}: no space left on device\n"
+    assert [path.read_text() for path in tmp_path.iterdir()] == [earlier]

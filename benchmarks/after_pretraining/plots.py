@@ -7,6 +7,8 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from ...files import new_file
+
 # What tells the runs of a grid apart; only what differs between them is named.
 _VARIED = ("algorithm", "grading", "temperature", "p_cot", "start", "seed")
 _INSIDE = 4
@@ -90,7 +92,8 @@ def curves(results: Mapping[str, Any], path: Path) -> None:
         figure.legend(*axes[0, 1].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     elif results["runs"]:
         axes[0, 1].legend(fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=130)
+    with new_file(path) as file:
+        figure.savefig(file, format="png", dpi=130)
 
 
 def _draw(axes: Any, curve: Sequence[Mapping[str, float]], label: str) -> None:
@@ -143,4 +146,5 @@ def sweep(results: Mapping[str, Any], path: Path) -> None:
         panel.set_ylabel(f"{title}\n(solid: greedy, dashed: temperature 1)")
         panel.set_ylim(-0.02, 1.04)
     panels[1].legend(fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=130)
+    with new_file(path) as file:
+        figure.savefig(file, format="png", dpi=130)

@@ -1,6 +1,5 @@
 """The demonstration: expert iteration on the built-in model, before and after, in five minutes on two cores."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from ...agents.evaluation.evaluate import Evaluation, evaluate
 from ...agents.evaluation.tables import evaluation_table
 from ...agents.expert_iteration import ExpertIteration
 from ...extras import need
+from ...files import new_file, write_json
 
 ENV = "tokengym/Arithmetic-v0"
 # Light fine-tuning, then problems enough that the policy's own solutions outnumber the demonstrations by far.
@@ -61,9 +61,7 @@ def demo(folder: Path | None, seed: int, say: Callable[[Any], None]) -> str:
     say(f"fine-tuning on {SETTINGS['demonstrations']} solutions of {ENV}, then {SETTINGS['rounds']} rounds of EI")
     measure("built-in model", "before any training")
     agent.learn(callback=on_round, progress_bar=True)
-    (folder / "evaluation.json").write_text(
-        json.dumps({name: result.to_dict() for name, result in results.items()}, indent=2) + "\n"
-    )
+    write_json(folder / "evaluation.json", {name: result.to_dict() for name, result in results.items()})
     plot(results, folder / "demo.png")
     say(evaluation_table(results, f"{ENV}, test split"))
     return (
@@ -92,4 +90,5 @@ def plot(results: dict[str, Evaluation], path: Path) -> None:
     axes.set_ylabel("share of test problems solved")
     axes.set_ylim(0, 1)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+    with new_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)

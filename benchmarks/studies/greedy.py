@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from ...arrays import IntArray
 from ...exits import exit_status
-from ...files import check_output
+from ...files import check_output, write_text
 from ...models.engine.decoder import SlotDecoder
 from ...models.engine.row_decoder import RowDecoder
 from ...models.engine.sampling import SamplingConfig
@@ -117,7 +117,7 @@ def main() -> None:
     }
     print(json.dumps(record, indent=1))
     if options.output is not None:
-        options.output.write_text(json.dumps(record, indent=1) + "\n")
+        write_text(options.output, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

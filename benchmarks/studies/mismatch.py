@@ -29,7 +29,7 @@ from ...agents.grpo import GRPO
 from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env
 from ...extras import need
-from ...files import read_jsonl, write_json
+from ...files import new_file, read_jsonl, write_json
 from ...models.engine.half_copy import HalfCopy
 from ...registry import check_known
 from ...settings import Count, CountOrZero, check_settings
@@ -230,7 +230,8 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("attempts")
         axes.set_ylabel(label)
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=130)
+    with new_file(path) as file:
+        figure.savefig(file, format="png", dpi=130)
 
 
 if __name__ == "__main__":

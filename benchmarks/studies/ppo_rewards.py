@@ -26,7 +26,7 @@ from ...agents.sft import SFT
 from ...envs.registration import make_spec
 from ...envs.token_vector_env import TokenVectorEnv
 from ...extras import need
-from ...files import read_jsonl, write_json
+from ...files import new_file, read_jsonl, write_json
 from ...models.loading import load
 from ...settings import Count, CountOrZero, check_settings
 from ..jobs import Done, Job, Missing, run_plan
@@ -244,4 +244,5 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("attempts")
         axes.set_ylabel(label)
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+    with new_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)

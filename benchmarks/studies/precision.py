@@ -31,7 +31,7 @@ from ...agents.training.learner import Example, Learner
 from ...agents.training.masters import join
 from ...agents.training.outcome_labels import outcome_labels, spread
 from ...exits import exit_status
-from ...files import check_output
+from ...files import check_output, write_text
 from ...models.adapters import save_model
 from ...models.loading import load
 from ...models.outcome import OutcomeModel
@@ -195,7 +195,7 @@ def main() -> None:
     text = json.dumps({"torch": torch.__version__, "updates": UPDATES, "figures": found}, indent=1)
     print(text)
     if options.output is not None:
-        options.output.write_text(text + "\n")
+        write_text(options.output, text + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import torch
 
 from ...agents import AGENTS, make_agent
 from ...exits import exit_status
-from ...files import check_output, read_jsonl, read_tensors
+from ...files import check_output, read_jsonl, read_tensors, write_text
 from ...models.loading import load
 from ...registry import check_known
 
@@ -255,7 +255,7 @@ def main() -> None:
     text = json.dumps(run(arguments.minutes, tuple(arguments.agents), arguments.seed), indent=1)
     print(text)
     if arguments.output is not None:
-        arguments.output.write_text(text + "\n")
+        write_text(arguments.output, text + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env
 from ...envs.token_vector_env import TokenVectorEnv
 from ...exits import exit_status
-from ...files import check_output
+from ...files import check_output, write_text
 from ...models.loading import load
 
 INSTRUCT = {"prompt": "chat", "shots": 4, "answer_format": "boxed", "max_new_tokens": 160}
@@ -160,7 +160,7 @@ def main() -> None:
         "figures": {name: asdict(one) for name, one in found.items()},
     }
     if options.output is not None:
-        options.output.write_text(json.dumps(record, indent=1) + "\n")
+        write_text(options.output, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

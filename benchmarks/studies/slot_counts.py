@@ -20,7 +20,7 @@ from ...agents.rollouts.policy import CausalLMPolicy
 from ...agents.rollouts.slots import make_rollout_env
 from ...envs.curriculum import Sequential
 from ...exits import exit_status
-from ...files import check_output
+from ...files import check_output, write_text
 from ...models.loading import load
 
 SLOTS = (64, 1, 8, 48)
@@ -71,7 +71,7 @@ def main() -> None:
     text = json.dumps(run(arguments.model, arguments.attempts, arguments.max_new_tokens), indent=1)
     print(text)
     if arguments.output is not None:
-        arguments.output.write_text(text + "\n")
+        write_text(arguments.output, text + "\n")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from ...agents.rollouts.slots import make_rollout_env, make_vllm
 from ...agents.training.fine_tuning import nll
 from ...agents.training.learner import Example, Learner
 from ...exits import exit_status
-from ...files import check_output
+from ...files import check_output, write_text
 from ...models.loading import load
 from ...models.vocabulary import num_token_ids
 
@@ -85,7 +85,7 @@ def main() -> None:
     record = {"model": options.model, "updates": UPDATES, "versions": versions, "figures": figures}
     print(json.dumps(record, indent=1))
     if options.output is not None:
-        options.output.write_text(json.dumps(record, indent=1) + "\n")
+        write_text(options.output, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 of a history file keeps the ratios with commit, date and machine, so that a change that costs speed is found.
 """
 
-import json
 import os
 import platform
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ....files import LineFile
 from .. import env_throughput, grading_throughput, orm_cost, rollout_throughput
 from . import trl_grpo, trl_ppo
 from .versions import check_trl
@@ -126,8 +126,8 @@ def append_history(results: dict[str, Any], path: Path) -> None:
     """
     ratios = {f"{line['figure']} / {line['against']}": round(line["ratio"], 3) for line in results["lines"]}
     kept = {name: results[name] for name in ("commit", "date", "machine", "versions")}
-    with path.open("a") as file:
-        file.write(json.dumps({**kept, "ratios": ratios}) + "\n")
+    with LineFile(path) as file:
+        file.write({**kept, "ratios": ratios})
 
 
 def _commit() -> str:

@@ -270,7 +270,7 @@ SIDES: dict[str, Callable[..., dict[str, Any]]] = {
 
 def main() -> None:
     """The command line of the comparison."""
-    from ....files import check_output
+    from ....files import check_output, write_json
 
     parser = argparse.ArgumentParser(description="GRPO against TRL's, in turns")
     parser.add_argument("--trl-python", required=True, help="interpreter of an environment with TRL")
@@ -281,7 +281,7 @@ def main() -> None:
     results = run(options.trl_python, repeats=options.repeats)
     sys.stdout.write(table(results) + "\n")
     if options.output is not None:
-        options.output.write_text(json.dumps(results, indent=2) + "\n")
+        write_json(options.output, results)
 
 
 if __name__ == "__main__":

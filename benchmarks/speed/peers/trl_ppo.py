@@ -398,7 +398,7 @@ def _memory(
 
 def main() -> None:
     """The command line of the comparison."""
-    from ....files import check_output
+    from ....files import check_output, write_json
 
     parser = argparse.ArgumentParser(description="PPO against TRL's, in turns")
     parser.add_argument("--trl-python", required=True, help="interpreter of an environment with TRL")
@@ -410,7 +410,7 @@ def main() -> None:
     results = run(options.trl_python, repeats=options.repeats, steps=options.steps)
     sys.stdout.write(table(results) + "\n")
     if options.output is not None:
-        options.output.write_text(json.dumps(results, indent=2) + "\n")
+        write_json(options.output, results)
 
 
 SIDES = {"trl": _trl, "tokengym": _tokengym, "memory": _memory}

@@ -1,5 +1,8 @@
 """The study of sampling in another precision than training, at its smallest."""
 
+import errno
+from pathlib import Path
+
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -28,12 +31,34 @@ def test_matrices_are_rounded_to_eight_bits_and_follow_the_model() -> None:
 
 def test_the_figure_shows_a_success_of_nothing_but_no_logarithm_of_it(tmp_path, monkeypatch) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+
+    def savefig(figure: Figure, file: Path, **_: object) -> None:
+        figures.append(figure)
+        file.touch()
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
     names = ("train/mismatch", "train/mismatch_max", "rollout/success_rate")
     curve = [dict.fromkeys(names, value) | {"step": step} for step, value in enumerate((0.0, 0.5))]
     mismatch.plot({"runs": [{"variant": "float32", "curve": curve}]}, tmp_path / "mismatch.png")
     shown = [axes.lines[0].get_ydata().tolist() for axes in figures[0].axes]
     assert shown == [[0.5], [0.5], [0.0, 0.5]]
+
+
+def test_a_disk_that_gets_full_leaves_the_earlier_figure(tmp_path, monkeypatch) -> None:
+    curve = [{"step": 0, "train/mismatch": 0.5}]
+    results = {"runs": [{"variant": "float32", "curve": curve}]}
+    mismatch.plot(results, tmp_path / "mismatch.png")
+    earlier = (tmp_path / "mismatch.png").read_bytes()
+    assert earlier.startswith(b"\x89PNG")
+
+    def full(figure: Figure, file: Path, **_: object) -> None:
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/mismatch\.png'"):
+        mismatch.plot(results, tmp_path / "mismatch.png")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [earlier]
 
 
 @pytest.mark.slow
