@@ -30,10 +30,16 @@ class SB3VecEnv(VecEnv):
     `env_method` calls methods that take a slot, `env_method("problem")` for example.
 
     Raises:
+        TypeError: The environment is another, or wrapped.
         ValueError: The environment has another autoreset mode, or its observations are views that steps change.
     """
 
     def __init__(self, envs: TokenVectorEnv) -> None:
+        if not isinstance(envs, TokenVectorEnv):  # pyright: ignore[reportUnnecessaryIsInstance] (what users give)
+            raise TypeError(
+                f"SB3VecEnv takes a TokenVectorEnv without wrappers, got {envs!r}: make it by gym.make_vec(ID, "
+                'num_envs, vectorization_mode="vector_entry_point", autoreset_mode="SameStep")'
+            )
         if envs.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
                 f"SB3 needs autoreset_mode={AutoresetMode.SAME_STEP.value!r}, this environment has "

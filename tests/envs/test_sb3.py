@@ -81,6 +81,16 @@ def test_other_autoreset_modes_are_refused():
         make(2, autoreset_mode="NextStep")
 
 
+def test_other_environments_are_told_what_to_give():
+    wrapped = gym.wrappers.vector.RecordEpisodeStatistics(make(2).envs)
+    copies = gym.make_vec("tokengym/Arithmetic-v0", 2, vectorization_mode="sync", **ADDITION)
+    for envs in ("tokengym/Arithmetic-v0", gym.make("tokengym/Arithmetic-v0", **ADDITION), wrapped, copies):
+        with pytest.raises(
+            TypeError, match=r"takes a TokenVectorEnv without wrappers, got .*: make it by gym\.make_vec"
+        ):
+            SB3VecEnv(envs)
+
+
 def test_observations_that_the_next_step_changes_are_refused():
     with pytest.raises(ValueError, match="copy=True"):
         make(2, copy=False)
