@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -111,7 +111,8 @@ def gather(
         run, record = _run_of(path)
         kept = run / "model"
         tokenizer = load_tokenizer(str(kept if kept.exists() else record["model"]))
-        found = _recorded(run, record, files, make_spec(EnvSpec.from_json(record["env"])), wanted, tokenizer)
+        with _settings_of(run):
+            found = _recorded(run, record, files, make_spec(EnvSpec.from_json(record["env"])), wanted, tokenizer)
     else:
         if wanted.problem is not None:
             raise ValueError(f"{source} holds no recorded attempts, and a problem can only be chosen among such")
@@ -121,7 +122,8 @@ def gather(
         trained_on = Path(model) / "agent.json"
         spec = EnvSpec.from_json(read_json(trained_on)["env"]) if trained_on.exists() else None
         count = wanted.count or NEW_ATTEMPTS
-        env = make_rollout_env(make_spec(spec), policy, min(num_envs, count))
+        with _settings_of(source):
+            env = make_rollout_env(make_spec(spec), policy, min(num_envs, count))
         env.curriculum = Sequential()
         # A verdict may be rare: up to as many attempts again for each one that is looked for.
         most = count if wanted.verdict is None else NEW_ATTEMPTS * count
@@ -134,6 +136,18 @@ def gather(
         for system, attempts in found.items()
         for record in attempt_records(system, attempts, tokenizer, judge and _scores(judge, attempts, tokenizer))
     ]
+
+
+@contextmanager
+def _settings_of(source: str | Path) -> Iterator[None]:
+    """Adds to an error about a file that is not there what to do if it is a path among the settings of a run."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        error.add_note(
+            f"relative paths of {source} count from where it was trained: go there, or give --data, --env-args"
+        )
+        raise
 
 
 def _written(path: Path) -> tuple[int, str]:

@@ -20,6 +20,7 @@ from tokengym.benchmarks.reports.gather import Wanted, gather
 from tokengym.benchmarks.reports.html import attempts_page
 from tokengym.benchmarks.reports.terminal import attempt_panel, picture
 from tokengym.envs import make_vec_env
+from tokengym.envs.registration import make_spec
 from tokengym.models import load_tokenizer
 from tokengym.registry import UnknownNameError
 
@@ -133,6 +134,17 @@ def test_attempts_are_not_shown_beside_other_problems_of_the_same_ids(
 
     with pytest.raises(ValueError, match=r"attempts-0\.jsonl are at other problems than Arithmetic\(.* has now"):
         gather(tmp_path, Wanted(), other)
+
+
+def test_relative_data_of_a_run_are_told_from_another_folder(run: Path, tmp_path: Path, capsys) -> None:
+    spec = make_spec({"id": "tokengym/Dataset-v0", "data": "data/rows.jsonl", "question": "q", "answer": "a"})
+    config = json.loads((run / "config.json").read_text()) | {"env": spec.to_json()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "attempts-0.jsonl").write_bytes((run / "round-1" / "attempts-0.jsonl").read_bytes())
+    assert main(["render", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("tokengym: no such file or folder: data/rows.jsonl")
+    assert f"relative paths of {tmp_path} count from where it was trained: go there, or give --data" in message
 
 
 def test_a_file_outside_of_any_run_says_what_is_missing(tmp_path: Path, run: Path) -> None:
