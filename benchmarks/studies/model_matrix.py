@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from ...files import read_json, write_json, write_text
+from ...files import check_new_folder, read_json, write_json, write_text
 from ...settings import Positive, check_settings
 from ..isolated import Fault, isolated
 from .model_checks import CHECKS, VOCABULARY, CheckResult, check
@@ -76,6 +76,7 @@ def run(matrix: ModelMatrix, say: Callable[[str], None] = print) -> dict[str, Ty
     versions = {name: version(name) for name in ("tokengym", "transformers", "torch", "peft")}
     rows = _finished(file, versions)
     names = matrix.types or NAMES
+    check_new_folder(matrix.folder)
     matrix.folder.mkdir(parents=True, exist_ok=True)
     todo = [name for name in names if name not in rows]
     for name, row in zip(todo, isolated(_quietly_checked, todo, matrix.time_limit), strict=True):

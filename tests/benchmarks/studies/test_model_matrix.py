@@ -95,6 +95,12 @@ def test_unknown_types_and_limits_are_refused() -> None:
         ModelMatrix(time_limit=0)
 
 
+def test_a_file_in_the_place_of_the_folder_is_told_before_any_type(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"file is a file, and .* is to be a folder"):
+        run(ModelMatrix(("gpt2",), folder=tmp_path / "file"))
+
+
 @pytest.mark.slow
 def test_all_types_that_can_be_made_are_right_or_refused(tmp_path: Path) -> None:
     rows = run(ModelMatrix(folder=tmp_path))
