@@ -74,8 +74,10 @@ def new_file(path: Path) -> Iterator[Path]:
         try:
             yield partial
             _sync(partial)
-        except Exception:
+        except Exception as error:
             partial.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename == str(partial):
+                error.filename = str(path)  # which whoever called knows
             raise
         os.replace(partial, path)
 

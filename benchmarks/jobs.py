@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from ..agents.training.run_folder import differences
-from ..files import check_folder, read_json, read_object, write_json
+from ..files import check_folder, check_new_folder, read_json, read_object, write_json
 
 RESULT, FAILURE, LOG = "result.json", "failure.json", "log.txt"
 _NO_SPACE = 3
@@ -115,6 +115,7 @@ def run_plan(
         ValueError: A name is given twice, a job needs one that is not in the plan or needs itself in the end, or a
             result in the folder is of another version or of other settings, or was made from one that is gone.
         NotADirectoryError: There is a file in the folder's place.
+        PermissionError: Jobs are left to do, and the folder cannot be written to.
         DamagedFileError: A result in the folder cannot be read.
         OSError: The disk is full; what was finished is kept.
         SystemExit: The process was asked to end (SIGTERM), as schedulers do; its jobs end first.
@@ -136,6 +137,8 @@ def run_plan(
     if states:
         say(f"{len(states)} of {len(jobs)} jobs are done already")
     waiting = [job for job in jobs if job.name not in states]
+    if waiting:
+        check_new_folder(folder)
     running: dict[ForkServerProcess, tuple[Job, float]] = {}
     with _ending_with_the_plan(running):
         while waiting or running:

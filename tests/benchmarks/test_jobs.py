@@ -150,6 +150,18 @@ def test_a_damaged_result_and_a_file_in_the_folders_place_are_named(tmp_path) ->
         run_plan(diamond(), tmp_path / "file")
 
 
+def test_a_folder_that_cannot_be_written_to_is_told_before_any_job_and_read_where_all_are_done(
+    tmp_path, monkeypatch
+) -> None:
+    finished = run_plan(diamond(), tmp_path / "done")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    said: list[str] = []
+    with pytest.raises(PermissionError, match=r"new cannot be made: .* is not writable, choose another folder"):
+        run_plan(diamond(), tmp_path / "new", say=said.append)
+    assert said == []
+    assert run_plan(diamond(), tmp_path / "done") == finished
+
+
 def test_a_plan_may_continue_with_another_number_of_threads(tmp_path) -> None:
     for threads in (1, 2):
         states = run_plan([Job("a", add, {"number": 1, "threads": threads})], tmp_path)

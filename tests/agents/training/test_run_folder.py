@@ -245,6 +245,12 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
+def test_a_file_that_cannot_be_written_is_named_as_it_was_given(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        files.write_json(tmp_path / "nowhere" / "results.json", {})
+    assert caught.value.filename == str(tmp_path / "nowhere" / "results.json")
+
+
 def test_a_folder_is_on_disk_with_its_list_of_files_before_it_gets_its_name(tmp_path, monkeypatch) -> None:
     synced: list[str] = []
     monkeypatch.setattr(files, "_sync", lambda path: synced.append(path.relative_to(tmp_path).as_posix()))
