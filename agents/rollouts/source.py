@@ -47,11 +47,14 @@ def find_source(env: Environment) -> EnvSpec | TokenVectorEnv:
 
 
 def fingerprint(problems: ProblemSource) -> str:
-    """A digest of a finite source's first problems, by which a run notices that its data changed."""
-    if problems.size is None:
+    """A digest of a source's first problems, by which a run notices that its data changed.
+
+    An endless source that has a text of its own, with all of its settings, is known by that.
+    """
+    if problems.size is None and type(problems).__repr__ is not ProblemSource.__repr__:
         return repr(problems)
     digest = hashlib.sha256(str(problems.size).encode())
-    for index in range(min(problems.size, 10_000)):
+    for index in range(100 if problems.size is None else min(problems.size, 10_000)):
         problem = problems[index]
         digest.update(repr((problem.id, problem.question, problem.answer, problem.solution)).encode())
     return digest.hexdigest()[:16]

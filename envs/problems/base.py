@@ -121,6 +121,10 @@ class ProblemSource(ABC):
         """
         raise NotImplementedError(f"{self} cannot tell right steps from wrong ones: override check_steps")
 
+    def __repr__(self) -> str:
+        """The source in messages; the same in every process, unlike an address in memory."""
+        return f"{type(self).__name__}(split={self.split!r})"
+
     @property
     def instruction(self) -> str:
         """Sentence at the end of a chat prompt that asks for an answer as `grade` reads it; "" for none."""
