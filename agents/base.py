@@ -37,7 +37,7 @@ from .rollouts.collect import collect_into
 from .rollouts.continuations import label_prefixes
 from .rollouts.policy import CausalLMPolicy, PolicyState
 from .rollouts.slots import check_vllm, make_rollout_env, make_vllm, make_vllm_servers
-from .rollouts.source import Environment, find_source, fingerprint
+from .rollouts.source import Environment, env_record, find_source, fingerprint
 from .training.learner import Example, Learner
 from .training.memory import Limits, Work, check_held, check_memory, free_memory
 from .training.progress import progress
@@ -646,7 +646,7 @@ class Agent(ABC, Generic[ConfigT]):
         return {
             "agent": self.name,
             "model": self.model_name,
-            "env": self._source.to_json() if isinstance(self._source, EnvSpec) else repr(self.env.problems),
+            "env": env_record(self._source),
             "num_envs": self.num_envs,
             "seed": self.seed,
             "config": dataclasses.asdict(cast(Any, self.config)),

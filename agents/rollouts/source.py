@@ -1,11 +1,17 @@
 """What agents accept as their environment, and how they notice that its problems have changed."""
 
+import copy
 import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from ...arrays import described
 from ...envs.problems.base import ProblemSource
 from ...envs.token_vector_env import TokenVectorEnv
 from ...registry import unknown_name
@@ -44,6 +50,34 @@ def find_source(env: Environment) -> EnvSpec | TokenVectorEnv:
     if isinstance(env, TokenVectorEnv):
         return env
     raise TypeError(f"{env} has no spec to make slots from: give its id, or a TokenVectorEnv")
+
+
+def env_record(source: EnvSpec | TokenVectorEnv) -> str:
+    """An environment as runs and models record it: its spec as JSON, of which it can be made again.
+
+    For slots made by hand it is the text of their problems, and for a spec with objects among its arguments their
+    texts, the same in every process.
+    """
+    if isinstance(source, TokenVectorEnv):
+        return repr(source.problems)
+    spec = copy.copy(source)
+    spec.kwargs = _plain(source.kwargs)
+    try:
+        return spec.to_json()
+    except (TypeError, ValueError):
+        arguments = ", ".join(f"{name}={described(value)}" for name, value in spec.kwargs.items())
+        return re.sub(r" at 0x[0-9a-f]+", "", f"{spec.id}: {arguments}")
+
+
+def _plain(value: Any) -> Any:
+    """A value with paths as text and numbers of NumPy as Python's, which JSON has."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, Path) else value
 
 
 def fingerprint(problems: ProblemSource) -> str:

@@ -120,7 +120,7 @@ def gather(
         policy = load_policy(model).with_sampling(temperature=temperature)
         tokenizer = policy.tokenizer
         trained_on = Path(model) / "agent.json"
-        spec = EnvSpec.from_json(read_json(trained_on)["env"]) if trained_on.exists() else None
+        spec = EnvSpec.from_json(_remade(Path(model), read_json(trained_on)["env"])) if trained_on.exists() else None
         count = wanted.count or NEW_ATTEMPTS
         with _settings_of(source):
             env = make_rollout_env(make_spec(spec), policy, min(num_envs, count))
@@ -160,12 +160,16 @@ def _run_of(path: Path) -> tuple[Path, dict[str, Any]]:
         if (folder / CONFIG).is_file():
             record = read_json(folder / CONFIG)
             if isinstance(record, dict) and {"agent", "model", "env"} <= record.keys():
-                if not record["env"].startswith("{"):
-                    raise ValueError(
-                        f"{folder} was trained on {record['env']}, which was made by hand: it cannot be made again"
-                    )
+                _remade(folder, record["env"])
                 return folder, record
     raise ValueError(f"{path} is in no run's folder: no {CONFIG} beside it or above says what was attempted")
+
+
+def _remade(folder: Path, env: str) -> str:
+    """The recorded environment of a run or a model, if it can be made again."""
+    if not env.startswith("{"):
+        raise ValueError(f"{folder} was trained on {env}, which was made by hand: it cannot be made again")
+    return env
 
 
 def _recorded(

@@ -13,13 +13,14 @@ import pytest
 from rich.console import Console
 
 from tokengym.__main__ import main
+from tokengym.agents import SFT
 from tokengym.agents.rollouts.attempts import Attempt, AttemptFile
 from tokengym.agents.rollouts.source import fingerprint
 from tokengym.benchmarks.reports.content import AttemptRecord, StepRecord
 from tokengym.benchmarks.reports.gather import Wanted, gather
 from tokengym.benchmarks.reports.html import attempts_page
 from tokengym.benchmarks.reports.terminal import attempt_panel, picture
-from tokengym.envs import make_vec_env
+from tokengym.envs import Problem, ProblemList, TokenVectorEnv, make_vec_env
 from tokengym.envs.registration import make_spec
 from tokengym.models import load_tokenizer
 from tokengym.registry import UnknownNameError
@@ -134,6 +135,16 @@ def test_attempts_are_not_shown_beside_other_problems_of_the_same_ids(
 
     with pytest.raises(ValueError, match=r"attempts-0\.jsonl are at other problems than Arithmetic\(.* has now"):
         gather(tmp_path, Wanted(), other)
+
+
+def test_a_model_whose_environment_was_made_by_hand_is_named(tmp_path: Path, capsys) -> None:
+    env = TokenVectorEnv(ProblemList([Problem("one", "1+1?", "2")]), 1, autoreset_mode="Disabled")
+    SFT(env, "tokengym/tiny", validation_problems=0, device="cpu").save(tmp_path / "model")
+    assert main(["render", str(tmp_path / "model")]) == 1
+    message = (
+        "model was trained on ProblemList(1 problems, split='train'), which was made by hand: it cannot be made again"
+    )
+    assert message in capsys.readouterr().err
 
 
 def test_relative_data_of_a_run_are_told_from_another_folder(run: Path, tmp_path: Path, capsys) -> None:
