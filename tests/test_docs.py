@@ -1,5 +1,6 @@
 """Every block of the README and the documentation runs: Python as it stands, commands with smaller numbers."""
 
+import ast
 import json
 import re
 import runpy
@@ -99,6 +100,21 @@ def test_all_that_is_made_smaller_is_in_the_pages() -> None:
 def test_no_command_that_samples_or_trains_runs_at_its_own_size() -> None:
     working = re.compile(r"tokengym (train|eval|extrapolate) ")
     assert [command for command in OURS if working.match(command) and smaller(command) == command] == []
+
+
+def test_messages_in_the_table_of_faults_are_those_of_the_code() -> None:
+    others = {"no space left on device", "read-only file system", "couldn't connect"}  # of the system and the hub
+    joined = {"no model can be loaded from": "can be loaded from", "is in use by process": "is in use by"}
+    rooms = ("agents", "commands", "models", "envs")
+    files = [*ROOT.glob("*.py"), *(path for room in rooms for path in (ROOT / room).rglob("*.py"))]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    texts = "\n".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    _, _, faults = TEXTS["docs/runs.md"].partition("## Faults")
+    cells = [row.split("|")[2] for row in faults.partition("## Alarms")[0].splitlines() if row.startswith("| ")][1:]
+    messages = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+    parts = [part for message in messages for part in re.split(r"\.{3}|\b(?:[A-Z]{3,}|123)\b|[(),:]", message)]
+    assert len(parts) > 20
+    assert [part for part in map(str.strip, parts) if joined.get(part, part) not in texts and part not in others] == []
 
 
 def test_included_files_are_there() -> None:
