@@ -13,10 +13,12 @@ import argparse
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3 import PPO
 
-from tokengym.agents.sb3 import SB3CausalLMPolicy
+from tokengym.agents.sb3 import SB3CausalLMPolicy  # first, since it names the extra where that is missing
 from tokengym.envs import SB3VecEnv
+
+# isort: split
+from stable_baselines3 import PPO
 
 
 def make(num_envs: int, **settings: object) -> SB3VecEnv:

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import runpy
 import sys
 import tomllib
 from pathlib import Path
@@ -68,6 +69,17 @@ def test_on_the_command_line_it_is_one_line(monkeypatch, capsys, tmp_path: Path)
     monkeypatch.setitem(sys.modules, "peft", None)
     assert main(["train", "sft", "--lora-rank", "2", "--run", str(tmp_path / "run"), "--demonstrations", "2"]) == 1
     assert capsys.readouterr().err == 'tokengym: training adapters needs peft, an extra: pip install "tokengym[lora]"\n'
+
+
+@pytest.mark.parametrize(("example", "extra"), [("sb3_ppo", "sb3"), ("gsm8k_lora", "lora")])
+def test_examples_say_which_extra_they_need(example: str, extra: str, tmp_path: Path, monkeypatch) -> None:
+    path = ROOT / "examples" / f"{example}.py"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(path), "--quick"])
+    monkeypatch.delitem(sys.modules, "tokengym.agents.sb3", raising=False)
+    hide(monkeypatch, PACKAGES[extra])
+    with pytest.raises(ImportError, match=rf"needs {PACKAGES[extra]}, an extra: pip install .*\[{extra}\]"):
+        runpy.run_path(str(path), run_name="__main__")
 
 
 def test_each_extra_of_the_distribution_brings_its_package() -> None:
