@@ -1,5 +1,6 @@
 """How runs record their environment, and notice that the problems have changed."""
 
+import copy
 from pathlib import Path
 
 import gymnasium as gym
@@ -53,7 +54,7 @@ ROWS = [Problem(f"sum-{i}", f"What is {i}+1?", str(i + 1)) for i in range(4)]
 
 
 def test_paths_and_numbers_of_numpy_are_recorded_as_json_has_them() -> None:
-    spec = gym.spec("tokengym/GSM8K-v0")
+    spec = copy.deepcopy(gym.spec("tokengym/GSM8K-v0"))  # what is registered stays as it is
     plain = {"data": "data/gsm8k", "max_new_tokens": 8, "reward": {"name": "dense", "weight": 0.5}, "stop": ["a"]}
     unlike = {"data": Path("data/gsm8k"), "max_new_tokens": np.int64(8), "stop": ("a",)}
     spec.kwargs = spec.kwargs | unlike | {"reward": {"name": "dense", "weight": np.float32(0.5)}}
