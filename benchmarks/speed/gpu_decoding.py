@@ -47,8 +47,8 @@ def run(
     Returns:
         JSON values: "device", "versions", "settings", "parameters", "bandwidth" (bytes read and written per second by a
         copy), "bytes" (least bytes of a step, at the mean length), and "ways", for each its "first" step and "median"
-        step in seconds, tokens per second over all steps as "rate", "share" of the roofline, and "same", the share of
-        the plain decoder's first tokens that it draws, too.
+        step in seconds, tokens per second over all steps as "rate", "share" of the roofline, and of decoders "same",
+        the share of the plain one's first tokens that they draw, too.
 
     Raises:
         ValueError: There is no such device.
@@ -77,11 +77,12 @@ def run(
             )
     found = {name: _timed(sample, rows * new_tokens, device) for name, sample in ways.items()}
     plain = found["plain"].pop("tokens")
-    for name, way in found.items():
-        if name != "plain":
-            way["same"] = float((way.pop("tokens") == plain).mean())
+    del found["generate"]["tokens"]  # by random numbers of its own
+    for way in found.values():
         if "median" in way:
             way["share"] = least / bandwidth / way["median"]
+        if "tokens" in way:
+            way["same"] = float((way.pop("tokens") == plain).mean())
     return {
         "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(),
         "versions": {"torch": torch.__version__, "transformers": config.transformers_version},

@@ -130,12 +130,6 @@ class SlotCache(Cache):
         for layer in self._slot_layers():
             layer.move(target, source, length)
 
-    def tensors(self) -> list[Tensor]:
-        """Keys and values of all layers that have been written to."""
-        return [
-            tensor for layer in self._slot_layers() if layer.is_initialized for tensor in (layer.keys, layer.values)
-        ]
-
     def _slot_layers(self) -> list[_SlotLayer]:
         return self.layers  # pyright: ignore[reportReturnType]  # all are made in __init__
 

@@ -95,8 +95,9 @@ class GraphDecoder(PaddedDecoder):
             column[:rows] for column in (self._pending, self._lengths, self._keys, self._drawn)
         ]
         self._state.copy_(self._host, non_blocking=True)
-        where = self._state[1, :rows, None]
-        self.cache.place(slice(rows), torch.arange(rows, device=self.device), where, length)
+        if length > self.cache.capacity:
+            where = self._state[1, :rows, None]
+            self.cache.place(slice(rows), torch.arange(rows, device=self.device), where, length)
         if self.cache.capacity != self._capacity:
             self._recorded.clear()
             self._capacity = self.cache.capacity
