@@ -1,5 +1,7 @@
 """The processes that learn together: what each of them does, and what they say to each other."""
 
+import atexit
+import functools
 import logging
 import os
 import socket
@@ -13,6 +15,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
+
+_LETTING_GO = 0.2  # seconds
 
 
 def find_main_process(patience: float = 300.0) -> None:
@@ -64,6 +68,8 @@ class Ranks:
         self._accelerator = accelerator
         self.count: int = accelerator.num_processes
         self.index: int = accelerator.process_index
+        if self.count > 1:
+            _wait_at_exit()
 
     @property
     def is_main(self) -> bool:
@@ -87,3 +93,14 @@ class Ranks:
     def wait(self) -> None:
         """Waits until every process is here."""
         self._accelerator.wait_for_everyone()
+
+
+@functools.cache
+def _wait_at_exit() -> None:
+    """Lets threads of Gloo free the last tensors that were sent before the interpreter ends.
+
+    They free them some time after those who waited for them go on, and take Python's lock for that, at which a thread
+    of an interpreter that ends is ended, and the process with it (pytorch/pytorch#190489): on busy cores a finished run
+    would fail.
+    """
+    atexit.register(time.sleep, _LETTING_GO)
