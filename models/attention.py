@@ -7,7 +7,7 @@ kind of its layers, is worked out at the positions given there. So no kind of ma
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -74,6 +75,21 @@ for _name in ATTENTION:
     ALL_MASK_ATTENTION_FUNCTIONS[_name] = _LayoutMask(ALL_MASK_ATTENTION_FUNCTIONS[_name])
 
 
+# Leading columns of a mask in which each query sees the columns up to its own, by mask.
+_CAUSAL = WeakTensorKeyDictionary()
+# With fewer, two products take no less time than one.
+_LEAST_CAUSAL = 32
+
+
+def declare_causal(mask: Tensor, columns: int) -> None:
+    """Says of a mask `[B, 1, W, W]` that each of the first `columns` queries sees the columns up to its own.
+
+    "sdpa" then leaves the mask out for those, and with it half of their products.
+    """
+    if columns >= _LEAST_CAUSAL:
+        _CAUSAL[mask] = columns
+
+
 # All that PyTorch has, but cuDNN's.
 _WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -85,12 +101,21 @@ def _attention(
 
     With a mask PyTorch takes cuDNN's on Hopper, which first makes a plan for the shape: by a profile, 64 of the 81 ms
     of a step of 28 layers on an H200, with PyTorch 2.11. Micro-batches, and steps of a growing cache, have ever new
-    shapes.
+    shapes. Columns that `declare_causal` knows are computed apart.
     """
-    if attention_mask is None or not _on_gpu(query) or torch.compiler.is_compiling():
+    if attention_mask is None or torch.compiler.is_compiling():
         return sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
-    with sdpa_kernel(_WITHOUT_PLANS):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
+    with sdpa_kernel(_WITHOUT_PLANS) if _on_gpu(query) else nullcontext():
+        columns = _CAUSAL.get(attention_mask, 0)
+        if not columns or arguments.get("position_bias") is not None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
+        first, rest = slice(columns), slice(columns, None)
+        causal = {**arguments, "is_causal": True}
+        outputs = [
+            sdpa_attention_forward(module, query[:, :, first], key[:, :, first], value[:, :, first], None, **causal)[0],
+            sdpa_attention_forward(module, query[:, :, rest], key, value, attention_mask[:, :, rest], **arguments)[0],
+        ]
+    return torch.cat(outputs, 1), None
 
 
 def _grouped_attention(
@@ -127,12 +152,25 @@ def by_groups(model: PreTrainedModel) -> Iterator[None]:
 
     It is for a GPU, and for shapes that come again: each has a plan of its own.
     """
-    config = model.config.get_text_config()
-    if config._attn_implementation != "sdpa":
+    if uses_sdpa(model):
+        with using(model, _BY_GROUPS):
+            yield
+    else:
         yield
-        return
-    config._attn_implementation = _BY_GROUPS
+
+
+def uses_sdpa(model: PreTrainedModel) -> bool:
+    """True if a model's attention is "sdpa"."""
+    return model.config.get_text_config()._attn_implementation == "sdpa"
+
+
+@contextmanager
+def using(model: PreTrainedModel, attention: str) -> Iterator[None]:
+    """Within the block, a model's attention is another one of transformers' registry."""
+    config = model.config.get_text_config()
+    usual = config._attn_implementation
+    config._attn_implementation = attention
     try:
         yield
     finally:
-        config._attn_implementation = "sdpa"
+        config._attn_implementation = usual

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..arrays import IntArray
+from .attention import declare_causal
 from .forward import micro_batches
 from .layers import evaluating
 
@@ -38,6 +39,7 @@ class TokenRows:
         segments: `[R, W]` numbers: 0 at a prompt, 1, 2, ... at the sequences after it, -1 at padding.
         position_ids: `[R, W]` position of each token in its own sequence.
         read: Rows and columns `[A]` of the positions where the output is read.
+        prompt: Columns that hold tokens of prompts in every row.
         shared: True if any prompt is followed by more than one sequence.
     """
 
@@ -45,6 +47,7 @@ class TokenRows:
     segments: Tensor
     position_ids: Tensor
     read: tuple[Tensor, Tensor]
+    prompt: int
     shared: bool
 
     @property
@@ -62,6 +65,7 @@ class TokenRows:
             return {"input_ids": self.input_ids, "attention_mask": self.is_token.long()}
         mask = torch.zeros((), dtype=dtype, device=self.segments.device)
         mask = mask.masked_fill(~self._visible()[:, None], torch.finfo(dtype).min)
+        declare_causal(mask, self.prompt)
         return {"input_ids": self.input_ids, "attention_mask": mask, "position_ids": self.position_ids}
 
     def _visible(self) -> Tensor:
@@ -107,6 +111,7 @@ def pack(
         segments=move(segments),
         position_ids=move(positions),
         read=(move(read_rows), move(read_columns)),
+        prompt=min(shared),
         shared=any(len(row) > 1 for row in rows),
     )
 

@@ -471,6 +471,7 @@ def _sampling(policy: PreTrainedModel, config: OptimizerConfig, limits: Limits, 
     prompts = [np.full(prompt, slot) for slot in range(slots)]  # as in validation, one attempt at each problem
     held = counter.restart()
     decoder = SlotDecoder(policy, slots, _vocabulary(policy))
+    decoder.cache.reserves = False
     decoder.begin(np.arange(slots), prompts, np.zeros(slots, np.int64))
     last = np.full((slots, 1), limits.longest - 1)
     with torch.inference_mode():

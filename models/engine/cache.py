@@ -32,11 +32,12 @@ class _Place:
     later garbage collection, while an update already needs the memory.
     """
 
-    def __init__(self, num_slots: int, capacity: int) -> None:
-        self.num_slots, self.capacity = num_slots, capacity
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self.capacity = self.room = 0  # columns to read, and columns that are allocated
         self.rows: slice | Tensor = slice(0)
         self.index: tuple[Tensor, slice, Tensor]
-        self.length = 0
+        self.start = self.length = 0
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -49,15 +50,16 @@ class _SlotLayer(CacheLayerMixin):
         self.place = place
         self.keys: Tensor
         self.values: Tensor
+        self.shared: tuple[Tensor, Tensor] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        shape = (self.place.num_slots, key_states.shape[1], self.place.capacity)
         # Under autocast attention rounds what it reads: kept rounded, it takes half of the memory.
         device = key_states.device.type
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        # Masked columns still enter scores and weighted sums: memory that was never written must not hold NaN.
-        self.keys = key_states.new_zeros((*shape, key_states.shape[-1]), dtype=half)
-        self.values = value_states.new_zeros((*shape, value_states.shape[-1]), dtype=half)
+        shape = (self.place.num_slots, key_states.shape[1], self.place.room)
+        self.keys = key_states.new_empty((*shape, key_states.shape[-1]), dtype=half)
+        self.values = value_states.new_empty((*shape, value_states.shape[-1]), dtype=half)
+        self._clear(0, self.place.capacity)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -66,18 +68,31 @@ class _SlotLayer(CacheLayerMixin):
         place = self.place
         self.keys[place.index] = key_states.transpose(1, 2).to(self.keys.dtype)
         self.values[place.index] = value_states.transpose(1, 2).to(self.values.dtype)
-        return self.keys[place.rows, :, : place.length], self.values[place.rows, :, : place.length]
+        read = slice(place.start, place.length)
+        return self.keys[place.rows, :, read], self.values[place.rows, :, read]
 
     def move(self, target: Tensor, source: Tensor, length: int) -> None:
         if self.is_initialized:
             self.keys[target, :, :length] = self.keys[source, :, :length]
             self.values[target, :, :length] = self.values[source, :, :length]
 
-    def grow(self, capacity: int) -> None:
+    def grow(self, old: int, new: int) -> None:
+        """Adds the columns from `old` to `new`."""
         if self.is_initialized:
-            missing = capacity - self.keys.shape[2]
-            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, missing))
-            self.values = torch.nn.functional.pad(self.values, (0, 0, 0, missing))
+            self.keys, self.values = self._with_room(self.keys, old), self._with_room(self.values, old)
+            self._clear(old, new)
+
+    def _with_room(self, kept: Tensor, columns: int) -> Tensor:
+        if kept.shape[2] == self.place.room:
+            return kept
+        roomy = kept.new_empty((*kept.shape[:2], self.place.room, kept.shape[3]))
+        roomy[:, :, :columns] = kept[:, :, :columns]
+        return roomy
+
+    def _clear(self, start: int, stop: int) -> None:
+        # Masked columns still enter scores and weighted sums: memory that was never written must not hold NaN.
+        self.keys[:, :, start:stop] = 0
+        self.values[:, :, start:stop] = 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.place.length, 0
@@ -92,8 +107,11 @@ class _SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """A key-value cache with rows of different lengths; `place` says where the next forward pass writes and reads."""
 
-    def __init__(self, num_layers: int, num_slots: int, capacity: int) -> None:
-        self._place = _Place(num_slots, capacity)
+    reserves = True
+    """Allocate room to grow on a CPU, where it takes no memory before it is touched, and saves moving the cache."""
+
+    def __init__(self, num_layers: int, num_slots: int) -> None:
+        self._place = _Place(num_slots)
         super().__init__(layers=[_SlotLayer(self._place) for _ in range(num_layers)])
 
     @property
@@ -108,27 +126,56 @@ class SlotCache(Cache):
             self.layers.append(_SlotLayer(self._place))
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
-    def place(self, rows: slice | Tensor, row_index: Tensor, positions: Tensor, length: int) -> None:
+    @property
+    def column_bytes(self) -> int:
+        """Memory of one token's keys and values in a layer; 0 before anything is in the cache."""
+        first = self._slot_layers()[0]
+        if not first.is_initialized:
+            return 0
+        return sum(kept.shape[1] * kept.shape[3] * kept.element_size() for kept in (first.keys, first.values))
+
+    def place(self, rows: slice | Tensor, row_index: Tensor, positions: Tensor, length: int, start: int = 0) -> None:
         """Directs the next forward pass.
 
         Args:
             rows: Rows that take part, as the cache reads them.
             row_index: Rows that take part, as an index `[R]`.
             positions: `[R, Q]` position of each new token.
-            length: Number of columns that the pass reads; every position is below it.
+            length: End of the columns that the pass reads; every position is below it.
+            start: First column that the pass reads.
         """
         place = self._place
         if length > place.capacity:
-            place.capacity = -(-max(length, place.capacity * 3 // 2) // _GROW) * _GROW
+            old, reserves = place.capacity, self.reserves and positions.device.type == "cpu"
+            if length > place.room:
+                place.room = _whole(2 * length + _GROW if reserves else max(length, old * 3 // 2))
+            place.capacity = _whole(length) if reserves else place.room
             for layer in self._slot_layers():
-                layer.grow(place.capacity)
-        place.rows, place.length = rows, length
+                layer.grow(old, place.capacity)
+        place.rows, place.start, place.length = rows, start, length
         place.index = (row_index[:, None], slice(None), positions)
 
     def move(self, target: Tensor, source: Tensor, length: int) -> None:
         """Copies the first `length` columns of the rows `source` to the rows `target`."""
         for layer in self._slot_layers():
             layer.move(target, source, length)
+
+    def share(self, rows: Tensor, length: int) -> None:
+        """Keeps the first `length` columns of `rows` `[G]` a second time, in one piece; see `shared`."""
+        for layer in self._slot_layers():
+            layer.shared = (layer.keys[rows, :, :length], layer.values[rows, :, :length])
+
+    def shared(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values `[G, heads, length, head_dim]` of a layer that `share` has kept."""
+        kept = self._slot_layers()[layer].shared
+        if kept is None:
+            raise ValueError(f"layer {layer} shares no columns")
+        return kept
+
+    def forget_shared(self) -> None:
+        """Frees what `share` has kept."""
+        for layer in self._slot_layers():
+            layer.shared = None
 
     def _slot_layers(self) -> list[_SlotLayer]:
         return self.layers  # pyright: ignore[reportReturnType]  # all are made in __init__
@@ -147,7 +194,7 @@ class SlotModel:
         config = model.config.get_text_config()
         self.model = model
         self.num_slots = num_slots
-        self.cache = SlotCache(config.num_hidden_layers, num_slots, _GROW)
+        self.cache = SlotCache(config.num_hidden_layers, num_slots)
         self.limit, _ = position_limit(model.config)
         self.device = model.device
         self.prefill_tokens = 0
@@ -213,11 +260,16 @@ class SlotModel:
         row = int(shared.argmax())
         return row, int(shared[row])
 
-    def forward(self, rows: slice | Tensor, row_index: IntArray, tokens: IntArray, positions: IntArray) -> Any:
-        """Outputs of the model for `tokens` `[R, Q]`, which are written at `positions` `[R, Q]`."""
+    def forward(
+        self, rows: slice | Tensor, row_index: IntArray, tokens: IntArray, positions: IntArray, start: int = 0
+    ) -> Any:
+        """Outputs of the model for `tokens` `[R, Q]`, which are written at `positions` `[R, Q]`.
+
+        Attention finds the keys and values of columns from `start` on in its arguments.
+        """
         length = int(positions.max()) + 1
         where = self._tensor(positions)
-        self.cache.place(rows, self._tensor(row_index), where, length)
+        self.cache.place(rows, self._tensor(row_index), where, length, start)
         columns = torch.arange(length, device=self.device)
         position_ids = where.clamp(max=self.limit - 1) if length > self.limit else where  # padding may lie beyond
         with layout(where, columns[None]):
@@ -235,6 +287,10 @@ class SlotModel:
 
     def _tensor(self, array: IntArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+
+def _whole(length: int) -> int:
+    return -(-length // _GROW) * _GROW
 
 
 def _owners(prefixes: list[IntArray]) -> IntArray:

@@ -14,6 +14,7 @@ from ..kept_tokens import KeptTokens
 from ..layers import without_adapters
 from .cache import SlotModel
 from .sampling import SamplingConfig, check_finite, draw
+from .shared_prefixes import SharedPrefixes
 
 # Below this share of live rows the batch is compacted: moving rows costs less than carrying them along.
 COMPACT_BELOW = 0.9
@@ -42,6 +43,8 @@ class SlotDecoder(SlotModel):
         """True if steps leave the tokens that they drew from in `kept`."""
         self.kept: KeptTokens | None = None
         """Tokens that the newest draws were made from, in the order of `slots`, if `records_kept` is set."""
+        self._shared = SharedPrefixes(model, self.cache)
+        self._regrouped = False  # False if other rows are live than when prefixes were last compared
         self._row = np.full(num_slots, -1)  # row of each slot in the batch
         self._pending = np.zeros(num_slots, np.int64)
         self._keys = np.zeros(num_slots, np.int64)
@@ -71,6 +74,7 @@ class SlotDecoder(SlotModel):
         self._keys[rows] = keys
         self._drawn[rows] = 0
         self._growing[rows] = 1
+        self._regrouped = False
 
     def finish(self, slots: IntArray) -> None:
         """Ends the attempts in `slots`: their rows grow no more, and wait to begin anew or to retire."""
@@ -92,6 +96,7 @@ class SlotDecoder(SlotModel):
                 column[target] = column[source]
             self._row[self.slots[target]] = target
         self.slots = self.slots[:live]
+        self._regrouped = False
 
     @torch.inference_mode()
     def step(self, config: SamplingConfig) -> tuple[IntArray, NDArray[np.float32]]:
@@ -114,7 +119,11 @@ class SlotDecoder(SlotModel):
 
     def _draw(self, count: int, config: SamplingConfig) -> tuple[Tensor, Tensor, Tensor]:
         """What `sampling.draw` returns for the first `count` rows; logits perhaps only if kept tokens are recorded."""
-        output = self.forward(slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
+        if not self._regrouped:
+            self._shared.regroup(self._prefixes[:count])
+            self._regrouped = True
+        rows = (slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
+        output = self._shared.outputs(lambda start: self.forward(*rows, start))
         streams = self._tensor(self._keys[:count]), self._tensor(self._drawn[:count])
         return draw(output.logits[:, -1, : self.vocab_size], *streams, config)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForTokenClassification, MambaConfig
 
+from tokengym.models import attention
 from tokengym.models.packing import attention_window, pack, plan_rows, takes_shared_prompts
 
 VOCABULARY = 23
@@ -47,6 +48,40 @@ def test_every_sequence_has_the_outputs_it_has_in_a_row_of_its_own(kind: str, at
         ids = torch.from_numpy(np.concatenate([prompt, completion]))
         expected.append(lm(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1])
     torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_prompts_are_computed_without_a_mask_and_with_the_same_gradients(kind: str, checkpointing: bool) -> None:
+    """Eager attention takes the mask for all columns."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for length, count in ((60, 3), (45, 2), (52, 1)):
+        prompt = rng.integers(0, VOCABULARY, length)
+        rows.append([(prompt, rng.integers(0, VOCABULARY, rng.integers(1, 20))) for _ in range(count)])
+    packed, seen, gradients = pack(rows, torch.device("cpu")), [], []
+    assert packed.prompt == 44  # the last token of a prompt begins each sequence
+    usual = attention.sdpa_attention_forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            attention,
+            "sdpa_attention_forward",
+            lambda *inputs, **named: seen.append((inputs[1].shape[2], inputs[4] is None)) or usual(*inputs, **named),
+        )
+        for implementation in ("sdpa", "eager"):
+            lm = model(kind, implementation).train()
+            for module in lm.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+            if checkpointing:
+                lm.gradient_checkpointing_enable()
+            logits = lm(**packed.arguments(torch.float32), use_cache=False).logits[packed.read]
+            logits.log_softmax(-1).square().sum().backward()
+            gradients.append([logits.detach(), *(weight.grad for weight in lm.parameters() if weight.grad is not None)])
+    width = packed.input_ids.shape[1]
+    assert seen == [(44, True), (width - 44, False)] * (4 if checkpointing else 2)
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
 
 
 def test_outcome_models_are_read_after_each_token_and_the_prompts_last_one_is_shared() -> None:

@@ -1,0 +1,193 @@
+"""Prefixes that rows share: groups by trying all lengths, and steps against those that read every row apart."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from tokengym.models.engine import shared_prefixes
+from tokengym.models.engine.decoder import SlotDecoder
+from tokengym.models.engine.half_copy import HalfCopy
+from tokengym.models.engine.sampling import GREEDY, SamplingConfig
+from tokengym.models.engine.shared_prefixes import SharedPrefixes, find_groups
+
+V = 97
+
+
+def llama(**settings):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=V, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=256, initializer_range=0.3, **{"num_hidden_layers": 2, **settings},
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def gpt2():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=128)).eval()
+
+
+def lora():
+    return get_peft_model(llama(), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).eval()
+
+
+def half():
+    return HalfCopy(llama()).newest()
+
+
+def gemma3(window: int):
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=256, sliding_window=window,
+        layer_types=["sliding_attention", "full_attention"], initializer_range=0.3,
+    )  # fmt: skip
+    return Gemma3ForCausalLM(config).eval()
+
+
+def history(model, config, worth, monkeypatch, steps=24):
+    """Steps of attempts at few prompts that end, retire and begin anew at random; and the layers that shared then."""
+    monkeypatch.setattr(shared_prefixes, "_WORTH", worth)
+    attend = SharedPrefixes.attend
+    shared: list[tuple[int, int]] = []
+
+    def recorded(self, layer, *arguments):
+        shared.append((self.length, layer))
+        return attend(self, layer, *arguments)
+
+    monkeypatch.setattr(SharedPrefixes, "attend", recorded)
+    rng = np.random.default_rng(0)
+    header = rng.integers(0, V, 20)
+    prompts = [np.concatenate([header, rng.integers(0, V, size)]) for size in (9, 14, 30)]
+    decoder = SlotDecoder(model, 12, V)
+    decoder.records_kept = True
+    decoder.begin(np.arange(12), [prompts[i % 3] for i in range(12)], np.arange(12))
+    found = []
+    for step in range(steps):
+        tokens, logprobs = decoder.step(config)
+        order = np.argsort(decoder.slots)
+        found.append((decoder.slots[order], tokens[order], logprobs[order]))
+        if step in (3, 9):
+            decoder.retire(rng.choice(decoder.slots, len(decoder.slots) // 2, replace=False))
+        if step == 6:  # in the place of others, one of them with a shorter prompt than any had
+            decoder.begin(decoder.slots[:2], [prompts[0], prompts[1][:8]], np.array([50, 51]))
+        if step == 15:
+            fresh = np.setdiff1d(np.arange(12), decoder.slots)
+            decoder.begin(fresh, [prompts[i % 2] for i in range(len(fresh))], 1000 + fresh)
+    monkeypatch.setattr(SharedPrefixes, "attend", attend)
+    return found, shared
+
+
+def same(found, wanted, atol):
+    for (slots, tokens, logprobs), (wanted_slots, wanted_tokens, wanted_logprobs) in zip(found, wanted, strict=True):
+        assert slots.tolist() == wanted_slots.tolist()
+        assert tokens.tolist() == wanted_tokens.tolist()
+        np.testing.assert_allclose(logprobs, wanted_logprobs, atol=atol)
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, lora, lambda: gemma3(200)], ids=["llama", "gpt2", "lora", "gemma3"])
+@pytest.mark.parametrize("config", [SamplingConfig(), GREEDY, SamplingConfig(top_k=5, temperature=0.8)], ids=str)
+def test_steps_that_share_prefixes_draw_what_others_draw(make, config, monkeypatch):
+    model = make()
+    wanted, none = history(model, config, 2**60, monkeypatch)
+    found, shared = history(model, config, 1, monkeypatch)
+    same(found, wanted, 2e-5)
+    assert not none
+    assert len(shared) == 2 * 24  # both layers of each step
+    assert len({length for length, _ in shared}) > 2  # other rows, other prefixes
+
+
+def test_prefixes_are_shared_in_half_precision_and_under_autocast(monkeypatch):
+    for model, context in (
+        (half(), torch.autocast("cpu", enabled=False)),
+        (llama(), torch.autocast("cpu", torch.bfloat16)),
+    ):
+        with context:
+            wanted, _ = history(model, GREEDY, 2**60, monkeypatch, steps=1)
+            found, shared = history(model, GREEDY, 1, monkeypatch, steps=2)
+        assert len(shared) == 4  # the second step shares after the comparison of the first one
+        np.testing.assert_allclose(found[0][2], wanted[0][2], atol=0.1)
+
+
+def test_a_window_that_ends_within_a_prefix_ends_sharing(monkeypatch):
+    """The prompts are of 29 to 50 tokens: with a window of 55 nothing is hidden at first."""
+    wanted, _ = history(gemma3(55), GREEDY, 2**60, monkeypatch)
+    found, shared = history(gemma3(55), GREEDY, 1, monkeypatch)
+    same(found, wanted, 2e-5)
+    assert 0 < len(shared) < 24
+
+
+def test_a_model_that_computes_something_else_by_it_shares_nothing(monkeypatch):
+    """Such as one whose layers have attention of their own, and so would see no prefix."""
+    for fault in (lambda self, layer, query, key, value, *_: value[:, [0, 0, 1, 1], -1:], lambda *_: 1 / 0):
+        model = llama()
+        wanted, _ = history(model, GREEDY, 2**60, monkeypatch)
+        monkeypatch.setattr(SharedPrefixes, "attend", fault)
+        found, shared = history(model, GREEDY, 1, monkeypatch)
+        same(found, wanted, 0)
+        assert len(shared) <= 2  # of one step
+
+
+def test_only_pytorchs_attention_shares(monkeypatch):
+    model = llama()
+    model.set_attn_implementation("eager")
+    assert not history(model, GREEDY, 1, monkeypatch)[1]
+
+
+def test_a_decoder_that_shared_is_freed_with_its_last_name(monkeypatch):
+    monkeypatch.setattr(shared_prefixes, "_WORTH", 1)
+    decoder = SlotDecoder(llama(), 4, V)
+    decoder.begin(np.arange(4), [np.arange(20)] * 4, np.arange(4))
+    for _ in range(3):
+        decoder.step(GREEDY)
+    cache = weakref.ref(decoder.cache)
+    gc.disable()
+    try:
+        del decoder
+        assert cache() is None
+    finally:
+        gc.enable()
+
+
+@st.composite
+def prefixes(draw):
+    """Rows that begin with one of few stems, cut or continued, and -1 behind them."""
+    stems = draw(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=4))
+    rows = []
+    for _ in range(draw(st.integers(1, 12))):
+        stem = draw(st.sampled_from(stems))
+        rows.append((stem[: draw(st.integers(1, 9))] + draw(st.lists(st.integers(0, 2), max_size=3)))[:12])
+    found = np.full((len(rows), 13), -1)
+    for row, tokens in zip(found, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return found
+
+
+@settings(deadline=None, max_examples=300)
+@given(prefixes(), st.integers(0, 30))
+def test_the_length_that_saves_most_is_found(rows, least):
+    def saved(length: int) -> int:
+        sizes = np.unique(rows[:, :length], axis=0, return_counts=True)[1]
+        most = min(sizes.max(), 2 * -(-len(rows) // len(sizes)))
+        return length * (len(rows) - int((-(-sizes // most)).sum()))
+
+    whole = (rows >= 0).sum(1).min()
+    best = max((saved(length) for length in range(1, whole + 1)), default=0)
+    groups = find_groups(rows, least)
+    if best < max(least, 1):
+        assert groups is None
+        return
+    assert groups is not None
+    assert groups.saved == best
+    assert groups.rows.flatten()[groups.places].tolist() == list(range(len(rows)))
+    assert len(set(groups.places.tolist())) == len(rows)
+    first = rows[groups.rows[:, 0], : groups.length]
+    assert (first >= 0).all()
+    assert (first[groups.places // groups.rows.shape[1]] == rows[:, : groups.length]).all()
