@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -75,19 +76,22 @@ for _name in ATTENTION:
     ALL_MASK_ATTENTION_FUNCTIONS[_name] = _LayoutMask(ALL_MASK_ATTENTION_FUNCTIONS[_name])
 
 
-# Leading columns of a mask in which each query sees the columns up to its own, by mask.
-_CAUSAL = WeakTensorKeyDictionary()
-# With fewer, two products take no less time than one.
-_LEAST_CAUSAL = 32
+# Leading columns of a mask whose queries see the columns up to their own.
+_PROMPTS = WeakTensorKeyDictionary()
+# Queries whose attention is computed at once. On a GPU launches count: there it is a guess.
+_CHUNK, _CHUNK_ON_GPU = 64, 512
 
 
-def declare_causal(mask: Tensor, columns: int) -> None:
-    """Says of a mask `[B, 1, W, W]` that each of the first `columns` queries sees the columns up to its own.
+def declare_causal(mask: Tensor, prompt: int) -> None:
+    """Says of a mask `[B, 1, W, W]` that no query sees later columns, and the first ones hide nothing else.
 
-    "sdpa" then leaves the mask out for those, and with it half of their products.
+    "sdpa", given this very tensor, then computes about half of the products.
+
+    Args:
+        mask: Mask of the attention.
+        prompt: The first so many queries see all columns up to their own.
     """
-    if columns >= _LEAST_CAUSAL:
-        _CAUSAL[mask] = columns
+    _PROMPTS[mask] = prompt
 
 
 # All that PyTorch has, but cuDNN's.
@@ -101,21 +105,42 @@ def _attention(
 
     With a mask PyTorch takes cuDNN's on Hopper, which first makes a plan for the shape: by a profile, 64 of the 81 ms
     of a step of 28 layers on an H200, with PyTorch 2.11. Micro-batches, and steps of a growing cache, have ever new
-    shapes. Columns that `declare_causal` knows are computed apart.
+    shapes. Later columns are left out of masks that `declare_causal` knows.
     """
     if attention_mask is None or torch.compiler.is_compiling():
         return sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
     with sdpa_kernel(_WITHOUT_PLANS) if _on_gpu(query) else nullcontext():
-        columns = _CAUSAL.get(attention_mask, 0)
-        if not columns or arguments.get("position_bias") is not None:
+        prompt = _PROMPTS.get(attention_mask)
+        if prompt is None or any(arguments.get(name) is not None for name in ("position_bias", "softcap")):
             return sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
-        first, rest = slice(columns), slice(columns, None)
-        causal = {**arguments, "is_causal": True}
-        outputs = [
-            sdpa_attention_forward(module, query[:, :, first], key[:, :, first], value[:, :, first], None, **causal)[0],
-            sdpa_attention_forward(module, query[:, :, rest], key, value, attention_mask[:, :, rest], **arguments)[0],
-        ]
-    return torch.cat(outputs, 1), None
+        return _causal_attention(query, key, value, attention_mask, prompt, **arguments), None
+
+
+def _causal_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    prompt: int,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> Tensor:
+    """Attention `[B, W, H, D]` under a mask of `declare_causal`: chunks of queries, with the keys up to their ends."""
+    chunk = _CHUNK_ON_GPU if _on_gpu(query) else _CHUNK
+    attend = partial(nn.functional.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
+    # Once, and not for each chunk: what is repeated is kept for the backward pass.
+    key, value = (repeat_kv(part, query.shape[1] // part.shape[1]) for part in (key, value))
+    outputs: list[Tensor] = []
+    if prompt < chunk // 2:
+        prompt = 0  # two products would take no less time than one
+    else:
+        outputs.append(attend(query[:, :, :prompt], key[:, :, :prompt], value[:, :, :prompt], is_causal=True))
+    for start in range(prompt, query.shape[2], chunk):
+        stop = start + chunk
+        parts = query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop]
+        outputs.append(attend(*parts, attn_mask=mask[:, :, start:stop, :stop]))
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous()
 
 
 def _grouped_attention(
@@ -140,7 +165,7 @@ def _on_gpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cuda"
 
 
-_BY_GROUPS = "tokengym|by_groups"  # a bar is for names that are nobody's to choose, as in "paged|sdpa"
+_BY_GROUPS = "tokengym|by_groups"  # a bar is for names that are nobody's to choose, as in "paged|eager"
 ALL_ATTENTION_FUNCTIONS["sdpa"] = _attention
 AttentionInterface.register(_BY_GROUPS, _grouped_attention)
 AttentionMaskInterface.register(_BY_GROUPS, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -145,14 +145,18 @@ def _adapts(folder: Path) -> CheckResult:
 
 
 def _decoding_errors(model: PreTrainedModel, reference: PreTrainedModel) -> Iterator[tuple[str, float]]:
-    """Attempts of several lengths, one of which begins anew and one of which leaves."""
+    """Attempts of several lengths after a common beginning, one of which begins anew and one of which leaves."""
     kind = SlotDecoder if decoding(model) == "slots" else RowDecoder
     decoder = kind(model, 3, VOCABULARY)
-    rows = dict(enumerate(_rows(4, 13, 9)))
+    if isinstance(decoder, SlotDecoder):
+        decoder.shared.worth = 1
+    beginning, *rests = _rows(5, 4, 13, 9, 10)
+    prompts = [np.append(beginning, rest) for rest in rests]
+    rows = dict(enumerate(prompts[:3]))
     decoder.begin(np.arange(3), list(rows.values()), np.arange(3))
     for step in range(12):
         if step == 4:
-            (rows[1],) = _rows(10)
+            rows[1] = prompts[3]
             decoder.finish(np.array([1]))
             decoder.begin(np.array([1]), [rows[1]], np.array([7]))
         if step == 8:

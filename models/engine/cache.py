@@ -163,7 +163,8 @@ class SlotCache(Cache):
     def share(self, rows: Tensor, length: int) -> None:
         """Keeps the first `length` columns of `rows` `[G]` a second time, in one piece; see `shared`."""
         for layer in self._slot_layers():
-            layer.shared = (layer.keys[rows, :, :length], layer.values[rows, :, :length])
+            if layer.is_initialized:  # some layers read those of others
+                layer.shared = (layer.keys[rows, :, :length], layer.values[rows, :, :length])
 
     def shared(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values `[G, heads, length, head_dim]` of a layer that `share` has kept."""

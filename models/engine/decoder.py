@@ -43,7 +43,8 @@ class SlotDecoder(SlotModel):
         """True if steps leave the tokens that they drew from in `kept`."""
         self.kept: KeptTokens | None = None
         """Tokens that the newest draws were made from, in the order of `slots`, if `records_kept` is set."""
-        self._shared = SharedPrefixes(model, self.cache)
+        self.shared = SharedPrefixes(model, self.cache)
+        """Prefixes that rows share, which a step reads once."""
         self._regrouped = False  # False if other rows are live than when prefixes were last compared
         self._row = np.full(num_slots, -1)  # row of each slot in the batch
         self._pending = np.zeros(num_slots, np.int64)
@@ -120,10 +121,10 @@ class SlotDecoder(SlotModel):
     def _draw(self, count: int, config: SamplingConfig) -> tuple[Tensor, Tensor, Tensor]:
         """What `sampling.draw` returns for the first `count` rows; logits perhaps only if kept tokens are recorded."""
         if not self._regrouped:
-            self._shared.regroup(self._prefixes[:count])
+            self.shared.regroup(self._prefixes[:count])
             self._regrouped = True
         rows = (slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
-        output = self._shared.outputs(lambda start: self.forward(*rows, start))
+        output = self.shared.outputs(lambda start: self.forward(*rows, start))
         streams = self._tensor(self._keys[:count]), self._tensor(self._drawn[:count])
         return draw(output.logits[:, -1, : self.vocab_size], *streams, config)
 

@@ -25,9 +25,6 @@ from ..attention import uses_sdpa, using
 from .cache import SlotCache
 from .self_check import differ
 
-# Bytes of keys and values of a layer that a step must save: the two parts and their joining have costs of their own.
-_WORTH = 2**21
-
 _SHARES: "WeakKeyDictionary[PreTrainedModel, bool]" = WeakKeyDictionary()
 
 
@@ -97,6 +94,9 @@ class SharedPrefixes:
         cache: Key-value cache of the model.
     """
 
+    worth = 2**21
+    """Bytes of a layer's keys and values that sharing must save: joining the two parts has a cost of its own."""
+
     def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
         self.model, self.cache = model, cache
         self.length = 0
@@ -112,7 +112,7 @@ class SharedPrefixes:
         """
         size = self.cache.column_bytes
         usable = size > 0 and self.model.device.type == "cpu" and uses_sdpa(self.model)
-        groups = find_groups(prefixes, -(-_WORTH // size)) if usable and _SHARES.get(self.model, True) else None
+        groups = find_groups(prefixes, -(-self.worth // size)) if usable and _SHARES.get(self.model, True) else None
         if groups is None:
             self.length, self._kept = 0, self._kept[:0]
             self.cache.forget_shared()

@@ -1,5 +1,6 @@
 """Rows that share prompts: every sequence has the outputs it has alone, and rows are no wider than they should be."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -52,36 +53,42 @@ def test_every_sequence_has_the_outputs_it_has_in_a_row_of_its_own(kind: str, at
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-def test_prompts_are_computed_without_a_mask_and_with_the_same_gradients(kind: str, checkpointing: bool) -> None:
+def test_later_columns_are_not_computed_and_outputs_and_gradients_are_those_of_the_whole_mask(
+    kind: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Eager attention takes the mask for all columns."""
+    monkeypatch.setattr(attention, "_CHUNK", 16)
     rng = np.random.default_rng(0)
     rows = []
-    for length, count in ((60, 3), (45, 2), (52, 1)):
+    for length, count in ((40, 3), (25, 4), (32, 1)):
         prompt = rng.integers(0, VOCABULARY, length)
         rows.append([(prompt, rng.integers(0, VOCABULARY, rng.integers(1, 20))) for _ in range(count)])
-    packed, seen, gradients = pack(rows, torch.device("cpu")), [], []
-    assert packed.prompt == 44  # the last token of a prompt begins each sequence
-    usual = attention.sdpa_attention_forward
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            attention,
-            "sdpa_attention_forward",
-            lambda *inputs, **named: seen.append((inputs[1].shape[2], inputs[4] is None)) or usual(*inputs, **named),
-        )
-        for implementation in ("sdpa", "eager"):
-            lm = model(kind, implementation).train()
-            for module in lm.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = 0.0
-            if checkpointing:
-                lm.gradient_checkpointing_enable()
-            logits = lm(**packed.arguments(torch.float32), use_cache=False).logits[packed.read]
-            logits.log_softmax(-1).square().sum().backward()
-            gradients.append([logits.detach(), *(weight.grad for weight in lm.parameters() if weight.grad is not None)])
+    packed = pack(rows, torch.device("cpu"))
+    sizes: list[tuple[int, int, bool]] = []
+    usual = torch.nn.functional.scaled_dot_product_attention
+
+    def recorded(query: Any, key: Any, value: Any, attn_mask: Any = None, **named: Any) -> Any:
+        sizes.append((query.shape[2], key.shape[2], attn_mask is None))
+        return usual(query, key, value, attn_mask, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+    found: list[list[torch.Tensor]] = []
+    for implementation in ("sdpa", "eager"):
+        lm = model(kind, implementation).train()
+        for module in lm.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if checkpointing:
+            lm.gradient_checkpointing_enable()
+        logits = lm(**packed.arguments(torch.float32), use_cache=False).logits[packed.read]
+        logits.log_softmax(-1).square().sum().backward()
+        found.append([logits.detach(), *(weight.grad for weight in lm.parameters() if weight.grad is not None)])
     width = packed.input_ids.shape[1]
-    assert seen == [(44, True), (width - 44, False)] * (4 if checkpointing else 2)
-    for found, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+    steps = [*range(24, width, 16), width]
+    once = [(24, 24, True), *((stop - start, stop, False) for start, stop in itertools.pairwise(steps))]
+    assert sizes == once * (4 if checkpointing else 2)  # the last token of a prompt begins each sequence
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-4)
 
 
 def test_outcome_models_are_read_after_each_token_and_the_prompts_last_one_is_shared() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tokengym.models.engine import shared_prefixes
+from tokengym.benchmarks.studies.tiny_architectures import configurations, tiny_model
 from tokengym.models.engine.decoder import SlotDecoder
 from tokengym.models.engine.half_copy import HalfCopy
 from tokengym.models.engine.sampling import GREEDY, SamplingConfig
@@ -54,7 +54,7 @@ def gemma3(window: int):
 
 def history(model, config, worth, monkeypatch, steps=24):
     """Steps of attempts at few prompts that end, retire and begin anew at random; and the layers that shared then."""
-    monkeypatch.setattr(shared_prefixes, "_WORTH", worth)
+    monkeypatch.setattr(SharedPrefixes, "worth", worth)
     attend = SharedPrefixes.attend
     shared: list[tuple[int, int]] = []
 
@@ -104,6 +104,17 @@ def test_steps_that_share_prefixes_draw_what_others_draw(make, config, monkeypat
     assert len({length for length, _ in shared}) > 2  # other rows, other prefixes
 
 
+@pytest.mark.parametrize("kind", ["gemma3n_text", "mllama", "deepseek_v3", "falcon, new decoder", "doge", "olmoe"])
+def test_models_of_any_kind_share_or_are_computed_as_before(kind, monkeypatch):
+    """Layers that read others' keys, that attend to images, with values of another size, a mask or an attention of
+    their own."""
+    ((_, config),) = configurations(V, [kind])
+    assert not isinstance(config, Exception)
+    model = tiny_model(config)
+    wanted, _ = history(model, GREEDY, 2**60, monkeypatch)
+    same(history(model, GREEDY, 1, monkeypatch)[0], wanted, 1e-4)
+
+
 def test_prefixes_are_shared_in_half_precision_and_under_autocast(monkeypatch):
     for model, context in (
         (half(), torch.autocast("cpu", enabled=False)),
@@ -142,7 +153,7 @@ def test_only_pytorchs_attention_shares(monkeypatch):
 
 
 def test_a_decoder_that_shared_is_freed_with_its_last_name(monkeypatch):
-    monkeypatch.setattr(shared_prefixes, "_WORTH", 1)
+    monkeypatch.setattr(SharedPrefixes, "worth", 1)
     decoder = SlotDecoder(llama(), 4, V)
     decoder.begin(np.arange(4), [np.arange(20)] * 4, np.arange(4))
     for _ in range(3):
