@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ATTENTION = ("eager", "sdpa")
@@ -69,7 +69,21 @@ class _LayoutMask:
         # A float mask serves both kinds of attention, and is made once where a bool one is converted in every layer.
         dtype = arguments["dtype"]
         mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+        mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+        if _columns_are_positions(found):
+            whole = arguments["mask_function"] is causal_mask_function and found.visible is None
+            declare_causal(mask, mask.shape[-1] if whole else 0)
+        return mask
+
+
+def _columns_are_positions(found: _Layout) -> bool:
+    """True if later columns are later tokens, as where sequences begin in the first one.
+
+    Elsewhere than on a CPU it is not asked: the answer would have to be waited for.
+    """
+    queries, keys = found.queries[..., 0], found.keys[:, :, 0]
+    several = 1 < queries.shape[-1] == keys.shape[-1] and keys.device.type == "cpu"
+    return several and bool((queries == keys).all()) and bool((keys.diff() > 0).all())
 
 
 for _name in ATTENTION:

@@ -71,3 +71,34 @@ def test_attention_by_groups_of_heads_is_attention(dtype: torch.dtype) -> None:
             found = model(ids, attention_mask=torch.ones_like(ids)).logits
     assert model.config._attn_implementation == "sdpa"
     torch.testing.assert_close(found, plain, **({} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+@torch.no_grad()
+def test_tokens_of_whole_sequences_are_computed_without_later_columns(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_CHUNK", 8)
+    model = tiny_model(tiny_config(kind, 50))
+    ids = torch.arange(3, 23)[None].expand(2, -1)
+    wanted = model(ids).logits
+    usual, sizes = torch.nn.functional.scaled_dot_product_attention, set()
+
+    def recorded(query, key, value, *rest, **named):
+        sizes.add((query.shape[2], key.shape[2]))
+        return usual(query, key, value, *rest, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+    for first, chunks in (
+        (0, {(8, 8), (8, 16), (4, 20)}),
+        (1, {(20, 20)}),
+    ):  # sequences, and others on the same columns
+        positions = torch.arange(20)[None].expand(2, -1) * (1 - first) + torch.arange(20).flip(0) * first
+        sizes.clear()
+        with layout(positions, torch.arange(20)[None]):
+            found = model(ids, attention_mask=torch.ones_like(ids), position_ids=positions).logits
+        if first:
+            assert sizes == chunks
+        else:
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+            assert sizes == ({(20, 20)} if kind == "llama" else chunks)  # without a mask, and with windows
