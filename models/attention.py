@@ -103,7 +103,7 @@ def declare_causal(mask: Tensor, prompt: int) -> None:
 
     Args:
         mask: Mask of the attention.
-        prompt: The first so many queries see all columns up to their own.
+        prompt: Number of first queries that see all columns up to their own.
     """
     _PROMPTS[mask] = prompt
 

@@ -29,7 +29,7 @@ _SHARES: "WeakKeyDictionary[PreTrainedModel, bool]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
+class PrefixGroups:
     """Rows of a batch by the prefix that they begin with.
 
     Attributes:
@@ -48,7 +48,7 @@ class Groups:
         return self.length * (len(self.places) - len(self.rows))
 
 
-def find_groups(prefixes: IntArray, least: int) -> Groups | None:
+def find_groups(prefixes: IntArray, least: int) -> PrefixGroups | None:
     """Groups of rows that save most; None if they save less than `least` columns.
 
     All prefixes are of one length: longer ones may leave fewer rows in a group. A group of more than twice the mean
@@ -72,7 +72,7 @@ def find_groups(prefixes: IntArray, least: int) -> Groups | None:
     return found if found.saved >= max(least, 1) else None
 
 
-def _cut(order: IntArray, common: IntArray, length: int) -> Groups:
+def _cut(order: IntArray, common: IntArray, length: int) -> PrefixGroups:
     """Groups of rows with `length` tokens in common, from an order of rows and what neighbors in it have in common."""
     starts = np.flatnonzero(np.concatenate([[True], common < length]))
     sizes = np.diff(np.append(starts, len(order)))
@@ -83,7 +83,7 @@ def _cut(order: IntArray, common: IntArray, length: int) -> Groups:
     rows, place_of_row = np.zeros(len(starts) * most, np.int64), np.empty(len(order), np.int64)
     rows[places] = order
     place_of_row[order] = places
-    return Groups(length, rows.reshape(len(starts), most), place_of_row)
+    return PrefixGroups(length, rows.reshape(len(starts), most), place_of_row)
 
 
 class SharedPrefixes:
