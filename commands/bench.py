@@ -14,6 +14,7 @@ from .terminal import run_command, say
 MEASUREMENTS = {
     "env": ("speed.env_throughput", "steps of environments per second"),
     "rollout": ("speed.rollout_throughput", "the rollout engine against `generate`"),
+    "shared": ("speed.shared_prompts", "steps of sampling that read a prompt once for all attempts behind it"),
     "memory": ("speed.rollout_memory", "memory of collected attempts"),
     "grading": ("speed.grading_throughput", "grades per second, of numbers and of LaTeX"),
     "orm": ("speed.orm_cost", "what an outcome model as the reward adds to the time of a rollout"),

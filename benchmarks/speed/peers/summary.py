@@ -17,7 +17,7 @@ from typing import Any
 from rich.table import Table
 
 from ....files import LineFile
-from .. import env_throughput, grading_throughput, orm_cost, rollout_throughput
+from .. import env_throughput, grading_throughput, orm_cost, rollout_throughput, shared_prompts
 from . import trl_grpo, trl_ppo
 from .versions import check_trl
 
@@ -82,6 +82,10 @@ def lines(trl_python: str | None, trl_ppo_python: str | None) -> Iterator[Measur
             found[name]["speedup"],
             rollout_throughput.GOALS[name],
         )
+    found = shared_prompts.run(problems=(8,), prompts=(512,))
+    for case in found["cases"]:
+        figure = f"step of {found['rows']} rows, {case['problems']} prompts of {case['prompt']} tokens, {case['model']}"
+        yield Measurement(figure, "prompts read for each row", case["speedup"])
     found = grading_throughput.run()
     yield Measurement(
         "grades of LaTeX answers",

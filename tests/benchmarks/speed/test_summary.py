@@ -38,7 +38,9 @@ def test_ppos_comparison_has_a_line_for_each_side_and_for_memory(monkeypatch) ->
 def results(monkeypatch) -> dict:
     speedups = {"speedup": 3.5, "compiled_speedup": 4.5}
     case = {**trl_grpo.CASES[1]._asdict(), **speedups, "runs": {"trl": [{"trl": "1.16.0"}]}}
+    shared = {"model": "4 x 256, 8 heads", "problems": 8, "prompt": 512, "speedup": 1.7}
     made_up = {
+        summary.shared_prompts: {"rows": 64, "cases": [shared]},
         summary.env_throughput: {"step_ratio": 40.0, "step_tokens_ratio": 140.0},
         summary.rollout_throughput: {"geometric": {"speedup": 5.0}, "fixed": {"speedup": 1.6}},
         summary.grading_throughput: {"latex_ratio": 20.0},
@@ -46,7 +48,7 @@ def results(monkeypatch) -> dict:
         summary.trl_grpo: {"steps": 8, "cases": [case]},
     }
     for module, found in made_up.items():
-        monkeypatch.setattr(module, "run", lambda *_, found=found: found)
+        monkeypatch.setattr(module, "run", lambda *_, found=found, **__: found)
     with_made_up_processes(monkeypatch)
     monkeypatch.setattr(summary, "check_trl", lambda python, version: None)
     return summary.run("trl/bin/python", "trl-ppo/bin/python")
@@ -57,6 +59,7 @@ def test_every_measurement_has_its_line_and_goal(results, monkeypatch) -> None:
     assert lines == {
         "environment, a token at a time": (40.0, 10.0), "environment, whole completions": (140.0, 100.0),
         "rollout, geometric lengths": (5.0, 6.0), "rollout, fixed lengths": (1.6, 2.0),
+        "step of 64 rows, 8 prompts of 512 tokens, 4 x 256, 8 heads": (1.7, None),
         "grades of LaTeX answers": (20.0, 3.0), "rollout under a dense outcome reward": (0.5, None),
         "GRPO step, 128 + 128, 2 x 128": (3.5, 4.0), "GRPO step, 128 + 128, 2 x 128, compiled decoder": (4.5, 4.0),
         **{
