@@ -7,7 +7,7 @@ kind of its layers, is worked out at the positions given there. So no kind of ma
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -92,14 +92,14 @@ for _name in ATTENTION:
 
 # Leading columns of a mask whose queries see the columns up to their own.
 _PROMPTS = WeakTensorKeyDictionary()
-# Queries whose attention is computed at once. On a GPU launches count: there it is a guess.
-_CHUNK, _CHUNK_ON_GPU = 64, 512
+# Queries whose attention is computed at once.
+_CHUNK = 64
 
 
 def declare_causal(mask: Tensor, prompt: int) -> None:
     """Says of a mask `[B, 1, W, W]` that no query sees later columns, and the first ones hide nothing else.
 
-    "sdpa", given this very tensor, then computes about half of the products.
+    On a CPU "sdpa", given this very tensor, then computes about half of the products.
 
     Args:
         mask: Mask of the attention.
@@ -115,19 +115,21 @@ _WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SD
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention as of "sdpa", on a GPU by kernels that need no plan for each shape.
+    """Attention as of "sdpa", on a CPU without later columns of masks that `declare_causal` knows.
 
-    With a mask PyTorch takes cuDNN's on Hopper, which first makes a plan for the shape: by a profile, 64 of the 81 ms
-    of a step of 28 layers on an H200, with PyTorch 2.11. Micro-batches, and steps of a growing cache, have ever new
-    shapes. Later columns are left out of masks that `declare_causal` knows.
+    On a GPU it is by kernels that need no plan for each shape: with a mask PyTorch takes cuDNN's on Hopper, which first
+    makes one, by a profile 64 of the 81 ms of a step of 28 layers on an H200, with PyTorch 2.11. Micro-batches, and
+    steps of a growing cache, have ever new shapes.
     """
     if attention_mask is None or torch.compiler.is_compiling():
         return sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
-    with sdpa_kernel(_WITHOUT_PLANS) if _on_gpu(query) else nullcontext():
-        prompt = _PROMPTS.get(attention_mask)
-        if prompt is None or any(arguments.get(name) is not None for name in ("position_bias", "softcap")):
+    if _on_gpu(query):
+        with sdpa_kernel(_WITHOUT_PLANS):
             return sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
-        return _causal_attention(query, key, value, attention_mask, prompt, **arguments), None
+    prompt = _PROMPTS.get(attention_mask)
+    if prompt is None or any(arguments.get(name) is not None for name in ("position_bias", "softcap")):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
+    return _causal_attention(query, key, value, attention_mask, prompt, **arguments), None
 
 
 def _causal_attention(
@@ -141,17 +143,16 @@ def _causal_attention(
     **_: Any,
 ) -> Tensor:
     """Attention `[B, W, H, D]` under a mask of `declare_causal`: chunks of queries, with the keys up to their ends."""
-    chunk = _CHUNK_ON_GPU if _on_gpu(query) else _CHUNK
     attend = partial(nn.functional.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
     # Once, and not for each chunk: what is repeated is kept for the backward pass.
     key, value = (repeat_kv(part, query.shape[1] // part.shape[1]) for part in (key, value))
     outputs: list[Tensor] = []
-    if prompt < chunk // 2:
+    if prompt < _CHUNK // 2:
         prompt = 0  # two products would take no less time than one
     else:
         outputs.append(attend(query[:, :, :prompt], key[:, :, :prompt], value[:, :, :prompt], is_causal=True))
-    for start in range(prompt, query.shape[2], chunk):
-        stop = start + chunk
+    for start in range(prompt, query.shape[2], _CHUNK):
+        stop = start + _CHUNK
         parts = query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop]
         outputs.append(attend(*parts, attn_mask=mask[:, :, start:stop, :stop]))
     return torch.cat(outputs, 2).transpose(1, 2).contiguous()

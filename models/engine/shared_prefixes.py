@@ -139,7 +139,7 @@ class SharedPrefixes:
             with using(self.model, _SHARED), self._read():
                 found = compute(self.length)
         except Exception as error:
-            if known and not isinstance(error, _HiddenError):
+            if known and not isinstance(error, _NotSharedError):
                 raise
         if known and found is not None:
             return found
@@ -186,8 +186,8 @@ class SharedPrefixes:
         return torch.lerp(own, shared[self._places], weight).view(count, heads, 1, size)
 
 
-class _HiddenError(Exception):
-    """A layer does not see all of a shared prefix."""
+class _NotSharedError(Exception):
+    """A layer's attention is not that over the whole prefix and the rest."""
 
 
 _READ: ContextVar[SharedPrefixes] = ContextVar("shared prefixes")
@@ -198,9 +198,13 @@ _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 def _shared_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **arguments: Any
 ) -> tuple[Tensor, None]:
-    """Attention for transformers' registry, within `SharedPrefixes.outputs`."""
+    """Attention for transformers' registry, within `SharedPrefixes.outputs`.
+
+    Raises:
+        _NotSharedError: Scores are not those of queries and keys alone.
+    """
     if arguments.get("position_bias") is not None or arguments.get("softcap") is not None:
-        raise NotImplementedError("scores are changed between product and softmax")
+        raise _NotSharedError
     output = _READ.get().attend(module.layer_idx, query, key, value, attention_mask, arguments.get("scaling"))
     return output.transpose(1, 2).contiguous(), None
 
@@ -209,12 +213,12 @@ def _mask_of_rest(*positional: Any, **arguments: Any) -> Tensor:
     """Mask of the columns behind the prefix.
 
     Raises:
-        _HiddenError: A column of the prefix is masked, by a window, say.
+        _NotSharedError: A column of the prefix is masked, by a window, say.
     """
     mask = _whole_mask(*positional, **arguments)
     length = _READ.get().length
     if mask[..., :length].any():
-        raise _HiddenError
+        raise _NotSharedError
     return mask[..., length:]
 
 
