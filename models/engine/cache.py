@@ -41,7 +41,7 @@ class _Place:
 
 
 class _SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, `[rows, heads, capacity, head_dim]`, written at each row's own positions."""
+    """Keys and values of one layer, `[rows, heads, room, head_dim]`, written at each row's own positions."""
 
     is_sliding = False
 
