@@ -128,28 +128,33 @@ class SharedPrefixes:
         """Outputs of a step in which prefixes are shared, if they are.
 
         A model's first such step is computed without sharing, too; if they differ, its prefixes are shared no more.
+        What is returned, and left in the cache, does not depend on whether a step is the first one: a run that was
+        stopped and resumed draws the same.
 
         Args:
             compute: Step of the model for all rows, given the first column that its attention reads.
         """
         if not self.length:
             return compute(0)
-        known, found = _SHARES.get(self.model), None
+        expected = None if self.model in _SHARES else compute(0)
+        found = None
         try:
             with using(self.model, _SHARED), self._read():
                 found = compute(self.length)
-        except Exception as error:
-            if known and not isinstance(error, _NotSharedError):
+        except _HiddenError:
+            self.length = 0  # until other rows are live
+            return compute(0)
+        except Exception:
+            if expected is None:
                 raise
-        if known and found is not None:
+        if expected is not None:
+            _SHARES[self.model] = found is not None and not differ(
+                [(found.logits[:, -1], expected.logits[:, -1])], self.model
+            )
+        if found is not None and _SHARES[self.model]:
             return found
-        expected = compute(0)
-        _SHARES[self.model] = found is not None and not differ(
-            [(found.logits[:, -1], expected.logits[:, -1])], self.model
-        )
-        if not _SHARES[self.model]:
-            self.length = 0
-        return expected
+        self.length = 0
+        return compute(0)
 
     @contextmanager
     def _read(self) -> Iterator[None]:
@@ -186,8 +191,8 @@ class SharedPrefixes:
         return torch.lerp(own, shared[self._places], weight).view(count, heads, 1, size)
 
 
-class _NotSharedError(Exception):
-    """A layer's attention is not that over the whole prefix and the rest."""
+class _HiddenError(Exception):
+    """A layer does not see all of a shared prefix."""
 
 
 _READ: ContextVar[SharedPrefixes] = ContextVar("shared prefixes")
@@ -201,10 +206,10 @@ def _shared_attention(
     """Attention for transformers' registry, within `SharedPrefixes.outputs`.
 
     Raises:
-        _NotSharedError: Scores are not those of queries and keys alone.
+        ValueError: Scores are not those of queries and keys alone.
     """
     if arguments.get("position_bias") is not None or arguments.get("softcap") is not None:
-        raise _NotSharedError
+        raise ValueError("scores are changed between product and softmax")
     output = _READ.get().attend(module.layer_idx, query, key, value, attention_mask, arguments.get("scaling"))
     return output.transpose(1, 2).contiguous(), None
 
@@ -213,12 +218,12 @@ def _mask_of_rest(*positional: Any, **arguments: Any) -> Tensor:
     """Mask of the columns behind the prefix.
 
     Raises:
-        _NotSharedError: A column of the prefix is masked, by a window, say.
+        _HiddenError: A column of the prefix is masked, by a window, say.
     """
     mask = _whole_mask(*positional, **arguments)
     length = _READ.get().length
     if mask[..., :length].any():
-        raise _NotSharedError
+        raise _HiddenError
     return mask[..., length:]
 
 
