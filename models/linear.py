@@ -5,14 +5,18 @@ have for other types of numbers, uses it wherever it is.
 """
 
 import functools
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
-LEAST = 2**20
+LEAST = 2**21
 """Multiplications of a product below which the way into oneDNN takes longer than it saves. [measured]"""
 
 
@@ -20,30 +24,84 @@ class OneDNNLinear(nn.Linear):
     """A linear layer that takes large float32 products from oneDNN, and everything else from where PyTorch does."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias)
+        return _output(self, input, self.weight)
+
+
+class OneDNNConv1D(Conv1D):
+    """GPT-2's linear layer, whose weight is `[in, out]`, in the same way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _output(self, x, self.weight.t())
+
+
+class PackedWeights:
+    """Copies of linear layers' weights in the order in which oneDNN reads them, each made when it is first read.
+
+    A product of few rows takes up to half as long: without them oneDNN orders a weight anew for each.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[nn.Module, tuple[tuple[int, int], Tensor]] = {}
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """Within the block, large products of oneDNN's layers that no gradient is wanted of read these copies."""
+        token = _PACKED.set(self)
+        try:
+            yield
+        finally:
+            _PACKED.reset(token)
+
+    def weight(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        """The copy of a layer's weight `[N, K]`, made anew if that was moved or changed in place."""
+        state = weight.data_ptr(), 0 if weight.is_inference() else weight._version
+        made = self._made.get(layer)
+        if made is None or made[0] != state:
+            made = self._made[layer] = state, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+        return made[1]
+
+
+_PACKED: ContextVar[PackedWeights | None] = ContextVar("packed weights", default=None)
+
+
+def packed_weights(model: nn.Module, rows: int) -> list[Tensor]:
+    """The weights that steps of so many rows read copies of."""
+    weights = [module.weight for module in model.modules() if isinstance(module, OneDNNLinear | OneDNNConv1D)]
+    return [weight for weight in weights if weight.dtype == torch.float32 and rows * weight.numel() >= LEAST]
+
+
+_FASTER: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: OneDNNLinear, Conv1D: OneDNNConv1D}
 
 
 def use_onednn(model: _Module) -> _Module:
-    """The model, with all its linear layers `OneDNNLinear` on a processor where that is faster.
+    """The model, with all its linear layers on a CPU made oneDNN's where that is faster.
 
     Weights, names and what is saved stay as they are; outputs and gradients are the same up to rounding.
     """
     if onednn_is_faster():
         for module in model.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = OneDNNLinear
+            if type(module) in _FASTER and cast(Tensor, module.weight).device.type == "cpu":
+                module.__class__ = _FASTER[type(module)]
     return model
 
 
 @functools.cache
 def onednn_is_faster() -> bool:
     """True on AMD's processors with AVX-512, where PyTorch has both libraries."""
-    # Neither is a promise of PyTorch's: without them, layers stay its own.
-    if not hasattr(torch.cpu, "get_capabilities") or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    # None of these is a promise of PyTorch's: without them, layers stay its own.
+    products = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+    if not hasattr(torch.cpu, "get_capabilities") or not products:
         return False
     found = torch.cpu.get_capabilities()
     libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     return found.get("avx512_f", False) and found.get("cpu_name", "").startswith("AMD") and libraries
+
+
+def _output(layer: OneDNNLinear | OneDNNConv1D, input: Tensor, weight: Tensor) -> Tensor:
+    packed = None if torch.compiler.is_compiling() else _PACKED.get()
+    if packed is None or torch.is_grad_enabled() or _is_small(input, weight.shape[0]) or not _takes(input, weight):
+        return linear(input, weight, layer.bias)
+    return _product(input, packed.weight(layer, weight), layer.bias)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -54,11 +112,16 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: `[N, K]`.
         bias: `[N]`.
     """
-    if torch.compiler.is_compiling() or input.numel() * len(weight) < LEAST or not _takes(input, weight):
+    if _is_small(input, weight.shape[0]) or not _takes(input, weight):
         return nn.functional.linear(input, weight, bias)
     if torch.is_grad_enabled():
         return _Linear.apply(input, weight, bias)
     return _product(input, weight, bias)
+
+
+def _is_small(input: Tensor, outputs: int) -> bool:
+    """True if PyTorch's own product is at least as fast; while it is compiled, it is always taken."""
+    return torch.compiler.is_compiling() or input.numel() * outputs < LEAST
 
 
 def _takes(input: Tensor, weight: Tensor) -> bool:
@@ -93,6 +156,13 @@ class _Linear(torch.autograd.Function):
         rows = gradient.flatten(0, -2)
         return (
             _product(gradient, weight.t()) if of_input else None,
-            _product(rows.t(), input.flatten(0, -2).t()) if of_weight else None,
+            _gradient_of_weight(rows, input.flatten(0, -2)) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
+
+
+def _gradient_of_weight(gradient: Tensor, input: Tensor) -> Tensor:
+    # Products with more columns than rows are the faster ones, by a fifth where one is four times the other.
+    if gradient.shape[1] > input.shape[1]:
+        return _product(input.t(), gradient.t()).t()
+    return _product(gradient.t(), input.t())

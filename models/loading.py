@@ -185,7 +185,7 @@ def _pretrained(name: str, device: str, dtype: str, load_in_4bit: bool, attn: st
     if load_in_4bit:
         check_loaded(model)
         return model
-    return use_onednn(model).to(device)
+    return use_onednn(model.to(device))
 
 
 def check_no_outcome_model(name: str, location: Mapping[str, str]) -> None:

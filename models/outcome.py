@@ -99,7 +99,7 @@ class OutcomeModel:
             torch.manual_seed(seed)
             scorer: Any = TokenScorer._from_config(config, dtype=model.dtype)
         scorer.base_model.load_state_dict(trunk(model).state_dict())
-        return cls(use_onednn(scorer).to(model.device).eval(), tokenizer, kind)
+        return cls(use_onednn(scorer.to(model.device)).eval(), tokenizer, kind)
 
     @classmethod
     def load(
@@ -138,7 +138,7 @@ class OutcomeModel:
         name_built_in(model)
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"the outcome model {str(path)!r} lacks {len(missing)} weights, the first {missing[0]!r}")
-        return cls(use_onednn(model).to(find_device(device)).eval(), own, kind)
+        return cls(use_onednn(model.to(find_device(device))).eval(), own, kind)
 
     def save(self, folder: str | Path) -> None:
         """Writes weights, configuration, tokenizer and kind into `folder`."""

@@ -19,6 +19,7 @@ from ...models.engine.sampling import GREEDY, SamplingConfig, stream_key
 from ...models.engine.self_check import decoding
 from ...models.engine.vllm_decoder import BaseVLLM, VLLMDecoder
 from ...models.layers import model_name
+from ...models.linear import use_onednn
 from ...models.vocabulary import num_token_ids
 
 
@@ -26,7 +27,8 @@ class CausalLMPolicy:
     """Acts by sampling next tokens from a causal language model.
 
     Args:
-        model: Language model; `predict` and rollouts do not change its weights.
+        model: Language model; `predict` and rollouts do not change its weights. On some processors its linear layers
+            take their products from oneDNN from then on, as those of `models.load` do.
         tokenizer: Tokenizer of the model, which must be the environment's.
         sampling: Settings for drawing actions unless the caller asks for deterministic ones.
         seed: Seed of the random streams of `predict`.
@@ -39,7 +41,7 @@ class CausalLMPolicy:
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008  # frozen
         seed: int = 0,
     ) -> None:
-        self.model = model
+        self.model = use_onednn(model)
         self.tokenizer = tokenizer
         self.sampling = sampling
         self.seed = seed

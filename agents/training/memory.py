@@ -25,6 +25,7 @@ from ...models.engine.decoder import SlotDecoder
 from ...models.engine.half_copy import half_copy
 from ...models.engine.sampling import SamplingConfig, sample
 from ...models.forward import compute_dtype, default_micro_batch_tokens, output_head, selected_logits
+from ...models.linear import packed_weights
 from ...models.packing import plan_rows
 from ...models.quantized import CountedLinear
 from ...models.token_scorer import TokenScorer
@@ -483,7 +484,9 @@ def _sampling(policy: PreTrainedModel, config: OptimizerConfig, limits: Limits, 
     layers, capacity = cast(Any, decoder.cache.layers), decoder.cache.capacity
     cache = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
     per_token = cache // (slots * capacity)
+    packed = _item("weights packed for sampling", [packed_weights(policy, slots)])
     return [
+        *([packed] if packed.size else []),
         Item("key-value cache", cache, f"{slots} slots x {capacity} tokens x {per_token:,} bytes"),
         Item("prompts, growth, logits", counter.peak - held - cache, f"{slots} prompts x {prompt} tokens at once"),
     ]

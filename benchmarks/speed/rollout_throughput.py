@@ -7,6 +7,7 @@ geometric. All prompts have one length, so `generate` loses nothing on padding, 
 nor grades: the engine steps a real environment and does both.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -147,8 +148,9 @@ def _compare(
     seed: int,
 ) -> dict[str, Any]:
     generate, engine = [], []
+    untouched = copy.deepcopy(model)  # the policy may change the layers of its own
     for repeat in range(repeats):
-        generate.append(_measure(model, lambda r=repeat: _generate(model, env, count, seed + r)))
+        generate.append(_measure(untouched, lambda r=repeat: _generate(untouched, env, count, seed + r)))
         engine.append(_measure(model, lambda r=repeat: _engine(model, tokenizer, env, count, seed + r)))
     medians = {name: float(np.median([s.rate for s in runs])) for name, runs in _named(generate, engine)}
     return {

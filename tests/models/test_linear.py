@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
 from tokengym import models
+from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.models import linear
-from tokengym.models.linear import LEAST, OneDNNLinear, use_onednn
+from tokengym.models.linear import LEAST, OneDNNConv1D, OneDNNLinear, PackedWeights, packed_weights, use_onednn
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 SHAPES = [(96, 96, 128), (8, 12, 96, 128), (1, 9216, 128)]  # [..., K]; with N = 96 all are large enough
@@ -40,13 +43,23 @@ def _pair(bias: bool) -> tuple[nn.Linear, nn.Linear]:
     return usual, use_onednn(copy.deepcopy(usual))
 
 
-@pytest.mark.parametrize("bias", [False, True])
+LAYERS = {
+    "fewer outputs": lambda: nn.Linear(128, 96, bias=False),
+    "more outputs": lambda: nn.Linear(128, 200),
+    "gpt2": lambda: Conv1D(96, 128),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_outputs_and_gradients_are_those_of_pytorch(
-    faster: None, products: list[torch.Size], shape: tuple[int, ...], bias: bool
+    faster: None, products: list[torch.Size], shape: tuple[int, ...], kind: str
 ) -> None:
-    usual, fast = _pair(bias)
-    values, weights = torch.randn(shape), torch.randn(*shape[:-1], 96)
+    torch.manual_seed(0)
+    usual = LAYERS[kind]()
+    fast = use_onednn(copy.deepcopy(usual))
+    values = torch.randn(shape)
+    weights = torch.randn_like(usual(values))
     found = []
     for layer in (usual, fast):
         given = values.clone().requires_grad_()
@@ -113,6 +126,63 @@ def test_a_model_that_is_saved_is_the_same(faster: None, tmp_path: Path) -> None
     again, _ = models.load(str(tmp_path), device="cpu")
     for ours, theirs in zip(again.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(256, 512), Conv1D(512, 256)])
+def test_copies_of_weights_are_read_and_follow_the_weights(
+    faster: None, monkeypatch: pytest.MonkeyPatch, layer: nn.Module
+) -> None:
+    made: list[int] = []
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_reorder_linear_weight", lambda *given: made.append(1) or reorder(*given), raising=False
+    )
+    fast, values, packed = use_onednn(copy.deepcopy(layer)), torch.randn(32, 256), PackedWeights()
+
+    def check(count: int) -> None:
+        with torch.no_grad():
+            expected = fast(values)
+            with packed.read():
+                torch.testing.assert_close(fast(values), expected, rtol=1e-5, atol=1e-5)
+                fast(values)
+        assert len(made) == count
+
+    check(1)
+    with torch.no_grad():
+        fast.weight.mul_(2)
+    check(2)
+    fast.weight = nn.Parameter(torch.randn(fast.weight.shape))
+    check(3)
+    with packed.read():
+        assert fast(values).requires_grad  # where gradients are wanted, the weights themselves are read
+        fast(values[:1])
+    assert len(made) == 3
+
+
+def test_a_model_that_was_made_in_inference_mode_is_read_from_copies(faster: None) -> None:
+    with torch.inference_mode():
+        fast, values, packed = use_onednn(nn.Linear(256, 512)), torch.randn(32, 256), PackedWeights()
+        expected = fast(values)
+        with packed.read():
+            torch.testing.assert_close(fast(values), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_small_products_read_have_no_copies(faster: None) -> None:
+    model = use_onednn(nn.Sequential(nn.Linear(256, 512), nn.Linear(8, 8), nn.Linear(256, 512).bfloat16()))
+    assert packed_weights(model, LEAST // (256 * 512)) == [model[0].weight]
+    assert packed_weights(model, LEAST // (256 * 512) - 1) == []
+    assert packed_weights(nn.Linear(256, 512), 1000) == []
+
+
+def test_gpt2_has_layers_of_onednn_in_a_policy(faster: None) -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, vocab_size=64))
+    policy = CausalLMPolicy(model, models.load_tokenizer("chars:0123"))
+    assert sum(isinstance(module, OneDNNConv1D) for module in policy.model.modules()) == 2 * 4
+    assert not any(type(module) in (nn.Linear, Conv1D) for module in policy.model.modules())
+
+
+def test_layers_elsewhere_than_on_a_cpu_are_pytorchs(faster: None) -> None:
+    assert type(use_onednn(nn.Linear(4, 4, device="meta"))) is nn.Linear
 
 
 def test_other_processors_keep_pytorchs_layers(monkeypatch: pytest.MonkeyPatch) -> None:

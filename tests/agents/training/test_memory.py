@@ -23,6 +23,7 @@ from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.training import memory
 from tokengym.agents.training.learner import Example
 from tokengym.agents.training.memory import GIB, Limits, MemoryPlan, NotEnoughMemoryError, plan_memory
+from tokengym.models import linear
 from tokengym.models.dry_run import dry_run, without_weights
 from tokengym.models.engine.cache import SlotCache
 from tokengym.models.forward import default_micro_batch_tokens
@@ -163,6 +164,20 @@ def test_the_copy_that_samples_in_bfloat16_is_counted() -> None:
     cache = "key-value cache"
     assert 2 * size(half, "sampling", cache) == size(whole, "sampling", cache)
     assert "copy for sampling" not in {item.name for item in whole.kept}
+
+
+def test_copies_of_weights_that_steps_read_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
+    config, name = SFT.config_class(**SMALL), "weights packed for sampling"
+    model = linear.use_onednn(AutoModelForCausalLM.from_config(CONFIG))
+    wide = [layer.weight for layer in model.modules() if isinstance(layer, linear.OneDNNLinear)]
+    monkeypatch.setattr(linear, "LEAST", LIMITS.num_envs * max(weight.numel() for weight in wide))
+    widest = [weight for weight in wide if LIMITS.num_envs * weight.numel() == linear.LEAST]
+    with dry_run() as counter:
+        found = plan_memory(SFT.work(config, without_weights(model)), config, LIMITS, counter)
+        fewer = plan_memory(SFT.work(config, without_weights(model)), config, LIMITS._replace(num_envs=15), counter)
+    assert size(found, "sampling", name) == sum(weight.nbytes for weight in widest)
+    assert name not in {item.name for item in fewer.phases["sampling"]}
 
 
 def test_a_rollout_takes_what_the_plan_says_and_leaves_nothing(

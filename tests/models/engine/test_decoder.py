@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from tokengym.models import linear
 from tokengym.models.engine.decoder import SlotDecoder
 from tokengym.models.engine.row_decoder import RowDecoder
 from tokengym.models.engine.sampling import GREEDY, SamplingConfig, stream_key
@@ -27,11 +28,18 @@ def gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(config)
 
 
-@pytest.fixture(params=[llama, gpt2], ids=["llama", "gpt2"])
-def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+@pytest.fixture(params=["llama", "gpt2", "llama by oneDNN", "gpt2 by oneDNN"])
+def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
+    name, _, library = request.param.partition(" by ")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return request.param().eval()
+        made = {"llama": llama, "gpt2": gpt2}[name]().eval()
+    if library:
+        if not torch.backends.mkldnn.is_available():
+            pytest.skip("PyTorch was built without oneDNN")
+        monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
+        monkeypatch.setattr(linear, "LEAST", 1)
+    return linear.use_onednn(made)
 
 
 def prompts(count: int, seed: int = 0) -> list[np.ndarray]:
