@@ -74,6 +74,7 @@ def _speed(arguments: Sequence[str]) -> None:
     def run(
         trl_python: str | None = None,
         trl_ppo_python: str | None = None,
+        peer_runs: int = 1,
         history: Path | None = None,
         output: Path | None = None,
     ) -> None:
@@ -82,6 +83,7 @@ def _speed(arguments: Sequence[str]) -> None:
         Args:
             trl_python: Interpreter of an environment with TRL 1.16.0, to compare GRPO with.
             trl_ppo_python: Interpreter of an environment with TRL 1.12.0, the last one with PPO, to compare PPO with.
+            peer_runs: Runs of each side of the comparisons with TRL, whose medians count.
             history: File of JSON lines that the ratios are added to, with commit, date and machine.
             output: JSON file for the results.
         """
@@ -89,7 +91,7 @@ def _speed(arguments: Sequence[str]) -> None:
 
         check_output(history)
         check_output(output)
-        results = summary.run(trl_python, trl_ppo_python)
+        results = summary.run(trl_python, trl_ppo_python, peer_runs)
         say(summary.table(results))
         if history is not None:
             summary.append_history(results, history)

@@ -31,7 +31,8 @@ class RCRLConfig(FineTuneConfig):
             score. [Havrilla et al. 2024]
         orm: Outcome model that scores for the label sources "orm" and "sorm": "tokengym/tiny-orm" or the `model`
             folder of its run.
-        rollouts_per_step: Continuations that are sampled from the end of each step. [Havrilla et al. 2024, GLoRe]
+        rollouts_per_step: Continuations that are sampled from the end of each step, if steps are labeled by
+            "monte_carlo". [Havrilla et al. 2024, GLoRe]
         threshold: Least value of a step that is labeled [GOOD]; a tie is good. [Havrilla et al. 2024]
         return_edges: Returns, ascending, that divide attempts into numeric labels, in place of [BAD] and [GOOD].
         return_buckets: Number of numeric labels, with the quantiles of the pool's returns as edges.

@@ -359,7 +359,8 @@ def _equal(answer: Node, gold: Node, strict: bool) -> bool:
         answer = Node("tuple", tuple(part.parts[1] for part in answer.parts))
     if "relation" in (answer.kind, gold.kind) and _is_equation(gold) and _is_equation(answer):
         defines = _meaning(gold) is not gold, _meaning(answer) is not answer
-        if not all(defines) and (defines[0] or not defines[1]):
+        # x=5 is no 2x=10: the equation is solved, where it was asked for.
+        if not all(defines) and (defines[0] or not defines[1] or letters(_meaning(answer))):
             return _equal_equations(answer, gold)
     a, g = _meaning(answer), _meaning(gold)
     if a == g:

@@ -41,19 +41,22 @@ class Measurement:
     goal: float | None = None
 
 
-def run(trl_python: str | None = None, trl_ppo_python: str | None = None) -> dict[str, Any]:
+def run(trl_python: str | None = None, trl_ppo_python: str | None = None, peer_runs: int = 1) -> dict[str, Any]:
     """Measures everything, one after the other.
 
     Args:
         trl_python: Interpreter of an environment with TRL 1.16.0; `None` leaves GRPO's comparison out.
         trl_ppo_python: Interpreter of an environment with TRL 1.12.0; `None` leaves PPO's comparison out.
+        peer_runs: Runs of each side of the comparisons with TRL, whose medians count.
 
     Returns:
         JSON values: "commit", "date", "machine", "versions" and "lines".
 
     Raises:
-        ValueError: An interpreter is none, or has another release of TRL.
+        ValueError: An interpreter is none, or has another release of TRL, or there is less than one run.
     """
+    if peer_runs < 1:
+        raise ValueError(f"peer_runs must be at least 1, got {peer_runs}")
     for python, module in ((trl_python, trl_grpo), (trl_ppo_python, trl_ppo)):
         if python is not None:
             check_trl(python, module.VERSION)
@@ -62,11 +65,11 @@ def run(trl_python: str | None = None, trl_ppo_python: str | None = None) -> dic
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in PACKAGES},
-        "lines": [asdict(line) for line in lines(trl_python, trl_ppo_python)],
+        "lines": [asdict(line) for line in lines(trl_python, trl_ppo_python, peer_runs)],
     }
 
 
-def lines(trl_python: str | None, trl_ppo_python: str | None) -> Iterator[Measurement]:
+def lines(trl_python: str | None, trl_ppo_python: str | None, peer_runs: int = 1) -> Iterator[Measurement]:
     """The lines of the table, each when it is measured."""
     gymnasium = f"Gymnasium's SyncVectorEnv {version('gymnasium')}"
     found: Any = env_throughput.run()
@@ -97,13 +100,13 @@ def lines(trl_python: str | None, trl_ppo_python: str | None) -> Iterator[Measur
     dense = found["ratios"]["dense_orm/sparse"][0]
     yield Measurement("rollout under a dense outcome reward", "the same under the sparse reward", 1 / dense)
     if trl_python is not None:
-        found = trl_grpo.run(trl_python)
+        found = trl_grpo.run(trl_python, repeats=peer_runs)
         for case in found["cases"]:
             figure = f"GRPO step, {trl_grpo.case_name(case)}"
             for way, ratio in (("", case["speedup"]), (", compiled decoder", case["compiled_speedup"])):
                 yield Measurement(figure + way, f"TRL {trl_grpo.VERSION}", ratio, case["goal"])
     if trl_ppo_python is not None:
-        found = trl_ppo.run(trl_ppo_python)
+        found = trl_ppo.run(trl_ppo_python, repeats=peer_runs)
         for name, case in found["cases"].items():
             for dtype, ratio in case["speedups"].items():
                 yield Measurement(

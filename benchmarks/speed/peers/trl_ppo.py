@@ -46,7 +46,7 @@ LORA_RANK = 16
 
 
 def run(
-    trl_python: str, cases: Sequence[tuple[int, int]] = CASES, steps: int = 6, warmup: int = 1, repeats: int = 3
+    trl_python: str, cases: Sequence[tuple[int, int]] = CASES, steps: int = 3, warmup: int = 1, repeats: int = 3
 ) -> dict[str, Any]:
     """Measures both sides in turns.
 
@@ -404,7 +404,7 @@ def main() -> None:
     parser.add_argument("--trl-python", required=True, help="interpreter of an environment with TRL")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
     check_output(options.output)
     results = run(options.trl_python, repeats=options.repeats, steps=options.steps)

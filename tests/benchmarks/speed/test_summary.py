@@ -86,6 +86,11 @@ def test_history_grows_by_a_line(results, tmp_path) -> None:
     assert first["ratios"]["GRPO step, 128 + 128, 2 x 128 / TRL 1.16.0"] == 3.5
 
 
+def test_less_than_one_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="peer_runs must be at least 1, got 0"):
+        summary.run(peer_runs=0)
+
+
 def test_a_peer_of_another_release_is_found_before_anything_is_measured(monkeypatch) -> None:
     monkeypatch.setattr(summary, "lines", None)
     with pytest.raises(ValueError, match="'nowhere/python' is no interpreter: No such file"):
