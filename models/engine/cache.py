@@ -8,7 +8,6 @@ prefix of a solution) is copied, not computed.
 # pyright: reportIncompatibleVariableOverride=false
 # transformers declares a layer's tensors as optional; here they are there from the first update on.
 
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ...arrays import IntArray
 from ..attention import layout
-from ..linear import PackedWeights
 from ..positions import check_length, position_limit
 
 # A prefix shared by all new prompts is computed once, before the others, from this many tokens on.
@@ -203,7 +201,6 @@ class SlotModel:
         self.prefill_tokens = 0
         """Prompt tokens whose keys and values were computed; those copied from another row do not count."""
         self._arguments = arguments
-        self._packed = PackedWeights()
         self._prefixes = np.full((num_slots, _GROW), -1, np.int64)  # the prefix that each row still holds, then -1
         self._lengths = np.zeros(num_slots, np.int64)  # cached tokens of each row
 
@@ -276,9 +273,7 @@ class SlotModel:
         self.cache.place(rows, self._tensor(row_index), where, length, start)
         columns = torch.arange(length, device=self.device)
         position_ids = where.clamp(max=self.limit - 1) if length > self.limit else where  # padding may lie beyond
-        # Steps are many, and have few rows: a pass over prompts would not make up for copies of the weights.
-        step = self._packed.read() if tokens.shape[1] == 1 else nullcontext()
-        with layout(where, columns[None]), step:
+        with layout(where, columns[None]):
             return self.model(
                 input_ids=self._tensor(tokens),
                 position_ids=position_ids,

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ...arrays import IntArray
 from ..kept_tokens import KeptTokens
 from ..layers import without_adapters
+from ..linear import PackedWeights
 from .cache import SlotModel
 from .sampling import SamplingConfig, check_finite, draw
 from .shared_prefixes import SharedPrefixes
@@ -45,6 +46,7 @@ class SlotDecoder(SlotModel):
         """Tokens that the newest draws were made from, in the order of `slots`, if `records_kept` is set."""
         self.shared = SharedPrefixes(model, self.cache)
         """Prefixes that rows share, which a step reads once."""
+        self._packed = PackedWeights()
         self._regrouped = False  # False if other rows are live than when prefixes were last compared
         self._row = np.full(num_slots, -1)  # row of each slot in the batch
         self._pending = np.zeros(num_slots, np.int64)
@@ -124,7 +126,9 @@ class SlotDecoder(SlotModel):
             self.shared.regroup(self._prefixes[:count])
             self._regrouped = True
         rows = (slice(count), np.arange(count), self._pending[:count, None], self._lengths[:count, None])
-        output = self.shared.outputs(lambda start: self.forward(*rows, start))
+        # Steps are many, and have few rows: passes over prompts would not make up for copies of the weights.
+        with self._packed.read():
+            output = self.shared.outputs(lambda start: self.forward(*rows, start))
         streams = self._tensor(self._keys[:count]), self._tensor(self._drawn[:count])
         return draw(output.logits[:, -1, : self.vocab_size], *streams, config)
 

@@ -177,3 +177,23 @@ def test_memory_that_was_never_written_reaches_no_output(model: PreTrainedModel)
         assert run(model, sequences, 8, SamplingConfig(1.0)) == expected
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_steps_read_copies_of_weights_and_prompts_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("PyTorch was built without oneDNN")
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(linear, "LEAST", 1)
+    read: list[str] = []
+    weight = linear.PackedWeights.weight
+    monkeypatch.setattr(linear.PackedWeights, "weight", lambda *given: read.append("copy") or weight(*given))
+    model = linear.use_onednn(llama().eval())
+    decoder = SlotDecoder(model, 3, VOCABULARY)
+    decoder.begin(np.arange(3), prompts(3), np.arange(3))
+    assert read == []
+    decoder.step(GREEDY)
+    layers = sum(isinstance(module, linear.OneDNNLinear) for module in model.modules())
+    assert len(read) == layers
+    with torch.no_grad():
+        model(torch.arange(8)[None])
+    assert len(read) == layers
