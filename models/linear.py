@@ -24,14 +24,18 @@ class OneDNNLinear(nn.Linear):
     """A linear layer that takes large float32 products from oneDNN, and everything else from where PyTorch does."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _output(self, input, self.weight)
+        if _is_small(input, self.out_features):
+            return super().forward(input)
+        return _large(input, self.weight, self.bias, self)
 
 
 class OneDNNConv1D(Conv1D):
     """GPT-2's linear layer, whose weight is `[in, out]`, in the same way."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _output(self, x, self.weight.t())
+        if _is_small(x, self.nf):
+            return super().forward(x)
+        return _large(x, self.weight.t(), self.bias, self)
 
 
 class PackedWeights:
@@ -97,13 +101,6 @@ def onednn_is_faster() -> bool:
     return found.get("avx512_f", False) and found.get("cpu_name", "").startswith("AMD") and libraries
 
 
-def _output(layer: OneDNNLinear | OneDNNConv1D, input: Tensor, weight: Tensor) -> Tensor:
-    packed = None if torch.compiler.is_compiling() else _PACKED.get()
-    if packed is None or torch.is_grad_enabled() or _is_small(input, weight.shape[0]) or not _takes(input, weight):
-        return linear(input, weight, layer.bias)
-    return _product(input, packed.weight(layer, weight), layer.bias)
-
-
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, with large float32 products on a CPU from oneDNN.
 
@@ -112,11 +109,19 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: `[N, K]`.
         bias: `[N]`.
     """
-    if _is_small(input, weight.shape[0]) or not _takes(input, weight):
+    if _is_small(input, weight.shape[0]):
+        return nn.functional.linear(input, weight, bias)
+    return _large(input, weight, bias)
+
+
+def _large(input: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Module | None = None) -> Tensor:
+    """A product that is not small; of a layer, where no gradient is wanted, perhaps by a copy of its weight."""
+    if not _takes(input, weight):
         return nn.functional.linear(input, weight, bias)
     if torch.is_grad_enabled():
         return _Linear.apply(input, weight, bias)
-    return _product(input, weight, bias)
+    packed = None if layer is None else _PACKED.get()
+    return _product(input, weight if packed is None else packed.weight(layer, weight), bias)
 
 
 def _is_small(input: Tensor, outputs: int) -> bool:
