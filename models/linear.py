@@ -120,8 +120,8 @@ def _large(input: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Module 
         return nn.functional.linear(input, weight, bias)
     if torch.is_grad_enabled():
         return _Linear.apply(input, weight, bias)
-    packed = None if layer is None else _PACKED.get()
-    return _product(input, weight if packed is None else packed.weight(layer, weight), bias)
+    packed = _PACKED.get()
+    return _product(input, weight if packed is None or layer is None else packed.weight(layer, weight), bias)
 
 
 def _is_small(input: Tensor, outputs: int) -> bool:
