@@ -12,6 +12,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.jit._trace import is_tracing
 from transformers.pytorch_utils import Conv1D
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -57,8 +59,13 @@ class PackedWeights:
             _PACKED.reset(token)
 
     def weight(self, layer: nn.Module, weight: Tensor) -> Tensor:
-        """The copy of a layer's weight `[N, K]`, made anew if that was moved or changed in place."""
-        state = weight.data_ptr(), 0 if weight.is_inference() else weight._version
+        """The copy of a layer's weight `[N, K]`, made anew if that was moved or changed in place.
+
+        A weight made in inference mode is returned itself: nothing tells whether it was changed.
+        """
+        if weight.is_inference():
+            return weight
+        state = weight.data_ptr(), weight._version
         made = self._made.get(layer)
         if made is None or made[0] != state:
             made = self._made[layer] = state, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
@@ -125,15 +132,23 @@ def _large(input: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Module 
 
 
 def _is_small(input: Tensor, outputs: int) -> bool:
-    """True if PyTorch's own product is at least as fast; while it is compiled, it is always taken."""
-    return torch.compiler.is_compiling() or input.numel() * outputs < LEAST
+    """True if PyTorch's own product is at least as fast; while it is compiled or traced by fx, it is always taken."""
+    return torch.compiler.is_compiling() or type(input) not in _PLAIN or input.numel() * outputs < LEAST
 
 
 def _takes(input: Tensor, weight: Tensor) -> bool:
     """True if these are plain float32 tensors on a CPU, to be multiplied as they are."""
     plain = type(input) in _PLAIN and type(weight) in _PLAIN
     kinds = input.dtype == weight.dtype == torch.float32 and input.device.type == weight.device.type == "cpu"
-    return plain and kinds and not torch.is_autocast_enabled("cpu")
+    return plain and kinds and not torch.is_autocast_enabled("cpu") and not _is_transformed()
+
+
+def _is_transformed() -> bool:
+    """True in transforms of `torch.func`, forward-mode differentiation and jit's tracing: oneDNN has no rules for these.
+
+    Without a gradient's graph, its products would lose tangents without an error.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or is_tracing()
 
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -151,17 +166,18 @@ class _Linear(torch.autograd.Function):
         return _product(input, weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides names of parameters
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # as many gradients as outputs
         ctx: Any, *gradients: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (gradient,) = gradients
         input, weight = ctx.saved_tensors
         of_input, of_weight, of_bias = ctx.needs_input_grad
-        rows = gradient.flatten(0, -2)
+        rows, inputs = gradient.reshape(-1, gradient.shape[-1]), input.reshape(-1, input.shape[-1])
+        # Gradients of gradients and batches of them are PyTorch's own.
+        own = torch.is_grad_enabled() or _is_transformed()
         return (
-            _product(gradient, weight.t()) if of_input else None,
-            _gradient_of_weight(rows, input.flatten(0, -2)) if of_weight else None,
+            (gradient @ weight if own else _product(gradient, weight.t())) if of_input else None,
+            (rows.t() @ inputs if own else _gradient_of_weight(rows, inputs)) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
 

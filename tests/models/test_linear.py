@@ -1,11 +1,12 @@
 """Linear layers whose products come from oneDNN."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
@@ -159,12 +160,68 @@ def test_copies_of_weights_are_read_and_follow_the_weights(
     assert len(made) == 3
 
 
-def test_a_model_that_was_made_in_inference_mode_is_read_from_copies(faster: None) -> None:
+def test_weights_that_were_made_in_inference_mode_are_read_as_they_are_now(faster: None) -> None:
     with torch.inference_mode():
         fast, values, packed = use_onednn(nn.Linear(256, 512)), torch.randn(32, 256), PackedWeights()
-        expected = fast(values)
-        with packed.read():
-            torch.testing.assert_close(fast(values), expected, rtol=1e-5, atol=1e-5)
+        for _ in range(2):
+            with packed.read():
+                found = fast(values)
+            torch.testing.assert_close(found, fast(values), rtol=1e-5, atol=1e-5)
+            fast.weight.mul_(2)
+
+
+def _second_order(layer: nn.Module, values: Tensor) -> list[Tensor]:
+    values = values.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(torch.tanh(layer(values)).sum(), values, create_graph=True)
+    return list(torch.autograd.grad(gradient.square().sum(), [values, layer.weight]))
+
+
+def _by_problem(layer: nn.Module, values: Tensor) -> list[Tensor]:
+    def loss(weights: dict[str, Tensor], row: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, weights, (row,)).square().sum()
+
+    weights = {name: weight.detach() for name, weight in layer.named_parameters()}
+    return list(torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, values.expand(2, -1, -1)).values())
+
+
+def _tangent(layer: nn.Module, values: Tensor) -> list[Tensor]:
+    with torch.autograd.forward_ad.dual_level():
+        output = layer(torch.autograd.forward_ad.make_dual(values, values))
+        return [torch.autograd.forward_ad.unpack_dual(output).tangent]
+
+
+def _tangent_without_graph(layer: nn.Module, values: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        return [torch.func.jvp(layer, (values,), (values,))[1], *_tangent(layer, values)]
+
+
+def _batch_of_gradients(layer: nn.Module, values: Tensor) -> list[Tensor]:
+    values, batch = values.clone().requires_grad_(), torch.eye(len(values))
+    return list(torch.autograd.grad(layer(values).sum(1), [values, layer.weight], batch, is_grads_batched=True))
+
+
+def _of_one_row(layer: nn.Module, values: Tensor) -> list[Tensor]:
+    output = layer(values.flatten()[:256].repeat(16).requires_grad_())
+    return [output, *torch.autograd.grad(output.square().sum(), layer.weight)]
+
+
+def _traced(layer: nn.Module, values: Tensor) -> list[Tensor]:
+    return [torch.jit.trace(layer, values)(values), torch.fx.symbolic_trace(nn.Sequential(layer))(values)]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [_second_order, _by_problem, _tangent, _tangent_without_graph, _batch_of_gradients, _of_one_row, _traced],
+    ids=lambda use: use.__name__,
+)
+def test_whatever_else_pytorch_does_with_a_layer_it_still_does(
+    faster: None, use: Callable[[nn.Module, Tensor], list[Tensor]]
+) -> None:
+    torch.manual_seed(0)
+    usual, values = nn.Linear(4096 if use is _of_one_row else 256, 512), torch.randn(32, 256)
+    expected = use(usual, values)
+    for found, right in zip(use(use_onednn(usual), values), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_that_small_products_read_have_no_copies(faster: None) -> None:
