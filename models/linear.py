@@ -144,7 +144,7 @@ def _takes(input: Tensor, weight: Tensor) -> bool:
 
 
 def _is_transformed() -> bool:
-    """True in transforms of `torch.func`, forward-mode differentiation and jit's tracing: oneDNN has no rules for these.
+    """True in transforms of `torch.func`, forward-mode differentiation and jit's tracing: oneDNN has no rules there.
 
     Without a gradient's graph, its products would lose tangents without an error.
     """

@@ -5,7 +5,9 @@ from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...arrays import IntArray
@@ -132,27 +134,48 @@ class CausalLMPolicy:
         Args:
             observation: Arrays `input_ids` and `attention_mask`, `[N, L]` from a vector environment or `[L]` from a
                 single one.
-            state: State that the last call returned, with the key-value cache; `None` starts anew.
+            state: State that the last call returned, with the key-value cache; `None` starts anew. One from before a
+                change of the weights, or of another model, starts anew as well.
             episode_start: `[N]` bool, true where an episode began with this observation.
             deterministic: Take the most likely token.
 
         Returns:
             Actions, `[N]` int64 or one integer for an unbatched observation, and the state for the next call.
+
+        Raises:
+            ValueError: The state is of observations of another shape.
         """
         ids = np.atleast_2d(observation["input_ids"])
         lengths = np.atleast_2d(observation["attention_mask"]).sum(1).astype(np.int64)
-        if state is None:
-            state = PolicyState(self.decoder(len(ids)), ids.shape[1])
+        if state is not None and state.ids.shape != ids.shape:
+            raise ValueError(
+                f"the state is of observations of shape {list(state.ids.shape)}, and this one has {list(ids.shape)}: "
+                "give state=None where another environment begins"
+            )
+        weights = _WeightsSeen(self.model)
+        if state is None or weights != state.weights:
+            begun = 0 if state is None else state.begun
+            state = PolicyState(self.decoder(len(ids)), ids.shape[1], weights, begun)
+        if state.decoder.model.training:  # put in training mode since, which has dropout
+            state.decoder.model.eval()
         actions = state.advance(ids, lengths, episode_start, self.seed, GREEDY if deterministic else self.sampling)
         return (actions if observation["input_ids"].ndim == 2 else int(actions[0])), state
 
 
 class PolicyState:
-    """The decoder behind `CausalLMPolicy.predict`, and the sequences of at most `width` tokens that its cache holds."""
+    """The decoder behind `CausalLMPolicy.predict`, and the sequences of at most `width` tokens that its cache holds.
 
-    def __init__(self, decoder: SlotDecoder | RowDecoder, width: int) -> None:
+    Args:
+        decoder: Decoder with a slot for each observation.
+        width: Tokens of an observation.
+        weights: Weights that the cache was computed with.
+        begun: Random streams that have been used.
+    """
+
+    def __init__(self, decoder: SlotDecoder | RowDecoder, width: int, weights: "_WeightsSeen", begun: int) -> None:
         self.decoder = decoder
-        self.begun = 0
+        self.weights = weights
+        self.begun = begun
         self.ids = np.zeros((decoder.num_slots, width), np.int64)  # as last seen
         self.lengths = np.full(decoder.num_slots, -2)  # tokens of each slot; at first no slot can have grown by one
 
@@ -182,3 +205,27 @@ class PolicyState:
         actions = np.empty(len(ids), np.int64)
         actions[order] = self.decoder.step(sampling)[0]
         return actions
+
+
+class _WeightsSeen:
+    """A model's weights as they are now: equal to those seen later unless they were changed or moved meanwhile."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        parameters = [each.detach() for each in model.parameters() if not each.is_meta]
+        counts = [0 if each.is_inference() else each._version for each in parameters]
+        self.model = model
+        self._places = [(each.data_ptr(), count) for each, count in zip(parameters, counts, strict=True)]
+        # Fused optimizers and changes of `.data` are not counted by PyTorch: some numbers of each weight tell of them.
+        self._numbers = [_some(each) for each in parameters if type(each) is Tensor and each.numel()]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _WeightsSeen) or self.model is not other.model or self._places != other._places:
+            return False
+        return not self._numbers or torch.equal(torch.cat(self._numbers), torch.cat(other._numbers))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  # weights change
+
+
+def _some(weight: Tensor) -> Tensor:
+    """At most 128 numbers of a weight, from all over it."""
+    return weight.reshape(-1)[:: max(1, weight.numel() // 64)].float().clone()

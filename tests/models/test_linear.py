@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -173,7 +174,7 @@ def test_weights_that_were_made_in_inference_mode_are_read_as_they_are_now(faste
 def _second_order(layer: nn.Module, values: Tensor) -> list[Tensor]:
     values = values.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(torch.tanh(layer(values)).sum(), values, create_graph=True)
-    return list(torch.autograd.grad(gradient.square().sum(), [values, layer.weight]))
+    return list(torch.autograd.grad(gradient.square().sum(), [values, *layer.parameters()]))
 
 
 def _by_problem(layer: nn.Module, values: Tensor) -> list[Tensor]:
@@ -197,16 +198,17 @@ def _tangent_without_graph(layer: nn.Module, values: Tensor) -> list[Tensor]:
 
 def _batch_of_gradients(layer: nn.Module, values: Tensor) -> list[Tensor]:
     values, batch = values.clone().requires_grad_(), torch.eye(len(values))
-    return list(torch.autograd.grad(layer(values).sum(1), [values, layer.weight], batch, is_grads_batched=True))
+    return list(torch.autograd.grad(layer(values).sum(1), [values, *layer.parameters()], batch, is_grads_batched=True))
 
 
 def _of_one_row(layer: nn.Module, values: Tensor) -> list[Tensor]:
     output = layer(values.flatten()[:256].repeat(16).requires_grad_())
-    return [output, *torch.autograd.grad(output.square().sum(), layer.weight)]
+    return [output, *torch.autograd.grad(output.square().sum(), list(layer.parameters()))]
 
 
 def _traced(layer: nn.Module, values: Tensor) -> list[Tensor]:
-    return [torch.jit.trace(layer, values)(values), torch.fx.symbolic_trace(nn.Sequential(layer))(values)]
+    traced: list[Any] = [torch.jit.trace(layer, values), torch.fx.symbolic_trace(nn.Sequential(layer))]
+    return [each(values) for each in traced]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """`predict` with its SB3-style state: the actions of a full forward pass, whatever the environment does with slots."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.evaluation import evaluate_policy
+from torch import nn
 
 from tokengym.agents import ExpertIteration
 from tokengym.agents.rollouts.collect import collect
@@ -55,6 +58,69 @@ def test_greedy_actions_equal_a_full_forward_pass_through_resets(policy, tokeniz
         done = np.where(rng.random(5) < 0.3, rng.choice([3, 15], 5), actions)
         observation, _, terminations, truncations, _ = env.step(done)
         start = terminations | truncations
+
+
+def _fused(model: nn.Module) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, fused=True)
+    for parameter in model.parameters():
+        parameter.grad = parameter.detach().clone()
+    optimizer.step()
+
+
+@torch.no_grad()
+def _in_place(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.mul_(-0.5)
+
+
+def _data(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(-0.5)
+
+
+def _others(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data = parameter.data * -0.5
+
+
+@pytest.mark.parametrize("change", [_in_place, _fused, _data, _others], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("again", [True, False], ids=["the same prompts", "the middle of attempts"])
+def test_a_state_that_is_kept_follows_changes_of_the_weights(policy, tokenizer, change, again: bool) -> None:
+    policy = CausalLMPolicy(copy.deepcopy(policy.model), tokenizer)
+    env = strings(5, AutoresetMode.NEXT_STEP, tokenizer)
+    observation, _ = env.reset(seed=0)
+    actions, state = policy.predict(observation, deterministic=True)
+    policy.model.train()
+    change(policy.model)
+    observation = env.reset(seed=0)[0] if again else env.step(actions)[0]
+    for _ in range(3):
+        actions, state = policy.predict(observation, state, deterministic=True)
+        lengths = observation["attention_mask"].sum(1)
+        assert actions.tolist() == [greedy(policy, observation["input_ids"][i], lengths[i]) for i in range(5)]
+        observation = env.step(actions)[0]
+
+
+def test_a_state_that_is_kept_is_continued_while_the_weights_are_the_same(policy, tokenizer) -> None:
+    env = strings(5, AutoresetMode.NEXT_STEP, tokenizer)
+    observation, _ = env.reset(seed=0)
+    actions, state = policy.predict(observation)
+    policy.model.train()
+    assert policy.with_sampling(top_k=3).predict(env.step(actions)[0], state)[1] is state
+    assert not policy.model.training  # no dropout
+
+
+def test_a_state_of_another_model_or_environment(policy, tokenizer) -> None:
+    observation, _ = strings(5, AutoresetMode.NEXT_STEP, tokenizer).reset(seed=0)
+    other = CausalLMPolicy(copy.deepcopy(policy.model), tokenizer)
+    _in_place(other.model)
+    state = policy.predict(observation)[1]
+    actions, _ = other.predict(observation, state, np.ones(5, bool), deterministic=True)
+    assert actions.tolist() == other.predict(observation, deterministic=True)[0].tolist()
+    fewer, _ = strings(1, AutoresetMode.NEXT_STEP, tokenizer).reset(seed=0)
+    with pytest.raises(
+        ValueError, match=r"the state is of observations of shape \[5, 17\], and this one has \[1, 17\]"
+    ):
+        policy.predict(fewer, state)
 
 
 def test_single_environment(policy, tokenizer) -> None:
