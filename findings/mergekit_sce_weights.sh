@@ -9,7 +9,7 @@
 # of 1e-6 no weight moves by much more than 5e-4 in 500 steps, which is a mean square of 2.5e-7 at the very most. The
 # limit is looked at matrix by matrix, so that of two runs, or in two layers, one may be merged by SCE and the other by
 # TIES without weights. `select_topk` sets most differences to 0 before the mean is taken, and so leads below it sooner.
-# (The guide tells of no limit, main of April 2026 has it, and no public issue was found.) What helps, in a script that
+# (The guide tells of no limit, main of June 2026 has it, and no public issue was found.) What helps, in a script that
 # calls `run_merge`: `mergekit.merge_methods.sce.sce_weight` replaced by a function without the limit.
 #
 # Two models are the base with normally distributed differences, one of them three times as large as the other, so that
