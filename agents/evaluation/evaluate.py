@@ -192,6 +192,7 @@ def evaluate(
         on_problem: Function that is called at the end with the attempts of the pool at each problem, in order.
 
     Raises:
+        TypeError: There is neither a policy nor an agent, but a model, for example, or its name.
         ValueError: Prompts exceed the environment's limit, `problems` is below 1 or `n` below 0, there are a reranker
             and fewer than two samples to choose from, the search finds another number of attempts than `n`, or the
             model that reranks has another tokenizer.
@@ -203,7 +204,13 @@ def evaluate(
         raise ValueError(f"need problems >= 1 and n >= 0, got {problems} and {n}")
     if search is not None and search.width != n:
         raise ValueError(f"the search finds {search.width} attempts at each problem, not n={n}: set n to its width")
-    policy = policy if isinstance(policy, CausalLMPolicy) else policy.policy
+    if not isinstance(policy, CausalLMPolicy):
+        if not hasattr(policy, "policy"):
+            raise TypeError(
+                f"evaluate takes a policy or an agent, got {type(policy).__name__}: load_policy makes one of a "
+                "name or a folder, and CausalLMPolicy of a model and its tokenizer"
+            )
+        policy = policy.policy
     pool_sampling = policy.with_sampling(temperature=temperature).sampling if search is None else search.policy.sampling
     reranker = OutcomeScore(reranker) if isinstance(reranker, OutcomeModel) else reranker
     env = env if isinstance(env, TokenVectorEnv) else _test_slots(env, policy)

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...arrays import IntArray
@@ -34,6 +34,9 @@ class CausalLMPolicy:
         tokenizer: Tokenizer of the model, which must be the environment's.
         sampling: Settings for drawing actions unless the caller asks for deterministic ones.
         seed: Seed of the random streams of `predict`.
+
+    Raises:
+        TypeError: The model or the tokenizer is something else, such as its name.
     """
 
     def __init__(
@@ -43,6 +46,11 @@ class CausalLMPolicy:
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008  # frozen
         seed: int = 0,
     ) -> None:
+        if not isinstance(model, nn.Module) or not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise TypeError(
+                f"a policy is made of a language model and its tokenizer, got {type(model).__name__} and "
+                f"{type(tokenizer).__name__}: load_policy makes one of a name or a folder"
+            )
         self.model = use_onednn(model)
         self.tokenizer = tokenizer
         self.sampling = sampling

@@ -209,6 +209,11 @@ class Dataset(FiniteSource):
                 )
             return {"train": folder}
         tables = {split: file for split in SPLITS if (file := file_of(folder, split))}
+        if not tables and any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
+            raise ValueError(
+                f"{folder} was written by save_to_disk of datasets, which is not read: write each split with "
+                "to_json, as train.jsonl, or with to_parquet, as train.parquet"
+            )
         if not tables:
             raise FileNotFoundError(
                 f"{folder} has no file train, validation or test with one of {', '.join(SUFFIXES)}; split_files says "

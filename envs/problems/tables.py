@@ -30,6 +30,7 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 # `reward_model.ground_truth`, `messages[0].content`
 _PATH = re.compile(r"(?:^|\.)([^.\[\]]+)|\[(-?[0-9]{1,9})\]")
+_HALF = re.compile("[\ud800-\udfff]")
 # A whole number this long, as text; longer ones keep their exponents.
 _MAX_WHOLE = 40
 
@@ -106,6 +107,11 @@ class Row:
 
     def _spell(self, column: str, value: Any, separator: str | None) -> str:
         if isinstance(value, str):
+            if not value.isascii() and (half := _HALF.search(value)):
+                raise ValueError(
+                    f"{self.place}: field {column!r} has {half[0]!r}, half of a character that UTF-16 writes in two: "
+                    "write the whole character"
+                )
             return value.strip()
         if isinstance(value, list) and separator is not None:
             return separator.join(text for item in value if (text := self._spell(column, item, separator)))

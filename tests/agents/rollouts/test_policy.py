@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.evaluation import evaluate_policy
 from torch import nn
 
-from tokengym.agents import ExpertIteration
+from tokengym.agents import ExpertIteration, evaluate
 from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.envs import Problem, ProblemList, TokenEnv, TokenVectorEnv
@@ -189,3 +189,14 @@ def test_sb3_evaluates_an_agent(folder, sums, make_sums, tokenizer) -> None:
     # Three equal attempts at each problem, one per slot.
     assert sorted(returns) == sorted(attempt.total_reward for attempt in attempts)
     assert sorted(lengths) == sorted(len(attempt.completion) for attempt in attempts)
+
+
+def test_names_and_models_without_tokenizer_are_no_policy(policy, tokenizer, folder) -> None:
+    for given in ((str(folder), tokenizer), (policy.model, str(folder)), (tokenizer, policy.model)):
+        with pytest.raises(
+            TypeError, match=r"a policy is made of a language model and its tokenizer, got .*load_policy"
+        ):
+            CausalLMPolicy(*given)
+    for given in (str(folder), policy.model):
+        with pytest.raises(TypeError, match=r"evaluate takes a policy or an agent, got .*load_policy"):
+            evaluate(given, "tokengym/Arithmetic-v0", problems=1)

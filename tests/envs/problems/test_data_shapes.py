@@ -445,3 +445,18 @@ def test_json_lines_in_a_file_named_json(tmp_path):
     (tmp_path / "a.json").write_text('{"question": "a", "answer": 1}')
     with pytest.raises(ValueError, match="is not a list of objects, nor one object a line"):
         Dataset(tmp_path / "a.json")
+
+
+def test_half_of_a_character_is_a_row_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "halves.jsonl"
+    path.write_text('{"question": "1+1", "answer": "2"}\n{"question": "a\\ud83d", "answer": "2"}\n')
+    with pytest.raises(ValueError, match=r"halves.jsonl, line 2: field 'question' has '\\ud83d', half of a character"):
+        Dataset(path, validation=0, test=0)
+    assert len(Dataset(path, on_bad_row="skip", validation=0, test=0)) == 1
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "dataset_dict.json"])
+def test_a_folder_of_save_to_disk_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=r"was written by save_to_disk of datasets.*to_json"):
+        Dataset(tmp_path)
