@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from rich.console import Console
+from torch import nn
 
 import tokengym  # noqa: F401 - registers the environments
 from tokengym.agents.evaluation.evaluate import evaluate
@@ -108,7 +109,7 @@ def env(tmp_path, monkeypatch, worker: Worker | Workers) -> TokenVectorEnv:
 
 
 def test_terminal_infos_logs_and_evaluation_tell_every_verdict(env: TokenVectorEnv, worker: Worker | Workers) -> None:
-    policy = ScriptedPolicy(None, TOKENIZER)  # pyright: ignore[reportArgumentType]
+    policy = ScriptedPolicy(nn.Module(), TOKENIZER)  # pyright: ignore[reportArgumentType]
     before = Counter(worker.counters)
     statistics = RolloutStatistics()
     for name, attempt in zip(SCRIPT, collect(policy, env, len(SCRIPT), seed=0), strict=True):
