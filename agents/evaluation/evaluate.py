@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
@@ -31,7 +32,7 @@ _SLOTS = 64
 
 
 class Interval(NamedTuple):
-    """A mean over problems with its bootstrap interval."""
+    """A mean over problems with its interval, see `bootstrap`."""
 
     value: float
     low: float
@@ -142,8 +143,25 @@ def best_is_correct(attempts: Sequence[Attempt], scores: Sequence[float] | Float
     return best is not None and attempts[best].is_success
 
 
-def bootstrap(values: Iterable[float], *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
+def bootstrap(
+    values: Iterable[float],
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Interval:
     """Mean of per-problem values with its percentile bootstrap interval over problems.
+
+    Where problems do not differ, as when none is solved, resampling shows no error. Then the interval is Wilson's
+    (1927) of as many equal trials, for a value between the bounds as wide to both sides.
+
+    Args:
+        values: Value of each problem.
+        resamples: Number of resamples.
+        level: Coverage of the interval.
+        seed: Seed of the resamples.
+        bounds: Least and greatest possible value.
 
     Raises:
         ValueError: There are no values.
@@ -151,6 +169,10 @@ def bootstrap(values: Iterable[float], *, resamples: int = 2000, level: float = 
     array = np.fromiter(values, np.float64)
     if not len(array):
         raise ValueError("no problems to average over")
+    if array.min() == array.max() and bounds[0] <= array[0] <= bounds[1]:
+        z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+        value, half = float(array[0]), z2 / (len(array) + z2)
+        return Interval(value, max(value - half, bounds[0]), min(value + half, bounds[1]))
     rng = np.random.default_rng(seed)
     means = array[rng.integers(len(array), size=(resamples, len(array)))].mean(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

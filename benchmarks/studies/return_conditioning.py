@@ -274,7 +274,7 @@ def _gap(policy: ConditionedPolicy, settings: Mapping[str, Any]) -> dict[str, An
         greedy = policy.with_condition(condition).with_sampling(temperature=0.0)
         attempts = collect(greedy, env, settings["test_problems"], seed=settings["seed"])
         solved.append(np.array([attempt.is_success for attempt in attempts], float))
-    return {"gap": list(bootstrap(solved[0] - solved[1]))}
+    return {"gap": list(bootstrap(solved[0] - solved[1], bounds=(-1.0, 1.0)))}
 
 
 # --------------------------------------------------------------------------------------------------------------- report

@@ -132,6 +132,17 @@ def test_what_is_reranked_is_right_only_if_an_attempt_is(pool: list[tuple[str | 
     assert right == (tied[:1] == ["1"])
 
 
+def test_where_problems_do_not_differ_the_interval_is_wilsons() -> None:
+    """`statsmodels.stats.proportion.proportion_confint(count, nobs, method="wilson")` 0.14.6."""
+    assert bootstrap([0.0] * 50) == pytest.approx((0.0, 0.0, 0.0713476), abs=1e-6)
+    assert bootstrap([1.0] * 5) == pytest.approx((1.0, 0.5655175, 1.0), abs=1e-6)
+    assert bootstrap([1.0] * 5, level=0.8) == pytest.approx((1.0, 0.752737, 1.0), abs=1e-5)
+    assert str(bootstrap([True, True])) == "1.000 [0.342, 1.000]"
+    assert bootstrap([0.0] * 50, bounds=(-1.0, 1.0)) == pytest.approx((0.0, -0.0713476, 0.0713476), abs=1e-6)
+    assert bootstrap([0.5] * 4) == pytest.approx((0.5, 0.010, 0.990), abs=1e-3)
+    assert bootstrap([7.0] * 4) == (7.0, 7.0, 7.0)  # no share
+
+
 def test_bootstrap_has_the_mean_and_the_normal_interval() -> None:
     values = np.random.default_rng(0).normal(3, 2, 400)
     interval = bootstrap(values)
@@ -140,8 +151,6 @@ def test_bootstrap_has_the_mean_and_the_normal_interval() -> None:
     assert interval.low == pytest.approx(values.mean() - half, abs=0.03)
     assert interval.high == pytest.approx(values.mean() + half, abs=0.03)
     assert bootstrap(values) == interval
-    assert bootstrap([1.0] * 5) == (1.0, 1.0, 1.0)
-    assert str(bootstrap([True, True])) == "1.000 [1.000, 1.000]"
     narrow = bootstrap(values, level=0.5)
     assert interval.low < narrow.low < narrow.value < narrow.high < interval.high
     with pytest.raises(ValueError, match="no problems"):
