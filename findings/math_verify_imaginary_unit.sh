@@ -7,7 +7,8 @@
 # which is right, and hides it. \frac{2}{1+i} for 1-i, \sqrt{-3} for i\sqrt{3}, e^{i\pi/3}, products and absolute
 # values are wrong. Nothing is said. (The README has "Complex number support" with "Handling of different complex
 # notations (e.g., i, ℂ)"; no public issue about it was found.) What helps: writing (I) for i where it is the unit, in
-# both answers, before anything is parsed; with the parentheses, as I itself loses exponents (math_verify_capital_i.sh).
+# both answers, before anything is parsed; with the parentheses, as an
+# exponent of I itself is lost.
 #
 # Eleven pairs of equal numbers, equal in Python's complex arithmetic as well: how many are equal by `verify`, by the
 # way in which the unit is written. Two more are in the form a + bi already.

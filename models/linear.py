@@ -13,7 +13,6 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.jit._trace import is_tracing
 from transformers.pytorch_utils import Conv1D
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -148,7 +147,8 @@ def _is_transformed() -> bool:
 
     Without a gradient's graph, its products would lose tangents without an error.
     """
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or is_tracing()
+    traced = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]  # documented, and not exported
+    return traced or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 _PLAIN = (Tensor, nn.Parameter)

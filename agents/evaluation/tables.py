@@ -32,7 +32,7 @@ def evaluation_table(results: Mapping[str, Evaluation], data: str) -> Group:
     table.add_row("verdicts", *(_shares(result.verdicts) for result in results.values()))
     protocol = f"{first.problems} problems, maj@1 greedy, pool of n={first.n} at temperature {first.temperature}"
     kept = [f"{name} {value}" for name in ("top_k", "top_p", "min_p") if (value := getattr(first, name)) is not None]
-    intervals = "in brackets: 95 % bootstrap intervals over problems"
+    intervals = "in brackets: 95 % intervals over problems"
     return Group(table, Text(", ".join([protocol, *kept, f"seed {first.seed}"]) + f"\n{intervals}"))
 
 

@@ -1,6 +1,7 @@
 """A causal language model as a policy over token environments."""
 
 import copy
+from collections import defaultdict
 from dataclasses import replace
 from typing import Any, Self
 
@@ -160,10 +161,9 @@ class CausalLMPolicy:
                 f"the state is of observations of shape {list(state.ids.shape)}, and this one has {list(ids.shape)}: "
                 "give state=None where another environment begins"
             )
-        weights = _WeightsSeen(self.model)
-        if state is None or weights != state.weights:
+        if state is None or not state.weights.are_those_of(self.model):
             begun = 0 if state is None else state.begun
-            state = PolicyState(self.decoder(len(ids)), ids.shape[1], weights, begun)
+            state = PolicyState(self.decoder(len(ids)), ids.shape[1], _WeightsSeen(self.model), begun)
         if state.decoder.model.training:  # put in training mode since, which has dropout
             state.decoder.model.eval()
         actions = state.advance(ids, lengths, episode_start, self.seed, GREEDY if deterministic else self.sampling)
@@ -216,24 +216,29 @@ class PolicyState:
 
 
 class _WeightsSeen:
-    """A model's weights as they are now: equal to those seen later unless they were changed or moved meanwhile."""
+    """A model's weights as they are now."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        parameters = [each.detach() for each in model.parameters() if not each.is_meta]
-        counts = [0 if each.is_inference() else each._version for each in parameters]
         self.model = model
-        self._places = [(each.data_ptr(), count) for each, count in zip(parameters, counts, strict=True)]
+        self._places = _places(model)
         # Fused optimizers and changes of `.data` are not counted by PyTorch: some numbers of each weight tell of them.
-        self._numbers = [_some(each) for each in parameters if type(each) is Tensor and each.numel()]
+        self._views: defaultdict[torch.device, list[Tensor]] = defaultdict(list)
+        for weight in (each.detach() for each in model.parameters() if not each.is_meta):
+            if type(weight) is Tensor and weight.is_contiguous() and weight.numel():
+                self._views[weight.device].append(weight.view(-1)[:: max(1, weight.numel() // 8)])
+        self._numbers = self._read()
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _WeightsSeen) or self.model is not other.model or self._places != other._places:
-            return False
-        return not self._numbers or torch.equal(torch.cat(self._numbers), torch.cat(other._numbers))
+    def are_those_of(self, model: PreTrainedModel) -> bool:
+        """True unless that is another model, or its weights were changed or moved meanwhile."""
+        same = model is self.model and _places(model) == self._places
+        return same and all(map(torch.equal, self._read(), self._numbers))
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType]  # weights change
+    @torch.no_grad()
+    def _read(self) -> list[Tensor]:
+        return [torch.cat(views) for views in self._views.values()]
 
 
-def _some(weight: Tensor) -> Tensor:
-    """At most 128 numbers of a weight, from all over it."""
-    return weight.reshape(-1)[:: max(1, weight.numel() // 64)].float().clone()
+def _places(model: PreTrainedModel) -> list[tuple[int, int]]:
+    """Where each weight is, and PyTorch's count of its changes."""
+    weights = [weight for weight in model.parameters() if not weight.is_meta]
+    return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
