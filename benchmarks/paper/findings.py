@@ -16,7 +16,7 @@ from ...arrays import FloatArray
 from ..reports.content import CheckedClaim, Outcome
 from ..statistics import LEVEL, Estimate, crossed_mean, holm, ratio_difference
 from .jobs import SOLUTIONS
-from .results import Results
+from .results import Results, system_of
 
 MARGIN = 0.02
 """Differences up to this much count as none, where a finding says that there is none [choice]."""
@@ -129,7 +129,7 @@ def difference(text: str, results: Results, system: str, other: str, metric: str
 
 def findings(results: Results) -> list[CheckedClaim]:
     """All findings whose systems are in the plan."""
-    planned = {name.split("/", 1)[1].rpartition("/")[0] for name in results.jobs}
+    planned = set(map(system_of, results.jobs))
     return decide(
         [Question(text, list(claims(results))) for text, needed, claims in _FINDINGS if planned.issuperset(needed)]
     )

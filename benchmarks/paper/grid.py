@@ -3,7 +3,7 @@
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,15 +14,16 @@ from rich.table import Table
 from ...envs.registration import make_spec, make_vec_env
 from ...extras import need
 from ...files import check_folder, read_json, write_json, write_text
+from ...registry import check_known
 from ...settings import Count, check_settings
-from ..jobs import Job, run_plan
+from ..jobs import FAILURE, RESULT, Job, run_plan
 from ..reports.content import Cell, MissingCell, Report, ResultTable
 from ..reports.html import write_report
 from ..reports.text import interval
 from .commands import commands
 from .jobs import evaluate_system, expected_attempts, rerank_system, train_system
 from .report import assemble
-from .results import Results, job_name
+from .results import Results, job_name, system_of
 from .scales import Scale, paper_scale
 from .systems import ABLATIONS, JUDGE, MODEL, System, output, outputs, systems
 
@@ -30,6 +31,26 @@ from .systems import ABLATIONS, JUDGE, MODEL, System, output, outputs, systems
 def plan(scale: Scale, seeds: Sequence[int]) -> list[Job]:
     """The jobs of a scale: for each seed all systems, each trained, evaluated and reranked."""
     return [job for seed in seeds for system in systems(scale) for job in _jobs(scale, system, seed)]
+
+
+def choose(jobs: Sequence[Job], names: Collection[str], folder: Path) -> list[Job]:
+    """Jobs of some systems, those of others that a folder has already, and all that these need.
+
+    Args:
+        jobs: Jobs of a whole plan, each after those that it needs.
+        names: Names of the systems.
+        folder: Folder of the plan.
+    """
+    chosen = {job.name for job in jobs if system_of(job.name) in names or _was_done(folder / job.name)}
+    for job in reversed(jobs):
+        if job.name in chosen:
+            chosen.update(job.needs)
+    return [job for job in jobs if job.name in chosen]
+
+
+def _was_done(folder: Path) -> bool:
+    """Whether a job came to its end there; one that failed is missing in tables, and is tried again."""
+    return (folder / RESULT).exists() or (folder / FAILURE).exists()
 
 
 def _jobs(scale: Scale, system: System, seed: int) -> list[Job]:
@@ -109,6 +130,8 @@ class PaperGrid:
             continues what was stopped.
         workers: Jobs at the same time, each with threads of its own; by default as many as there are cores for, and
             one on a GPU. Scales of commands take none.
+        systems: Names of the systems to run, such as "ei" and "pretrained/sparse_ppo", with all that they need; of
+            others the report shows what the folder has already. By default all.
         data: Folder or file with the data set, for environments that read one; by default it comes from the hub.
         ablations: Run variants of PPO (penalty, critic, best of N, temperature, curricula), EI and RCRL too.
         dry_run: Show the plan and run nothing.
@@ -118,6 +141,7 @@ class PaperGrid:
     seeds: Count = 3
     folder: Path | None = None
     workers: Count | None = None
+    systems: tuple[str, ...] = ()
     data: str | None = None
     ablations: bool = False
     dry_run: bool = False
@@ -143,6 +167,21 @@ class PaperGrid:
         return scale if self.data is None else replace(scale, env_settings={**scale.env_settings, "data": self.data})
 
     @property
+    def jobs(self) -> list[Job]:
+        """The plan.
+
+        Raises:
+            UnknownNameError: There is no such scale, or it has no such system.
+        """
+        scale = self.settings
+        jobs = plan(scale, range(self.seeds))
+        if not self.systems:
+            return jobs
+        known = [system.name for system in systems(scale) if not system.judges]
+        check_known(f"system of scale {scale.name!r}", self.systems, known)
+        return choose(jobs, self.systems, self.path)
+
+    @property
     def processes(self) -> int:
         """Jobs at the same time."""
         if self.workers is not None:
@@ -163,6 +202,8 @@ class PaperGrid:
         if self.data is not None:
             options["data"] = self.data
         given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        if self.systems:
+            given += ["--systems", *self.systems]
         return shlex.join(["tokengym", "bench", "paper", *given, *(["--ablations"] if self.ablations else [])])
 
 
@@ -177,7 +218,7 @@ def run(grid: PaperGrid, say: Callable[[Any], object] = lambda line: None) -> Re
         The report. Cells that jobs left without a result say why.
 
     Raises:
-        UnknownNameError: There is no such scale.
+        UnknownNameError: There is no such scale, or it has no such system.
         TypeError: There are `data`, and the scale's environment reads none.
         ValueError: The scale is one of commands, the `data` cannot be read, or a result in the folder is of another
             version or of other settings.
@@ -187,8 +228,8 @@ def run(grid: PaperGrid, say: Callable[[Any], object] = lambda line: None) -> Re
     scale, seeds = grid.settings, range(grid.seeds)
     if scale.launcher is not None:
         raise ValueError(f"scale {scale.name!r} is run by commands, not here: `write_commands` writes them")
+    jobs = grid.jobs
     _check_data(grid)
-    jobs = plan(scale, seeds)
     with _WallTime(grid.path) as wall:
 
         def progress(line: str) -> None:
@@ -214,12 +255,12 @@ def show(grid: PaperGrid, say: Callable[[Any], object]) -> None:
     if grid.dry_run:
         if scale.launcher is None:  # else it is read on another machine
             _check_data(grid)
-        say(dry_run(scale, range(grid.seeds)))
+        say(dry_run(scale, grid.jobs))
         return
     if scale.launcher is not None:
         if grid.workers is not None:
             raise ValueError(f"scale {scale.name!r} has one job at a time: leave out workers")
-        path = write_commands(scale, range(grid.seeds), grid.path)
+        path = write_commands(scale, grid.jobs, grid.path)
         say(f"every job of {scale.name} takes a whole machine of GPUs: the commands to give there are in {path}")
         return
     try:
@@ -265,12 +306,11 @@ def missing(report: Report) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def dry_run(scale: Scale, seeds: Sequence[int]) -> Table:
+def dry_run(scale: Scale, jobs: Sequence[Job]) -> Table:
     """The plan: its jobs in order, what each needs, and the attempts it samples."""
     table = Table(title=f"scale {scale.name}: {scale.about}")
     for heading in ("job", "needs", "attempts"):
         table.add_column(heading, overflow="fold")  # a name that is cut off cannot be looked up
-    jobs = plan(scale, seeds)
     expected = [expected_attempts(job) for job in jobs]
     for job, attempts in zip(jobs, expected, strict=True):
         table.add_row(job.name, "\n".join(job.needs), f"{attempts:,}" if attempts else "")
@@ -279,11 +319,11 @@ def dry_run(scale: Scale, seeds: Sequence[int]) -> Table:
     return table
 
 
-def write_commands(scale: Scale, seeds: Sequence[int], folder: Path) -> Path:
+def write_commands(scale: Scale, jobs: Sequence[Job], folder: Path) -> Path:
     """Writes the jobs of a scale that has a launcher as a script of commands; where it is."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "commands.sh"
-    write_text(path, commands(scale, plan(scale, seeds), folder))
+    write_text(path, commands(scale, jobs, folder))
     return path
 
 

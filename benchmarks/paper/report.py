@@ -2,19 +2,19 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from ..jobs import Done
-from ..reports.content import AttemptRecord, Cost, Report, ResultRow, ResultTable, RunRecord, decode
+from ..reports.content import AttemptRecord, Cell, Cost, Report, ResultRow, ResultTable, RunRecord, decode
 from .findings import findings
 from .jobs import RECORDS
 from .plots import figures
 from .published import paper_table
-from .results import METRICS, Results, job_name
+from .results import METRICS, Results, job_name, system_of
 from .systems import ABLATIONS, OWN_TABLES, TABLES, systems
 
 _PACKAGES = ("tokengym", "torch", "transformers", "gymnasium", "accelerate", "numpy")
@@ -38,7 +38,9 @@ def assemble(results: Results, *, command: str, started: str, seconds: float) ->
         seconds: Wall time of it all.
     """
     scale = results.scale
-    seeds = f"{len(results.seeds)} seed{'s' * (len(results.seeds) > 1)}"
+    tables = tuple(table for name in scale.tables if (table := _table(results, name)).rows)
+    differ = len({_seeds(row) for table in tables for row in table.rows} - {0}) > 1
+    seeds = f"{'up to ' * differ}{len(results.seeds)} seed{'s' * (len(results.seeds) > 1)}"
     return Report(
         title=f"Teaching language models to reason with RL, at scale {scale.name}",
         command=command,
@@ -48,7 +50,7 @@ def assemble(results: Results, *, command: str, started: str, seconds: float) ->
         device=_device(scale.agent.get("device")),
         started=started,
         seconds=seconds,
-        tables=tuple(_table(results, name) for name in scale.tables),
+        tables=tables,
         figures=tuple(figures(results)),
         findings=tuple(findings(results)),
         runs=tuple(_runs(results)),
@@ -58,6 +60,7 @@ def assemble(results: Results, *, command: str, started: str, seconds: float) ->
 
 def _table(results: Results, name: str) -> ResultTable:
     scale, single = results.scale, len(results.seeds) == 1
+    planned = set(map(system_of, results.jobs))
     rows = tuple(
         ResultRow(
             line.title,
@@ -65,11 +68,12 @@ def _table(results: Results, name: str) -> ResultTable:
             None if line.paper is None else f"{name}/{line.paper}",
         )
         for line in TABLES[name]
+        if line.system in planned
     )
     interval = (
         "One seed, with its 95 % interval over problems, which says nothing about other seeds"
         if single
-        else "Mean over seeds and problems, with its 95 % interval over both"
+        else "Mean over seeds and problems, with its 95 % interval over both" + _seeds_by_row(rows)
     )
     published = {} if name in OWN_TABLES else {name: paper_table(name)}
     shape = "".join(f" (as {table.title.partition(':')[0]} of the paper)" for table in published.values())
@@ -81,6 +85,18 @@ def _table(results: Results, name: str) -> ResultTable:
         interval,
         published,
     )
+
+
+def _seeds_by_row(rows: Sequence[ResultRow]) -> str:
+    """How many seeds rows have, where they differ in that."""
+    counts = sorted({_seeds(row) for row in rows} - {0}, reverse=True)
+    names = {count: ", ".join(row.name for row in rows if _seeds(row) == count) for count in counts}
+    parts = [f"{count} seed{'s' * (count > 1)} of {names[count]}" for count in counts]
+    return "; " + "; ".join(parts) if len(parts) > 1 else ""
+
+
+def _seeds(row: ResultRow) -> int:
+    return max(len(cell.values) if isinstance(cell, Cell) else 0 for cell in row.cells)
 
 
 def _runs(results: Results) -> Iterator[RunRecord]:

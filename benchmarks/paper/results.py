@@ -24,6 +24,11 @@ def job_name(system: str, seed: int, what: str) -> str:
     return f"seed-{seed}/{system}/{what}"
 
 
+def system_of(name: str) -> str:
+    """The system whose job has that name."""
+    return name.split("/", 1)[1].rpartition("/")[0]
+
+
 @dataclass(frozen=True)
 class Results:
     """The states of a plan's jobs, as the report asks for them."""
@@ -98,9 +103,10 @@ class Results:
         """A metric with its interval over seeds and problems; of a single seed over problems alone."""
         what = "rerank" if metric.startswith("rerank") else "evaluate"
         found = self.outcomes(system, metric)
-        missing = {seed: self.reason(job_name(system, seed, what)) for seed in self.seeds if seed not in found}
+        lacking = {seed: job_name(system, seed, what) for seed in self.seeds if seed not in found}
+        missing = {seed: self.reason(name) for seed, name in lacking.items() if name in self.jobs}
         if not found:
-            return MissingCell(next(iter(missing.values())))
+            return MissingCell(next(iter(missing.values()), f"{system} is not among the systems that were run"))
         estimate = crossed_mean(np.stack(list(found.values())))
         missing |= {
             seed: f"{self.reason(self._training(system, seed))}; counted as {self.title(source)}"

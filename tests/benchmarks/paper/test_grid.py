@@ -25,7 +25,7 @@ from tokengym.benchmarks.paper.jobs import evaluate_system, expected_attempts, r
 from tokengym.benchmarks.paper.plots import mean_curve
 from tokengym.benchmarks.paper.published import paper_row
 from tokengym.benchmarks.paper.report import assemble
-from tokengym.benchmarks.paper.results import METRICS, Results, job_name
+from tokengym.benchmarks.paper.results import METRICS, Results, job_name, system_of
 from tokengym.benchmarks.paper.scales import SCALES, Scale, paper_scale
 from tokengym.benchmarks.paper.systems import ABLATIONS, JUDGE, TABLES, outputs, systems
 from tokengym.benchmarks.reports import text as report_text
@@ -180,6 +180,39 @@ def test_a_scale_of_the_cpu_takes_all_cores_unless_told(monkeypatch) -> None:
     assert PaperGrid("smollm2").processes == 1
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert PaperGrid("tiny").processes == 1
+
+
+def test_systems_of_ones_choice_bring_what_they_need() -> None:
+    jobs = PaperGrid("tiny", seeds=2, systems=("dense_ppo", "ei/round_2"), folder=Path("nowhere")).jobs
+    each = ("ei/train", "orm/train", "sft/train")
+    each += tuple(f"{name}/{what}" for name in ("dense_ppo", "ei/round_2") for what in ("evaluate", "rerank"))
+    assert {job.name for job in jobs} == {
+        f"seed-{seed}/{name}" for seed in range(2) for name in (*each, "dense_ppo/train")
+    }
+    whole = plan(paper_scale("tiny"), range(2))
+    assert [job for job in whole if job in jobs] == jobs
+
+
+@pytest.mark.parametrize("left", ["result.json", "failure.json"])
+def test_what_a_folder_has_of_other_systems_stays_in_the_plan(left: str, tmp_path) -> None:
+    folder = tmp_path / "seed-1" / "orm_rcrl" / "train"
+    folder.mkdir(parents=True)
+    (folder / left).touch()
+    jobs = {job.name for job in PaperGrid("tiny", seeds=2, systems=("sft",), folder=tmp_path).jobs}
+    others = {name for name in jobs if name.split("/")[1] != "sft"}
+    assert others == {f"seed-{seed}/{name}/train" for seed in range(2) for name in ("ei", "orm")} | {
+        "seed-1/rcrl/train", "seed-1/orm_rcrl/train",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "hint"), [("sparce_ppo", "did you mean 'sparse_ppo'?"), ("orm", "known are dense")])
+def test_a_system_that_there_is_not_to_choose(name: str, hint: str, tmp_path, capsys) -> None:
+    folder = tmp_path / "runs"
+    assert main(["bench", "paper", "--folder", str(folder), "--systems", "ei", name]) == 1
+    error = capsys.readouterr().err
+    assert f"unknown system of scale 'tiny' '{name}'" in error
+    assert hint in error
+    assert not folder.exists()
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path, capsys, monkeypatch) -> None:
@@ -385,6 +418,30 @@ def test_a_seed_with_nothing_to_learn_from_counts_as_its_start(tmp_path) -> None
     assert report_text.lacking(cell) == "another value for seed 1"
 
 
+def test_systems_may_have_other_numbers_of_seeds(tmp_path) -> None:
+    whole = made_up(tmp_path)
+    more = {"sft", "ei", "sparse_ppo", "dense_ppo"}
+    jobs = {name: job for name, job in whole.jobs.items() if name.startswith("seed-0/") or system_of(name) in more}
+    jobs = {name: job for name, job in jobs.items() if "/pretrained/" not in name}
+    report = report_of(replace(whole, jobs=jobs, states={name: whole.states[name] for name in jobs}))
+    assert report.scale.endswith("up to 3 seeds.")
+    assert not any("Table 3" in table.title for table in report.tables)
+    rows = {row.name: row.cells[0] for row in report.tables[0].rows}
+    seeds = {name: set(cell.values) for name, cell in rows.items() if isinstance(cell, Cell)}
+    assert seeds["EI"] == seeds["Dense PPO"] == {0, 1, 2}
+    assert seeds["ORM EI"] == seeds["RFT"] == {0}
+    assert report.tables[0].interval.endswith(
+        "over both; 3 seeds of SFT, EI, Sparse PPO, Dense PPO; 1 seed of ORM EI, RCRL, Monte-Carlo labels, ORM RCRL, "
+        "Sparse ORM PPO, Dense ORM PPO, RFT"
+    )
+    assert not missing(report)
+    verdicts = {finding.text: finding for finding in report.findings}
+    assert "3 seeds" in verdicts["Dense rewards do not help PPO."].evidence
+    assert "one seed tells" in verdicts["An ORM does not help expert iteration."].certainty
+    assert not any("retrained" in text for text in verdicts)
+    write_report(report, tmp_path)
+
+
 def test_a_system_that_a_scale_has_not_has_no_values(tmp_path) -> None:
     assert made_up(tmp_path, seeds=1).values("ablations/no_kl", "maj@1") == {}
 
@@ -401,6 +458,8 @@ def test_rounds_of_a_run_with_nothing_to_learn_from_count_as_its_start(tmp_path)
 def test_the_command_of_a_report_can_be_given_again() -> None:
     command = PaperGrid("tiny", folder=Path("my runs"), workers=1).command
     assert shlex.split(command)[-4:] == ["--folder", "my runs", "--workers", "1"]
+    command = PaperGrid("tiny", workers=1, systems=("sft", "ei")).command
+    assert shlex.split(command)[-3:] == ["--systems", "sft", "ei"]
 
 
 def test_evaluations_of_other_problems_are_not_compared(tmp_path) -> None:
