@@ -11,8 +11,9 @@ either (`is_copied`).
 
 **Kinds.** x=5 is 5, and 3+2=5 is, but x^2-4=0 is not 0: an equation equals equations that are a multiple of it. An
 inequality in one letter is the interval of its solutions. Lists and sets have no order, tuples do. 2:30 is a time if it
-can be one, and equals that time alone; other ratios are equal if their quotients are. Units are ignored, and so are
-dollar and percent signs. A choice such as (C) may have its text after it.
+can be one, and equals that time alone; other ratios are equal if their quotients are. Units are ignored, those outside
+of \text{} where the gold answer has no letters, and so are dollar and percent signs. A choice such as (C) may have its
+text after it.
 """
 
 import re
@@ -22,7 +23,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from .numbers import MAX_LENGTH, Verdict, normalize_number
+from .numbers import MAX_LENGTH, Verdict, is_unit, normalize_number
 from .reader import Node, Unreadable, clean, read
 from .values import (
     Evaluator,
@@ -46,6 +47,8 @@ _ARITHMETIC = frozenset(
     | {"absolute", "floor", "ceiling", "factorial", "binomial", "function", "ratio"}
 )
 _SETS = frozenset({"interval", "union", "intersection", "difference", "numbers"})
+# A unit that was written without \text{}: 5 cm, 5\pi cm^2.
+_BARE_UNIT = re.compile(r"(?<=\S)\s+([A-Za-z]{2,3}|[mgshlL])(?:\s*\^\s*\{?\s*[23]\s*\}?)?$", re.ASCII)
 _FUNCTION_NAMES = frozenset("fghpqFGHPQ")
 _MAX_MEMBERS = 80
 _UNPARSED = Verdict(False, "unparsed", None)
@@ -126,6 +129,9 @@ class _Comparison:
             number = normalize_number(texts[0])
             if number is not None:
                 return correct if number == self.number else Verdict(False, "wrong", number)
+        gold = _try_read(self.gold)
+        if gold is not None and gold.kind in _ARITHMETIC and not letters(gold):
+            texts = [_without_bare_unit(text) for text in texts]
         nodes = [_try_read(text) for text in texts]
         last = nodes[0]
         if last is None:
@@ -139,7 +145,6 @@ class _Comparison:
             for node in nodes[1:]:
                 if node is not None and not any(_equal_or_none(node, other) for other in rivals):
                     rivals.append(node)
-            gold = _try_read(self.gold)
             if len(rivals) > 1:
                 together = Node("list", tuple(rivals[::-1]), ",")
                 if gold is not None and gold.kind in ("list", "set") and _equal(together, gold, strict=True):
@@ -187,6 +192,12 @@ class _Comparison:
 def _without_spaces(text: str) -> str:
     """The text without white space, but between letters or digits."""
     return re.sub(r"\s+(?![A-Za-z0-9])|(?<![A-Za-z0-9])\s+", "", text)
+
+
+def _without_bare_unit(text: str) -> str:
+    """The text without letters at its end that can only be a unit, where the gold answer has no letters."""
+    unit = _BARE_UNIT.search(text)
+    return text[: unit.start()] if unit is not None and is_unit(unit[1]) else text
 
 
 def _is_prose(text: str) -> bool:

@@ -14,12 +14,12 @@ number in it, for prompted models that were never taught the marker.
     integer  = digits | digits with a comma before every three and none elsewhere: 12,345 but not 12,34
 
 A final full stop is ignored (`42.`), and so are words after the number (`42 apples left`, `5 miles per hour`, `10cm`)
-unless they may change it (`5 million`, `42 or more`, `5 thirds`, `5 pi`, `5x`, `5 xy`), and what is set around it:
-emphasis and quotation marks, LaTeX's delimiters and boxes, signs of currencies and degrees, and after a marker words
-such as "The answer is" or `x =`. An answer may begin on the line after an empty mark. GSM8K's own regular expression,
-`#### (\-?[0-9\.\,]+)`, ignores anything after the number; here `5 + 3`, `42 or 43`, `5 million` and `99999999!` are
-`unparsed` and not 5, 42, 5, 99999999. `percent` says what a percentage means in a data set: with `"number"`, as in
-GSM8K, 20% is 20; with `"fraction"`, 0.2.
+unless they may change it (`5 million`, `42 or more`, `5 thirds`, `5 times ten`, `5 pi`, `5x`, `5 xy`), and what is set
+around it: emphasis, that of a marker too (`**Answer:** 42`), and quotation marks, LaTeX's delimiters and boxes, signs
+of currencies and degrees, and after a marker words such as "The answer is" or `x =`. An answer may begin on the line
+after an empty mark. GSM8K's own regular expression, `#### (\-?[0-9\.\,]+)`, ignores anything after the number; here `5
++ 3`, `42 or 43`, `5 million` and `99999999!` are `unparsed` and not 5, 42, 5, 99999999. `percent` says what a
+percentage means in a data set: with `"number"`, as in GSM8K, 20% is 20; with `"fraction"`, 0.2.
 
 **When numbers are equal.** Exactly, whatever their length and notation: 1.50 = 3/2 = 15e-1, while 0.1 differs from
 0.1000000001. The one exception [choice]: a fraction without a finite decimal expansion also equals a decimal within a
@@ -67,6 +67,14 @@ _NOT_UNITS = frozenset(
     | {"hundredths", "thousandths", "pi", "sqrt", "ln", "exp", "sin", "cos"}
     | {"xy", "xz", "yz", "xyz", "ab", "bc", "abc"}
 )
+# Words that do so at the end: 5 times ten, 5 thousandth, 5 at least, but 5 ten-liter jars.
+_NOT_LAST = frozenset(
+    {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"}
+    | {"thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty", "thirty", "forty"}
+    | {"fifty", "sixty", "seventy", "eighty", "ninety", "third", "fourth", "fifth", "sixth", "seventh", "eighth"}
+    | {"ninth", "tenth", "hundredth", "thousandth", "millionth", "billionth", "mn", "mln", "bln", "tn", "trn", "grand"}
+    | {"negative", "least", "most"}
+)
 _UNIT_LETTERS = frozenset("mgshlL")  # meters, grams, seconds, hours, liters; any other letter alone is a variable
 # What is set around a number and does not change it.
 _AROUND = re.compile(
@@ -79,9 +87,14 @@ _AROUND = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _CURRENCY = str.maketrans("", "", "\u20ac\u00a3\u00a5\u20b9\u00b0")
-_LEAD = re.compile(
-    r"(?:(?:(?:the|my|our)\s+)?(?:final\s+)?answer\s*(?:is\b)?\s*[:=]?|[A-Za-z]?\s*=)\s*", re.ASCII | re.IGNORECASE
+# "The answer is", "**Final answer:**"
+LEAD = (
+    r"(?P<sign>\*\*|__|[*_])?(?:(?:the|my|our)\s+)?(?:final\s+)?answer\b\s*(?:is\b)?\s*[:=]?"
+    r"(?(sign)(?P=sign)\s*[:=]?)\s*"
 )
+_LEAD = re.compile(rf"{LEAD}|[A-Za-z]?\s*=\s*", re.ASCII | re.IGNORECASE)
+# Emphasis that begins before a marker, in its line: "**Final " before "Answer:** 72".
+_OPEN_EMPHASIS = re.compile(r"(?:^|\s)(?P<sign>[*_]{1,3})(?:[^\s*_][^*_\n]*)?$")
 # For `last_number`: anything that looks like one number, to be judged by the grammar.
 _NUMBERLIKE = re.compile(
     r"(?:(?<![\w.)])[+\-\u2212])?\$?(?:[0-9]+ (?=[0-9]+/[0-9]))?\.?[0-9](?:[0-9_,./]*[0-9])?"
@@ -194,9 +207,9 @@ def _read(text: str, percent: Percent, units: Collection[str] | None, is_marked:
     if number is not None or len(text) > MAX_LENGTH:
         return number
     text = text.strip()
-    if is_marked and (lead := _LEAD.match(text)) is not None:
-        text = text[lead.end() :]
     for _ in range(4):
+        if is_marked and (lead := _LEAD.match(text)) is not None:
+            text = text[lead.end() :]
         if (around := _AROUND.fullmatch(text)) is None:
             break
         text = (around["inside"] + around["after"]).strip()
@@ -231,7 +244,7 @@ def normalize_number(text: str, *, percent: Percent = "number", units: Collectio
             shift = -2
         if tail["words"] and len(word := tail["words"].strip()) == 1 and word not in _UNIT_LETTERS:
             return None
-        if tail["words"] and not _NOT_UNITS.isdisjoint(_WORD.findall(tail["words"].lower())):
+        if tail["words"] and _changes_number(tail["words"]):
             return None
         if units is not None and tail["words"] and tail["words"].strip().lower() not in units:
             return None
@@ -251,7 +264,13 @@ def normalize_number(text: str, *, percent: Percent = "number", units: Collectio
 
 def is_unit(words: str) -> bool:
     """True if words after a number leave it as it is: letters only, and none that may change it (million, or more)."""
-    return _UNIT.fullmatch(words) is not None and _NOT_UNITS.isdisjoint(_WORD.findall(words.lower()))
+    return _UNIT.fullmatch(words) is not None and not _changes_number(words)
+
+
+def _changes_number(text: str) -> bool:
+    """True if words after a number may make another one of it, or hedge it."""
+    words = _WORD.findall(text.lower())
+    return not _NOT_UNITS.isdisjoint(words) or words[-1] in _NOT_LAST
 
 
 def after_thinking(completion: str) -> str:
@@ -260,11 +279,19 @@ def after_thinking(completion: str) -> str:
 
 
 def marked(completion: str, marker: str) -> list[str]:
-    """The marked answers, the last one first."""
+    """The marked answers, the last one first; emphasis that the marker is in is taken off: "**Answer:** 72"."""
     if marker not in completion:
         return []
-    parts = completion.rsplit(marker, MAX_MARKS)[:0:-1]
-    return [line for part in parts if (line := part.lstrip().partition("\n")[0].strip())]
+    before, *parts = completion.rsplit(marker, MAX_MARKS)
+    answers: list[str] = []
+    for part in parts:
+        inside = part
+        if (opened := _OPEN_EMPHASIS.search(before[-MAX_LENGTH:].rpartition("\n")[2])) is not None:
+            line, newline, rest = part.partition("\n")
+            inside = re.sub(rf"{re.escape(opened['sign'])}(?![*_\w])", "", line, count=1) + newline + rest
+        answers.append(inside.lstrip().partition("\n")[0].strip())
+        before = part
+    return [answer for answer in reversed(answers) if answer]
 
 
 def find_last_number(completion: str) -> list[str]:

@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from .numbers import MAX_LENGTH, is_unit
+from .numbers import LEAD, MAX_LENGTH, is_unit
 
 MAX_DEPTH = 40
 
@@ -71,6 +71,8 @@ _STYLE = re.compile(
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|(?<!\\)\$|\\\$|\\%|(?<!\\)%")
 _LINE_END = re.compile(r"(?:\\\\|\\newline)$")
 _BOX = re.compile(r"(?:\\(?:boxed|fbox)\s*)?\{")
+_EMPHASIS = re.compile(r"(?P<sign>\*{1,3}|_{1,3}|`{1,3}|[\"'])(?P<inside>(?:(?!(?P=sign)).)+)(?P=sign)", re.DOTALL)
+_LEAD = re.compile(rf"{LEAD}(?=\S)", re.ASCII | re.IGNORECASE)
 _SPACES = re.compile(r"(?<!\\)\\[,;:!\ ]|~")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?=(,\\!|\{,\}|\\[,!\ ;]|~|\ )\d{3})(?:\1\d{3})+(?![\d]|,?\d)", re.ASCII)
 _COMMAS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d]|,\d)", re.ASCII)
@@ -85,7 +87,7 @@ _LETTER_LIMIT = 3  # as many letters side by side are a product, more are a word
 
 
 def clean(text: str) -> str:
-    r"""The text without what does not change it: style, delimiters, a box around it, a full stop, signs of thousands.
+    r"""The text without what does not change it: style, emphasis, a box around it, "The answer is", signs of thousands.
 
     Dollar and percent signs are taken off, too: 20% is 20 here, as in `numbers` by default.
     """
@@ -101,6 +103,10 @@ def clean(text: str) -> str:
         text = _LINE_END.sub("", text.strip()).strip()
         if text.endswith(".") and not text.endswith(".."):
             text = text[:-1].rstrip()
+        if lead := _LEAD.match(text):
+            text = text[lead.end() :]
+        if emphasis := _EMPHASIS.fullmatch(text):
+            text = emphasis["inside"]
         box = _BOX.match(text)
         if box and _is_one_group(text[box.end() - 1 :]):
             text = text[box.end() : -1]

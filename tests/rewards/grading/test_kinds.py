@@ -11,6 +11,7 @@ from tokengym.rewards import grade, grade_free_form
 from tokengym.rewards.grading import normalize_number
 from tokengym.rewards.grading.boxes import boxed_answers, unbox_earlier
 from tokengym.rewards.grading.comparison import compare, is_copied, is_readable, spell
+from tokengym.rewards.grading.formats import make_format
 from tokengym.rewards.grading.latex import Worker
 from tokengym.rewards.grading.reader import Unreadable, clean, read
 from tokengym.rewards.grading.values import is_simple_enough
@@ -600,7 +601,7 @@ def test_roots_where_the_gold_answer_has_some() -> None:
     [r"40\%", "**40**", r"\boxed{40}", "\n40", "€40", "£40", "40 €", "$40$", r"\(40\)", r"\$40", "`40`", '"40"', "40°",
      "The answer is 40.", "x = 40", "**40** apples", r"**\$40**", "**$40$**", r"\textbf{40}", "__40__",
      r"$\boxed{40}$", r"**$\boxed{40}$**.", r"\(\boxed{\text{40}}\) apples",
-     "\n\n 40 \nmore"],
+     "\n\n 40 \nmore", "**The answer is 40**", "**Answer:** 40", "**Final answer**: $40$", "_x = 40_"],
 )  # fmt: skip
 def test_what_is_around_a_marked_number(text: str) -> None:
     assert grade(f"So.\n#### {text}", "40").correct
@@ -608,7 +609,59 @@ def test_what_is_around_a_marked_number(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["40 x", "40 n", "40 k", "40x", "40 y.", "**40", "40 or so 3", "x y = 40", "(40", "40 million"]
-)
+    "text",
+    ["40 x", "40 n", "40 k", "40x", "40 y.", "**40", "40 or so 3", "x y = 40", "(40", "40 million", "40**",
+     "40 times ten", "40 twenty", "40 third", "40 thousandth", "40 mln", "40 degrees below zero", "40 at least"],
+)  # fmt: skip
 def test_what_is_no_marked_number(text: str) -> None:
     assert grade(f"#### {text}", "40").reason == "unparsed"
+
+
+@pytest.mark.parametrize("unit", ["two-liter bottles", "third graders", "ten dollar bills", "times", "seconds"])
+def test_number_words_before_a_unit_are_part_of_it(unit: str) -> None:
+    assert grade(f"#### 40 {unit}", "40").correct
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["**Answer:** 40", "**Answer: 40**", "__Answer:__ 40", "*Answer:* 40", "- **Final Answer:** 40 apples",
+     "**Answer:** **40**", "**Answer:**\n\n40", "so **x** holds. ***Answer:*** $40$", "Answer: **40**",
+     "**Answer: 40** apples"],
+)  # fmt: skip
+@pytest.mark.parametrize("answers", ["number", "latex"])
+def test_emphasis_around_a_marker(text: str, answers: str) -> None:
+    marker = make_format({"name": "marker", "marker": "Answer:", "answers": answers})
+    assert marker.grade(text, "40").correct
+    assert marker.grade(text, "41").reason == "wrong"
+
+
+@pytest.mark.parametrize(
+    "text", ["a * b. Answer: 40**", "**a** Answer: 40**", "** Answer: ** 40", "2*3, Answer: 40* 2"]
+)
+def test_signs_that_are_no_emphasis_of_a_marker(text: str) -> None:
+    assert make_format({"name": "marker", "marker": "Answer:"}).grade(text, "40").reason == "unparsed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r"**\frac{1}{2}**", r"`\frac12`", '"0.5"', r"**$\frac12$**", r"**Answer:** $\frac12$", "The final answer is 1/2.",
+     r"\boxed{**\frac12**}", r"The answer is: **\frac12**"],
+)  # fmt: skip
+def test_what_is_around_an_answer_in_latex(text: str) -> None:
+    tag = make_format("tag")
+    assert tag.grade(f"<answer>{text}</answer>", r"\frac{1}{2}").correct
+    assert tag.grade(f"<answer>{text}</answer>", "2").reason == "wrong"
+    assert tag.grade("<answer>The answer is x+3</answer>", "3+x", question="What is x+3?").reason == "unparsed"
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [("5 cm", r"5\text{ cm}"), ("5 m", r"5 \text{ m}"), (r"\frac12 cm", r"\frac{1}{2}\text{ cm}"),
+     (r"5\pi cm^2", r"5\pi\text{ cm}^2"), (r"2\sqrt{3} in", r"2\sqrt{3}")],
+)  # fmt: skip
+def test_units_without_text_are_units_where_the_gold_answer_has_no_letters(answer: str, gold: str) -> None:
+    assert compare([answer], gold).correct
+    assert compare([answer], "7").reason == "wrong"
+    assert compare(["5 x"], r"5\text{ cm}").reason == "wrong"
+    assert compare(["5 xy"], r"5\text{ cm}").reason == "wrong"
+    assert compare(["5"], "5 cm").reason == "wrong"
