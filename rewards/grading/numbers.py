@@ -17,8 +17,8 @@ A final full stop is ignored (`42.`), and so are words after the number (`42 app
 unless they may change it (`5 million`, `42 or more`, `5 thirds`, `5 times ten`, `5 pi`, `5x`, `5 xy`), and what is set
 around it: emphasis, that of a marker too (`**Answer:** 42`), and quotation marks, LaTeX's delimiters and boxes, signs
 of currencies and degrees, and after a marker words such as "The answer is" or `x =`. An answer may begin on the line
-after an empty mark. GSM8K's own regular expression, `#### (\-?[0-9\.\,]+)`, ignores anything after the number; here `5
-+ 3`, `42 or 43`, `5 million` and `99999999!` are `unparsed` and not 5, 42, 5, 99999999. `percent` says what a
+after an empty mark. GSM8K's own regular expression, `#### (\-?[0-9\.\,]+)`, ignores anything after the number; here
+`5 + 3`, `42 or 43`, `5 million` and `99999999!` are `unparsed` and not 5, 42, 5, 99999999. `percent` says what a
 percentage means in a data set: with `"number"`, as in GSM8K, 20% is 20; with `"fraction"`, 0.2.
 
 **When numbers are equal.** Exactly, whatever their length and notation: 1.50 = 3/2 = 15e-1, while 0.1 differs from

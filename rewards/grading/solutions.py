@@ -7,20 +7,34 @@ from .numbers import find_last_number, normalize_number
 
 # `<<48/2=24>>`, GSM8K's calculator annotations.
 _ANNOTATION = re.compile(r"<<([^<>\n]{1,200})>>")
-# `48 / 2 = 24` in plain text: at least one operator between numbers, then the result.
-_NUMBER = r"\$?\d[\d,]{0,30}(?:\.\d{1,30})?"
-_PLAIN = re.compile(rf"{_NUMBER}(?:\s?[-+*/x×÷]\s?{_NUMBER}){{1,20}}\s?=\s?-?{_NUMBER}")
+# `48 / 2 = 24` in plain text: at least one operator between numbers on the left, and all of what is on the right.
+_NUMBER = r"\$?(?:\d(?:[\d,]{0,30}\d)?(?:\.\d{1,30})?|(?<![A-Za-z])\.\d{1,30})"
+_MIXED = r"(\d{1,30}) (\d{1,30}/\d{1,30})(?![\d/])"
+_OPERAND = rf"-?(?:{_MIXED.replace('(', '(?:', 2)}|{_NUMBER})%?"
+# 3 x 5 and 3x5 are products, but 3x - 5 has a variable.
+_MORE = rf"(?:(?:[ \t]?[-+*/×÷][ \t]?|[ \t]x[ \t]|[ \t]?x(?=[\d$])){_OPERAND})"
+_PLAIN = re.compile(
+    # What would make it the tail of a longer expression: x + 3 + 4 = 9, (1+2)*3+4 = 13, 6:00 + 48 = 6:48.
+    r"(?:(?<!\w)|(?=\$))(?<!\d[.,:])(?<![-+/×÷^])(?<!(?<!\*)\*)(?<![+*/×÷^][ \t])(?<![ \t]x[ \t])"
+    r"(?<!(?<![A-Za-z])[\w)%][ \t]-[ \t])(?!(?<=[\w.)%])-|(?<=(?<![A-Za-z])[\w)%][ \t])-)"
+    rf"(?P<left>{_OPERAND}{_MORE}{{1,20}})[ \t]?=[ \t]?"
+    rf"(?=(?P<right>{_OPERAND}{_MORE}{{0,20}})(?!\d|\.\d|[ \t]?[-+*/x×÷^][ \t]?[\d(.$]))"
+)
+_BULLET = re.compile(r"^[ \t]*[-*•][ \t]+", re.MULTILINE)
 
 _OPERATORS = str.maketrans("x×÷", "**/")
+_DASHES = str.maketrans("\u2212\u2013", "--")
 
 
 def equations(solution: str) -> list[str]:
     """The equations of a solution in order: calculator annotations, and those in plain text that have none.
 
     A plain equation around an annotation, as in "48/2 = <<48/2=24>>24", is that annotation's own text and counts once.
-    Equations come without spaces, dollar signs and thousands commas, and with * and / for other signs of the same
-    operation.
+    A plain one is read whole or not at all: what a longer expression ends with is none. Equations come without spaces,
+    dollar signs and thousands commas, with * and / for other signs of the same operation, and with mixed numbers as
+    sums.
     """
+    solution = _BULLET.sub("", solution.translate(_DASHES))
     found: list[tuple[int, str]] = []
     text, end = "", 0
     for annotation in _ANNOTATION.finditer(solution):
@@ -29,28 +43,32 @@ def equations(solution: str) -> list[str]:
         found.append((len(text), annotation[1]))
     places = [place for place, _ in found]
     found += [
-        (plain.start(), plain[0])
+        (plain.start(), f"{plain['left']}={plain['right']}")
         for plain in _PLAIN.finditer(text + solution[end:])
-        if not any(plain.start() <= place <= plain.end() for place in places)
+        if not any(plain.start() <= place <= plain.end("right") for place in places)
     ]
-    ordered = sorted(found, key=lambda item: item[0])
-    return [re.sub(r"[\s$,]", "", equation).translate(_OPERATORS) for _, equation in ordered]
+    ordered = (equation for _, equation in sorted(found, key=lambda item: item[0]))
+    return [re.sub(r"[\s$,]", "", re.sub(_MIXED, r"(\1+\2)", equation)).translate(_OPERATORS) for equation in ordered]
 
 
 def is_right(equation: str, tolerance: float = 1e-3) -> bool:
     """True if both sides of an equation, in the form that `equations` gives it, come to the same.
 
-    An equation whose sides are no expressions in the grammar of `expressions` is not: nobody can tell.
+    An equation whose sides are no expressions in the grammar of `expressions` is not: nobody can tell. A percent sign
+    makes a number its hundredth, or says nothing: 1/4 = 25% and 100 - 5 = 95% are both right.
 
     Args:
         equation: Equation such as "48/2=24".
         tolerance: Greatest absolute difference of the sides; 0.001 is that of RFT's public script (Yuan et al. 2023).
     """
-    left, _, right = equation.rpartition("=")
-    try:
-        return abs(evaluate(left)[0] - evaluate(right)[0]) <= tolerance
-    except ValueError:
-        return False
+    for text in {equation, equation.replace("%", "")}:
+        left, _, right = text.rpartition("=")
+        try:
+            if abs(evaluate(left)[0] - evaluate(right)[0]) <= tolerance:
+                return True
+        except ValueError:
+            continue
+    return False
 
 
 def equation_sequence(solution: str) -> str:
