@@ -4,7 +4,8 @@ r"""Grading by a small numeric grammar, bounded and exact. Nothing is ever evalu
 an earlier one differs from it in value, the attempt earns nothing (`ambiguous`). Empty marks, and earlier marks that
 hold no number (a heading, say), are no answers. Of very many marks only the last 16 are looked at. With `marker=None`
 the whole completion is the answer. With `last_number=True` a completion with no marked answer is graded by the last
-number in it, for prompted models that were never taught the marker.
+number in it, for prompted models that were never taught the marker: 42 in `42 cm^2` and 3/4 in `\frac{3}{4}`, but
+`10^2`, `5 million` and `12:30` are read whole, and are none.
 
 **Which texts are numbers.** ASCII only, but for U+2212, the minus sign; 256 characters at most:
 
@@ -95,12 +96,15 @@ LEAD = (
 _LEAD = re.compile(rf"{LEAD}|[A-Za-z]?\s*=\s*", re.ASCII | re.IGNORECASE)
 # Emphasis that begins before a marker, in its line: "**Final " before "Answer:** 72".
 _OPEN_EMPHASIS = re.compile(r"(?:^|\s)(?P<sign>[*_]{1,3})(?:[^\s*_][^*_\n]*)?$")
-# For `last_number`: anything that looks like one number, to be judged by the grammar.
+# For `last_number`: anything that looks like one number, to be judged by the grammar, powers and magnitudes included.
 _NUMBERLIKE = re.compile(
-    r"(?:(?<![\w.)])[+\-\u2212])?\$?(?:[0-9]+ (?=[0-9]+/[0-9]))?\.?[0-9](?:[0-9_,./]*[0-9])?"
-    r"(?:[eE][+\-\u2212]?[0-9]+)?%?",
+    r"(?:(?<![\w.)])[+\-\u2212])?\$?(?:[0-9]+ (?=[0-9]+/[0-9]))?\.?[0-9](?:[0-9_,./:]*[0-9])?"
+    r"(?:[eE][+\-\u2212]?[0-9]+)?%?(?:\^\{?[+\-\u2212]?[0-9]+\}?|\s(?:hundred|thousand|million|billion|trillion)s?\b)?",
     re.ASCII,
 )
+# What hides the last number: the exponent of a unit, as in 42 cm^2, and the denominator of \frac{1}{2}.
+_UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s?\^\s?\{?[23]\}?(?![0-9])")
+_FRACTION = re.compile(r"(?:(?<=[0-9])\s*)?\\[dtc]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +301,10 @@ def marked(completion: str, marker: str) -> list[str]:
 def find_last_number(completion: str) -> list[str]:
     """The last text that looks like a number, for the grammar to judge: a list of one, or of none."""
     end = max(completion.rfind(digit) for digit in "0123456789")
-    return _NUMBERLIKE.findall(completion[max(0, end - 2 * MAX_LENGTH) : end + 2])[-1:] if end >= 0 else []
+    if end < 0:
+        return []
+    text = _UNIT_POWER.sub("", completion[max(0, end - 2 * MAX_LENGTH) : end + 16])
+    return _NUMBERLIKE.findall(_FRACTION.sub(r" \1/\2", text))[-1:]
 
 
 def _decimal(sign: str, digits: str, exponent: int) -> str:

@@ -70,6 +70,17 @@ DAPO = {"name": "marker", "marker": "Answer:", "answers": "latex"}
         ("last_number", "so half of it is 4 5/2", "6.5", "unparsed"),
         ("last_number", "#### 9\nQ: What is 3 and 4?", "9", "correct"),
         ("last_number", "none", "9", "no_answer"),
+        ("last_number", "So the area is 9 cm^2.", "9", "correct"),
+        ("last_number", r"The volume is $9 \text{ m}^{3}$.", "9", "correct"),
+        ("last_number", r"That is $\frac{3}{4}$", "0.75", "correct"),
+        ("last_number", r"That is $\frac{3}{4}$", "4", "wrong"),
+        ("last_number", r"That is 2\frac{1}{2} hours", "2.5", "correct"),
+        ("last_number", "That is 10^2", "2", "unparsed"),
+        ("last_number", "It is 5 x 10^{3}.", "3", "unparsed"),
+        ("last_number", "It costs 5 million dollars.", "5", "unparsed"),
+        ("last_number", "At 12:30 they meet.", "30", "unparsed"),
+        ("last_number", "At 12: 30 of them meet!", "30", "correct"),
+        ("last_number", "x^2 = 9, x = 3", "3", "correct"),
     ],
 )
 def test_what_is_read(spec, completion, gold, reason):
