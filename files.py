@@ -171,6 +171,24 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+class RepeatedKeyError(ValueError):
+    """An object in JSON has a key twice, of which Python's reader would take the last; the message names the key."""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values, as an `object_pairs_hook` of JSON's reader.
+
+    Raises:
+        RepeatedKeyError: A key is given twice.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise RepeatedKeyError(f"the key {twice!r} is given twice: leave one of them out")
+    return fields
+
+
 def read_object(path: Path, *names: str) -> dict[str, Any]:
     """The object in a JSON file, which has values of these names.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from annotated_types import Ge, Le
 
+from ..files import RepeatedKeyError, unique_keys
 from ..registry import unknown_name
 from ..settings import Count, check_settings
 from .terminal import set_threads
@@ -64,12 +65,16 @@ class EnvChoice:
             if name in given:
                 raise ValueError(f"--env-args has {name} more than once: give it one value")
             given.add(name)
-            if name in settings and settings[name] != _value(value):
+            try:
+                chosen = _value(value)
+            except RepeatedKeyError as error:
+                raise ValueError(f"--env-args {item}: {error}") from error
+            if name in settings and settings[name] != chosen:
                 raise ValueError(
                     f"--env-args {item} is of no effect here, where {name} is {settings[name]!r}: this command sets it "
                     "itself, or has an option for it"
                 )
-            spec.kwargs[name] = _value(value)
+            spec.kwargs[name] = chosen
         if self.data is not None:
             spec.kwargs["data"] = self.data
         spec.kwargs.update(settings)
@@ -82,7 +87,7 @@ _SLOTS = ("num_envs", "vectorization_mode", "autoreset_mode", "copy", "render_mo
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError:
         return text
 

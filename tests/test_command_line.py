@@ -142,6 +142,7 @@ def test_the_doctor_checks_all_splits(capsys) -> None:
         (["--env-args", "steps=[2,3]", "--env-args", "max_value=50"], "--env-args is given 2 times: give it once"),
         (["--env-args=steps=2", "--env_args", "max_value=50"], "--env-args is given 2 times: give it once"),
         (["--env-args", "steps=2", "steps=3"], "--env-args has steps more than once"),
+        (["--env-args", 'reward={"name": "dense", "name": "sparse"}'], "\"sparse\"}: the key 'name' is given twice"),
         (["--n", "0", "--temperature", "0.3"], "temperature is 0.3, but it counts only with samples"),
         (["--n", "0", "--top-k", "5"], "top_k is 5, but it counts only with samples"),
         (["--search", "beam", "--n", "6"], "--search-keep must divide the n of 6, got 4"),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ...extras import need
+from ...files import RepeatedKeyError, unique_keys
 from .base import SPLITS
 
 if TYPE_CHECKING:
@@ -233,9 +234,9 @@ def _read_jsonl(path: Path) -> Iterator[Row | ValueError]:
             if line.strip():
                 place = f"{path}, line {number}"
                 try:
-                    yield Row(index, place, _object(_loads(line), place))
+                    yield Row(index, place, _object(_DECODER.decode(line), place))
                 except ValueError as error:
-                    yield error if isinstance(error, _NotAnObject) else _not_json(place, error)
+                    yield error if isinstance(error, _RowError) else _not_json(place, error)
                 except RecursionError as error:
                     yield _not_json(place, error)
                 index += 1
@@ -256,23 +257,18 @@ def _read_json(path: Path) -> Iterator[Row | ValueError]:
         place = f"{path}, row {index}"
         try:
             yield Row(index, place, _object(fields, place))
-        except _NotAnObject as error:
+        except _RowError as error:
             yield error
 
 
 def _parse(path: Path) -> object:
     try:
-        return _loads(path.read_text(encoding="utf-8-sig"))
+        return _DECODER.decode(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(_not_text(path, error)) from error
     except (ValueError, RecursionError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise _not_json(f"{path}{line}", error) from error
-
-
-def _loads(text: str) -> object:
-    """JSON with its decimals as written."""
-    return json.loads(text, parse_float=_written_decimal)
 
 
 def _written_decimal(text: str) -> Decimal | str:
@@ -282,13 +278,23 @@ def _written_decimal(text: str) -> Decimal | str:
         return text
 
 
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any] | RepeatedKeyError:
+    """An object, or in its place the error that it has a key twice, to be raised with the place of the row."""
+    try:
+        return unique_keys(pairs)
+    except RepeatedKeyError as error:
+        return error
+
+
+_DECODER = json.JSONDecoder(parse_float=_written_decimal, object_pairs_hook=_fields)
+
+
 def _read_csv(path: Path) -> Iterator[Row | ValueError]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines, strict=True)
         try:
             header = next(reader, [])
-            if twice := [name for name in header if name and header.count(name) > 1]:
-                raise ValueError(f"{path} has two columns {twice[0]!r}: rename one of them")
+            _check_header(path, header)
             for index, values in enumerate(values for values in reader if values):
                 place = f"{path}, line {reader.line_num}"
                 if len(values) == len(header):
@@ -299,11 +305,18 @@ def _read_csv(path: Path) -> Iterator[Row | ValueError]:
             raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
 
 
+def _check_header(path: Path, names: Sequence[str]) -> None:
+    """Raises `ValueError` if two columns have one name."""
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise ValueError(f"{path} has two columns {twice[0]!r}: rename one of them")
+
+
 def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa  # here and not above: it comes with `datasets`, and only this kind of file needs it
     import pyarrow.parquet as pq
 
     try:
+        _check_header(path, pq.read_schema(path).names)
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is not a Parquet file: {error}") from error
@@ -374,13 +387,19 @@ def _not_json(place: str, error: Exception) -> ValueError:
     return ValueError(f"{place}: not JSON ({reason})")
 
 
-class _NotAnObject(ValueError):
-    pass
+class _RowError(ValueError):
+    """A row is JSON, but no object whose fields have one name each."""
 
 
 def _object(fields: object, place: str) -> Mapping[str, Any]:
+    inside = [fields]
+    while inside:
+        value = inside.pop()
+        if isinstance(value, RepeatedKeyError):
+            raise _RowError(f"{place}: {value}")
+        inside.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
     if not isinstance(fields, dict):
-        raise _NotAnObject(f"{place}: {json.dumps(fields, default=str)[:60]} is not an object with named fields")
+        raise _RowError(f"{place}: {json.dumps(fields, default=str)[:60]} is not an object with named fields")
     return fields
 
 

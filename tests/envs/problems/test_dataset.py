@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tokengym.envs.problems.base import SPLITS, make_problems
 from tokengym.envs.problems.dataset import Dataset
-from tokengym.envs.problems.tables import carve
+from tokengym.envs.problems.tables import carve, read_folder
 
 ROWS = [{"question": f'What, "{i}"\nis {i}?', "answer": f"{i}", "working": f"It is {i}."} for i in range(40)]
 WHOLE = {"validation": 0, "test": 0}
@@ -139,6 +139,36 @@ def test_bad_files_are_named_with_row_and_field(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         Dataset(str(tmp_path / name), **WHOLE)
+
+
+GOOD, TWICE = '{"question": "x", "answer": 1}', '{"question": "y", "about": [{"by": "me", "by": "you"}], "answer": 3}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("a.jsonl", f"{GOOD}\n\n{TWICE}\n{GOOD}", r"a\.jsonl, line 3"),
+        ("a.json", f"[{GOOD},\n{TWICE},{GOOD}]", r"a\.json, row 1"),
+        ("a.json", f"{GOOD}\n{TWICE}\n{GOOD}", r"a\.json, line 2"),
+    ],
+)
+def test_a_row_with_a_key_twice_is_named_with_the_key(tmp_path: Path, name: str, text: str, place: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{place}: the key 'by' is given twice: leave one of them out"):
+        Dataset(tmp_path / name, **WHOLE)
+    assert len(Dataset(tmp_path / name, on_bad_row="skip", **WHOLE)) == 2
+
+
+def test_a_file_of_one_problem_with_a_key_twice(tmp_path: Path) -> None:
+    (tmp_path / "7.json").write_text(TWICE)
+    with pytest.raises(ValueError, match=r"7\.json: the key 'by' is given twice"):
+        read_folder(tmp_path)
+
+
+def test_a_parquet_file_with_a_column_twice(tmp_path: Path) -> None:
+    pq.write_table(pa.table([["x"], ["1"], ["2"]], ["question", "answer", "answer"]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet has two columns 'answer': rename one of them"):
+        Dataset(tmp_path / "a.parquet", **WHOLE)
 
 
 def test_text_that_is_not_utf8(tmp_path):
