@@ -1,6 +1,7 @@
 """Base class of all agents: an environment, a language model, a frozen configuration, and `learn`."""
 
 import dataclasses
+import inspect
 import json
 import logging
 import secrets
@@ -169,7 +170,8 @@ class Agent(ABC, Generic[ConfigT]):
         check_kind("seed", seed, int)
         check_kind("run", run, str | Path | None)
         check_kind("log_with", log_with, str | Sequence[str])
-        self.config = configure(self.config_class, apply_preset(preset, self.name, config) if preset else config)
+        config = apply_preset(preset, self.name, config) if preset else config
+        self.config = configure(self.config_class, config, inspect.signature(type(self)).parameters)
         self.seed, self.num_envs = seed, num_envs
         self._source = find_source(env)
         self._validation_env = validation_env

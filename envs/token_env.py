@@ -1,5 +1,6 @@
 """One attempt at a time, as a plain Gymnasium environment."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -8,6 +9,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
+from ..registry import unknown_name
 from .infos import slot_info
 from .problems.base import ProblemSource
 from .token_vector_env import Observation, TokenVectorEnv
@@ -25,11 +27,18 @@ class TokenEnv(gym.Env[Observation, int]):
 
     Attributes:
         slots: Vector environment of one slot that does the work, with its tokenizer, encoders and `state_dict`.
+
+    Raises:
+        TypeError: There is no such setting; the nearest is suggested.
     """
 
     metadata = TokenVectorEnv.metadata
 
     def __init__(self, problems: ProblemSource, *, render_mode: str | None = None, **settings: Any) -> None:
+        known = inspect.signature(TokenVectorEnv).parameters.keys() - {"num_envs", "autoreset_mode", "copy"}
+        for name in settings:
+            if name not in known:
+                raise TypeError(str(unknown_name("argument", name, known)))
         self.slots = TokenVectorEnv(
             problems, 1, autoreset_mode=AutoresetMode.DISABLED, copy=False, render_mode=render_mode, **settings
         )

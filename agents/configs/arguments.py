@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ...registry import unknown_name
@@ -11,8 +11,13 @@ from ...registry import unknown_name
 _logger = logging.getLogger(__name__)
 
 
-def configure(config_class: type, values: Mapping[str, Any]) -> Any:
+def configure(config_class: type, values: Mapping[str, Any], others: Iterable[str] = ()) -> Any:
     """A configuration with some fields set, also by the names that they had in the version before.
+
+    Args:
+        config_class: Class of the configuration.
+        values: Values of fields by name.
+        others: Names that the caller takes beside the fields, one of which an unknown name may have meant.
 
     Raises:
         TypeError: A name is that of no field, and the nearest is suggested; or a field is given under both names.
@@ -21,7 +26,7 @@ def configure(config_class: type, values: Mapping[str, Any]) -> Any:
     values = _with_new_names(config_class, values)
     for name in values:
         if name not in known:
-            raise TypeError(str(unknown_name(f"setting of {config_class.__name__}", name, known)))
+            raise TypeError(str(unknown_name(f"setting of {config_class.__name__}", name, {*known, *others})))
     return config_class(**values)
 
 

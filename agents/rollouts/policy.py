@@ -2,7 +2,7 @@
 
 import copy
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +24,7 @@ from ...models.engine.vllm_decoder import BaseVLLM, VLLMDecoder
 from ...models.layers import model_name
 from ...models.linear import use_onednn
 from ...models.vocabulary import num_token_ids
+from ..configs.arguments import configure
 
 
 class CausalLMPolicy:
@@ -61,9 +62,14 @@ class CausalLMPolicy:
         self._compiled = self._graphs = False
 
     def with_sampling(self, **changes: Any) -> Self:
-        """The same model with other sampling settings."""
+        """The same model with other sampling settings.
+
+        Raises:
+            TypeError: There is no such setting; the nearest is suggested.
+            ValueError: A value is out of its bounds, see `SamplingConfig`.
+        """
         policy = copy.copy(self)
-        policy.sampling = replace(self.sampling, **changes)
+        policy.sampling = configure(SamplingConfig, {**asdict(self.sampling), **changes})
         return policy
 
     def decoder(self, num_slots: int) -> SlotDecoder | RowDecoder:

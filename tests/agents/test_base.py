@@ -70,6 +70,8 @@ def test_an_unknown_agent_suggests_the_nearest(folder, sums, name: str, nearest:
 def test_an_unknown_setting_suggests_the_nearest_before_the_model_is_read(sums) -> None:
     with pytest.raises(TypeError, match=r"ExpertIterationConfig 'sample_per_problem'.*'samples_per_problem'"):
         ExpertIteration(sums, "no such model anywhere", sample_per_problem=3)
+    with pytest.raises(TypeError, match="'num_env': did you mean 'num_envs'"):
+        ExpertIteration(sums, "no such model anywhere", num_env=3)
 
 
 def test_an_unknown_environment_suggests_the_nearest(folder) -> None:

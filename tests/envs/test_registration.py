@@ -219,6 +219,14 @@ def test_bad_arguments_name_themselves(env_id, arguments, error, message):
         gym.make(env_id, **{**CHARS, **arguments})
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("max_new_token", "'max_new_token': did you mean 'max_new_tokens'"), ("copy", "'copy'")]
+)
+def test_a_single_environment_made_by_hand_names_a_setting_that_it_does_not_take(name: str, message: str) -> None:
+    with pytest.raises(TypeError, match=f"unknown argument {message}"):
+        TokenEnv(ProblemList([Problem("p", "1", "1")]), **{**CHARS, name: 4})
+
+
 def test_agents_are_given_an_id_a_spec_a_single_environment_or_a_vector_one():
     arguments = {"style": "equation", "tokenizer": "chars:0123456789+-*/=", "prompt": "{question}", "max_new_tokens": 9}
     by_id = make_vec_env("tokengym/Arithmetic-v0", 2, **arguments)

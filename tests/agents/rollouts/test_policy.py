@@ -15,6 +15,7 @@ from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.envs import Problem, ProblemList, TokenEnv, TokenVectorEnv
 from tokengym.envs.curriculum import Sequential
 from tokengym.envs.sb3 import SB3VecEnv
+from tokengym.models.engine.sampling import SamplingConfig
 
 
 class Strings(ProblemList):
@@ -107,6 +108,12 @@ def test_a_state_that_is_kept_is_continued_while_the_weights_are_the_same(policy
     policy.model.train()
     assert policy.with_sampling(top_k=3).predict(env.step(actions)[0], state)[1] is state
     assert not policy.model.training  # no dropout
+
+
+def test_an_unknown_sampling_setting_suggests_the_nearest(policy) -> None:
+    with pytest.raises(TypeError, match="unknown setting of SamplingConfig 'temprature': did you mean 'temperature'"):
+        policy.with_sampling(temprature=1)
+    assert policy.with_sampling(top_k=3).with_sampling(temperature=0.5).sampling == SamplingConfig(0.5, top_k=3)
 
 
 def test_a_state_of_another_model_or_environment(policy, tokenizer) -> None:
