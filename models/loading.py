@@ -24,7 +24,8 @@ from .head import trained_rows
 from .layers import model_name, short_pass
 from .linear import use_onednn
 from .quantized import check_loaded, loading_in_4bit
-from .tokenizers import CHARS, load_tokenizer, locate, name_built_in, not_loaded
+from .tokenizers import CHARS, load_tokenizer, locate, name_built_in, needed_tokens, not_loaded
+from .vocabulary import num_embeddings, num_token_ids
 
 _logger = logging.getLogger(__name__)
 
@@ -208,13 +209,22 @@ def check_shapes(name: str, report: Mapping[str, Any]) -> None:
         )
 
 
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, added: bool = True) -> None:
     """Raises `ValueError` unless `model` has an embedding for every token of `tokenizer`.
 
     A model may have more rows than the tokenizer has tokens: many are padded to a round number.
+
+    Args:
+        model: Language model.
+        tokenizer: Tokenizer of the model.
+        added: Check added tokens, too, that occur only where a text has them or at padding; see `needed_tokens`.
     """
-    rows = len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
-    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    rows = num_embeddings(model)
+    if num_token_ids(tokenizer) <= rows:
+        return
+    vocabulary = tokenizer.get_vocab()
+    tokens = vocabulary.keys() if added else vocabulary.keys() & needed_tokens(tokenizer)
+    token, largest = max(((token, vocabulary[token]) for token in tokens), key=lambda item: item[1])
     if largest >= rows:
         raise ValueError(
             f"the tokenizer does not fit the model: its token {token!r} has id {largest}, but the model has embeddings "

@@ -151,9 +151,20 @@ def _drop_unembedded(tokenizer: Any, location: dict[str, str]) -> None:
         return
     if rows is None or num_token_ids(tokenizer) <= rows or not hasattr(tokenizer, "backend_tokenizer"):
         return
-    own = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
-    needed = own.keys() | {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token}
-    _drop(tokenizer, {token for token, index in tokenizer.get_added_vocab().items() if index >= rows} - needed)
+    added = {token for token, index in tokenizer.get_added_vocab().items() if index >= rows}
+    _drop(tokenizer, added - needed_tokens(tokenizer))
+
+
+def needed_tokens(tokenizer: Any) -> Set[str]:
+    """Tokens that prompts and attempts need: all but added ones that neither begin nor end texts, nor are the unknown.
+
+    The others occur only where a text has them, or at padding, whose ids nobody reads.
+    """
+    if hasattr(tokenizer, "backend_tokenizer"):
+        own = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).keys()
+    else:
+        own = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
+    return own | {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token}
 
 
 def _drop(tokenizer: Any, tokens: Set[str]) -> None:

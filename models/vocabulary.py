@@ -1,10 +1,10 @@
-"""Sizes of vocabularies: of a tokenizer's ids, some of which may belong to no token."""
+"""Sizes of vocabularies: of a tokenizer's ids, some of which may belong to no token, and of a model's embeddings."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def num_token_ids(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -21,3 +21,17 @@ def num_token_ids(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 # Number of tokens and of ids of each tokenizer: a large one takes a tenth of a second to list.
 _sizes: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, int]]" = WeakKeyDictionary()
+
+
+def num_embeddings(model: "PreTrainedModel") -> int:
+    """Number of token ids that `model` can read, those of no token included."""
+    return len(cast(Any, model.get_input_embeddings()).weight)
+
+
+def check_largest_id(model: "PreTrainedModel", largest: int) -> None:
+    """Raises `ValueError` unless `model` has an embedding for the largest token id of what it is to read."""
+    if largest >= (rows := num_embeddings(model)):
+        raise ValueError(
+            f"the token id {largest} is to be read, and the model has embeddings for ids 0 to {rows - 1} only: use "
+            "its own tokenizer, as models.load gives it, for policy and environment"
+        )

@@ -13,7 +13,7 @@ from ...models.engine.self_check import decoding
 from ...models.engine.vllm_decoder import BaseVLLM
 from ...models.layers import model_name
 from ...models.loading import load
-from ...models.vocabulary import num_token_ids
+from ...models.vocabulary import num_embeddings, num_token_ids
 from ...rewards.steps import newline_tokens
 from .policy import CausalLMPolicy
 
@@ -51,8 +51,7 @@ class ConditionedPolicy(CausalLMPolicy):
         seed: int = 0,
     ) -> None:
         super().__init__(model, tokenizer, sampling, seed)
-        rows = len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
-        if labels.first < num_token_ids(tokenizer) or labels.stop > rows:
+        if labels.first < num_token_ids(tokenizer) or labels.stop > num_embeddings(model):
             raise ValueError(
                 f"the model has no embeddings for the labels {', '.join(labels.tokens)} behind its tokenizer's "
                 f"{num_token_ids(tokenizer)} ids: `tokengym train rcrl` trains a model that has"

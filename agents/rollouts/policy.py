@@ -23,7 +23,8 @@ from ...models.engine.self_check import decoding
 from ...models.engine.vllm_decoder import BaseVLLM, VLLMDecoder
 from ...models.layers import model_name
 from ...models.linear import use_onednn
-from ...models.vocabulary import num_token_ids
+from ...models.loading import check_vocabulary
+from ...models.vocabulary import check_largest_id, num_token_ids
 from ..configs.arguments import configure
 
 
@@ -39,6 +40,8 @@ class CausalLMPolicy:
 
     Raises:
         TypeError: The model or the tokenizer is something else, such as its name.
+        ValueError: The tokenizer has ids that the model lacks. Those of added tokens that no attempt needs are an error
+            only where a text has them, when it is read.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class CausalLMPolicy:
                 f"a policy is made of a language model and its tokenizer, got {type(model).__name__} and "
                 f"{type(tokenizer).__name__}: load_policy makes one of a name or a folder"
             )
+        check_vocabulary(model, tokenizer, added=False)
         self.model = use_onednn(model)
         self.tokenizer = tokenizer
         self.sampling = sampling
@@ -158,7 +162,7 @@ class CausalLMPolicy:
             Actions, `[N]` int64 or one integer for an unbatched observation, and the state for the next call.
 
         Raises:
-            ValueError: The state is of observations of another shape.
+            ValueError: The state is of observations of another shape, or the model has no embedding for a token.
         """
         ids = np.atleast_2d(observation["input_ids"])
         lengths = np.atleast_2d(observation["attention_mask"]).sum(1).astype(np.int64)
@@ -215,7 +219,9 @@ class PolicyState:
         self.ids[:], self.lengths = ids, lengths
         order = self.decoder.slots
         # The environment has the last word on what was done.
-        self.decoder.replace_pending(ids[order, lengths[order] - 1])
+        newest = ids[order, lengths[order] - 1]
+        check_largest_id(self.decoder.model, int(newest.max()))
+        self.decoder.replace_pending(newest)
         actions = np.empty(len(ids), np.int64)
         actions[order] = self.decoder.step(sampling)[0]
         return actions

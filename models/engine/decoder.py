@@ -13,6 +13,7 @@ from ...arrays import IntArray
 from ..kept_tokens import KeptTokens
 from ..layers import without_adapters
 from ..linear import PackedWeights
+from ..vocabulary import check_largest_id
 from .cache import SlotModel
 from .sampling import SamplingConfig, check_finite, draw
 from .shared_prefixes import SharedPrefixes
@@ -63,11 +64,12 @@ class SlotDecoder(SlotModel):
             keys: `[M]` int64 stream keys of `sampling.stream_key`.
 
         Raises:
-            ValueError: A sequence is empty, or longer than the model's positions.
+            ValueError: A sequence is empty, longer than the model's positions, or has an id that the model lacks.
         """
         if any(len(sequence) == 0 for sequence in sequences):
             raise ValueError("an attempt needs at least one prompt token to decode from")
         self._check_length(max(len(sequence) for sequence in sequences))
+        check_largest_id(self.model, int(max(np.max(sequence) for sequence in sequences)))
         fresh = slots[self._row[slots] < 0]
         self._row[fresh] = len(self.slots) + np.arange(len(fresh))
         self.slots = np.concatenate([self.slots, fresh])

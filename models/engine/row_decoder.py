@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ...arrays import IntArray
 from ..kept_tokens import KeptTokens
 from ..positions import check_length
+from ..vocabulary import check_largest_id
 from .sampling import SamplingConfig, check_finite, sample, sample_with_kept
 
 # What models call their cache, in their outputs and as an argument.
@@ -92,6 +93,7 @@ class RowDecoder:
         if any(len(sequence) == 0 for sequence in sequences):
             raise ValueError("an attempt needs at least one prompt token to decode from")
         check_length(self.model.config, max(len(sequence) for sequence in sequences))
+        check_largest_id(self.model, int(max(np.max(sequence) for sequence in sequences)))
         rows: dict[bytes, CachedRow] = {}
         for slot, sequence, key in zip(slots.tolist(), sequences, keys.tolist(), strict=True):
             prefix = np.asarray(sequence[:-1])

@@ -15,6 +15,8 @@ from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.envs import Problem, ProblemList, TokenEnv, TokenVectorEnv
 from tokengym.envs.curriculum import Sequential
 from tokengym.envs.sb3 import SB3VecEnv
+from tokengym.models.engine.decoder import SlotDecoder
+from tokengym.models.engine.row_decoder import RowDecoder
 from tokengym.models.engine.sampling import SamplingConfig
 
 
@@ -108,6 +110,37 @@ def test_a_state_that_is_kept_is_continued_while_the_weights_are_the_same(policy
     policy.model.train()
     assert policy.with_sampling(top_k=3).predict(env.step(actions)[0], state)[1] is state
     assert not policy.model.training  # no dropout
+
+
+def test_a_tokenizer_with_ids_that_the_model_lacks_is_refused(make_model, tokenizer) -> None:
+    size = len(tokenizer)
+    with pytest.raises(
+        ValueError, match=rf"its token .* has id {size - 1}, .* embeddings for ids 0 to {size - 2} only"
+    ):
+        CausalLMPolicy(make_model(vocab_size=size - 1, pad_token_id=None), tokenizer)
+    CausalLMPolicy(make_model(vocab_size=size + 1), tokenizer)  # many models have rows without a token
+
+
+@pytest.mark.parametrize("decoder", [SlotDecoder, RowDecoder])
+def test_an_added_token_that_the_model_lacks_is_an_error_where_a_text_has_it(
+    policy, tokenizer, decoder, monkeypatch
+) -> None:
+    wider = copy.deepcopy(tokenizer)
+    wider.add_tokens("!")
+    monkeypatch.setattr(CausalLMPolicy, "decoder", lambda self, slots: decoder(self.model.eval(), slots, len(wider)))
+    by_hand = CausalLMPolicy(policy.model, wider)
+    observation, other = (strings(3, AutoresetMode.NEXT_STEP, each).reset(seed=0)[0] for each in (wider, tokenizer))
+    actions, state = by_hand.predict(observation, deterministic=True)
+    assert actions.tolist() == policy.predict(other, deterministic=True)[0].tolist()
+    message = rf"the token id {len(tokenizer)} is to be read, .* ids 0 to {len(tokenizer) - 1} only: use its own tokeni"
+    lengths = observation["attention_mask"].sum(1)
+    for array, value in (("input_ids", len(tokenizer)), ("attention_mask", 1)):
+        observation[array][np.arange(3), lengths] = value
+    with pytest.raises(ValueError, match=message):
+        by_hand.predict(observation, state)
+    env = strings(3, AutoresetMode.DISABLED, wider, prompt="{question}!", max_prompt_tokens=13)
+    with pytest.raises(ValueError, match=message):
+        list(collect(by_hand, env, 3, seed=0))
 
 
 def test_an_unknown_sampling_setting_suggests_the_nearest(policy) -> None:
