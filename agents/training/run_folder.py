@@ -93,6 +93,7 @@ class RunFolder:
         self._metrics = self.path / METRICS
         self._writer: SummaryWriter | None = None
         self._newest: int | None = None  # step of the last line that an earlier process has logged
+        self._names: list[set[str]] = []  # names of the metrics in each line of that step
         self._config = config = json.loads(json.dumps(config))
         record = self.path / CONFIG
         begun = record.exists()
@@ -124,6 +125,7 @@ class RunFolder:
                 logged = read_jsonl(self._metrics, "step")
                 self._keep(logged)  # a half-written line would run into the next
                 self._newest = logged[-1]["step"] if logged else None
+                self._names = [line.keys() - {"step"} for line in logged if line["step"] == self._newest]
         write_json(record, {**config, "versions": versions()})
 
     def rewind(self, step: int) -> None:
@@ -137,10 +139,13 @@ class RunFolder:
     def log(self, step: int, scalars: Mapping[str, float], attempts: Sequence[Shown] = ()) -> None:
         """Adds one line of metrics at `step`, and attempts to TensorBoard's texts.
 
-        If the first line of a resumed run is earlier than the last one that is there, the agent has no checkpoints and
-        begins anew: the metrics from there on are forgotten, with a warning.
+        If the first line of a resumed run is earlier than the last one that is there, or is one of the same step with
+        the same metrics, the agent does again what no checkpoint of its own holds: the metrics from there on are
+        forgotten, with a warning.
         """
-        if self._newest is not None and step < self._newest:
+        if self._newest is not None and (
+            step < self._newest or (step == self._newest and self._names.count(set(scalars)) == 1)
+        ):
             _logger.warning(
                 "%s begins anew at step %d: metrics up to step %d are dropped", self.path, step, self._newest
             )

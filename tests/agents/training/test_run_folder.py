@@ -214,6 +214,32 @@ def test_metrics_of_an_agent_that_begins_anew_are_not_doubled(tmp_path, caplog) 
     assert [line["step"] for line in lines(tmp_path / "run")] == [4, 8, 12, 12]
 
 
+def test_a_last_line_that_is_logged_again_is_not_doubled(tmp_path, caplog) -> None:
+    """An agent without checkpoints that logs once, and one that was killed between its newest line and a checkpoint."""
+    first = RunFolder(tmp_path / "run", CONFIG)
+    for step, name in ((4, "a"), (8, "a"), (8, "b")):
+        first.log(step, {name: 1.0})
+    again = RunFolder(tmp_path / "run", CONFIG, resume=True)
+    for step in (8, 12):
+        again.log(step, {"a": 2.0})
+    assert lines(tmp_path / "run") == [{"step": 4, "a": 1.0}, {"step": 8, "a": 2.0}, {"step": 12, "a": 2.0}]
+    assert caplog.messages == [f"{tmp_path / 'run'} begins anew at step 8: metrics up to step 8 are dropped"]
+
+
+def test_lines_of_one_step_that_tell_of_different_work_are_kept(tmp_path, caplog) -> None:
+    """Of an agent that counts no attempts all lines have step 0, and the next one may be any of them or a new one."""
+    for _ in range(2):
+        RunFolder(tmp_path / "run", CONFIG, resume="auto").log(0, {"a": 1.0})
+    assert len(lines(tmp_path / "run")) == 1
+    run = RunFolder(tmp_path / "run", CONFIG, resume=True)
+    run.log(0, {"b": 1.0})
+    run.log(0, {"a": 1.0})
+    caplog.clear()
+    RunFolder(tmp_path / "run", CONFIG, resume=True).log(0, {"a": 1.0})
+    assert len(lines(tmp_path / "run")) == 4
+    assert not caplog.messages
+
+
 def test_rewinding_a_run_without_metrics_is_nothing(tmp_path) -> None:
     RunFolder(tmp_path / "run", CONFIG).rewind(0)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
