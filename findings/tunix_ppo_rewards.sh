@@ -8,8 +8,7 @@
 # model apart within each unit: returns are 0 or whole numbers, the critic learns these, and where all advantages come
 # from fractions there is nothing to learn but the KL. The metrics show both numbers side by side, the mean of "score"
 # as the reward function gave it and that of "reward", said to be score and KL penalty, as PPO uses it. GRPO's rewards
-# are not touched. (No public issue was found.) What helps, by the source: rewards, `beta` and `clip_range_value` all
-# multiplied by a large number, such as 1000, as advantages are whitened.
+# are not touched. (No public issue was found.)
 #
 # Four answers with rewards 0.9, 0.4, -0.7 and 0.1, a critic that says 0 everywhere, and no KL penalty, by a random
 # Qwen3 of one layer: the metrics of one step. Advantages would be below and above 0 by turns; they are 0 at every
