@@ -29,6 +29,7 @@ from ...models.linear import packed_weights
 from ...models.packing import plan_rows
 from ...models.quantized import CountedLinear
 from ...models.token_scorer import TokenScorer
+from ...models.vocabulary import num_embeddings
 from ..configs.optimizer import OptimizerConfig
 from .learner import Example, Learner, MicroBatch, collate
 from .masters import LEAST_IN_8BIT
@@ -469,7 +470,9 @@ class ScoreLearner(Learner):
 def _sampling(policy: PreTrainedModel, config: OptimizerConfig, limits: Limits, counter: ByteCounter) -> list[Item]:
     """The key-value cache of all slots at their longest, and what prompts and logits need beside."""
     slots, prompt = limits.num_envs, limits.max_prompt_tokens
-    prompts = [np.full(prompt, slot) for slot in range(slots)]  # as in validation, one attempt at each problem
+    ids = num_embeddings(policy)
+    # As in validation, one attempt at each problem: no two prompts are the same.
+    prompts = [np.array([slot % ids, *[slot // ids % ids] * (prompt - 1)]) for slot in range(slots)]
     held = counter.restart()
     decoder = SlotDecoder(policy, slots, _vocabulary(policy))
     decoder.cache.reserves = False

@@ -21,6 +21,7 @@ from tokengym.agents.rollouts.collect import collect
 from tokengym.agents.rollouts.policy import CausalLMPolicy
 from tokengym.envs import TokenVectorEnv
 from tokengym.models import load_tokenizer
+from tokengym.models.vocabulary import num_token_ids
 from tokengym.rewards import grade_free_form
 from tokengym.rewards.grading.worker import Worker, Workers
 
@@ -68,6 +69,13 @@ class ScriptedDecoder:
         self.slots = np.array(sorted(self._left), np.int64)
 
 
+class Unasked(nn.Module):
+    """A model that fits the tokenizer, and is never asked: decoders are scripted."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return nn.Embedding(num_token_ids(TOKENIZER), 1)
+
+
 class ScriptedPolicy(CausalLMPolicy):
     def decoder(self, num_slots: int) -> Any:
         return ScriptedDecoder(num_slots)
@@ -109,7 +117,7 @@ def env(tmp_path, monkeypatch, worker: Worker | Workers) -> TokenVectorEnv:
 
 
 def test_terminal_infos_logs_and_evaluation_tell_every_verdict(env: TokenVectorEnv, worker: Worker | Workers) -> None:
-    policy = ScriptedPolicy(nn.Module(), TOKENIZER)  # pyright: ignore[reportArgumentType]
+    policy = ScriptedPolicy(Unasked(), TOKENIZER)  # pyright: ignore[reportArgumentType]
     before = Counter(worker.counters)
     statistics = RolloutStatistics()
     for name, attempt in zip(SCRIPT, collect(policy, env, len(SCRIPT), seed=0), strict=True):
